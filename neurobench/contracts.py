@@ -1,0 +1,406 @@
+"""The abstract bases that plugins implement. Each says what it is given, what it must return, and what it may not do.
+
+A component's parameters are the keyword-only arguments of its constructor, each annotated with ``int``, ``float``,
+``str`` or ``bool`` and given a default; ``hybrid[layout=MMAA]`` on the command line sets one. The resolved values are
+part of the identity of every result.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from neurobench.records import (
+    BackboneSpec,
+    Cohort,
+    DatasetCard,
+    Listing,
+    RawRecording,
+    RecordingFile,
+    SignalKind,
+    SignalSpec,
+    TokenTable,
+    UnitTable,
+    WindowTable,
+)
+
+__all__ = [
+    "COVARIATES",
+    "PARAMETERS_PER_PASS",
+    "Backbone",
+    "Baseline",
+    "Component",
+    "Dataset",
+    "MaskingStrategy",
+    "Metric",
+    "ReconstructionTask",
+    "SubjectTask",
+    "Task",
+    "TokenBackbone",
+    "feedforward_width",
+]
+
+PARAMETERS_PER_PASS = 12
+"""Parameters of one pass (along units or along time), in multiples of width²: what a transformer block with a
+feed-forward ratio of 4 has. Every backbone meets it within 10 % through its feed-forward width, never its width."""
+
+COVARIATES = ("age", "sex", "site", "mean_fd", "duration_s")
+"""Columns that the covariates baseline may use, less the target itself."""
+
+
+class Component:
+    """What every plugin class has: a name, a one-line description, its parameters and known exceptions.
+
+    Attributes
+    ----------
+    name
+        Name on the command line; also the file name and the suffix of the entry point.
+    summary
+        One line for `neurobench list`.
+    reference
+        DOI or other source of the mechanism.
+    score_version
+        Raised by the author when results change for the same input.
+    superseded_by
+        Name of the component to use instead.
+    expected_failures
+        Contract checks that this component is known to fail, each with the reason. A check listed here that passes
+        is an error too.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str] = ""
+    score_version: ClassVar[int] = 1
+    superseded_by: ClassVar[str] = ""
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def parameters(cls) -> dict[str, inspect.Parameter]:
+        """Return the parameters a user may set: the keyword-only arguments of the constructor."""
+        signature = inspect.signature(cls.__init__, eval_str=True)
+        return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @classmethod
+    def unavailable(cls) -> str:
+        """Return why this component cannot be used on this machine, or an empty string."""
+        return ""
+
+
+# ---------------------------------------------------------------- backbone
+
+
+class Backbone(nn.Module, Component, ABC):
+    """Maps signal to tokens. Masks, decoder, pooling, optimiser and schedule are not its business.
+
+    The constructor is ``__init__(self, spec, *, parameter=default, …)``. Hidden values are replaced by zeros before
+    the backbone is called, so that it cannot see them; a check proves it.
+    """
+
+    drops_hidden: ClassVar[bool] = False
+    """Whether the tokens at hidden places are left out of the computation, as MAE does."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @classmethod
+    def impossible(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
+        """Return why this backbone cannot be built with these sizes and parameters, or an empty string."""
+        return ""
+
+    @abstractmethod
+    def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Map signal to tokens.
+
+        Parameters
+        ----------
+        signal
+            (batch, units, patches, features) float, zeros where hidden or not valid.
+        hidden
+            (batch, units, patches) bool, True = hidden; never True where not valid.
+        table
+            The token table: unit, group, position, valid.
+
+        Returns
+        -------
+        tokens
+            (batch, units, patches, width).
+        """
+
+
+class TokenBackbone(Backbone):
+    """A backbone that only says how tokens mix; embedding is done for it, the same for all.
+
+    A token's embedding is the sum of its value (or a learned vector where hidden), its unit, its group, its
+    position and its time. Units get a strong identity (s.d. .2): with .02 a model on real BOLD learns almost nothing
+    in a thousand steps.
+    """
+
+    UNIT_STD = 0.2
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__(spec)
+        w = spec.width
+        self.value = nn.Linear(spec.n_features, w)
+        self.hidden_token = nn.Parameter(torch.randn(w) * 0.02)
+        self.unit_embedding = nn.Embedding(spec.n_units, w)
+        self.group_embedding = nn.Embedding(spec.n_groups, w)
+        self.position = nn.Linear(3, w)
+        self.time_embedding = nn.Parameter(torch.randn(spec.n_patches, w) * 0.02)
+        nn.init.normal_(self.unit_embedding.weight, std=self.UNIT_STD)
+        nn.init.normal_(self.group_embedding.weight, std=0.02)
+        self.norm = nn.LayerNorm(w)
+
+    def embed(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Return (batch, units, patches, width) embeddings; zeros where a token is not valid."""
+        value = torch.where(hidden[..., None], self.hidden_token, self.value(signal))
+        unit = self.unit_embedding(table.unit) + self.group_embedding(table.group) + self.position(table.position)
+        tokens = value + unit[:, :, None] + self.time_embedding[: signal.shape[2]]
+        return tokens * table.valid[..., None]
+
+    def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Embed, mix, normalise."""
+        mixed = self.mix(self.embed(signal, hidden, table), table)
+        normed: torch.Tensor = self.norm(mixed)
+        return normed
+
+    @abstractmethod
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Mix (batch, units, patches, width) tokens along units and along time; same shape out."""
+
+
+def feedforward_width(width: int, mixer_parameters: int) -> int:
+    """Return the hidden width of a feed-forward block that fills one pass up to its parameter budget.
+
+    Parameters
+    ----------
+    width
+        Width of a token.
+    mixer_parameters
+        Parameters of the rest of the pass, norms among it.
+
+    Returns
+    -------
+    int
+        Hidden width, a multiple of 8, so that the pass has :data:`PARAMETERS_PER_PASS` · width² parameters.
+    """
+    left = PARAMETERS_PER_PASS * width**2 - mixer_parameters
+    hidden = max(0, round(left / (2 * width + 1) / 8) * 8)
+    if hidden == 0:
+        raise ValueError(
+            f"a mixer of {mixer_parameters} parameters at width {width} leaves no room for a feed-forward block "
+            f"in the budget of {PARAMETERS_PER_PASS} × width² = {PARAMETERS_PER_PASS * width**2}"
+        )
+    return hidden
+
+
+# ---------------------------------------------------------------- masking strategy
+
+
+class MaskingStrategy(Component, ABC):
+    """Says which tokens are hidden. Sees the token table and its generator, nothing else."""
+
+    budgeted: ClassVar[bool] = True
+    """False only for strategies that are exempt from the common budget (``none``, ``random_grid``)."""
+
+    pretrains: ClassVar[bool] = True
+    """False for ``none``: no pretraining at all."""
+
+    rank_trivial_on: ClassVar[tuple[SignalKind, ...]] = ()
+    """Kinds of signal on which linear interpolation between neighbours makes the pretext near-empty: results are
+    printed as a reference and left out of the headline."""
+
+    def impossible(self, units: UnitTable) -> str:
+        """Return why this strategy cannot work on these units, or an empty string."""
+        return ""
+
+    def remark(self, units: UnitTable) -> str:
+        """Return what a reader should know of this strategy on these units, or an empty string."""
+        return ""
+
+    @abstractmethod
+    def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        """Yield whole elements (regions, tubes, blocks, spans) in the order in which they are to be hidden.
+
+        Parameters
+        ----------
+        window
+            Token table of one window.
+        n_hidden
+            Number of valid tokens that will be scored. The caller stops once that many are hidden; the last element
+            is hidden whole.
+        rng
+            The only source of chance.
+
+        Yields
+        ------
+        NDArray
+            Flat indices into (units × patches), C order. Tokens that are not valid or already hidden are ignored.
+        """
+
+
+# ---------------------------------------------------------------- dataset
+
+
+class Dataset(Component, ABC):
+    """Reads what users of a release have on disk. Filtering, resampling, windows and scaling are the core's."""
+
+    card: DatasetCard
+    signal: SignalKind
+    modality: Literal["fmri", "meg"]
+    twin_subjects: int = 0
+    """Subjects of the simulated twin; 0 where there is none."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> SignalSpec:
+        """Default windows, patches, band and scaling."""
+
+    @abstractmethod
+    def list_recordings(self, root: Path) -> Listing:
+        """Find participants and recordings under ``root`` without reading any signal.
+
+        Everything that is wrong is collected as findings; only an unusable folder raises.
+
+        Raises
+        ------
+        DataError
+            If nothing under ``root`` can be used, naming the layouts that were looked for.
+        """
+
+    @abstractmethod
+    def read(self, file: RecordingFile) -> RawRecording:
+        """Read one recording.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read or is not what it says; the recording is then left out, with the reason.
+        """
+
+    def simulate(
+        self, root: Path, *, n_subjects: int, seed: int, variant: Literal["default", "null", "confounded"]
+    ) -> None:
+        """Write the simulated twin into ``root``, in the same file formats as the release.
+
+        The same arguments write the same bytes. ``null`` sets every effect to zero; ``confounded`` ties the diagnosis
+        to the site. The true effects are written to ``true_effects.json``.
+        """
+        raise NotImplementedError(f"{self.name} has no simulated twin")
+
+
+# ---------------------------------------------------------------- task
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a task reports.
+
+    Parameters
+    ----------
+    name, unit
+        Such as ``mae`` and ``years``; the unit is empty for a pure number.
+    higher_is_better
+        Direction.
+    chance
+        Value of a predictor that knows nothing; NaN where it has to be computed (MAE of the training mean).
+    best
+        Value of a perfect prediction.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    chance: float
+    best: float
+
+
+class Task(Component, ABC):
+    """What a representation is scored on."""
+
+    needs: ClassVar[Literal["features", "reconstruction"]]
+    """What a row must provide to be scored on this task."""
+
+    metrics: tuple[Metric, ...]
+    """Metrics; the first is the headline."""
+
+    @abstractmethod
+    def refuses(self, cohort: Cohort) -> str:
+        """Return why this cohort cannot be scored on this task, or an empty string."""
+
+
+class SubjectTask(Task):
+    """Predict one value a subject from features, by the common probe.
+
+    Attributes
+    ----------
+    kind
+        ``regression`` or ``classification`` (two classes).
+    column
+        Column of the participants table.
+    """
+
+    needs = "features"
+    kind: Literal["regression", "classification"]
+    column: str
+
+    @abstractmethod
+    def target(self, participants: pd.DataFrame) -> pd.Series[float]:
+        """Return the target as float, indexed by participant; 0 and 1 for two classes; NaN where missing."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, str]:
+        """Names of class 0 and class 1; two empty strings for a regression."""
+
+
+class ReconstructionTask(Task):
+    """Fill hidden tokens of held-out subjects, under one common set of evaluation masks."""
+
+    needs = "reconstruction"
+
+    @property
+    @abstractmethod
+    def evaluation_masks(self) -> tuple[str, ...]:
+        """Masking strategies to evaluate under, the same for every row."""
+
+    @property
+    @abstractmethod
+    def ratio(self) -> float:
+        """Fraction of valid tokens that is scored."""
+
+
+# ---------------------------------------------------------------- baseline
+
+
+class Baseline(Component, ABC):
+    """Recordings to one feature row a subject, without pretraining; scored by the same probe as every backbone."""
+
+    modalities: ClassVar[tuple[str, ...]] = ("fmri", "meg")
+    """Modalities it applies to; ``meg`` means sensors."""
+
+    depends_on_task: ClassVar[bool] = False
+    """Whether features differ from task to task (covariates leave out the target)."""
+
+    @abstractmethod
+    def fit(self, cohort: Cohort) -> None:
+        """Learn from the training subjects.
+
+        ``cohort`` holds the training subjects only, and of their participants table only the columns of
+        :data:`COVARIATES` that are not the target.
+        """
+
+    @abstractmethod
+    def transform(self, cohort: Cohort) -> NDArray[np.float64]:
+        """Return (subjects, features), rows in the order of ``cohort.subjects``; zero columns are allowed."""

@@ -1,0 +1,597 @@
+"""The frozen dataclasses that travel between the steps, in the order of the data flow.
+
+Shapes are written as (units, times); *unit*, *patch*, *token* and the other words are those of ``docs/vocabulary.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+__all__ = [
+    "BackboneSpec",
+    "Batch",
+    "Cohort",
+    "DatasetCard",
+    "Finding",
+    "Fold",
+    "Listing",
+    "RawRecording",
+    "Recording",
+    "RecordingFile",
+    "SignalKind",
+    "SignalSpec",
+    "TokenTable",
+    "UnitTable",
+    "WindowTable",
+]
+
+SignalKind = Literal["parcels", "sensors", "volume"]
+"""The three kinds of signal: ROI time series, MEG sensors, patches of a 4-D volume."""
+
+
+# ---------------------------------------------------------------- what a dataset says of itself
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a reader must know of a dataset before believing a number from it.
+
+    Parameters
+    ----------
+    title, modality
+        Full name; ``fmri`` or ``meg``.
+    licence, access, apply_at
+        Terms, who may have the data, and where to ask for it.
+    citation, doi
+        What to cite.
+    revision
+        Release of the data and version of this reader's rules; part of the identity of every record.
+    may_leave
+        What may leave the machine: ``aggregates`` (scores only), ``predictions`` (pseudonymised rows) or ``all``.
+    traps
+        Known ways in which a number from these data misleads.
+    """
+
+    title: str
+    modality: Literal["fmri", "meg"]
+    licence: str
+    access: str
+    apply_at: str
+    citation: str
+    doi: str
+    revision: str
+    may_leave: Literal["aggregates", "predictions", "all"]
+    traps: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- units
+
+
+@dataclass(frozen=True, eq=False)
+class UnitTable:
+    """Everything known of the units (rows) of a signal; no array of the signal itself.
+
+    Parameters
+    ----------
+    names
+        One name a unit, unique.
+    groups
+        Anatomical group (lobe, network, helmet region) of every unit; ``""`` where there is none.
+    position_mm
+        (units, 3), MNI for fMRI and head frame for MEG; NaN where unknown.
+    types
+        ``parcel``, ``mag``, ``grad`` or ``patch``.
+    sites
+        (units,) number of the physical place: the three sensors of one MEGIN site share it, a parcel has its own.
+    region_names, region_share
+        Regions that region-wise masking strategies hide, and (units, regions) the share of each unit that lies in
+        each. For parcels and sensors these are the groups, with shares 0 and 1; for patches of a volume the rows
+        may sum to less than 1 (unlabelled voxels).
+    group_source
+        Where the groups come from: ``anatomical``, ``helmet``, ``position`` (clustered from positions, which is
+        said wherever the groups are used) or ``none``.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    position_mm: NDArray[np.float32]
+    types: tuple[str, ...]
+    sites: NDArray[np.int64]
+    region_names: tuple[str, ...]
+    region_share: NDArray[np.float32]
+    group_source: Literal["anatomical", "helmet", "position", "none"] = "anatomical"
+
+    def __post_init__(self) -> None:
+        n = len(self.names)
+        lengths = {
+            len(self.groups),
+            len(self.position_mm),
+            len(self.types),
+            len(self.sites),
+            len(self.region_share),
+            n,
+        }
+        if lengths != {n}:
+            raise ValueError(f"the columns of a unit table differ in length: {sorted(lengths)}")
+        if len(set(self.names)) != n:
+            twice = sorted({x for x in self.names if self.names.count(x) > 1})
+            raise ValueError(f"unit names are not unique: {', '.join(twice[:5])}")
+        if self.region_share.shape != (n, len(self.region_names)):
+            raise ValueError(f"region_share has shape {self.region_share.shape}, not {(n, len(self.region_names))}")
+
+    @classmethod
+    def from_groups(
+        cls,
+        names: tuple[str, ...],
+        groups: tuple[str, ...],
+        position_mm: NDArray[np.float32] | None = None,
+        types: tuple[str, ...] | None = None,
+        sites: NDArray[np.int64] | None = None,
+        group_source: Literal["anatomical", "helmet", "position", "none"] = "anatomical",
+    ) -> UnitTable:
+        """Build a table whose regions are its groups (parcels and sensors)."""
+        n = len(names)
+        regions = tuple(sorted({g for g in groups if g}))
+        share = np.zeros((n, len(regions)), np.float32)
+        for i, g in enumerate(groups):
+            if g:
+                share[i, regions.index(g)] = 1.0
+        if position_mm is None:
+            position_mm = np.full((n, 3), np.nan, np.float32)
+        return cls(
+            names=names,
+            groups=groups,
+            position_mm=np.asarray(position_mm, np.float32),
+            types=types or ("parcel",) * n,
+            sites=np.arange(n) if sites is None else np.asarray(sites, np.int64),
+            region_names=regions,
+            region_share=share,
+            group_source=group_source if regions else "none",
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether every unit has a position."""
+        return bool(np.isfinite(self.position_mm).all())
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Distinct groups, sorted; ``""`` first where some unit has none."""
+        return tuple(sorted(set(self.groups)))
+
+    @property
+    def group_index(self) -> NDArray[np.int64]:
+        """(units,) index into :attr:`group_names`."""
+        order = {g: i for i, g in enumerate(self.group_names)}
+        return np.array([order[g] for g in self.groups], np.int64)
+
+    def take(self, index: NDArray[np.int64]) -> UnitTable:
+        """Return the table of some units, in the order given; regions without a unit go."""
+        index = np.asarray(index, np.int64)
+        share = self.region_share[index]
+        kept = share.sum(0) > 0
+        return UnitTable(
+            names=tuple(self.names[i] for i in index),
+            groups=tuple(self.groups[i] for i in index),
+            position_mm=self.position_mm[index],
+            types=tuple(self.types[i] for i in index),
+            sites=self.sites[index],
+            region_names=tuple(r for r, k in zip(self.region_names, kept, strict=True) if k),
+            region_share=share[:, kept],
+            group_source=self.group_source,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that determine the table, for identities."""
+        return {
+            "names": list(self.names),
+            "groups": list(self.groups),
+            "types": list(self.types),
+            "sites": self.sites.tolist(),
+            "position_mm": [[None if not np.isfinite(x) else round(float(x), 3) for x in p] for p in self.position_mm],
+            "regions": list(self.region_names),
+            "region_share": [
+                [[int(j), round(float(row[j]), 4)] for j in np.flatnonzero(row)] for row in self.region_share
+            ],
+            "group_source": self.group_source,
+        }
+
+
+# ---------------------------------------------------------------- reading (step 4)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `data check` or `prepare` noticed.
+
+    Parameters
+    ----------
+    level
+        ``info``, ``warning`` (used all the same) or ``error`` (not used).
+    code
+        Short stable name such as ``missing-target``.
+    message, fix
+        What was found, and what to do about it.
+    subject, path
+        Whom and which file it concerns; empty for the whole dataset.
+    """
+
+    level: Literal["info", "warning", "error"]
+    code: str
+    message: str
+    fix: str = ""
+    subject: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class RecordingFile:
+    """A recording found on disk, not yet read.
+
+    Parameters
+    ----------
+    subject, session, state, run
+        Whose it is, when, in which state (``rest``, ``auditory``, ``somatosensory``), which repetition.
+    path
+        File or folder to read.
+    sfreq
+        Sampling frequency in Hz (fMRI: 1 / repetition time), as the sidecars and tables say.
+    options
+        What the dataset's own ``read`` needs besides; plain values only.
+    """
+
+    subject: str
+    path: Path
+    sfreq: float
+    session: str = ""
+    state: str = "rest"
+    run: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Name of the recording, unique in its dataset: subject, session, state and run."""
+        parts = [
+            self.subject,
+            self.session and f"ses-{self.session}",
+            self.state,
+            self.run and f"run-{self.run}",
+        ]
+        return "_".join(p for p in parts if p)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a dataset found under a folder: the participants, the recordings and everything wrong with either.
+
+    Parameters
+    ----------
+    participants
+        Indexed by ``participant_id`` (str, unique). Standard columns where known: ``age`` (years), ``sex``
+        (``F``/``M``), ``site``, ``diagnosis`` (two classes, text), ``fluid_intelligence``, ``mean_fd`` (mm). Other
+        columns keep their names and can be targets too. Missing values are NaN or None, never a code.
+    recordings
+        Files to read, in a fixed order.
+    findings
+        Everything noticed, exclusions with their reasons among it.
+    """
+
+    participants: pd.DataFrame
+    recordings: tuple[RecordingFile, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class RawRecording:
+    """One recording as read: everything downstream of it is the core's.
+
+    Parameters
+    ----------
+    data
+        (units, times), or (units, times, voxels) for a volume; any float type; NaN where a unit has no data.
+        Native unit of the modality (MEG: tesla, tesla / m).
+    sfreq
+        Sampling frequency in Hz.
+    units
+        Table of the rows of ``data``.
+    provenance
+        What was done while reading, one plain sentence each.
+    """
+
+    data: NDArray[Any]
+    sfreq: float
+    units: UnitTable
+    provenance: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class SignalSpec:
+    """How a cohort's signal is filtered, cut and scaled; all of it in physical units.
+
+    Parameters
+    ----------
+    window_s, patch_s
+        Length of a window and of a patch in seconds.
+    sfreq
+        Sampling frequency in Hz after preparation, or None: the slowest recording's.
+    band_hz
+        Band-pass, or None for the signal as it is.
+    scaling
+        ``recording``: z-score of each unit over its recording. ``training``: robust centre of each unit over its
+        recording, one robust scale a unit type fitted on training subjects, clipped at ±20.
+    """
+
+    window_s: float
+    patch_s: float
+    sfreq: float | None = None
+    band_hz: tuple[float, float] | None = None
+    scaling: Literal["recording", "training"] = "recording"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A prepared recording: a float32 .npy file, opened lazily.
+
+    Parameters
+    ----------
+    path
+        The file, shape (units, times) or (units, times, voxels), rows in the order of the cohort's unit table.
+    n_times
+        Number of samples.
+    present
+        (units,) False where this recording has no usable signal of that unit.
+    centre, scale, robust_scale
+        (units,) mean, s.d. and interquartile range / 1.349 over the recording (volumes: over voxels as well).
+        ``centre`` is the median for ``training`` scaling, the mean for ``recording`` scaling.
+    """
+
+    id: str
+    subject: str
+    state: str
+    path: Path
+    n_times: int
+    present: NDArray[np.bool_]
+    centre: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    robust_scale: NDArray[np.float32]
+
+    def open(self) -> NDArray[np.float32]:
+        """Return the signal as a read-only memory map."""
+        return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """A dataset after loading: participants, prepared recordings, units.
+
+    Parameters
+    ----------
+    dataset
+        The component as asked for, with its resolved parameters, such as ``camcan[signal=meg]``.
+    signal, modality
+        Kind of signal; ``fmri`` or ``meg``.
+    source
+        ``real`` or ``simulated``; never mixed, never hidden.
+    participants
+        As in :class:`Listing`, only subjects with at least one recording, sorted by id.
+    spec
+        With ``sfreq`` resolved.
+    fingerprint
+        Hash of everything in the cohort that a result can depend on.
+    n_voxels
+        Features of a unit at one sample: 1, or the voxels of a patch.
+    findings, provenance
+        What was left out and why; what was done to the signal.
+    """
+
+    dataset: str
+    card: DatasetCard
+    signal: SignalKind
+    modality: Literal["fmri", "meg"]
+    source: Literal["real", "simulated"]
+    participants: pd.DataFrame
+    recordings: tuple[Recording, ...]
+    units: UnitTable
+    spec: SignalSpec
+    fingerprint: str
+    n_voxels: int = 1
+    findings: tuple[Finding, ...] = ()
+    provenance: tuple[str, ...] = ()
+
+    @property
+    def sfreq(self) -> float:
+        """Sampling frequency of every prepared recording in Hz."""
+        assert self.spec.sfreq is not None
+        return self.spec.sfreq
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Participant ids, sorted."""
+        return tuple(self.participants.index)
+
+    @property
+    def samples_per_patch(self) -> int:
+        """Samples of one patch, at least 1."""
+        return max(1, round(self.spec.patch_s * self.sfreq))
+
+    @property
+    def patches_per_window(self) -> int:
+        """Patches of one window, at least 1."""
+        return max(1, round(self.spec.window_s / self.spec.patch_s))
+
+    @property
+    def samples_per_window(self) -> int:
+        """Samples of one window: a whole number of patches."""
+        return self.samples_per_patch * self.patches_per_window
+
+    @property
+    def n_features(self) -> int:
+        """Features of one token: samples of a patch times voxels."""
+        return self.samples_per_patch * self.n_voxels
+
+    def recordings_of(self, subject: str) -> tuple[Recording, ...]:
+        """Return the recordings of one subject, in order."""
+        return tuple(r for r in self.recordings if r.subject == subject)
+
+
+# ---------------------------------------------------------------- splitting (step 5)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One partition of the subjects of a cohort.
+
+    Parameters
+    ----------
+    index
+        Number of the fold.
+    train, test
+        Subject ids; disjoint, except under ``within-recording``, where the spans are disjoint instead.
+    train_span, test_span
+        Part of every recording that may be used, as fractions of its length.
+    """
+
+    index: int
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    train_span: tuple[float, float] = (0.0, 1.0)
+    test_span: tuple[float, float] = (0.0, 1.0)
+
+
+# ---------------------------------------------------------------- tokens (step 6)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowTable:
+    """The token table of one window: all that a masking strategy sees.
+
+    Parameters
+    ----------
+    units
+        Table of the cohort.
+    unit
+        (units,) rows of ``units`` that are in this window.
+    valid
+        (units, patches) True where the token holds recorded signal.
+    """
+
+    units: UnitTable
+    unit: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+    @property
+    def n_valid(self) -> int:
+        """Number of valid tokens."""
+        return int(self.valid.sum())
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """(units,) index of the group in ``units.group_names``."""
+        return self.units.group_index[self.unit]
+
+    @property
+    def sites(self) -> NDArray[np.int64]:
+        """(units,) number of the physical site."""
+        return self.units.sites[self.unit]
+
+    @property
+    def position_mm(self) -> NDArray[np.float32]:
+        """(units, 3) positions; NaN where unknown."""
+        return self.units.position_mm[self.unit]
+
+    @property
+    def region_share(self) -> NDArray[np.float32]:
+        """(units, regions) share of every unit in every region of ``units.region_names``."""
+        return self.units.region_share[self.unit]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """The token table of a batch, as a backbone sees it.
+
+    Parameters
+    ----------
+    unit
+        (batch, units) int64, row of each unit in the cohort's unit table.
+    valid
+        (batch, units, patches) bool.
+    position
+        (batch, units, 3) float32, position in decimetres (mm / 100); zeros where unknown.
+    group
+        (batch, units) int64, index of the group.
+    units
+        The cohort's unit table.
+    """
+
+    unit: torch.Tensor
+    valid: torch.Tensor
+    position: torch.Tensor
+    group: torch.Tensor
+    units: UnitTable
+
+    def to(self, device: torch.device | str) -> TokenTable:
+        """Return the table with its tensors on ``device``."""
+        return TokenTable(
+            unit=self.unit.to(device),
+            valid=self.valid.to(device),
+            position=self.position.to(device),
+            group=self.group.to(device),
+            units=self.units,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows, cut into tokens and scaled.
+
+    Parameters
+    ----------
+    signal
+        (batch, units, patches, features) float32; zeros where not valid.
+    table
+        The token table.
+    subjects, windows
+        Whose window each row is, and a stable name of the window (recording id and first sample).
+    """
+
+    signal: torch.Tensor
+    table: TokenTable
+    subjects: tuple[str, ...]
+    windows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """All that a backbone may know when it is built: shapes and sizes, no data.
+
+    Parameters
+    ----------
+    n_units, n_groups
+        Size of the cohort's unit table and number of its groups.
+    n_patches, n_features
+        Patches of a window and features of a token.
+    width
+        Width of a token inside the backbone and at its output.
+    n_layers
+        Number of layers; a layer is one pass along units and one along time.
+    """
+
+    n_units: int
+    n_groups: int
+    n_patches: int
+    n_features: int
+    width: int
+    n_layers: int

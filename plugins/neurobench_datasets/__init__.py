@@ -1,0 +1,1 @@
+"""Built-in datasets of neurobench; each file is one plugin, loaded through its entry point."""
