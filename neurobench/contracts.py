@@ -86,8 +86,11 @@ class Component:
     expected_failures: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
-    def parameters(cls) -> dict[str, inspect.Parameter]:
-        """Return the parameters a user may set: the keyword-only arguments of the constructor."""
+    def component_parameters(cls) -> dict[str, inspect.Parameter]:
+        """Return the parameters a user may set: the keyword-only arguments of the constructor.
+
+        (Not ``parameters``, which is torch's word for weights.)
+        """
         signature = inspect.signature(cls.__init__, eval_str=True)
         return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -167,7 +170,8 @@ class TokenBackbone(Backbone):
         value = torch.where(hidden[..., None], self.hidden_token, self.value(signal))
         unit = self.unit_embedding(table.unit) + self.group_embedding(table.group) + self.position(table.position)
         tokens = value + unit[:, :, None] + self.time_embedding[: signal.shape[2]]
-        return tokens * table.valid[..., None]
+        embedded: torch.Tensor = tokens * table.valid[..., None]
+        return embedded
 
     def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Embed, mix, normalise."""

@@ -1,7 +1,7 @@
 """Equal budgets: from a strategy's elements to hidden and scored tokens.
 
-Every strategy hides whole elements until ``n_hidden`` valid tokens are hidden; the last element is hidden whole too, but
-exactly ``n_hidden`` tokens are scored. A comparison of strategies is then a comparison of *where* they hide, not of how
+Every strategy hides whole elements until ``n_hidden`` valid tokens are hidden; the last element is hidden whole too,
+but exactly ``n_hidden`` tokens are scored. A comparison of strategies is then a comparison of *where* they hide, not of how
 much.
 """
 

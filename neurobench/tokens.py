@@ -1,0 +1,325 @@
+"""Signal to tokens: windows, patches, the token table, and scaling fitted on training subjects only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from neurobench.errors import DataError
+from neurobench.identity import seed_for
+from neurobench.records import Batch, Cohort, Recording, TokenTable, UnitTable, WindowTable
+
+__all__ = ["Scaler", "Tokenizer", "TrainingWindows", "Window", "evaluation_windows", "unit_chunks", "usable_span"]
+
+CLIP = 20.0
+"""Scaled values beyond ±20 robust standard deviations are artefacts (MEG)."""
+
+CACHE_BYTES = 2 << 30
+"""Cohorts up to this size are scaled once and kept in memory; larger ones are mapped and scaled window by window."""
+
+
+# ---------------------------------------------------------------- scaling
+
+
+@dataclass(frozen=True, eq=False)
+class Scaler:
+    """Centre and scale of every unit of every recording.
+
+    Parameters
+    ----------
+    mode
+        ``recording`` or ``training``, see :class:`~neurobench.records.SignalSpec`.
+    type_scale
+        Scale a unit type, fitted on training subjects (mode ``training`` only).
+    span
+        Part of each recording that centre and scale were taken from.
+    """
+
+    mode: str
+    type_scale: Mapping[str, float]
+    span: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def fit(cls, cohort: Cohort, subjects: Sequence[str], span: tuple[float, float] = (0.0, 1.0)) -> Scaler:
+        """Fit on the recordings of ``subjects``, and of those on ``span`` only."""
+        if cohort.spec.scaling == "recording":
+            return cls("recording", {}, span)
+        chosen = set(subjects)
+        collected: dict[str, list[float]] = {t: [] for t in sorted(set(cohort.units.types))}
+        types = np.array(cohort.units.types)
+        for recording in cohort.recordings:
+            if recording.subject in chosen:
+                _, _, robust = _statistics(recording, span)
+                for kind, values in collected.items():
+                    values.extend(robust[(types == kind) & recording.present].tolist())
+        empty = [kind for kind, values in collected.items() if not values]
+        if empty:
+            raise DataError(
+                f"no training recording has a usable unit of type {', '.join(empty)}.",
+                next_step="Leave that sensor type out, or see `neurobench data check` for why its units were dropped.",
+            )
+        return cls("training", {kind: float(np.median(v)) for kind, v in collected.items()}, span)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        return {"mode": self.mode, "type_scale": dict(self.type_scale), "span": list(self.span)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scaler:
+        """Rebuild from :meth:`to_dict`."""
+        low, high = values["span"]
+        return cls(str(values["mode"]), dict(values["type_scale"]), (float(low), float(high)))
+
+    def parameters(self, recording: Recording, units: UnitTable) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return centre and factor of every unit of a recording: scaled = (signal − centre) · factor."""
+        centre, scale, _ = _statistics(recording, self.span)
+        if self.mode == "training":
+            scale = np.array([self.type_scale[t] for t in units.types], np.float32)
+        usable = recording.present & (scale > 0)
+        return centre, np.divide(1.0, scale, out=np.zeros_like(scale), where=usable)
+
+
+def _statistics(recording: Recording, span: tuple[float, float]) -> tuple[NDArray[np.float32], ...]:
+    """Return centre, s.d. and robust scale a unit; of the whole recording as stored, of a part of it as computed."""
+    if span == (0.0, 1.0):
+        return recording.centre, recording.scale, recording.robust_scale
+    low, high = usable_span(recording.n_times, span)
+    return statistics(np.asarray(recording.open()[:, low:high]))
+
+
+def statistics(data: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float32], ...]:
+    """Return mean, s.d. and interquartile range / 1.349 of every unit of a (units, times[, voxels]) array."""
+    flat = np.asarray(data, np.float64).reshape(len(data), -1)
+    low, high = np.percentile(flat, [25, 75], axis=1)
+    # 1.349: interquartile range of a standard normal distribution.
+    results = flat.mean(1), flat.std(1), (high - low) / 1.349
+    return tuple(r.astype(np.float32) for r in results)
+
+
+# ---------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class Window:
+    """A fixed-length piece of one recording.
+
+    Parameters
+    ----------
+    recording
+        Index in ``cohort.recordings``.
+    start, stop
+        First sample, and the end of the usable signal: samples from ``stop`` on are padding.
+    subject, name
+        Whose it is; a stable name (recording id and first sample).
+    """
+
+    recording: int
+    start: int
+    stop: int
+    subject: str
+    name: str
+
+
+def usable_span(n_times: int, span: tuple[float, float]) -> tuple[int, int]:
+    """Return first and end sample of a part of a recording."""
+    return math.ceil(span[0] * n_times), math.floor(span[1] * n_times)
+
+
+def _window(cohort: Cohort, index: int, start: int, high: int) -> Window:
+    recording = cohort.recordings[index]
+    stop = min(start + cohort.samples_per_window, high)
+    return Window(index, start, stop, recording.subject, f"{recording.id}@{start}")
+
+
+def evaluation_windows(
+    cohort: Cohort, subjects: Sequence[str], span: tuple[float, float] = (0.0, 1.0), max_per_subject: int = 8
+) -> tuple[Window, ...]:
+    """Return at most ``max_per_subject`` evenly spaced windows of every subject, in the order of ``subjects``.
+
+    A piece shorter than a window is padded from half a window up and left out below.
+    """
+    length = cohort.samples_per_window
+    by_subject: dict[str, list[Window]] = {s: [] for s in subjects}
+    for index, recording in enumerate(cohort.recordings):
+        if recording.subject not in by_subject:
+            continue
+        low, high = usable_span(recording.n_times, span)
+        if 2 * (high - low) < length:
+            continue
+        n = max(1, math.ceil((high - low) / length))
+        starts = np.linspace(low, max(low, high - length), n).round().astype(int)
+        by_subject[recording.subject].extend(_window(cohort, index, int(s), high) for s in starts)
+    chosen: list[Window] = []
+    for windows in by_subject.values():
+        if len(windows) > max_per_subject:
+            keep = np.linspace(0, len(windows) - 1, max_per_subject).round().astype(int)
+            windows = [windows[i] for i in keep]
+        chosen.extend(windows)
+    return tuple(chosen)
+
+
+def unit_chunks(units: UnitTable, n_units: int) -> tuple[NDArray[np.int64], ...]:
+    """Return fixed chunks of at most ``n_units`` units that cover every unit once, each spread over the groups.
+
+    Units are in spatial order, group after group, so every k-th unit is a spread-out choice.
+    """
+    n_chunks = math.ceil(len(units) / max(1, n_units))
+    return tuple(np.arange(len(units))[i::n_chunks] for i in range(n_chunks))
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+class Tokenizer:
+    """Cuts windows of a cohort into scaled tokens.
+
+    Parameters
+    ----------
+    cohort
+        Prepared recordings.
+    scaler
+        Fitted on the training subjects of the fold.
+    """
+
+    def __init__(self, cohort: Cohort, scaler: Scaler) -> None:
+        self.cohort = cohort
+        self.scaler = scaler
+        self._groups = torch.from_numpy(cohort.units.group_index)
+        self._positions = torch.from_numpy(np.nan_to_num(cohort.units.position_mm / 100.0).astype(np.float32))
+        n_values = sum(r.n_times for r in cohort.recordings) * len(cohort.units) * cohort.n_voxels
+        self._keep = n_values * 4 <= CACHE_BYTES
+        self._scaled: dict[int, NDArray[np.float32]] = {}
+
+    def _signal(self, index: int, start: int, stop: int, units: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return scaled (units, times[, voxels]) of a piece of one recording."""
+        if self._keep:
+            if index not in self._scaled:
+                self._scaled[index] = self._scale(index, self.cohort.recordings[index].open(), None)
+            return self._scaled[index][:, start:stop][units]
+        return self._scale(index, self.cohort.recordings[index].open()[:, start:stop][units], units)
+
+    def _scale(self, index: int, data: NDArray[np.float32], units: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        centre, factor = self.scaler.parameters(self.cohort.recordings[index], self.cohort.units)
+        if units is not None:
+            centre, factor = centre[units], factor[units]
+        shape = (-1,) + (1,) * (data.ndim - 1)
+        scaled = (np.nan_to_num(data) - centre.reshape(shape)) * factor.reshape(shape)
+        if self.scaler.mode == "training":
+            np.clip(scaled, -CLIP, CLIP, out=scaled)
+        return scaled.astype(np.float32, copy=False)
+
+    def batch(self, windows: Sequence[Window], units: NDArray[np.int64]) -> Batch:
+        """Return the tokens of some windows.
+
+        Parameters
+        ----------
+        windows
+            The windows, one a row of the batch.
+        units
+            (units,) or (batch, units): rows of the unit table, in spatial order.
+        """
+        cohort = self.cohort
+        units = np.broadcast_to(units, (len(windows), np.shape(units)[-1]))
+        n_patches, per_patch, n_voxels = cohort.patches_per_window, cohort.samples_per_patch, cohort.n_voxels
+        k = units.shape[1]
+        signal = np.zeros((len(windows), k, cohort.samples_per_window * n_voxels), np.float32)
+        valid = np.zeros((len(windows), k, n_patches), bool)
+        for row, window in enumerate(windows):
+            length = window.stop - window.start
+            piece = self._signal(window.recording, window.start, window.stop, units[row])
+            signal[row, :, : length * n_voxels] = piece.reshape(k, -1)
+            present = cohort.recordings[window.recording].present[units[row]]
+            # A patch that runs into the padding is no token: half a patch would be scored against zeros.
+            valid[row] = present[:, None] & (np.arange(1, n_patches + 1) * per_patch <= length)
+        tokens = signal.reshape(len(windows), k, n_patches, per_patch * n_voxels)
+        tokens *= valid[..., None]
+        index = torch.from_numpy(np.ascontiguousarray(units))
+        table = TokenTable(
+            unit=index,
+            valid=torch.from_numpy(valid),
+            position=self._positions[index],
+            group=self._groups[index],
+            units=cohort.units,
+        )
+        return Batch(torch.from_numpy(tokens), table, tuple(w.subject for w in windows), tuple(w.name for w in windows))
+
+    @staticmethod
+    def window_tables(batch: Batch) -> list[WindowTable]:
+        """Return the token table of each window of a batch, as masking strategies see it."""
+        table = batch.table
+        pairs = zip(table.unit.numpy(), table.valid.numpy(), strict=True)
+        return [WindowTable(table.units, unit, valid) for unit, valid in pairs]
+
+
+# ---------------------------------------------------------------- training windows
+
+
+class TrainingWindows:
+    """Endless seeded stream of training windows; step n is the same whatever the backbone, and in any order of calls.
+
+    Every subject is drawn equally often: subjects are walked in shuffled epochs, and of each a recording, a start and
+    (above the token cap) a subset of units are drawn at random.
+
+    Parameters
+    ----------
+    tokenizer
+        Cuts and scales.
+    subjects
+        Training subjects.
+    n_tokens
+        Token cap a window.
+    seed
+        Base seed of the run.
+    span
+        Part of every recording that may be used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        subjects: Sequence[str],
+        n_tokens: int,
+        seed: int,
+        span: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        cohort = tokenizer.cohort
+        self.tokenizer, self.seed = tokenizer, seed
+        self.n_units = min(len(cohort.units), max(1, n_tokens // cohort.patches_per_window))
+        self._spans: dict[str, list[tuple[int, int, int]]] = {}
+        for index, recording in enumerate(cohort.recordings):
+            low, high = usable_span(recording.n_times, span)
+            if recording.subject in set(subjects) and 2 * (high - low) >= cohort.samples_per_window:
+                self._spans.setdefault(recording.subject, []).append((index, low, high))
+        self.subjects = tuple(s for s in subjects if s in self._spans)
+        if not self.subjects:
+            raise DataError(
+                f"no training recording holds half a window of {cohort.spec.window_s:g} s.",
+                allowed="recordings of at least half a window",
+                next_step="Use a shorter window: --window-s.",
+            )
+        # Contiguous bins of the spatial order: one unit of each bin is a subset spread over the groups.
+        self._bins = np.array_split(np.arange(len(cohort.units)), self.n_units)
+
+    def _subject(self, position: int) -> str:
+        epoch, place = divmod(position, len(self.subjects))
+        order = np.random.default_rng(seed_for(self.seed, "data-order", "epoch", epoch)).permutation(len(self.subjects))
+        return self.subjects[int(order[place])]
+
+    def draw(self, step: int, batch_size: int) -> Batch:
+        """Return the batch of one step."""
+        rng = np.random.default_rng(seed_for(self.seed, "data-order", "step", step))
+        cohort = self.tokenizer.cohort
+        windows, units = [], []
+        for position in range(step * batch_size, (step + 1) * batch_size):
+            spans = self._spans[self._subject(position)]
+            index, low, high = spans[int(rng.integers(len(spans)))]
+            last = max(low, high - cohort.samples_per_window)
+            windows.append(_window(cohort, index, int(rng.integers(low, last + 1)), high))
+            units.append([int(rng.choice(b)) for b in self._bins])
+        return self.tokenizer.batch(windows, np.array(units, np.int64))
