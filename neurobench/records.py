@@ -330,8 +330,8 @@ class SignalSpec:
     band_hz
         Band-pass, or None for the signal as it is.
     scaling
-        ``recording``: z-score of each unit over its recording. ``training``: robust centre of each unit over its
-        recording, one robust scale a unit type fitted on training subjects, clipped at ±20.
+        ``recording``: z-score of each unit over its recording. ``training``: each unit centred over its recording,
+        one robust scale a unit type fitted on training subjects, clipped at ±20.
     """
 
     window_s: float
@@ -348,14 +348,15 @@ class Recording:
     Parameters
     ----------
     path
-        The file, shape (units, times) or (units, times, voxels), rows in the order of the cohort's unit table.
+        The file, shape (units, times) or (units, times, voxels).
     n_times
         Number of samples.
     present
         (units,) False where this recording has no usable signal of that unit.
     centre, scale, robust_scale
         (units,) mean, s.d. and interquartile range / 1.349 over the recording (volumes: over voxels as well).
-        ``centre`` is the median for ``training`` scaling, the mean for ``recording`` scaling.
+    rows
+        (units,) row of each unit in the file, −1 where it is missing; None where the file has the cohort's order.
     """
 
     id: str
@@ -367,10 +368,19 @@ class Recording:
     centre: NDArray[np.float32]
     scale: NDArray[np.float32]
     robust_scale: NDArray[np.float32]
+    rows: NDArray[np.int64] | None = None
 
     def open(self) -> NDArray[np.float32]:
-        """Return the signal as a read-only memory map."""
-        return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]
+        """Return the signal in the cohort's order of units: a read-only memory map where the file has that order.
+
+        Rows of units that are not in the file are NaN.
+        """
+        stored: NDArray[np.float32] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if self.rows is None:
+            return stored
+        taken: NDArray[np.float32] = stored[np.maximum(self.rows, 0)]
+        taken[self.rows < 0] = np.nan
+        return taken
 
 
 @dataclass(frozen=True, eq=False)

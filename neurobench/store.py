@@ -1,0 +1,256 @@
+"""Content-addressed artefacts of every step: atomic, resumable, shared by several processes.
+
+An entry is a folder ``store/<stage>/<key>`` whose key is the hash of everything that determines it. It is written
+beside its place and moved there whole, with a manifest that holds its identity and the sha256 of its files, so that
+an entry either exists and is complete, or does not exist. Failures are never stored. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from neurobench.errors import StoreError
+from neurobench.identity import digest, file_digest
+
+__all__ = ["Entry", "Store", "atomic_write", "disk_errors"]
+
+FORMAT = 1
+"""Version of the layout of an output folder."""
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors on writing into ones that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"the disk that holds {path} is full.",
+                next_step="Nothing finished is lost: free some space and run the same command again to go on.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise StoreError(
+                f"{path} cannot be written: {error.strerror}.", next_step="Choose another folder with --out."
+            ) from error
+        raise
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a text file beside its place and move it there."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored artefact.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    manifest
+        Stage, key, label, identity, sha256 of the files, seconds it took, when it was written.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the entry's files."""
+        return self.path / name
+
+    def json(self, name: str) -> Any:
+        """Return the content of one of the entry's JSON files."""
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds that computing it took."""
+        return float(self.manifest["seconds"])
+
+
+class Store:
+    """The artefacts under one output folder.
+
+    Parameters
+    ----------
+    out
+        The output folder; made if it is not there.
+    read_only
+        Look, change nothing: for `status` and `--dry-run`.
+
+    Raises
+    ------
+    StoreError
+        If the folder belongs to another version or to something else, or cannot be written.
+    """
+
+    def __init__(self, out: Path, *, read_only: bool = False) -> None:
+        self.out = out
+        self.root = out / "store"
+        self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+        marker = out / "neurobench.json"
+        if marker.is_file():
+            self._check_version(marker)
+        elif out.exists() and not out.is_dir():
+            raise StoreError(f"{out} is a file, not a folder.", next_step="Choose another folder with --out.")
+        elif out.is_dir() and any(out.iterdir()):
+            raise StoreError(
+                f"{out} is not empty and was not made by neurobench.",
+                allowed="an empty or new folder, or one of an earlier run",
+                next_step="Choose another folder with --out.",
+            )
+        elif not read_only:
+            atomic_write(marker, json.dumps({"format": FORMAT, "made_by": "neurobench"}) + "\n")
+        if not read_only:
+            with disk_errors(self.root):
+                (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+                (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            self._sweep()
+
+    @staticmethod
+    def _check_version(marker: Path) -> None:
+        try:
+            found = json.loads(marker.read_text(encoding="utf-8")).get("format")
+        except (ValueError, AttributeError):
+            found = None
+        if found != FORMAT:
+            raise StoreError(
+                f"{marker.parent} is an output folder of another version (format {found}; this is format {FORMAT}).",
+                next_step="Choose a new folder with --out, or use the neurobench that made it.",
+            )
+
+    def _sweep(self) -> None:
+        """Remove what processes that are gone left half-written."""
+        for folder in (self.root / "tmp").iterdir():
+            pid = folder.name.split("-")[0]
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # ------------------------------------------------------------ reading
+
+    def key(self, identity: Mapping[str, Any]) -> str:
+        """Return the key of an identity."""
+        return digest(identity)
+
+    def get(self, stage: str, identity: Mapping[str, Any]) -> Entry | None:
+        """Return the entry of an identity, or None.
+
+        Raises
+        ------
+        StoreError
+            Never for a missing entry; a damaged one (a file missing or of another length) counts as missing.
+        """
+        return self._open(self.root / stage / self.key(identity))
+
+    def _open(self, folder: Path) -> Entry | None:
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            whole = all((folder / f).stat().st_size == size for f, (_, size) in manifest["files"].items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return Entry(folder, manifest) if whole else None
+
+    def verify(self, entry: Entry) -> bool:
+        """Return whether the bytes of an entry are those that were written."""
+        return all(file_digest(entry.file(f)) == sha for f, (sha, _) in entry.manifest["files"].items())
+
+    def entries(self, stage: str) -> list[Entry]:
+        """Return every whole entry of a stage, oldest first."""
+        folder = self.root / stage
+        found = [e for f in folder.iterdir() if (e := self._open(f)) is not None] if folder.is_dir() else []
+        return sorted(found, key=lambda e: (e.manifest["written"], e.path.name))
+
+    def stages(self) -> list[str]:
+        """Return the stages that have entries."""
+        if not self.root.is_dir():
+            return []
+        return sorted(f.name for f in self.root.iterdir() if f.is_dir() and f.name not in ("tmp", "locks"))
+
+    def why_stale(self, stage: str, label: str, identity: Mapping[str, Any]) -> str:
+        """Return what differs from a stored entry of the same label, or an empty string where there is none."""
+        if stage not in self._label_index:
+            index: dict[str, list[Mapping[str, Any]]] = {}
+            for entry in self.entries(stage):
+                index.setdefault(entry.manifest["label"], []).append(entry.manifest["identity"])
+            self._label_index[stage] = index
+        others = self._label_index[stage].get(label, [])
+        return ", ".join(_differences(others[-1], json.loads(json.dumps(identity)))[:4]) if others else ""
+
+    # ------------------------------------------------------------ writing
+
+    @contextlib.contextmanager
+    def write(self, stage: str, identity: Mapping[str, Any], label: str) -> Iterator[Path]:
+        """Give a folder to write an entry into; on leaving without an error it becomes the entry, whole or not at all.
+
+        Parameters
+        ----------
+        stage, identity
+            What it is.
+        label
+            How people call it.
+        """
+        key = self.key(identity)
+        target = self.root / stage / key
+        beside = self.root / "tmp" / f"{os.getpid()}-{stage}-{key[:16]}"
+        started = time.perf_counter()
+        with disk_errors(self.out):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            try:
+                yield beside
+                manifest = {
+                    "stage": stage,
+                    "key": key,
+                    "label": label,
+                    "identity": identity,
+                    "files": {
+                        str(f.relative_to(beside)): [file_digest(f), f.stat().st_size]
+                        for f in sorted(beside.rglob("*"))
+                        if f.is_file()
+                    },
+                    "seconds": round(time.perf_counter() - started, 3),
+                    "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
+                (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if self._open(target) is None:
+                    shutil.rmtree(target, ignore_errors=True)
+                    os.replace(beside, target)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, identity: Mapping[str, Any]) -> Iterator[None]:
+        """Hold an entry's lock, so that two processes on one grid do not compute the same thing.
+
+        The lock is the operating system's, so a process that dies lets it go.
+        """
+        with disk_errors(self.out), filelock.FileLock(self.root / "locks" / f"{stage}-{self.key(identity)[:32]}"):
+            yield
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return the paths at which two identities differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: list[str] = []
+        for k in sorted(set(old) | set(new)):
+            found += _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)
+        return found
+    return [] if old == new else [path]
