@@ -28,7 +28,7 @@ from neurobench.records import Cohort, Finding, Listing, RawRecording, Recording
 from neurobench.store import Entry, Store
 from neurobench.tokens import statistics
 
-__all__ = ["DataReport", "check_data", "prepare", "twin"]
+__all__ = ["prepare", "some", "unit_table", "usable_units"]
 
 SAME_SFREQ = 0.01
 """Relative difference below which two sampling frequencies count as one."""
@@ -97,7 +97,7 @@ def resample(data: NDArray[np.float64], sfreq: float, target: float) -> NDArray[
 def usable_units(data: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return (units,) finite everywhere, and (units,) not constant, of a (units, times[, voxels]) array."""
     flat = data.reshape(len(data), -1)
-    finite: NDArray[np.bool_] = np.isfinite(flat).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(flat).all(axis=1))
     sd = np.zeros(len(data))
     sd[finite] = flat[finite].std(1)
     # With no unit that varies the threshold is infinite: all are constant.
@@ -267,7 +267,7 @@ def _assemble(
                         "warning",
                         f"{kind.replace('_', '-')}-units",
                         f"{len(meta[kind])} of {len(rows)} units have {text} and are left out of this recording: "
-                        + _some(meta[kind]),
+                        + some(meta[kind]),
                         subject=file.subject,
                         path=str(file.path),
                     )
@@ -313,7 +313,7 @@ def _assemble(
     ids = [r.id for r in recordings]
     if len(set(ids)) != len(ids):
         twice = [i for i, n in Counter(ids).items() if n > 1]
-        raise DataError(f"dataset {label} gives several recordings the same name: {_some(twice)}.")
+        raise DataError(f"dataset {label} gives several recordings the same name: {some(twice)}.")
     participants = _participants(listing.participants, recordings, spec.sfreq)
     if participants.empty:
         raise DataError(f"no recording of {label} can be used." + _summary(findings))
@@ -371,8 +371,8 @@ def _common_units(
                 Finding(
                     "error",
                     "units-differ",
-                    f"{len(own)} units ({_some(own)}), of which {shared:.0%} are among the {len(common)} units of most "
-                    f"recordings ({_some(common)})",
+                    f"{len(own)} units ({some(own)}), of which {shared:.0%} are among the {len(common)} units of most "
+                    f"recordings ({some(common)})",
                     fix="keep recordings of one sensor layout or parcellation in one folder",
                     subject=file.subject,
                     path=str(file.path),
@@ -380,7 +380,7 @@ def _common_units(
             )
         else:
             keep.append((file, entry, meta))
-    table = _mean_positions(_unit_table(reference["units"]), keep)
+    table = _mean_positions(unit_table(reference["units"]), keep)
     found = np.zeros(len(table))
     for _, _, meta in keep:
         rows = _rows(table, meta)
@@ -393,7 +393,7 @@ def _common_units(
                 "warning",
                 "dropped-units",
                 f"{len(names)} of {len(table)} units are usable in fewer than half of the recordings and are left out "
-                f"of the cohort: {_some(names)}",
+                f"of the cohort: {some(names)}",
             )
         )
         table = table.take(np.flatnonzero(usable))
@@ -402,7 +402,7 @@ def _common_units(
     return table, keep
 
 
-def _unit_table(described: Mapping[str, Any]) -> UnitTable:
+def unit_table(described: Mapping[str, Any]) -> UnitTable:
     """Rebuild a unit table from :meth:`UnitTable.describe`."""
     share = np.zeros((len(described["names"]), len(described["regions"])), np.float32)
     for i, pairs in enumerate(described["region_share"]):
@@ -452,7 +452,8 @@ def _participants(table: pd.DataFrame, recordings: Sequence[Recording], sfreq: f
     return kept
 
 
-def _some(names: Sequence[str], n: int = 4) -> str:
+def some(names: Sequence[str], n: int = 4) -> str:
+    """Return the first names and how many more there are."""
     shown = ", ".join(names[:n])
     return shown if len(names) <= n else f"{shown} and {len(names) - n} more"
 
@@ -466,129 +467,3 @@ def _summary(findings: Sequence[Finding]) -> str:
         where = f"{Path(example.path).name}: " if example.path else ""
         parts.append(f"{code} × {n} ({where}{example.message})")
     return f" Reasons: {'; '.join(parts)}." if parts else ""
-
-
-# ---------------------------------------------------------------- twin and check
-
-
-def twin(
-    dataset: Dataset,
-    label: str,
-    *,
-    store: Store,
-    code: Mapping[str, Any],
-    n_subjects: int | None,
-    seed: int,
-    variant: Literal["default", "null", "confounded"],
-) -> Path:
-    """Return the folder of a dataset's simulated twin, writing it on first use.
-
-    Raises
-    ------
-    DataError
-        If the dataset has no twin.
-    """
-    n = dataset.twin_subjects if n_subjects is None else n_subjects
-    if dataset.twin_subjects == 0:
-        raise DataError(
-            f"dataset {label} has no simulated twin.", next_step=f"Give its folder: --data-dir {dataset.name}=PATH."
-        )
-    identity = {"dataset": dict(code), "n_subjects": n, "seed": seed, "variant": variant}
-    if store.get("twin", identity) is None:
-        with store.lock("twin", identity):
-            if store.get("twin", identity) is None:
-                with store.write("twin", identity, f"{label} ({variant}, n = {n}, simulated)") as folder:
-                    dataset.simulate(folder / "data", n_subjects=n, seed=seed, variant=variant)
-    entry = store.get("twin", identity)
-    assert entry is not None
-    return entry.file("data")
-
-
-@dataclass(frozen=True, eq=False)
-class DataReport:
-    """What `data check` found.
-
-    Parameters
-    ----------
-    findings
-        Everything noticed.
-    n_subjects, n_recordings
-        Found, before anything is read.
-    table
-        One row a site and state: subjects, recordings.
-    targets
-        One row a column of the participants table: kind, labelled subjects, values.
-    """
-
-    findings: tuple[Finding, ...]
-    n_subjects: int
-    n_recordings: int
-    table: pd.DataFrame
-    targets: pd.DataFrame
-
-    @property
-    def usable(self) -> bool:
-        """Whether anything can be used."""
-        return self.n_recordings > 0
-
-
-def check_data(dataset: Dataset, root: Path, *, deep: bool = False) -> DataReport:
-    """Look at everything under ``root``; change nothing.
-
-    Parameters
-    ----------
-    dataset
-        Finds and reads.
-    root
-        The user's folder.
-    deep
-        Read every recording too, not only the tables and names.
-    """
-    if not root.is_dir():
-        raise DataError(f"the folder {root} does not exist.", next_step="Give its place with --data-dir.")
-    listing = dataset.list_recordings(root)
-    findings = list(listing.findings)
-    kept: list[RecordingFile] = []
-    for file in listing.recordings:
-        if deep:
-            try:
-                raw = dataset.read(file)
-            except Exception as error:
-                findings.append(Finding("error", "unreadable", str(error), subject=file.subject, path=str(file.path)))
-                continue
-            finite, varying = usable_units(np.asarray(raw.data, np.float64))
-            if not (finite & varying).all():
-                names = [raw.units.names[i] for i in np.flatnonzero(~(finite & varying))]
-                text = f"{len(names)} units are constant or not finite: {_some(names)}"
-                findings.append(Finding("warning", "unusable-units", text, subject=file.subject, path=str(file.path)))
-        kept.append(file)
-    people = listing.participants
-    rows = [{"site": _site(people, f.subject), "state": f.state, "subject": f.subject, "sfreq": f.sfreq} for f in kept]
-    frame = pd.DataFrame(rows, columns=["site", "state", "subject", "sfreq"])
-    grouped = frame.groupby(["site", "state"], dropna=False)
-    table = grouped.agg(
-        subjects=("subject", "nunique"),
-        recordings=("subject", "size"),
-        min_hz=("sfreq", "min"),
-        max_hz=("sfreq", "max"),
-    ).reset_index()
-    present = people[people.index.isin(set(frame["subject"]))]
-    targets = pd.DataFrame([_describe_column(present[c]) for c in present.columns])
-    return DataReport(tuple(findings), int(frame["subject"].nunique()), len(kept), table, targets)
-
-
-def _site(people: pd.DataFrame, subject: str) -> str:
-    return str(people["site"].get(subject, "")) if "site" in people else ""
-
-
-def _describe_column(column: pd.Series[Any]) -> dict[str, Any]:
-    known = column.dropna()
-    numbers = pd.to_numeric(known, errors="coerce")
-    if len(known) and numbers.notna().all() and known.nunique() > 2:
-        values = f"{numbers.min():g}–{numbers.max():g}"
-        kind = "number"
-    else:
-        counts = known.astype(str).value_counts()
-        values = ", ".join(f"{k} {v}" for k, v in counts.head(4).items())
-        kind = "two classes" if known.nunique() == 2 else "text"
-    return {"column": column.name, "kind": kind, "n": len(known), "values": values}

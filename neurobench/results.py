@@ -1,0 +1,293 @@
+"""Result records: one JSON file a (row, task), with everything needed to believe it or to refuse it.
+
+A record is validated by the model below on writing and on reading; the JSON Schema that ships with the package
+(``record.schema.json``) is generated from it. Held-out predictions lie beside as Parquet.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neurobench.errors import StoreError
+from neurobench.identity import digest
+from neurobench.store import atomic_write, disk_errors
+
+__all__ = ["Record", "environment", "load_predictions", "load_results", "read_record", "schema", "write_record"]
+
+SCHEMA_VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ComponentRecord(_Strict):
+    """A component with all its parameters, and whose code it is."""
+
+    name: str
+    label: str = Field(description="name and the parameters that differ from their defaults")
+    parameters: dict[str, bool | int | float | str]
+    distribution: str
+    version: str
+    digest: str = Field(description="sha256 of the plugin's own source files")
+    score_version: int
+
+
+class MetricRecord(_Strict):
+    """One metric with its uncertainty."""
+
+    value: float | None
+    low: float | None = Field(default=None, description="lower end of the 95 % interval")
+    high: float | None = Field(default=None, description="upper end of the 95 % interval")
+    unit: str
+    higher_is_better: bool
+    chance: float | None = None
+
+
+class DataRecord(_Strict):
+    """The cohort behind the numbers."""
+
+    dataset: str
+    title: str
+    source: Literal["real", "simulated"]
+    variant: str = Field(description="which simulation; empty for real data")
+    revision: str
+    licence: str
+    access: str
+    may_leave: Literal["aggregates", "predictions", "all"]
+    fingerprint: str
+    signal: str
+    n_subjects: int
+    n_recordings: int
+    n_units: int
+    sfreq: float
+    provenance: list[str]
+    left_out: dict[str, int] = Field(description="reasons for exclusion and how often each")
+
+
+class ProtocolRecord(_Strict):
+    """How the numbers were made."""
+
+    profile: str
+    split: str
+    n_folds: int
+    fold_fingerprint: str
+    window_s: float
+    patch_s: float
+    n_tokens: int
+    ratio: float
+    adaptation: str
+    width: int
+    n_layers: int
+    n_steps: int
+    batch_size: int
+    recipe: dict[str, bool | int | float | str | list[float]]
+    seed: int
+
+
+class PretrainingRecord(_Strict):
+    """What the pretraining of this row reached, averaged over folds."""
+
+    loss_first: float | None
+    loss_last: float | None
+    hidden_fraction: float | None
+    scored_fraction: float | None
+    r2_own_mask: float | None = Field(description="held-out R² under the mask it was pretrained with")
+    r2_best_filler: float | None
+    best_filler: str
+    learned: bool | None = Field(description="whether it reached the best trivial filler on held-out subjects")
+
+
+class CostRecord(_Strict):
+    """What it took; measured, and no part of any identity."""
+
+    n_parameters: int | None
+    seconds: float
+    peak_memory_mb: float | None
+    device: str
+
+
+class Record(_Strict):
+    """One scored row of one task on one cohort."""
+
+    schema_version: Literal[1] = 1
+    id: str
+    status: Literal["ok", "failed"]
+    error: str = ""
+    kind: Literal["pretrained", "untrained", "baseline", "filler"]
+    row: str
+    backbone: ComponentRecord | None
+    mask: ComponentRecord | None
+    baseline: ComponentRecord | None
+    dataset: ComponentRecord
+    task: ComponentRecord
+    data: DataRecord | None
+    protocol: ProtocolRecord
+    headline: str
+    metrics: dict[str, MetricRecord]
+    per_fold: dict[str, list[float | None]]
+    n_subjects: int
+    skill: float | None = Field(default=None, description="skill over the best baseline; 0 is as good as it")
+    best_baseline: str = ""
+    p_value: float | None = None
+    above_chance: bool | None = None
+    pretraining: PretrainingRecord | None
+    cost: CostRecord
+    notes: list[str] = []
+    environment: dict[str, str]
+    written: str
+    content_hash: str = ""
+
+    def hashed(self) -> Record:
+        """Return the record with the sha256 of everything else in it."""
+        plain = self.model_dump(mode="json", exclude={"content_hash"})
+        return self.model_copy(update={"content_hash": digest(plain)})
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a record."""
+    return Record.model_json_schema()
+
+
+def write_record(out: Path, record: Record, predictions: pd.DataFrame | None = None) -> Path:
+    """Write a record, and its held-out predictions beside it; return the record's path."""
+    folder = out / "records"
+    if predictions is not None:
+        path = out / "predictions" / f"{record.id}.parquet"
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}.{os.getpid()}")
+            predictions.to_parquet(beside, index=False)
+            os.replace(beside, path)
+    path = folder / f"{record.id}.json"
+    atomic_write(path, json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read and validate one record.
+
+    Raises
+    ------
+    StoreError
+        If it is not a record, is of another schema version, or was edited after it was written.
+    """
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise StoreError(
+            f"{path} is not a record of schema version {SCHEMA_VERSION}: {what}.",
+            next_step="Remove it, or run the same command again to write it anew.",
+        ) from error
+    if record.hashed().content_hash != record.content_hash:
+        raise StoreError(f"{path} was changed after it was written: its content hash does not match.")
+    return record
+
+
+def load_results(out: str | Path) -> pd.DataFrame:
+    """Load every record of an output folder as one table, one row a record.
+
+    Parameters
+    ----------
+    out
+        Output folder of one or more runs.
+
+    Returns
+    -------
+    DataFrame
+        Columns as ``neurobench run --json`` prints them: dataset, source, task, row, kind, backbone, mask, seed,
+        metric, unit, score, low, high, n_subjects, skill, … and one ``metric_<name>`` column a metric. The column
+        ``record`` holds the path of the record's file.
+
+    Raises
+    ------
+    StoreError
+        If the folder holds no record, or one that was changed.
+    """
+    folder = Path(out) / "records"
+    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    if not paths:
+        raise StoreError(f"{out} holds no records.", next_step="Run `neurobench run` with --out set to it first.")
+    rows = [as_row(read_record(p)) | {"record": str(p)} for p in paths]
+    frame = pd.DataFrame(rows)
+    order = ["dataset", "source", "task", "kind", "row", "seed"]
+    return frame.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:
+    """Load the held-out predictions of one record: participant_id, fold, truth, prediction and what they need."""
+    path = Path(out) / "predictions" / f"{record_id}.parquet"
+    if not path.is_file():
+        raise StoreError(f"record {record_id} has no stored predictions under {out}.")
+    return pd.read_parquet(path)
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """Return a record as one flat row of the results table."""
+    head = record.metrics.get(record.headline)
+    row: dict[str, Any] = {
+        "dataset": record.dataset.label,
+        "source": record.data.source if record.data else "",
+        "task": record.task.label,
+        "row": record.row,
+        "kind": record.kind,
+        "backbone": record.backbone.label if record.backbone else "",
+        "mask": record.mask.label if record.mask else "",
+        "seed": record.protocol.seed,
+        "metric": record.headline,
+        "unit": head.unit if head else "",
+        "higher_is_better": head.higher_is_better if head else None,
+        "score": head.value if head else None,
+        "low": head.low if head else None,
+        "high": head.high if head else None,
+        "chance": head.chance if head else None,
+        "n_subjects": record.n_subjects,
+        "skill": record.skill,
+        "best_baseline": record.best_baseline,
+        "p_value": record.p_value,
+        "above_chance": record.above_chance,
+        "learned": record.pretraining.learned if record.pretraining else None,
+        "n_parameters": record.cost.n_parameters,
+        "seconds": record.cost.seconds,
+        "profile": record.protocol.profile,
+        "adaptation": record.protocol.adaptation,
+        "split": record.protocol.split,
+        "status": record.status,
+        "error": record.error,
+        "id": record.id,
+    }
+    return row | {f"metric_{name}": m.value for name, m in record.metrics.items()}
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Return versions, git commit and command: recorded, never hashed into an identity."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine()}
+    for name in ("neurobench-fm", "torch", "timm", "mne", "nilearn", "numpy", "scipy", "scikit-learn", "pandas"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    try:
+        # Of the code, not of the folder the command was given in: an installed wheel has no commit.
+        run = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+        found["git_commit"] = run.stdout.strip() if run.returncode == 0 else ""
+    except (OSError, subprocess.SubprocessError):
+        found["git_commit"] = ""
+    found["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return found
