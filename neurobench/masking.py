@@ -1,7 +1,7 @@
 """Equal budgets: from a strategy's elements to hidden and scored tokens.
 
 Every strategy hides whole elements until ``n_hidden`` valid tokens are hidden; the last element is hidden whole too,
-but exactly ``n_hidden`` tokens are scored. A comparison of strategies is then a comparison of *where* they hide, not of how
+but exactly ``n_hidden`` tokens are scored. A comparison of strategies is then one of *where* they hide, not of how
 much.
 """
 
@@ -80,8 +80,10 @@ def draw(strategy: MaskingStrategy, window: WindowTable, ratio: float, rng: np.r
             if fresh.size == 0:
                 continue
             if count + fresh.size == n_valid:
-                # Something must stay visible: of an element that would leave nothing, only what the budget needs.
-                fresh = rng.permutation(fresh)[: n_hidden - count]
+                # Something must stay visible: of an element that would leave nothing, only what the budget needs,
+                # unit after unit, so that what is hidden stays as contiguous in time as it was to be.
+                order = rng.permutation(shape[0])[fresh // shape[1]]
+                fresh = fresh[np.argsort(order, kind="stable")][: n_hidden - count]
             hidden[fresh] = True
             missing = n_hidden - count
             # Of the element that goes over the budget a random part is scored: no corner of it is favoured.

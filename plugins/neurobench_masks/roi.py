@@ -1,0 +1,94 @@
+"""Whole anatomical regions for the whole window, with the rules any, majority and pure (arXiv:2511.00443).
+
+The rules matter where a unit lies in several regions, as patches of a volume do. At the same share of hidden
+*regions* they hide very different numbers of tokens; here the number of scored tokens is the same for all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurobench import ConfigError, MaskingStrategy, UnitTable, WindowTable, closest, hookimpl
+from neurobench_masks._elements import whole_window
+
+RULES = ("any", "majority", "pure")
+
+# Shares are float32 sums over voxels; one voxel of a 12 mm patch is .005.
+TOLERANCE = 1e-3
+
+
+class Roi(MaskingStrategy):
+    """Hide whole regions for the whole window; units in no region are never hidden.
+
+    Parameters
+    ----------
+    rule
+        Which units a set of hidden regions takes with it: ``any`` (at least one voxel in a hidden region),
+        ``majority`` (more than half of the labelled voxels in hidden regions) or ``pure`` (all labelled voxels).
+    """
+
+    name = "roi"
+    summary = "whole regions for the whole window; rule=any|majority|pure for volumes"
+    reference = "arXiv:2511.00443"
+
+    def __init__(self, *, rule: str = "majority") -> None:
+        if rule not in RULES:
+            raise ConfigError(
+                f"roi has no rule {rule!r}.",
+                allowed=", ".join(RULES),
+                likely=closest(rule, RULES),
+                next_step="Write for example --mask 'roi[rule=pure]'.",
+            )
+        self.rule = rule
+
+    def impossible(self, units: UnitTable) -> str:
+        """Refuse units without at least two regions."""
+        n = len(units.region_names)
+        if n >= 2:
+            return ""
+        found = f"there is only one, {units.region_names[0]!r}" if n else "these units have no regions"
+        return (
+            f"roi hides some regions and leaves others visible, and {found}. Give the dataset a parcellation or a unit "
+            "table with groups, or positions in mm to cluster regions from, or use random_tube, which needs neither"
+        )
+
+    def remark(self, units: UnitTable) -> str:
+        """Say where regions come from, whether the rules differ, and which units are never hidden."""
+        share = units.region_share
+        remarks = []
+        if units.group_source == "position":
+            remarks.append(f"the {share.shape[1]} regions were clustered from positions, they are not anatomical")
+        if bool(np.isin(share, (0.0, 1.0)).all()) and bool((share.sum(1) <= 1).all()):
+            remarks.append("every unit lies in at most one region, so the rules any, majority and pure are one")
+        outside = int((share.sum(1) == 0).sum())
+        if outside:
+            remarks.append(f"{outside} of {len(units)} units are in no region and never hidden")
+        return "; ".join(remarks)
+
+    def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        """Yield, region after region, the units that the regions drawn so far take with them."""
+        share = window.region_share
+        labelled = share.sum(1)
+        # What of a unit has to be in hidden regions; under majority and pure that depends on all drawn so far.
+        needed = {
+            "any": np.full_like(labelled, TOLERANCE),
+            "majority": labelled / 2 + TOLERANCE,
+            "pure": labelled - TOLERANCE,
+        }
+        threshold = needed[self.rule]
+        inside = np.zeros_like(labelled)
+        taken = labelled <= TOLERANCE
+        for region in rng.permutation(np.flatnonzero(share.any(0))):
+            inside += share[:, region]
+            fresh = (inside > threshold) & ~taken
+            taken |= fresh
+            yield whole_window(window, fresh)
+
+
+@hookimpl
+def register_masks() -> list[type[MaskingStrategy]]:
+    """Register the strategy."""
+    return [Roi]
