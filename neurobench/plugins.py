@@ -1,0 +1,530 @@
+"""Find, load, isolate, validate and look up plugins.
+
+pluggy leaves all of this to its host. A plugin that cannot be imported, registers nonsense or collides with another one
+never takes the others down; whoever asks for what it provides sees its own error, never "unknown".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast
+
+import pluggy
+
+from neurobench import hookspecs
+from neurobench.contracts import Backbone, Baseline, Component, Dataset, MaskingStrategy, Task
+from neurobench.errors import ConfigError, PluginError, closest, unknown_name
+
+__all__ = ["KINDS", "Kind", "PluginInfo", "Provenance", "Registry", "load_registry"]
+
+Kind = Literal["backbone", "mask", "dataset", "task", "baseline"]
+State = Literal["available", "unavailable", "broken", "blocked"]
+
+GROUP = "neurobench"
+BLOCK = "NEUROBENCH_BLOCK_PLUGINS"
+TRACE = "NEUROBENCH_TRACE_PLUGINS"
+
+KINDS: Mapping[Kind, type[Component]] = {
+    "backbone": Backbone,
+    "mask": MaskingStrategy,
+    "dataset": Dataset,
+    "task": Task,
+    "baseline": Baseline,
+}
+_HOOKS: Mapping[str, Kind] = {f"register_{kind}s": kind for kind in KINDS}
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_log = logging.getLogger("neurobench.plugins")
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One plugin as found, whatever became of it.
+
+    Parameters
+    ----------
+    distribution, version
+        Where it comes from; ``file:NAME`` and no version for a file given with --plugin.
+    entry_point
+        Name of its entry point.
+    file
+        Its source, or None where it could not be found.
+    provides
+        ``(kind, name)`` of its components; of a plugin that could not be imported, what its entry point promises.
+    state
+        ``available``, ``unavailable`` (something is missing on this machine), ``broken`` or ``blocked``.
+    reason
+        Why it is not available and what to do about it.
+    """
+
+    distribution: str
+    version: str
+    entry_point: str
+    file: Path | None
+    provides: tuple[tuple[Kind, str], ...]
+    state: State
+    reason: str = ""
+
+    @property
+    def id(self) -> str:
+        """``distribution:entry-point``, unique."""
+        return f"{self.distribution}:{self.entry_point}"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What identifies the code of a component.
+
+    Parameters
+    ----------
+    distribution, version
+        Where it comes from.
+    digest
+        sha256 over the source of the plugin's module and the private modules of its package.
+    """
+
+    distribution: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything that plugins provide, by kind and name; nothing is added after loading."""
+
+    backbones: Mapping[str, type[Backbone]]
+    masks: Mapping[str, type[MaskingStrategy]]
+    datasets: Mapping[str, type[Dataset]]
+    tasks: Mapping[str, type[Task]]
+    baselines: Mapping[str, type[Baseline]]
+    plugins: tuple[PluginInfo, ...] = ()
+    unusable: Mapping[tuple[Kind, str], PluginError] = field(default_factory=dict, repr=False)
+    sources: Mapping[tuple[Kind, str], tuple[PluginInfo, tuple[Path, ...]]] = field(default_factory=dict, repr=False)
+
+    def of(self, kind: Kind) -> Mapping[str, type[Component]]:
+        """Return the components of one kind."""
+        return cast(Mapping[str, type[Component]], getattr(self, f"{kind}s"))
+
+    def get(self, kind: Kind, name: str) -> type[Any]:
+        """Return a component's class.
+
+        Raises
+        ------
+        UnknownNameError
+            If nothing provides it.
+        PluginError
+            If the plugin that provides it is broken, unavailable or blocked: the error is that plugin's.
+        """
+        known = self.of(kind)
+        if name in known:
+            return known[name]
+        if (error := self.unusable.get((kind, name))) is not None:
+            raise error
+        opaque = [p.id for p in self.plugins if p.state == "broken" and not p.provides]
+        raise unknown_name(
+            kind,
+            name,
+            known,
+            f"Or it is in a plugin that could not be loaded ({', '.join(opaque)}): see `neurobench plugins`."
+            if opaque
+            else "",
+        )
+
+    def provenance(self, kind: Kind, name: str) -> Provenance:
+        """Return where a component's code comes from, with the digest of its source."""
+        self.get(kind, name)
+        plugin, files = self.sources[kind, name]
+        total = hashlib.sha256()
+        for file in files:
+            total.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        return Provenance(plugin.distribution, plugin.version, total.hexdigest())
+
+
+# ---------------------------------------------------------------- finding
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A plugin before it is imported."""
+
+    distribution: str
+    version: str
+    entry_point: str
+    load: Callable[[], Any]
+    module: str = ""
+    file: Path | None = None
+    requires: tuple[str, ...] = ()
+
+    @property
+    def promises(self) -> tuple[tuple[Kind, str], ...]:
+        """What the entry point's name says that it provides: ``mask-roi`` is a mask called roi."""
+        kind, _, name = self.entry_point.partition("-")
+        return ((cast(Kind, kind), name),) if kind in KINDS and _NAME.fullmatch(name) else ()
+
+    def info(self, state: State, reason: str = "", provides: tuple[tuple[Kind, str], ...] | None = None) -> PluginInfo:
+        provides = self.promises if provides is None else provides
+        return PluginInfo(self.distribution, self.version, self.entry_point, self.file, provides, state, reason)
+
+    @property
+    def id(self) -> str:
+        return f"{self.distribution}:{self.entry_point}"
+
+    @property
+    def names(self) -> set[str]:
+        """Every name by which it can be blocked."""
+        return {self.id, self.distribution, self.entry_point}
+
+
+def _installed() -> Iterator[_Candidate]:
+    for point in sorted(
+        importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name)
+    ):
+        yield _Candidate(
+            distribution=point.dist.name if point.dist else "unknown",
+            version=point.dist.version if point.dist else "",
+            entry_point=point.name,
+            load=point.load,
+            module=point.module,
+            requires=tuple(point.dist.requires or ()) if point.dist else (),
+        )
+
+
+def _from_file(path: Path) -> _Candidate:
+    path = Path(path).expanduser().resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise ConfigError(
+            f"the plugin file {path} {'is not a Python file' if path.is_file() else 'does not exist'}.",
+            allowed="--plugin FILE, a .py file with a @hookimpl function",
+        )
+    # The path is part of the name, so that two files called alike do not overwrite each other.
+    name = f"neurobench_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+    def load() -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+    return _Candidate(f"file:{path.stem}", "", path.stem, load, name, path)
+
+
+# ---------------------------------------------------------------- judging
+
+
+class _Invalid(Exception):
+    """A plugin was imported, but is not what a plugin must be; the message says all that its author needs."""
+
+
+def _last_frame(error: BaseException, candidate: _Candidate) -> str:
+    """Return the last frame in the plugin's own code, or else the last one, as `` (at file:line in function)``."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" (at {error.filename}:{error.lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    package = candidate.module.partition(".")[0]
+    own = [f for f in frames if package in Path(f.filename).parts or Path(f.filename) == candidate.file]
+    last = (own or frames)[-1]
+    if not own and "importlib" in Path(last.filename).parts:
+        return f" (while importing {candidate.module})"
+    return f" (at {last.filename}:{last.lineno} in {last.name})"
+
+
+def _how_to_disable(candidate: _Candidate) -> str:
+    if candidate.distribution.startswith("file:"):
+        return "Correct the file, or leave it out of --plugin."
+    return f"To go on without it: {BLOCK}={candidate.id}"
+
+
+def _missing_package(error: BaseException, candidate: _Candidate) -> str:
+    """Return the reason if a plugin only lacks a package that is not its own, else an empty string."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    top = error.name.partition(".")[0]
+    if top in (candidate.module.partition(".")[0], GROUP):
+        return ""
+    wanted = re.sub(r"[-_.]+", "-", top).lower()
+    for requirement in candidate.requires:
+        package = re.match(r"[A-Za-z0-9._-]+", requirement)
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", requirement)
+        if package and extra and re.sub(r"[-_.]+", "-", package[0]).lower() == wanted:
+            return f"needs the package {top!r}. Get it with: pip install '{candidate.distribution}[{extra[1]}]'"
+    return f"needs the package {top!r}. Get it with: pip install {wanted}"
+
+
+def _wrong_hooks(manager: pluggy.PluginManager, plugin: object) -> str:
+    callers = manager.get_hookcallers(plugin) or []
+    if not callers:
+        return f"has no hook. Mark one of {', '.join(_HOOKS)} with @hookimpl."
+    for caller in callers:
+        if not caller.has_spec():
+            likely = closest(caller.name, _HOOKS)
+            meant = f" Did you mean {likely!r}?" if likely else ""
+            return f"implements {caller.name!r}, which is no hook.{meant} Allowed: {', '.join(_HOOKS)}."
+    return ""
+
+
+def wrong_class(kind: Kind, component: object) -> str:
+    """Return what is wrong with a class as a component of this kind, or an empty string."""
+    base = KINDS[kind]
+    if not isinstance(component, type) or not issubclass(component, base):
+        return f"returns {component!r} as a {kind}, which is no subclass of {base.__name__}"
+    where = f"class {component.__qualname__}"
+    name = getattr(component, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return f"{where} has the name {name!r}; allowed: lower-case letters, digits and _, a letter first"
+    summary = getattr(component, "summary", None)
+    if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
+        return f"{where} has no summary; it needs one line of text"
+    if inspect.isabstract(component):
+        return f"{where} does not implement {', '.join(sorted(getattr(component, '__abstractmethods__', ())))}"
+    return _wrong_parameters(kind, component, where)
+
+
+def _wrong_parameters(kind: Kind, component: type[Component], where: str) -> str:
+    given = {"self", "spec"} if kind == "backbone" else {"self"}
+    for n, p in inspect.signature(component.__init__, eval_str=True).parameters.items():
+        if p.kind is p.KEYWORD_ONLY:
+            if p.annotation not in (bool, int, float, str):
+                return f"{where}: parameter {n!r} must be annotated with int, float, str or bool"
+            if p.default is p.empty:
+                return f"{where}: parameter {n!r} has no default"
+            accepted = (int, float) if p.annotation is float else (p.annotation,)
+            if type(p.default) not in accepted:
+                return f"{where}: parameter {n!r} has the default {p.default!r}, which is no {p.annotation.__name__}"
+        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and n not in given and p.default is p.empty:
+            return f"{where}: the constructor argument {n!r} must be keyword-only, with a default"
+    return ""
+
+
+# ---------------------------------------------------------------- source files
+
+
+def _file_of(module: object) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file else None
+
+
+def _source_files(module: ModuleType, component: type) -> tuple[Path, ...]:
+    """Return the files that a component's code is in, conservatively.
+
+    The plugin's module, every private module of its package, and where its bases of the same package are written.
+    """
+    files: set[Path] = set()
+    own = _file_of(module)
+    package = module.__name__.partition(".")[0]
+    if own is not None:
+        files.add(own)
+        if own.name == "__init__.py":
+            files.update(own.parent.rglob("*.py"))
+        elif module.__package__:
+            inside = own.parent.rglob("*.py")
+            files.update(f for f in inside if any(p.startswith("_") for p in f.relative_to(own.parent).parts))
+    for base in component.__mro__:
+        if base.__module__.partition(".")[0] == package and (file := _file_of(sys.modules.get(base.__module__))):
+            files.add(file)
+    return tuple(sorted(files))
+
+
+def _module_of(plugin: object) -> ModuleType:
+    """Return the module of a plugin that may be a module or any object with hooks."""
+    if isinstance(plugin, ModuleType):
+        return plugin
+    name = getattr(plugin, "__module__", None) or type(plugin).__module__
+    return sys.modules[name]
+
+
+# ---------------------------------------------------------------- loading
+
+
+def _components(manager: pluggy.PluginManager, plugin: object) -> list[tuple[Kind, type[Component]]]:
+    """Call the hooks of one plugin only: one that raises must not hide the others."""
+    found: list[tuple[Kind, type[Component]]] = []
+    others = [p for p in manager.get_plugins() if p is not plugin]
+    for caller in manager.get_hookcallers(plugin) or []:
+        kind = _HOOKS[caller.name]
+        for classes in manager.subset_hook_caller(caller.name, others)():
+            if not isinstance(classes, list | tuple):
+                raise _Invalid(f"{caller.name} returned {type(classes).__name__}, not a list of classes")
+            for component in classes:
+                if wrong := wrong_class(kind, component):
+                    raise _Invalid(wrong)
+                found.append((kind, component))
+    return found
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    candidate: _Candidate
+    module: ModuleType
+    components: list[tuple[Kind, type[Component]]]
+    unavailable: Mapping[tuple[Kind, str], str]
+
+    def info(self) -> PluginInfo:
+        provides = tuple((kind, c.name) for kind, c in self.components)
+        if provides and len(self.unavailable) == len(provides):
+            return self.candidate.info("unavailable", " ".join(dict.fromkeys(self.unavailable.values())), provides)
+        return self.candidate.info(
+            "available", " ".join(f"{n}: {r}" for (_, n), r in self.unavailable.items()), provides
+        )
+
+
+def _load(candidate: _Candidate, manager: pluggy.PluginManager) -> _Loaded | PluginInfo:
+    """Import and register one plugin; whatever goes wrong becomes its state."""
+    plugin: object = None
+    try:
+        plugin = candidate.load()
+        module = _module_of(plugin)
+        candidate = replace(candidate, file=_file_of(module))
+        manager.register(plugin, name=candidate.id)
+        if wrong := _wrong_hooks(manager, plugin):
+            raise _Invalid(wrong)
+        components = _components(manager, plugin)
+        missing = {(kind, c.name): reason for kind, c in components if (reason := c.unavailable())}
+        return _Loaded(candidate, module, components, missing)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a plugin does not decide when neurobench ends
+        if plugin is not None and manager.get_name(plugin) == candidate.id:
+            manager.unregister(plugin)
+        if reason := _missing_package(error, candidate):
+            return candidate.info("unavailable", reason)
+        if isinstance(error, _Invalid):
+            reason = str(error).rstrip(".") + "."
+        else:
+            reason = f"{type(error).__name__}: {error}{_last_frame(error, candidate)}."
+        return candidate.info("broken", f"{reason} {_how_to_disable(candidate)}")
+
+
+def _collisions(loaded: Sequence[_Loaded]) -> dict[str, PluginInfo]:
+    """Return the plugins that provide a component of the same kind and name as another one, as broken."""
+    by_name: dict[tuple[Kind, str], list[_Loaded]] = {}
+    for item in loaded:
+        for kind, component in item.components:
+            by_name.setdefault((kind, component.name), []).append(item)
+    broken: dict[str, PluginInfo] = {}
+    for (kind, name), items in by_name.items():
+        if len(items) > 1:
+            ids = [i.candidate.id for i in items]
+            both = " and ".join(dict.fromkeys(ids))
+            one = "remove one of them" if len(set(ids)) == 1 else f"block one of them, such as {BLOCK}={ids[-1]}"
+            for item in items:
+                reason = f"{kind} {name!r} is provided by {both}: neither can be used. To choose, {one}."
+                broken[item.candidate.id] = replace(item.info(), state="broken", reason=reason)
+    return broken
+
+
+def load_registry(
+    plugin_files: Sequence[Path | str] = (), *, block: Sequence[str] | None = None, trace: bool | None = None
+) -> Registry:
+    """Load every plugin and return what can be used, and what cannot with its reason.
+
+    Parameters
+    ----------
+    plugin_files
+        Python files to load besides the installed plugins.
+    block
+        Plugins not to load: ``distribution:entry-point``, or either half of it. None: what the environment
+        variable ``NEUROBENCH_BLOCK_PLUGINS`` says, separated by commas.
+    trace
+        Write every hook call to the log ``neurobench.plugins`` at level debug. None: whether
+        ``NEUROBENCH_TRACE_PLUGINS`` is 1.
+
+    Raises
+    ------
+    ConfigError
+        If a plugin file does not exist or a name to block is no plugin's.
+    """
+    if block is None:
+        block = [b.strip() for b in os.environ.get(BLOCK, "").split(",") if b.strip()]
+    if trace is None:
+        trace = os.environ.get(TRACE, "") == "1"
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    if trace:
+        _log.setLevel(logging.DEBUG)
+        manager.trace.root.setwriter(lambda text: _log.debug("%s", text.rstrip()))
+        manager.enable_tracing()
+
+    candidates = [*_installed(), *(_from_file(Path(f)) for f in plugin_files)]
+    _refuse_unknown_blocks(block, candidates)
+    infos: list[PluginInfo] = []
+    loaded: list[_Loaded] = []
+    for candidate in candidates:
+        if candidate.names & set(block):
+            infos.append(candidate.info("blocked", f"Blocked by {BLOCK}; leave it out there to use this plugin."))
+            continue
+        result = _load(candidate, manager)
+        if isinstance(result, _Loaded):
+            loaded.append(result)
+        else:
+            infos.append(result)
+    manager.check_pending()
+
+    broken = _collisions(loaded)
+    found: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
+    sources: dict[tuple[Kind, str], tuple[PluginInfo, tuple[Path, ...]]] = {}
+    unusable: dict[tuple[Kind, str], PluginError] = {}
+    for item in loaded:
+        info = broken.get(item.candidate.id) or item.info()
+        infos.append(info)
+        for kind, component in item.components:
+            key = (kind, component.name)
+            if reason := item.unavailable.get(key):
+                unusable[key] = _error(kind, component.name, replace(info, state="unavailable", reason=reason))
+            elif info.state == "available":
+                found[kind][component.name] = component
+                sources[key] = (info, _source_files(item.module, component))
+    for info in infos:
+        if info.state != "available":
+            for kind, name in info.provides:
+                if name not in found[kind]:
+                    unusable.setdefault((kind, name), _error(kind, name, info))
+    return Registry(
+        backbones=_sorted(found["backbone"]),
+        masks=_sorted(found["mask"]),
+        datasets=_sorted(found["dataset"]),
+        tasks=_sorted(found["task"]),
+        baselines=_sorted(found["baseline"]),
+        plugins=tuple(sorted(infos, key=lambda p: (p.distribution, p.entry_point))),
+        unusable=unusable,
+        sources=sources,
+    )
+
+
+def _sorted(components: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(components.items()))
+
+
+def _error(kind: Kind, name: str, plugin: PluginInfo) -> PluginError:
+    return PluginError(
+        f"{kind} {name!r} cannot be used: plugin {plugin.id} is {plugin.state}.", next_step=plugin.reason
+    )
+
+
+def _refuse_unknown_blocks(block: Sequence[str], candidates: Sequence[_Candidate]) -> None:
+    known = {name for c in candidates for name in c.names}
+    for name in block:
+        if name not in known:
+            raise ConfigError(
+                f"{name!r} is to be blocked, but no plugin is called that.",
+                allowed="distribution:entry-point, or either half of it",
+                likely=closest(name, known),
+                next_step=f"Correct {BLOCK}; `neurobench plugins` lists all.",
+            )
