@@ -1,4 +1,4 @@
-"""Where a cohort comes from: the user's folder or the simulated twin, prepared once, looked at without being changed."""
+"""Where a cohort comes from: the user's folder or the simulated twin; prepared once, and checked without a change."""
 
 from __future__ import annotations
 
@@ -55,11 +55,7 @@ class CohortSource:
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the stored cohort: the state of every file, not its content, which is hashed later."""
-        where: Any
-        if self.root is None:
-            where = {"twin": self._twin_identity()}
-        else:
-            where = {"folder": _folder_state(self.root)}
+        where: Any = {"twin": self._twin_identity()} if self.root is None else {"folder": _folder_state(self.root)}
         return {"dataset": dict(self.code), "spec": asdict(self.spec), "where": where, "version": 1}
 
     def _twin_identity(self) -> dict[str, Any]:
