@@ -266,6 +266,9 @@ class Dataset(Component, ABC):
     twin_subjects: int = 0
     """Subjects of the simulated twin; 0 where there is none."""
 
+    default_grid: ClassVar[bool] = False
+    """Whether a run that names no dataset takes this one."""
+
     @property
     @abstractmethod
     def spec(self) -> SignalSpec:

@@ -56,7 +56,8 @@ class ConfigErrors(ConfigError):
     def __init__(self, problems: Sequence[NeurobenchError]) -> None:
         self.problems = tuple(problems)
         lines = "".join(f"\n  {i}. {p}" for i, p in enumerate(self.problems, 1))
-        super().__init__(f"{len(self.problems)} problems, nothing was started:{lines}")
+        count = "one problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"{count}, nothing was started:{lines}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.problems,))

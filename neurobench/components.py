@@ -1,0 +1,147 @@
+"""Components as a user writes them: ``roi[rule=pure]``, read, checked and resolved."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from neurobench.errors import ConfigError, closest
+
+if TYPE_CHECKING:
+    from neurobench.plugins import Kind, Registry
+
+__all__ = ["ComponentSpec", "parse_component", "split_names"]
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """A component as asked for, with all its parameters resolved.
+
+    Parameters
+    ----------
+    kind, name
+        Such as ``mask`` and ``roi``.
+    parameters, defaults
+        Every parameter of the component: its value here, and the one it has when nothing is said.
+    """
+
+    kind: Kind
+    name: str
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    defaults: Mapping[str, Value] = field(default_factory=dict, compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.name, tuple(self.parameters.items())))
+
+    @property
+    def label(self) -> str:
+        """``roi[rule=pure]``: the name, and the parameters that are not at their defaults."""
+        changed = [f"{k}={_text(v)}" for k, v in self.parameters.items() if v != self.defaults.get(k)]
+        return f"{self.name}[{','.join(changed)}]" if changed else self.name
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name and all parameters, defaults among them."""
+        return {"name": self.name, "parameters": dict(self.parameters)}
+
+
+def _text(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def split_names(text: str) -> list[str]:
+    """Split at commas that are not inside brackets.
+
+    >>> split_names("hybrid[layout=MA],adhd200[signal=parcels,atlas=cc200]")
+    ['hybrid[layout=MA]', 'adhd200[signal=parcels,atlas=cc200]']
+    """
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [p.strip() for p in parts if p.strip()]
+
+
+_COMPONENT = re.compile(r"(?P<name>[^\[\]:=]+)(?::(?P<column>[^\[\]]+))?(?:\[(?P<inside>.*)\])?")
+
+
+def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
+    """Resolve ``name[parameter=value,…]``; ``target:full_iq`` is short for ``target[column=full_iq]``.
+
+    Raises
+    ------
+    ConfigError
+        If the text cannot be read or a parameter is unknown or of the wrong type.
+    UnknownNameError, PluginError
+        If nothing provides the name, or what provides it cannot be used.
+    """
+    match = _COMPONENT.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(
+            f"{kind} {text!r} cannot be read.",
+            allowed="name, or name[parameter=value,parameter=value]",
+            next_step="In a shell, put quotes around the brackets.",
+        )
+    name = match["name"].strip()
+    accepted = registry.get(kind, name).component_parameters()
+    given: list[tuple[str, str]] = [("column", match["column"])] if match["column"] else []
+    for part in split_names(match["inside"] or ""):
+        parameter, equals, value = part.partition("=")
+        if not equals or not value:
+            raise ConfigError(
+                f"{part!r} in {kind} {text!r} gives no value.",
+                allowed=_signature(accepted),
+                next_step="Write parameter=value.",
+            )
+        given.append((parameter.strip(), value.strip()))
+    defaults: dict[str, Value] = {n: p.default for n, p in accepted.items()}
+    changed: dict[str, Value] = {}
+    for parameter, value in given:
+        if parameter not in accepted:
+            raise ConfigError(
+                f"{kind} {name!r} has no parameter {parameter!r}.",
+                allowed=_signature(accepted),
+                likely=closest(parameter, accepted),
+                next_step=f"See `neurobench info {name}`.",
+            )
+        if parameter in changed:
+            raise ConfigError(f"{kind} {text!r} sets {parameter!r} twice.", next_step="Leave one of them out.")
+        changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation)
+    return ComponentSpec(kind, name, {**defaults, **changed}, defaults)
+
+
+def _signature(accepted: Mapping[str, Any]) -> str:
+    shown = [f"{n}={_text(p.default)} ({p.annotation.__name__})" for n, p in accepted.items()]
+    return ", ".join(shown) or "no parameters"
+
+
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _convert(kind: str, name: str, parameter: str, text: str, wanted: type) -> Value:
+    try:
+        if wanted is bool:
+            return _BOOLS[text.lower()]
+        if wanted is int:
+            return int(text)
+        if wanted is float:
+            number = float(text)
+            if not math.isfinite(number):
+                raise ValueError
+            # So that 2 and 2.0 are one thing in a label.
+            return number
+        return text
+    except (ValueError, KeyError):
+        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise ConfigError(
+            f"parameter {parameter!r} of {kind} {name!r} cannot be {text!r}.",
+            allowed=words[wanted],
+            next_step=f"See `neurobench info {name}`.",
+        ) from None

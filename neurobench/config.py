@@ -1,0 +1,558 @@
+"""What a run was asked for, and the grid of combinations that follows from it.
+
+Every name, parameter and combination is judged in :func:`expand`, all problems at once, before any work starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from neurobench.components import ComponentSpec, parse_component, split_names
+from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
+
+if TYPE_CHECKING:
+    from neurobench.plugins import Kind, Registry
+
+__all__ = [
+    "PROFILES",
+    "Combination",
+    "ComponentSpec",
+    "Grid",
+    "Profile",
+    "RunConfig",
+    "expand",
+    "parse_component",
+    "split_names",
+]
+
+
+# ---------------------------------------------------------------- profiles
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Size of a run, the same for every combination in it.
+
+    Parameters
+    ----------
+    n_tokens
+        Most tokens a training window may have.
+    width, n_layers
+        Width of a token; layers, each one pass along units and one along time.
+    n_steps, batch_size
+        Optimiser steps of a pretraining; windows in each.
+    n_folds, n_seeds
+        Outer folds; repetitions with another seed.
+    """
+
+    name: str
+    n_tokens: int
+    width: int
+    n_layers: int
+    n_steps: int
+    n_folds: int
+    n_seeds: int
+    batch_size: int
+
+
+PROFILES: Mapping[str, Profile] = {
+    p.name: p
+    for p in (
+        Profile("smoke", n_tokens=100, width=32, n_layers=1, n_steps=200, n_folds=2, n_seeds=1, batch_size=32),
+        Profile("cpu", n_tokens=250, width=64, n_layers=2, n_steps=1_500, n_folds=5, n_seeds=1, batch_size=32),
+        Profile("full", n_tokens=2_000, width=256, n_layers=4, n_steps=20_000, n_folds=5, n_seeds=3, batch_size=64),
+    )
+}
+
+
+# ---------------------------------------------------------------- a run
+
+
+Adaptation = Literal["frozen", "finetune", "scratch"]
+Split = Literal["subjects", "site", "within-recording"]
+Device = Literal["auto", "cpu", "cuda"]
+Source = Literal["auto", "real", "simulated"]
+Variant = Literal["default", "null", "confounded"]
+
+_Names = str | Iterable[str] | None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run was asked for; nothing is resolved yet.
+
+    Parameters
+    ----------
+    backbones, masks, datasets, tasks
+        Components, such as ``roi[rule=pure]``. No datasets: those of the default grid. No tasks: every task that
+        needs no parameter and does not refuse the cohort.
+    seeds
+        Empty: as many as the profile has, from 0.
+    profile
+        ``smoke``, ``cpu`` or ``full``.
+    adaptation
+        ``frozen`` probe, ``finetune``, or ``scratch``: finetuned without pretraining.
+    split
+        ``subjects`` (k folds), ``site`` (leave one site out) or ``within-recording`` (first part trains, later part
+        tests; reconstruction only, never ranked).
+    folds, n_steps
+        Instead of the profile's.
+    ratio
+        Fraction of valid tokens that is hidden and scored.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    data_dirs
+        Folder of each dataset; the key ``""`` is the only dataset's.
+    source
+        ``real``, ``simulated``, or ``auto``: real where a folder is given.
+    variant, n_subjects
+        Of simulated twins.
+    out
+        Folder of the store and the results.
+    window_s, patch_s, sfreq
+        Seconds, seconds, Hz; None: the dataset's own.
+    plugin_files
+        Python files to load besides the installed plugins.
+    """
+
+    backbones: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    profile: str = "smoke"
+    adaptation: Adaptation = "frozen"
+    split: Split = "subjects"
+    folds: int | None = None
+    ratio: float = 0.5
+    device: Device = "auto"
+    data_dirs: Mapping[str, Path] = field(default_factory=dict)
+    source: Source = "auto"
+    variant: Variant = "default"
+    n_subjects: int | None = None
+    out: Path = Path("neurobench-results")
+    window_s: float | None = None
+    patch_s: float | None = None
+    sfreq: float | None = None
+    n_steps: int | None = None
+    plugin_files: tuple[Path, ...] = ()
+
+    @classmethod
+    def from_options(
+        cls,
+        *,
+        suite: Path | str | None = None,
+        backbone: _Names = None,
+        mask: _Names = None,
+        dataset: _Names = None,
+        task: _Names = None,
+        seed: int | str | Iterable[int | str] | None = None,
+        profile: str | None = None,
+        adaptation: str | None = None,
+        split: str | None = None,
+        folds: int | None = None,
+        ratio: float | None = None,
+        device: str | None = None,
+        data_dir: str | Path | Iterable[str | Path] | Mapping[str, str | Path] | None = None,
+        source: str | None = None,
+        variant: str | None = None,
+        n_subjects: int | None = None,
+        out: str | Path | None = None,
+        window_s: float | None = None,
+        patch_s: float | None = None,
+        sfreq: float | None = None,
+        n_steps: int | None = None,
+        plugin_files: str | Path | Iterable[str | Path] | None = None,
+    ) -> RunConfig:
+        """Build a configuration from what the command line or a caller of the Python API says.
+
+        Options that are None keep the suite file's value, or else the default. Names may be one text with commas or a
+        list; ``data_dir`` takes ``PATH``, ``NAME=PATH``, several of them, or a mapping.
+        """
+        given = {
+            "backbones": _names(backbone),
+            "masks": _names(mask),
+            "datasets": _names(dataset),
+            "tasks": _names(task),
+            "seeds": _seeds(seed),
+            "profile": profile,
+            "adaptation": adaptation,
+            "split": split,
+            "folds": folds,
+            "ratio": ratio,
+            "device": device,
+            "data_dirs": _data_dirs(data_dir),
+            "source": source,
+            "variant": variant,
+            "n_subjects": n_subjects,
+            "out": None if out is None else Path(out).expanduser(),
+            "window_s": window_s,
+            "patch_s": patch_s,
+            "sfreq": sfreq,
+            "n_steps": n_steps,
+            "plugin_files": None if plugin_files is None else tuple(Path(f) for f in _listed(plugin_files)),
+        }
+        base = cls()
+        if suite is not None:
+            from neurobench.suites import load_suite
+
+            base = load_suite(suite)
+        changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        return replace(base, **changes)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | Path | int) else list(value)
+
+
+def _names(value: _Names) -> tuple[str, ...] | None:
+    return None if value is None else tuple(n for text in _listed(value) for n in split_names(text))
+
+
+def _seeds(value: int | str | Iterable[int | str] | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    texts = [part for item in _listed(value) for part in split_names(str(item))]
+    for text in texts:
+        if not text.isdecimal():
+            raise ConfigError(f"seed {text!r} is no seed.", allowed="whole numbers from 0, such as --seed 0,1,2")
+    return tuple(dict.fromkeys(int(t) for t in texts))
+
+
+_NAMED_PATH = re.compile(r"([a-z][a-z0-9_]*(?:\[[^\]]*\])?)=(.+)")
+
+
+def _data_dirs(value: Any) -> dict[str, Path] | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {k: Path(v).expanduser() for k, v in value.items()}
+    found: dict[str, Path] = {}
+    for item in _listed(value):
+        match = _NAMED_PATH.fullmatch(str(item))
+        name, path = (match[1], match[2]) if match else ("", str(item))
+        if name in found:
+            raise ConfigError(
+                f"two folders are given for {name or 'the dataset'}: {found[name]} and {path}.",
+                allowed="one folder a dataset",
+                next_step="Say whose each is: --data-dir NAME=PATH.",
+            )
+        found[name] = Path(path).expanduser()
+    return found
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "profile": tuple(PROFILES),
+    "adaptation": get_args(Adaptation),
+    "split": get_args(Split),
+    "device": get_args(Device),
+    "source": get_args(Source),
+    "variant": get_args(Variant),
+}
+
+
+# ---------------------------------------------------------------- the grid
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One cell of the grid: what is pretrained once a fold."""
+
+    backbone: ComponentSpec
+    mask: ComponentSpec
+    dataset: ComponentSpec
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """``mamba · roi · camcan · seed 0``."""
+        return f"{self.backbone.label} · {self.mask.label} · {self.dataset.label} · seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A run with every name resolved and nothing impossible left in it.
+
+    Parameters
+    ----------
+    config
+        What was asked for.
+    profile
+        Sizes, with --steps and --folds already in place.
+    backbones, masks, datasets, seeds
+        The axes.
+    tasks
+        To score on. Those that were not asked for by name are left out silently where they refuse a cohort.
+    tasks_asked
+        Whether the tasks were asked for by name, so that a refusal is an error.
+    baselines
+        Printed beside, always.
+    adaptation
+        ``frozen`` or ``finetune``; ``scratch`` is finetuning with a mask that does not pretrain.
+    data_dirs
+        Label of a dataset to its folder; a dataset that is not here runs on its simulated twin.
+    """
+
+    config: RunConfig
+    profile: Profile
+    backbones: tuple[ComponentSpec, ...]
+    masks: tuple[ComponentSpec, ...]
+    datasets: tuple[ComponentSpec, ...]
+    seeds: tuple[int, ...]
+    tasks: tuple[ComponentSpec, ...]
+    tasks_asked: bool
+    baselines: tuple[ComponentSpec, ...]
+    adaptation: Literal["frozen", "finetune"]
+    data_dirs: Mapping[str, Path]
+
+    @property
+    def combinations(self) -> tuple[Combination, ...]:
+        """Every backbone × mask × dataset × seed, one dataset after the other."""
+        return tuple(
+            Combination(b, m, d, s)
+            for d, b, m, s in itertools.product(self.datasets, self.backbones, self.masks, self.seeds)
+        )
+
+    def root(self, dataset: ComponentSpec) -> Path | None:
+        """Return the user's folder of a dataset, or None: its simulated twin."""
+        return self.data_dirs.get(dataset.label)
+
+    def source(self, dataset: ComponentSpec) -> Literal["real", "simulated"]:
+        """Return whether a dataset is real or simulated in this run."""
+        return "real" if dataset.label in self.data_dirs else "simulated"
+
+
+def expand(config: RunConfig, registry: Registry) -> Grid:
+    """Resolve a configuration into its grid.
+
+    Raises
+    ------
+    ConfigErrors
+        With every problem there is.
+    """
+    problems: list[NeurobenchError] = [*_wrong_values(config)]
+
+    def resolve(kind: Kind, texts: Iterable[str]) -> tuple[ComponentSpec, ...]:
+        found = []
+        for text in texts:
+            try:
+                found.append(parse_component(kind, text, registry))
+            except NeurobenchError as error:
+                problems.append(error)
+        return tuple(dict.fromkeys(found))
+
+    scratch = config.adaptation == "scratch"
+    masks = config.masks
+    if scratch and not masks:
+        masks = tuple(name for name, mask in registry.masks.items() if not mask.pretrains)
+    for option, asked, known in (("backbone", config.backbones, registry.backbones), ("mask", masks, registry.masks)):
+        if not asked:
+            problems.append(
+                ConfigError(f"no {option} was asked for.", allowed=", ".join(known), next_step=f"Give --{option}.")
+            )
+    datasets = config.datasets or tuple(n for n, d in registry.datasets.items() if d.default_grid)
+    tasks = config.tasks or tuple(n for n in registry.tasks if _constructible(registry, n))
+    backbone_specs, mask_specs = resolve("backbone", config.backbones), resolve("mask", masks)
+    dataset_specs, task_specs = resolve("dataset", datasets), resolve("task", tasks)
+    baselines = resolve("baseline", registry.baselines)
+
+    for spec in (*mask_specs, *dataset_specs, *task_specs):
+        problems.extend(_constructor_problem(spec, registry))
+    if scratch:
+        problems.extend(
+            ConfigError(
+                f"--adaptation scratch trains without pretraining, so mask {m.label!r} would not be used.",
+                next_step="Leave --mask out, or use --adaptation finetune.",
+            )
+            for m in mask_specs
+            if registry.get("mask", m.name).pretrains
+        )
+    if config.split == "within-recording":
+        task_specs = _reconstruction_only(task_specs, bool(config.tasks), registry, problems)
+    profile = PROFILES.get(config.profile, PROFILES["smoke"])
+    profile = replace(
+        profile,
+        n_steps=profile.n_steps if config.n_steps is None else config.n_steps,
+        n_folds=profile.n_folds if config.folds is None else config.folds,
+    )
+    problems.extend(_impossible_backbones(backbone_specs, profile, registry))
+    data_dirs = _resolve_data_dirs(config, dataset_specs, registry, problems)
+    if problems:
+        raise ConfigErrors(problems)
+    return Grid(
+        config=config,
+        profile=profile,
+        backbones=backbone_specs,
+        masks=mask_specs,
+        datasets=dataset_specs,
+        seeds=config.seeds or tuple(range(profile.n_seeds)),
+        tasks=task_specs,
+        tasks_asked=bool(config.tasks),
+        baselines=baselines,
+        adaptation="frozen" if config.adaptation == "frozen" else "finetune",
+        data_dirs=data_dirs,
+    )
+
+
+def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
+    for name, allowed in CHOICES.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            yield ConfigError(
+                f"--{name} cannot be {value!r}.", allowed=", ".join(allowed), likely=closest(str(value), allowed)
+            )
+    if not 0 < config.ratio < 1:
+        yield ConfigError(f"--ratio cannot be {config.ratio}.", allowed="a number between 0 and 1, such as 0.5")
+    if config.folds is not None and config.folds < 2:
+        yield ConfigError(f"--folds cannot be {config.folds}.", allowed="2 or more")
+    if config.folds is not None and config.split != "subjects":
+        yield ConfigError(
+            f"--folds has no meaning with --split {config.split}.", next_step="Leave --folds out, or the split."
+        )
+    for option, number, least in (("steps", config.n_steps, 1), ("n-subjects", config.n_subjects, 4)):
+        if number is not None and number < least:
+            yield ConfigError(f"--{option} cannot be {number}.", allowed=f"{least} or more")
+    if any(seed < 0 for seed in config.seeds):
+        yield ConfigError("a seed cannot be negative.", allowed="whole numbers from 0, such as --seed 0,1,2")
+    for option in ("window_s", "patch_s", "sfreq"):
+        value = getattr(config, option)
+        if value is not None and not 0 < value < float("inf"):
+            yield ConfigError(f"--{option.replace('_', '-')} cannot be {value}.", allowed="a number above 0")
+    if config.window_s and config.patch_s and config.patch_s > config.window_s:
+        yield ConfigError(
+            f"a patch of {config.patch_s:g} s does not fit into a window of {config.window_s:g} s.",
+            next_step="Change --patch-s or --window-s.",
+        )
+    if config.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            yield ConfigError(
+                "--device cuda: no CUDA device can be used here.", allowed="cpu", next_step="Leave --device out."
+            )
+
+
+def _constructible(registry: Registry, task: str) -> bool:
+    """Whether a task works without a parameter: ``target`` needs its column."""
+    try:
+        registry.tasks[task]()
+    except NeurobenchError:
+        return False
+    return True
+
+
+def _constructor_problem(spec: ComponentSpec, registry: Registry) -> list[NeurobenchError]:
+    """Build a component once, so that a value which its constructor refuses is found before any work starts."""
+    try:
+        registry.get(spec.kind, spec.name)(**spec.parameters)
+    except NeurobenchError as error:
+        return [error]
+    except ValueError as error:
+        return [ConfigError(f"{spec.kind} {spec.label!r}: {error}.", next_step=f"See `neurobench info {spec.name}`.")]
+    return []
+
+
+def _impossible_backbones(
+    specs: Iterable[ComponentSpec], profile: Profile, registry: Registry
+) -> Iterator[NeurobenchError]:
+    from neurobench.records import BackboneSpec
+
+    # Sizes of the data are not known yet, and no backbone may depend on them more than on "some".
+    sizes = BackboneSpec(
+        n_units=8, n_groups=2, n_patches=10, n_features=10, width=profile.width, n_layers=profile.n_layers
+    )
+    for spec in specs:
+        if reason := registry.get("backbone", spec.name).impossible(sizes, spec.parameters):
+            yield ConfigError(
+                f"backbone {spec.label!r} cannot be built at --profile {profile.name}: {reason.rstrip('.')}.",
+                next_step=f"Change its parameters (`neurobench info {spec.name}`) or the profile.",
+            )
+
+
+def _reconstruction_only(
+    tasks: tuple[ComponentSpec, ...], asked: bool, registry: Registry, problems: list[NeurobenchError]
+) -> tuple[ComponentSpec, ...]:
+    """Return the tasks that make sense when all of a recording's people are in training and test alike."""
+    kept = tuple(t for t in tasks if registry.get("task", t.name).needs == "reconstruction")
+    if asked:
+        problems.extend(
+            ConfigError(
+                f"--split within-recording cannot be scored on task {t.label!r}: "
+                "training and test are the same people.",
+                allowed="reconstruction tasks",
+                next_step="Leave the task out, or use --split subjects.",
+            )
+            for t in tasks
+            if t not in kept
+        )
+    return kept
+
+
+def _resolve_data_dirs(
+    config: RunConfig, datasets: tuple[ComponentSpec, ...], registry: Registry, problems: list[NeurobenchError]
+) -> dict[str, Path]:
+    """Return the folder of every dataset that runs on real recordings."""
+    labels = [d.label for d in datasets]
+    known = list(dict.fromkeys([*labels, *(d.name for d in datasets)]))
+    for name, path in config.data_dirs.items():
+        if name == "" and len(datasets) != 1:
+            problems.append(
+                ConfigError(
+                    f"--data-dir {path} does not say whose folder it is, and {len(datasets)} datasets are asked for.",
+                    allowed=", ".join(f"--data-dir {label}={path}" for label in labels),
+                    next_step="Give the name, or one --dataset.",
+                )
+            )
+        elif name and name not in known:
+            problems.append(
+                ConfigError(
+                    f"--data-dir {name}={path}: dataset {name!r} is not asked for.",
+                    allowed=", ".join(known),
+                    likely=closest(name, known),
+                    next_step=f"Leave it out, or add --dataset {name}.",
+                )
+            )
+        elif not path.is_dir():
+            problems.append(
+                ConfigError(
+                    f"--data-dir: the folder {path} does not exist.",
+                    next_step="Give the folder that holds the recordings.",
+                )
+            )
+    found: dict[str, Path] = {}
+    for spec in datasets:
+        folder = next((config.data_dirs[k] for k in (spec.label, spec.name, "") if k in config.data_dirs), None)
+        if config.source != "simulated" and folder is not None:
+            found[spec.label] = folder.resolve()
+        elif config.source == "real":
+            problems.append(
+                ConfigError(
+                    f"--source real: no folder is given for dataset {spec.label!r}.",
+                    next_step=f"Give --data-dir {spec.name}=PATH.",
+                )
+            )
+        elif registry.get("dataset", spec.name).twin_subjects == 0:
+            problems.append(
+                ConfigError(
+                    f"dataset {spec.label!r} has no simulated twin.",
+                    next_step=f"Give its folder: --data-dir {spec.name}=PATH.",
+                )
+            )
+    if datasets and len(found) == len(datasets):
+        for option, value, default in (
+            ("variant", config.variant, "default"),
+            ("n-subjects", config.n_subjects, None),
+        ):
+            if value != default:
+                problems.append(
+                    ConfigError(
+                        f"--{option} is about simulated data, and every dataset here is real.",
+                        next_step="Leave it out, or use --source simulated.",
+                    )
+                )
+    return found
