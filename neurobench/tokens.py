@@ -225,7 +225,7 @@ class Tokenizer:
             (units,) or (batch, units): rows of the unit table, in spatial order.
         """
         cohort = self.cohort
-        units = np.broadcast_to(units, (len(windows), np.shape(units)[-1]))
+        units = np.array(np.broadcast_to(units, (len(windows), np.shape(units)[-1])))
         n_patches, per_patch, n_voxels = cohort.patches_per_window, cohort.samples_per_patch, cohort.n_voxels
         k = units.shape[1]
         signal = np.zeros((len(windows), k, cohort.samples_per_window * n_voxels), np.float32)
@@ -239,7 +239,7 @@ class Tokenizer:
             valid[row] = present[:, None] & (np.arange(1, n_patches + 1) * per_patch <= length)
         tokens = signal.reshape(len(windows), k, n_patches, per_patch * n_voxels)
         tokens *= valid[..., None]
-        index = torch.from_numpy(np.ascontiguousarray(units))
+        index = torch.from_numpy(units)
         table = TokenTable(
             unit=index,
             valid=torch.from_numpy(valid),

@@ -1,0 +1,173 @@
+"""From files to a cohort: units aligned, faults named, nothing done twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurobench.cohorts import CohortSource, check_data
+from neurobench.errors import DataError
+from neurobench.preparation import band_pass, resample, spatial_order
+from neurobench.records import Cohort, SignalSpec
+from neurobench.store import Store
+from tests.fakes import FakeDataset, units, write_folder
+
+SPEC = SignalSpec(window_s=40.0, patch_s=8.0)
+
+
+def source(root: Path | None, spec: SignalSpec = SPEC) -> CohortSource:
+    return CohortSource(FakeDataset(), "fake", {"name": "fake"}, spec, root)
+
+
+def load(tmp_path: Path, spec: SignalSpec = SPEC) -> Cohort:
+    return source(tmp_path / "data", spec).load(Store(tmp_path / "out"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def codes(cohort: Cohort) -> dict[str, str]:
+    return {f.code: f.message for f in cohort.findings}
+
+
+def test_a_clean_folder(tmp_path: Path, folder: Path) -> None:
+    cohort = load(tmp_path)
+    assert len(cohort.subjects) == len(cohort.recordings) == 8
+    assert cohort.source == "real"
+    assert cohort.findings == ()
+    assert cohort.participants["duration_s"].tolist() == [120.0] * 8
+    np.testing.assert_allclose(cohort.recordings[0].open(), np.load(folder / "s000.npy"), rtol=1e-6)
+
+
+def test_a_stored_cohort_is_the_same(tmp_path: Path, folder: Path) -> None:
+    first, second = load(tmp_path), load(tmp_path)
+    assert first.fingerprint == second.fingerprint
+    pd.testing.assert_frame_equal(first.participants, second.participants)
+    np.testing.assert_array_equal(first.recordings[3].scale, second.recordings[3].scale)
+    assert second.units.describe() == first.units.describe()
+
+
+def test_a_participant_added_later_prepares_only_that_one(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load(tmp_path)
+    read: list[str] = []
+    original = FakeDataset.read
+    monkeypatch.setattr(FakeDataset, "read", lambda self, file: read.append(file.subject) or original(self, file))
+    np.save(folder / "s100.npy", np.load(folder / "s000.npy") * 2)
+    with open(folder / "participants.csv", "a") as f:
+        f.write("s100,0.5,33,F,A,control\n")
+    after = load(tmp_path)
+    assert read == ["s100"]
+    assert len(after.subjects) == 9
+    assert after.fingerprint != before.fingerprint
+
+
+def test_constant_and_nan_units_are_named_and_left_out(tmp_path: Path, folder: Path) -> None:
+    data = np.load(folder / "s001.npy")
+    data[2], data[5, 7] = 3.0, np.nan
+    np.save(folder / "s001.npy", data)
+    cohort = load(tmp_path)
+    recording = cohort.recordings[1]
+    missing = [cohort.units.names[i] for i in np.flatnonzero(~recording.present)]
+    assert missing == ["unit-02", "unit-05"]
+    assert "1 of 12 units have a constant signal" in codes(cohort)["constant-units"]
+    assert "unit-05" in codes(cohort)["not-finite-units"]
+
+
+def test_a_unit_missing_nearly_everywhere_leaves_the_cohort(tmp_path: Path, folder: Path) -> None:
+    for path in sorted(folder.glob("*.npy"))[:6]:
+        data = np.load(path)
+        data[4] = 0.0
+        np.save(path, data)
+    cohort = load(tmp_path)
+    assert "unit-04" not in cohort.units.names
+    assert "1 of 12 units are usable in fewer than half of the recordings" in codes(cohort)["dropped-units"]
+    assert cohort.recordings[0].open().shape == (11, 60)
+
+
+def test_another_sensor_set_is_left_out_with_both_sets_named(tmp_path: Path, folder: Path) -> None:
+    np.save(folder / "s002.npy", np.random.default_rng(0).standard_normal((4, 60)))
+    cohort = load(tmp_path)
+    assert "s002" not in cohort.subjects
+    assert "4 units" in codes(cohort)["units-differ"]
+    assert "33% are among the 12 units of most recordings" in codes(cohort)["units-differ"]
+
+
+def test_unreadable_files_are_collected_not_fatal(tmp_path: Path, folder: Path) -> None:
+    (folder / "s003.npy").write_text("<html>please log in</html>")
+    cohort = load(tmp_path)
+    assert len(cohort.subjects) == 7
+    assert codes(cohort)["unreadable"] == "s003.npy is not a .npy file."
+
+
+def test_nothing_usable_says_why_and_how_often(tmp_path: Path, folder: Path) -> None:
+    for path in folder.glob("*.npy"):
+        path.write_text("x")
+    with pytest.raises(DataError, match=r"no recording could be read\. Reasons: unreadable × 8"):
+        load(tmp_path)
+
+
+def test_a_missing_folder_says_where_to_give_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"does not exist\. Give its place: --data-dir fake=PATH"):
+        load(tmp_path)
+
+
+def test_several_sampling_rates_go_down_to_the_slowest(tmp_path: Path, folder: Path) -> None:
+    table = pd.read_csv(folder / "participants.csv")
+    table.loc[0, "sfreq"] = 1.0
+    table.to_csv(folder / "participants.csv", index=False)
+    np.save(folder / "s000.npy", np.random.default_rng(1).standard_normal((12, 120)))
+    cohort = load(tmp_path)
+    assert cohort.sfreq == 0.5
+    assert cohort.recordings[0].n_times == 60
+    assert any("resampled down to 0.5 Hz from recordings of 0.5, 1 Hz" in p for p in cohort.provenance)
+
+
+def test_band_pass_keeps_the_band_and_nothing_else() -> None:
+    t = np.arange(2000) / 2.0
+    slow, inside, fast = (np.sin(2 * np.pi * f * t) for f in (0.001, 0.05, 0.4))
+    out = band_pass((slow + inside + fast)[None], 2.0, (0.01, 0.1))[0, 200:-200]
+    assert np.corrcoef(out, inside[200:-200])[0, 1] > 0.99
+    assert abs(out.std() / inside.std() - 1) < 0.1
+
+
+def test_resampling_never_goes_up() -> None:
+    with pytest.raises(DataError, match="cannot be resampled up"):
+        resample(np.zeros((2, 10)), 1.0, 2.0)
+
+
+def test_spatial_order_is_deterministic_and_keeps_groups_together() -> None:
+    table = units(12)
+    shuffled = table.take(np.random.default_rng(0).permutation(12))
+    ordered = shuffled.take(spatial_order(shuffled))
+    assert ordered.names == table.names
+
+
+def test_the_twin_is_called_simulated(tmp_path: Path) -> None:
+    cohort = source(None).load(Store(tmp_path / "out"))
+    assert cohort.source == "simulated"
+    assert len(cohort.subjects) == 8
+
+
+def test_check_reads_everything_and_changes_nothing(tmp_path: Path, folder: Path) -> None:
+    data = np.load(folder / "s001.npy")
+    data[2] = 1.0
+    np.save(folder / "s001.npy", data)
+    (folder / "s004.npy").write_bytes(b"broken")
+    (folder / "s005.npy").unlink()
+    state = {p.name: os.stat(p).st_mtime_ns for p in folder.iterdir()}
+    report = check_data(FakeDataset(), folder, deep=True)
+    assert {p.name: os.stat(p).st_mtime_ns for p in folder.iterdir()} == state
+    assert {f.code for f in report.findings} == {"no-recording", "unreadable", "unusable-units"}
+    assert report.n_recordings == 6
+    assert report.table["subjects"].sum() == 6
+    assert report.targets.set_index("column").loc["age", "kind"] == "number"
+    assert report.targets.set_index("column").loc["sex", "kind"] == "two classes"
