@@ -74,7 +74,7 @@ def simulated_units(
 
 
 def simulated_window(units: UnitTable, n_patches: int, *, gaps: bool = False, seed: int = 0) -> WindowTable:
-    """Return the token table of one window; with ``gaps`` some units are left out, one is missing, the end is padded."""
+    """Return the token table of one window; with ``gaps`` some units are left out, one is missing, the end padded."""
     rng = np.random.default_rng(seed_for(seed, "units", "window", n_patches))
     n = len(units)
     if not gaps:
