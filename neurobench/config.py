@@ -327,8 +327,15 @@ class Grid:
         return "real" if dataset.label in self.data_dirs else "simulated"
 
 
-def expand(config: RunConfig, registry: Registry) -> Grid:
+def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) -> Grid:
     """Resolve a configuration into its grid.
+
+    Parameters
+    ----------
+    config, registry
+        What was asked for, and where components come from.
+    data_only
+        Resolve the datasets alone, for work that needs no combination.
 
     Raises
     ------
@@ -336,6 +343,8 @@ def expand(config: RunConfig, registry: Registry) -> Grid:
         With every problem there is.
     """
     problems: list[NeurobenchError] = [*_wrong_values(config)]
+    if data_only:
+        config = replace(config, backbones=(), masks=(), tasks=(), adaptation="frozen", split="subjects")
 
     def resolve(kind: Kind, texts: Iterable[str]) -> tuple[ComponentSpec, ...]:
         found = []
@@ -351,15 +360,15 @@ def expand(config: RunConfig, registry: Registry) -> Grid:
     if scratch and not masks:
         masks = tuple(name for name, mask in registry.masks.items() if not mask.pretrains)
     for option, asked, known in (("backbone", config.backbones, registry.backbones), ("mask", masks, registry.masks)):
-        if not asked:
+        if not asked and not data_only:
             problems.append(
                 ConfigError(f"no {option} was asked for.", allowed=", ".join(known), next_step=f"Give --{option}.")
             )
     datasets = config.datasets or tuple(n for n, d in registry.datasets.items() if d.default_grid)
-    tasks = config.tasks or tuple(n for n in registry.tasks if _constructible(registry, n))
+    tasks = config.tasks or (() if data_only else tuple(n for n in registry.tasks if _constructible(registry, n)))
     backbone_specs, mask_specs = resolve("backbone", config.backbones), resolve("mask", masks)
     dataset_specs, task_specs = resolve("dataset", datasets), resolve("task", tasks)
-    baselines = resolve("baseline", registry.baselines)
+    baselines = resolve("baseline", () if data_only else registry.baselines)
 
     for spec in (*mask_specs, *dataset_specs, *task_specs):
         problems.extend(_constructor_problem(spec, registry))

@@ -1,0 +1,410 @@
+"""The command line. Nothing heavy is imported before a command runs, so that help and completion answer at once."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from neurobench.cli_data import data
+from neurobench.commands import AsJson, Names, Out, PluginFiles, Verbose, choice, complete, guarded, open_registry
+from neurobench.errors import ConfigError, closest, unknown_name
+
+if TYPE_CHECKING:
+    from neurobench.plugins import Kind, PluginInfo, Registry
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="neurobench",
+    help="Pretrain and judge every backbone × masking strategy on fMRI and MEG, under equal budgets, beside baselines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data)
+
+KINDS: tuple[str, ...] = ("backbone", "mask", "dataset", "task", "baseline")
+
+
+WHAT, HOW, DATA, OUTPUT = "What", "How", "Data", "Output"
+
+
+# ---------------------------------------------------------------- run
+
+
+@app.command()
+@guarded
+def run(
+    backbone: Annotated[
+        Names,
+        typer.Option(
+            "--backbone",
+            "-b",
+            metavar="NAME,…",
+            help="Such as mamba or hybrid\\[layout=MA]; several with commas or repeated.",
+            autocompletion=complete("backbone"),
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    mask: Annotated[
+        Names,
+        typer.Option(
+            "--mask",
+            "-m",
+            metavar="NAME,…",
+            help="Masking strategies, such as roi\\[rule=pure].",
+            autocompletion=complete("mask"),
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    dataset: Annotated[
+        Names,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="NAME,…",
+            help="Without it: every dataset of the default grid.",
+            autocompletion=complete("dataset"),
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    task: Annotated[
+        Names,
+        typer.Option(
+            "--task",
+            "-t",
+            metavar="NAME,…",
+            help="Without it: every task the data can be scored on. target:COLUMN takes any column.",
+            autocompletion=complete("task"),
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    seed: Annotated[
+        Names,
+        typer.Option("--seed", metavar="N,…", help="Such as 0,1,2.", rich_help_panel=WHAT),
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            "--suite", metavar="FILE", help="YAML file with settings; options go over it.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="smoke|cpu|full",
+            help="Size of everything; smoke without it.",
+            autocompletion=choice("smoke", "cpu", "full"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    adaptation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="frozen|finetune|scratch",
+            help="How a backbone meets a task; frozen without it.",
+            autocompletion=choice("frozen", "finetune", "scratch"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="subjects|site|within-recording",
+            help="What is held out; subjects without it.",
+            autocompletion=choice("subjects", "site", "within-recording"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Instead of the profile's.", rich_help_panel=HOW)] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of tokens to hide; 0.5 without.", rich_help_panel=HOW)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps instead of the profile's.", rich_help_panel=HOW)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cpu|cuda",
+            help="Where backbones run; CUDA where there is one.",
+            autocompletion=choice("auto", "cpu", "cuda"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Names,
+        typer.Option(
+            metavar="[NAME=]PATH",
+            help="Folder of a dataset's recordings; repeatable. Without it the simulated twin is used.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|real|simulated",
+            help="real refuses simulated data; auto takes them where no folder is given.",
+            autocompletion=choice("auto", "real", "simulated"),
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="default|null|confounded",
+            help="Of the simulated twin.",
+            autocompletion=choice("default", "null", "confounded"),
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    n_subjects: Annotated[int | None, typer.Option(help="Of the simulated twin.", rich_help_panel=DATA)] = None,
+    window_s: Annotated[
+        float | None, typer.Option("--window-s", help="Window in seconds.", rich_help_panel=DATA)
+    ] = None,
+    patch_s: Annotated[float | None, typer.Option("--patch-s", help="Patch in seconds.", rich_help_panel=DATA)] = None,
+    sfreq: Annotated[float | None, typer.Option(help="Sampling frequency in Hz.", rich_help_panel=DATA)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of results and of everything stored; neurobench-results without.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON and nothing else.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=OUTPUT)
+    ] = False,
+    plugin: PluginFiles = None,
+    verbose: Verbose = False,
+) -> None:
+    """Pretrain and score a grid of combinations; what is stored from earlier runs is not computed again.
+
+    Example: neurobench run --backbone mamba,transformer --mask roi,random_tube --dataset camcan
+    """
+    from neurobench import console
+    from neurobench.config import RunConfig, expand
+
+    config = RunConfig.from_options(
+        suite=suite,
+        backbone=backbone,
+        mask=mask,
+        dataset=dataset,
+        task=task,
+        seed=seed,
+        profile=profile,
+        adaptation=adaptation,
+        split=split,
+        folds=folds,
+        ratio=ratio,
+        device=device,
+        data_dir=data_dir,
+        source=source,
+        variant=variant,
+        n_subjects=n_subjects,
+        out=out,
+        window_s=window_s,
+        patch_s=patch_s,
+        sfreq=sfreq,
+        n_steps=steps,
+        plugin_files=plugin,
+    )
+    screen, side = console.make_console(), console.make_console(stderr=True)
+    shown = side.is_terminal and not (quiet or as_json)
+    with side.status("loading plugins") if shown else contextlib.nullcontext():
+        registry = open_registry(config.plugin_files)
+        grid = expand(config, registry)
+        from neurobench import runner
+
+    if dry_run:
+        planned = runner.plan(grid, registry)
+        if as_json:
+            console.print_json(screen, {"items": [vars(i) for i in planned.items], "seconds": planned.seconds})
+        else:
+            console.print_plan(screen, planned.items, planned.seconds)
+        return
+    if shown:
+        with console.Terminal(side) as progress:
+            result = runner.execute(grid, registry, progress=progress)
+    else:
+        result = runner.execute(grid, registry)
+    if as_json:
+        console.print_json(
+            screen,
+            {
+                "table": result.table.to_dict("records"),
+                "failed": result.failed,
+                "notes": result.notes,
+                "out": result.out,
+                "seconds": result.seconds,
+                "n_computed": result.n_computed,
+                "n_stored": result.n_stored,
+            },
+        )
+    else:
+        console.print_results(result.table, screen, () if quiet else result.notes)
+        if not quiet:
+            console.print_summary(
+                screen,
+                out=result.out,
+                seconds=result.seconds,
+                n_computed=result.n_computed,
+                n_stored=result.n_stored,
+            )
+    if result.failed:
+        if not as_json:
+            side.print(f"{len(result.failed)} rows failed; their errors are above. A new run tries them again.")
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def status(out: Out = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Show what is stored in an output folder."""
+    from neurobench import console, runner
+    from neurobench.config import RunConfig
+    from neurobench.tables import duration
+
+    table = runner.status(out or RunConfig().out)
+    screen = console.make_console()
+    if as_json:
+        console.print_json(screen, table.to_dict("records"))
+        return
+    rows = [(r.stage, r.label, r.state, r.when, duration(cast(float, r.seconds))) for r in table.itertuples()]
+    console.print_table(screen, ("stage", "step", "state", "when", "time"), rows, right=("time",))
+    screen.print(f"{len(rows)} steps, {duration(float(table['seconds'].sum())) or '0 s'} of work.")
+
+
+# ---------------------------------------------------------------- components
+
+
+@app.command("list")
+@guarded
+def list_components(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS), autocompletion=choice(*KINDS))
+    ] = None,
+    plugin: PluginFiles = None,
+    verbose: Verbose = False,
+) -> None:
+    """List backbones, masks, datasets, tasks and baselines."""
+    from neurobench import console
+
+    kinds = KINDS
+    if kind is not None:
+        singular = kind.removesuffix("s")
+        if singular not in KINDS:
+            raise ConfigError(f"{kind!r} is no kind.", allowed=", ".join(KINDS), likely=closest(singular, KINDS))
+        kinds = (singular,)
+    registry = open_registry(plugin or ())
+    screen = console.make_console()
+    for one in kinds:
+        rows = [
+            (name, c.summary + (f" (use {c.superseded_by})" if c.superseded_by else ""), ", ".join(_parameters(c)))
+            for name, c in registry.of(cast("Kind", one)).items()
+        ]
+        console.print_table(screen, ("name", "", "parameters"), rows, title=f"{one}s")
+    if unusable := [p for p in registry.plugins if p.state != "available"]:
+        n = len(unusable)
+        screen.print(f"{n} plugin{'s' * (n > 1)} cannot be used: see `neurobench plugins`.", style="yellow")
+
+
+@app.command()
+@guarded
+def info(
+    name: Annotated[str, typer.Argument(autocompletion=complete(""))],
+    plugin: PluginFiles = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show a component: what it does, its parameters, where its code comes from."""
+    from neurobench import console
+
+    registry = open_registry(plugin or ())
+    screen = console.make_console()
+    for kind in _kinds_of(name, registry):
+        component = registry.get(kind, name)
+        origin = registry.provenance(kind, name)
+        fields = {
+            "": component.summary,
+            "parameters": list(_parameters(component)) or "none",
+            "source": component.reference,
+            "from": f"{origin.distribution} {origin.version}".strip(),
+            "code": f"sha256 {origin.digest[:12]}…, score version {component.score_version}",
+            "use instead": component.superseded_by,
+            "known to fail": [f"{check}: {why}" for check, why in component.expected_failures.items()],
+        }
+        console.print_fields(screen, f"{kind} {name}", fields)
+
+
+@app.command("plugins")
+@guarded
+def list_plugins(plugin: PluginFiles = None, verbose: Verbose = False) -> None:
+    """Show every plugin: where it comes from, what it provides, and why it cannot be used if it cannot."""
+    from neurobench import console
+
+    registry = open_registry(plugin or ())
+    screen = console.make_console()
+    by_distribution: dict[tuple[str, str], list[PluginInfo]] = {}
+    for p in registry.plugins:
+        by_distribution.setdefault((p.distribution, p.version), []).append(p)
+    for (distribution, version), found in by_distribution.items():
+        rows = [
+            (p.entry_point, ", ".join(f"{k} {n}" for k, n in p.provides), p.state, p.file or "")
+            for p in found
+            if verbose or p.state != "available" or len(by_distribution) == 1 or len(found) <= 8
+        ]
+        title = f"{distribution} {version}".strip()
+        console.print_table(screen, ("entry point", "provides", "state", "file"), rows, title=title)
+        if hidden := len(found) - len(rows):
+            screen.print(f"{hidden} more are available; -v shows them.", style="dim")
+    for p in registry.plugins:
+        if p.reason:
+            console.print_fields(screen, f"{p.id} is {p.state}", {"": p.reason})
+
+
+@app.command()
+@guarded
+def check(
+    name: Annotated[str, typer.Argument(autocompletion=complete(""))],
+    full: Annotated[bool, typer.Option("--full", help="The slower checks too.")] = False,
+    plugin: PluginFiles = None,
+    verbose: Verbose = False,
+) -> None:
+    """Check a component against the contracts."""
+    raise NotImplementedError
+
+
+# ---------------------------------------------------------------- small pieces
+
+
+def _parameters(component: Any) -> list[str]:
+    """Return ``name=default (type)`` of each parameter."""
+    return [
+        f"{n}={str(p.default).lower() if isinstance(p.default, bool) else p.default} ({p.annotation.__name__})"
+        for n, p in component.component_parameters().items()
+    ]
+
+
+def _kinds_of(name: str, registry: Registry) -> list[Kind]:
+    """Return the kinds in which something is called ``name``; nothing at all is an error."""
+    kinds = [cast("Kind", k) for k in KINDS]
+    found = [k for k in kinds if name in registry.of(k)] or [k for k in kinds if (k, name) in registry.unusable]
+    if not found:
+        raise unknown_name("component", name, {n for k in kinds for n in registry.of(k)})
+    return found
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

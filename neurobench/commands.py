@@ -1,0 +1,102 @@
+"""What every command shares: its errors, its exit code, completion, and the options that several have."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neurobench.errors import ConfigError, NeurobenchError, PluginError
+
+if TYPE_CHECKING:
+    from neurobench.components import ComponentSpec
+    from neurobench.plugins import Registry
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a command raises into a readable message and an exit code: 2 for what was asked, 1 for the rest."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        from neurobench import console
+
+        verbose = bool(options.get("verbose"))
+        logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+        screen = console.make_console(stderr=True)
+        try:
+            command(**options)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            screen.print("\nStopped; everything finished is stored. Run the same command again to go on.")
+            raise typer.Exit(130) from None
+        except NeurobenchError as error:
+            if verbose:
+                screen.print(traceback.format_exc(), markup=False)
+            console.print_error(error, screen)
+            raise typer.Exit(2 if isinstance(error, ConfigError | PluginError) else 1) from None
+        except Exception as error:
+            text = traceback.format_exc()
+            if verbose:
+                where = "Above is the full traceback."
+                screen.print(text, markup=False)
+            else:
+                handle, name = tempfile.mkstemp(prefix="neurobench-", suffix=".txt")
+                os.close(handle)
+                Path(name).write_text(text, encoding="utf-8")
+                where = f"The full traceback is in {name}; -v shows it."
+            message = " ".join(str(error).split())
+            screen.print(f"Unexpected {type(error).__name__}: {message}. {where}", markup=False, style="red")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def complete(kind: str) -> Callable[[str], list[str]]:
+    """Return the completion of a component option; names come from entry points, so nothing is imported."""
+
+    def candidates(incomplete: str) -> list[str]:
+        from importlib.metadata import entry_points
+
+        before, comma, last = incomplete.rpartition(",")
+        names = (p.name.partition("-") for p in entry_points(group="neurobench"))
+        return sorted({before + comma + n for k, _, n in names if k == (kind or k) and n.startswith(last)})
+
+    return candidates
+
+
+def choice(*words: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [w for w in words if w.startswith(incomplete)]
+
+
+Names = list[str] | None
+PluginFiles = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="Python file with a plugin; repeatable.", metavar="FILE")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show full tracebacks.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of results and of everything stored; neurobench-results without."),
+]
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", autocompletion=complete("dataset"))]
+DataDir = Annotated[
+    Names, typer.Option("--data-dir", metavar="[NAME=]PATH", help="Folder of a dataset's recordings; repeatable.")
+]
+
+
+def open_registry(plugin_files: Any) -> Registry:
+    from neurobench.plugins import load_registry
+
+    return load_registry(tuple(plugin_files))
+
+
+def build(spec: ComponentSpec, registry: Registry) -> Any:
+    return registry.get(spec.kind, spec.name)(**spec.parameters)

@@ -1,0 +1,259 @@
+"""How results are laid out: one table a (dataset, task), readable at any width; and numbers as a person writes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["duration", "missing", "results_table"]
+
+
+# ---------------------------------------------------------------- words and numbers
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as a person says them: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 and whole < 600 else "")
+    return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 // 60 else "")
+
+
+def count(n: float | None) -> str:
+    """Return a number of parameters: ``850``, ``12 k``, ``7.6 M``."""
+    if n is None or not math.isfinite(n):
+        return ""
+    for limit, unit in ((1e6, " M"), (1e3, " k")):
+        if n >= limit:
+            return f"{n / limit:.1f}{unit}" if n < 10 * limit else f"{n / limit:.0f}{unit}"
+    return str(int(n))
+
+
+def metric_name(name: str) -> str:
+    """Return a metric's name as it is written in text: ``MAE``, ``R²``, ``balanced accuracy``."""
+    if name == "r2":
+        return "R²"
+    if name.startswith("r2_"):
+        return f"R² {name[3:]}"
+    return name.upper() if name.isalpha() and len(name) <= 5 else name.replace("_", " ")
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell of a table holds nothing."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value)) or str(value) == "<NA>"
+
+
+def decimals(low: Sequence[float], high: Sequence[float]) -> int:
+    """Return how many decimals are worth printing: two digits of the typical interval's width."""
+    widths = sorted(h - a for a, h in zip(low, high, strict=True) if math.isfinite(h - a) and h > a)
+    if not widths:
+        return 2
+    return min(4, max(0, 1 - math.floor(math.log10(widths[len(widths) // 2]))))
+
+
+# ---------------------------------------------------------------- results
+
+_GROUPS = (
+    ("pretrained", "pretrained"),
+    ("untrained", "untrained (control)"),
+    ("baseline", "baselines"),
+    ("filler", "trivial fillers"),
+)
+
+
+@dataclass
+class _Column:
+    """A column of a results table; those with the highest ``rank`` go first where the terminal is narrow."""
+
+    title: str
+    cells: list[Text]
+    rank: int = 0
+    justify: Any = "right"
+
+    @property
+    def empty(self) -> bool:
+        return not any(c.plain for c in self.cells)
+
+    @property
+    def width(self) -> int:
+        return max([len(self.title), *(c.cell_len for c in self.cells)]) + 2
+
+
+def results_table(block: pd.DataFrame, width: int) -> RenderableType:
+    """Lay out the rows of one (dataset, task) in at most ``width`` columns."""
+    lines = list(_lines(block))
+    ok = [x for x in lines if not x.error]
+    first = block.iloc[0]
+    scored = block[block["status"] != "failed"]
+    metric = str(scored["metric"].iloc[0]) if len(scored) else ""
+    parts: list[RenderableType] = [_heading(first, scored, metric)]
+    footnotes = [f"{line.label}: {line.error}" for line in lines if line.error]
+    if any(x.stuck for x in ok):
+        footnotes.append("† pretraining did not reach the best trivial filler on held-out subjects")
+    if any(x.best for x in ok):
+        footnotes.append("★ ahead of the next row: the interval of their difference excludes 0")
+    n_seeds = block["seed"].nunique()
+    if n_seeds > 1:
+        footnotes.append(f"mean over {n_seeds} seeds, with the widest limits of their intervals")
+    columns, dropped = _fit(_columns(lines, metric), width)
+    grid = Table(box=None, pad_edge=False, show_header=True, padding=(0, 2, 0, 0))
+    for c in columns:
+        grid.add_column(c.title, justify=c.justify, header_style="dim", overflow="fold", no_wrap=c is not columns[0])
+    for kind, heading in _GROUPS:
+        chosen = [i for i, line in enumerate(lines) if line.kind == kind]
+        if chosen:
+            grid.add_row(Text(heading, style="dim italic"))
+            for i in chosen:
+                grid.add_row(*(c.cells[i] for c in columns))
+    parts.append(Padding(grid, (0, 0, 0, 1)))
+    if dropped:
+        footnotes.append(f"not shown for lack of width: {', '.join(dropped)} (see --json)")
+    parts += [Padding(Text(n, style="dim"), (0, 0, 0, 1)) for n in footnotes]
+    return Group(*parts)
+
+
+def _heading(first: Any, scored: pd.DataFrame, metric: str) -> Text:
+    text = Text(str(first["task"]), style="bold").append(f" on {first['dataset']}", style="not bold")
+    if first["source"] == "simulated":
+        text.append(" (simulated)", style="yellow not bold")
+    if len(scored):
+        head = scored.iloc[0]
+        facts = [metric_name(metric) + (f" in {head['unit']}" if head["unit"] else "")]
+        if not missing(head["higher_is_better"]):
+            facts.append(f"{'higher' if head['higher_is_better'] else 'lower'} is better")
+        if not missing(head["chance"]):
+            facts.append(f"chance {head['chance']:.3g}")
+        people = sorted({int(n) for n in scored["n_subjects"] if not missing(n)})
+        if people:
+            facts.append("n = " + (str(people[0]) if len(people) == 1 else f"{people[0]} to {people[-1]}"))
+        trained = scored[scored["kind"] == "pretrained"]
+        baselines = sorted({str(b) for b in trained.get("best_baseline", ()) if not missing(b)})
+        if len(baselines) == 1:
+            facts.append(f"skill over {baselines[0]}")
+        if any(c.startswith("metric_r2_") and scored[c].notna().any() for c in scored.columns):
+            facts.append("columns on the right: R² under each evaluation mask")
+        text.append("\n" + " · ".join(facts), style="dim not bold")
+    return text
+
+
+@dataclass
+class _Line:
+    """One row, over its seeds."""
+
+    label: str
+    kind: str
+    score: float
+    low: float
+    high: float
+    higher_is_better: bool
+    skill: float
+    above_chance: bool | None
+    best: bool
+    stuck: bool
+    n_parameters: float
+    n_subjects: float
+    seconds: float
+    masks: Mapping[str, float]
+    error: str
+
+
+def _lines(block: pd.DataFrame) -> Iterator[_Line]:
+    """Yield rows, the best of each kind first and failed ones last."""
+    masks = [c for c in block.columns if c.startswith("metric_r2_") and block[c].notna().any()]
+    found: list[_Line] = []
+    for (kind, label), rows in block.groupby(["kind", "row"], sort=False):
+        good = rows[rows["status"] != "failed"]
+
+        def mean(name: str, good: pd.DataFrame = good) -> float:
+            values = [float(v) for v in good[name] if not missing(v)]
+            return sum(values) / len(values) if values else math.nan
+
+        errors = [str(e) for e in rows.loc[rows["status"] == "failed", "error"]]
+        above = [bool(v) for v in good["above_chance"] if not missing(v)]
+        lows, highs = ([float(v) for v in good[n] if not missing(v)] for n in ("low", "high"))
+        found.append(
+            _Line(
+                label=str(label),
+                kind=str(kind),
+                score=mean("score"),
+                low=min(lows, default=math.nan),
+                high=max(highs, default=math.nan),
+                higher_is_better=bool(good["higher_is_better"].iloc[0]) if len(good) else True,
+                skill=mean("skill"),
+                above_chance=all(above) if above else None,
+                best=len(good) > 0 and all(v is True or str(v) == "True" for v in good["best"]),
+                stuck=any(not missing(v) and not v for v in good["learned"]),
+                n_parameters=mean("n_parameters"),
+                n_subjects=mean("n_subjects"),
+                seconds=float(sum(float(v) for v in good["seconds"] if not missing(v))),
+                masks={c.removeprefix("metric_r2_"): mean(c) for c in masks},
+                error=errors[0] if errors and not len(good) else "",
+            )
+        )
+    return iter(sorted(found, key=_order))
+
+
+def _order(line: _Line) -> tuple[bool, float, str]:
+    score = -line.score if line.higher_is_better else line.score
+    return (math.isnan(score), 0.0 if math.isnan(score) else score, line.label)
+
+
+def _columns(lines: Sequence[_Line], metric: str) -> list[_Column]:
+    places = decimals([x.low for x in lines], [x.high for x in lines])
+
+    def number(x: float, n: int = places) -> str:
+        return "" if math.isnan(x) else f"{x:.{n}f}"
+
+    labels, scores, intervals, skills = [], [], [], []
+    for x in lines:
+        style = "bold" if x.best else ""
+        labels.append(Text("  ").append(x.label, style=style).append(" †" if x.stuck else "", style="yellow"))
+        if x.error:
+            scores.append(Text("failed", style="red"))
+        else:
+            scores.append(Text(number(x.score), style=style).append(" ★" if x.best else "  ", style="green"))
+        intervals.append(Text("" if math.isnan(x.low) else f"{number(x.low)} to {number(x.high)}", style="dim"))
+        if x.above_chance is False:
+            skills.append(Text("no signal", style="dim italic"))
+        else:
+            skills.append(Text("" if math.isnan(x.skill) else f"{x.skill:+.2f}"))
+    columns = [
+        _Column("", labels, justify="left"),
+        _Column(metric_name(metric), scores),
+        _Column("95 % interval", intervals, rank=1),
+        _Column("skill", skills, rank=2),
+    ]
+    for mask in lines[0].masks if lines else ():
+        columns.append(_Column(mask, [Text(number(x.masks[mask], 2)) for x in lines], rank=3))
+    if len({x.n_subjects for x in lines if not math.isnan(x.n_subjects)}) > 1:
+        columns.append(_Column("n", [Text(number(x.n_subjects, 0)) for x in lines], rank=5))
+    columns.append(_Column("parameters", [Text(count(x.n_parameters), style="dim") for x in lines], rank=6))
+    columns.append(_Column("time", [Text("" if x.error else duration(x.seconds), style="dim") for x in lines], rank=7))
+    return [c for c in columns if c.rank == 0 or not c.empty]
+
+
+def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], list[str]]:
+    """Leave out columns, the least important first, until the table fits; at least label and score stay."""
+    kept, dropped = list(columns), []
+    while sum(c.width for c in kept) + 1 > width and (last := max(kept, key=lambda c: c.rank)).rank > 0:
+        same = [c for c in kept if c.rank == last.rank]
+        # The last one of a rank, so that the masks that are shown are the first ones.
+        kept.remove(same[-1])
+        dropped.append(same[-1].title)
+    return kept, dropped[::-1]
