@@ -1,0 +1,344 @@
+"""From a frozen backbone to predictions: pooling, and one probe for every backbone and every baseline.
+
+Tokens are pooled a unit at a time: averaging over units as well throws most of the signal away (age from 24 regions:
+r .07 against .45).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from neurobench.contracts import Backbone
+from neurobench.errors import DataError
+from neurobench.identity import seed_for
+from neurobench.tokens import Tokenizer, Window
+
+__all__ = ["ALPHAS", "INVERSE_PENALTIES", "Kind", "Prediction", "embed_subjects", "fit_predict", "pool"]
+
+Kind = Literal["regression", "classification"]
+
+ALPHAS = tuple(10.0**e for e in range(-3, 6))
+"""Penalties of the ridge probe."""
+
+INVERSE_PENALTIES = tuple(10.0**e for e in range(-4, 4))
+"""Inverse penalties C of the logistic probe."""
+
+N_INNER = 5
+"""Inner folds, over training subjects only, that choose the penalty."""
+
+MAX_NEWTON, MAX_GRADIENT = 200, 1e-5
+"""Newton steps after which a logistic fit counts as not converged, and the gradient (a subject, mean) at which it
+counts as converged."""
+
+Array = NDArray[np.float64]
+
+
+# ---------------------------------------------------------------- embedding
+
+
+def pool(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Return mean and s.d. over the valid patches of every unit.
+
+    Parameters
+    ----------
+    tokens
+        (batch, units, patches, width).
+    valid
+        (batch, units, patches) bool.
+
+    Returns
+    -------
+    pooled
+        (batch, units, 2 · width); NaN for a unit without a valid patch.
+    """
+    weight = valid[..., None].to(tokens.dtype)
+    count = weight.sum(2)
+    tokens = torch.where(valid[..., None], tokens, 0.0)
+    mean = tokens.sum(2) / count
+    deviation = (tokens - mean[:, :, None]) * weight
+    return torch.cat([mean, (deviation.square().sum(2) / count).sqrt()], -1)
+
+
+def embed_subjects(
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    windows: Sequence[Window],
+    chunks: Sequence[NDArray[np.int64]],
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Embed subjects with a frozen backbone, nothing hidden.
+
+    Parameters
+    ----------
+    backbone
+        Put into evaluation mode; its weights are not changed.
+    tokenizer
+        With the scaler of the training subjects.
+    windows
+        Of all subjects, see :func:`neurobench.tokens.evaluation_windows`.
+    chunks
+        Units that are seen together, see :func:`neurobench.tokens.unit_chunks`.
+    device
+        Where to run.
+    batch_size
+        Windows at a time; does not change the result.
+
+    Returns
+    -------
+    subjects, features
+        Subjects in the order in which they appear in ``windows``; (subjects, units · 2 · width), unit after unit, each
+        the average over a subject's windows, NaN where it has no valid token in any.
+    """
+    subjects = tuple(dict.fromkeys(w.subject for w in windows))
+    place = {s: i for i, s in enumerate(subjects)}
+    width = 2 * backbone.spec.width
+    total = np.zeros((len(subjects), len(tokenizer.cohort.units), width))
+    count = np.zeros((*total.shape[:2], 1))
+    backbone.to(device).eval()
+    for chunk in chunks:
+        for low in range(0, len(windows), batch_size):
+            batch = tokenizer.batch(windows[low : low + batch_size], chunk)
+            table = batch.table.to(device)
+            with torch.inference_mode():
+                tokens = backbone(batch.signal.to(device), torch.zeros_like(table.valid), table)
+                pooled = pool(tokens.float(), table.valid).cpu().numpy()
+            seen = batch.table.valid.any(2).numpy()[..., None]
+            rows = np.array([place[s] for s in batch.subjects])
+            at = (rows[:, None], chunk[None])
+            np.add.at(total, at, np.where(seen, pooled, 0.0))
+            np.add.at(count, at, seen)
+    features = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return subjects, features.reshape(len(subjects), -1).astype(np.float32)
+
+
+# ---------------------------------------------------------------- probe
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a probe says of held-out subjects.
+
+    Parameters
+    ----------
+    values
+        (subjects,) the target in native units; for two classes the probability of class 1 *if both were equally
+        frequent*, because the fit is balanced (:func:`neurobench.scoring.restore_prevalence` undoes that).
+    hyperparameter
+        Chosen α (ridge) or C (logistic); None where there was nothing to choose.
+    converged
+        Whether every logistic fit reached its optimum.
+    """
+
+    values: Array
+    hyperparameter: float | None
+    converged: bool = True
+
+
+def fit_predict(
+    x_train: NDArray[np.floating[Any]],
+    y_train: Array,
+    x_test: NDArray[np.floating[Any]],
+    kind: Kind,
+    seed: int,
+) -> Prediction:
+    """Fit the common probe on training subjects and predict the test subjects.
+
+    Missing features become the training mean, features are standardised on the training rows, and the penalty is
+    chosen by inner cross-validation over training subjects. With more features than subjects everything happens in
+    the space that the training rows span, which changes nothing.
+
+    Parameters
+    ----------
+    x_train, x_test
+        (subjects, features); NaN where missing; without a column (or with constant ones only) the training mean is
+        predicted, or even odds.
+    y_train
+        (subjects,); 0 and 1 for a classification.
+    kind
+        ``regression``: ridge. ``classification``: logistic, classes balanced.
+    seed
+        Seed of the inner folds.
+
+    Raises
+    ------
+    DataError
+        If rows do not match, a target is missing, or a value is infinite.
+    """
+    y = np.asarray(y_train, float)
+    if len(x_train) != len(y) or len(y) == 0:
+        raise DataError(f"a probe cannot be fitted: {len(x_train)} rows of features, {len(y)} targets.")
+    if not np.isfinite(y).all():
+        raise DataError("a probe cannot be fitted to a missing target.", next_step="Leave those subjects out.")
+    if kind == "classification" and not np.isin(y, (0.0, 1.0)).all():
+        raise DataError("a classification needs targets 0 and 1.", allowed="0, 1")
+    a, b = rotate(x_train, x_test)
+    constant = y.min() == y.max()
+    if a.shape[1] == 0 or constant:
+        even_odds = kind == "classification" and not constant
+        return Prediction(np.full(len(b), 0.5 if even_odds else y.mean()), None)
+    rng = np.random.default_rng(seed_for(seed, "probe", "inner"))
+    inner = _inner_folds(y, kind, rng)
+    return _ridge(a, y, b, inner) if kind == "regression" else _logistic(a, y, b, inner)
+
+
+def rotate(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]]) -> tuple[Array, Array]:
+    """Impute, standardise and, above one feature a subject, rotate losslessly; all of it fitted on the training rows.
+
+    A penalised linear fit never leaves the span of its training rows, so their singular vectors are enough.
+    """
+    a, b = np.array(x_train, float), np.array(x_test, float)
+    if np.isinf(a).any() or np.isinf(b).any():
+        raise DataError("a probe cannot be fitted to infinite features.", next_step="Missing features are NaN.")
+    known = ~np.isnan(a)
+    mean = np.where(known, a, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    a, b = (np.where(np.isnan(x), mean, x) - mean for x in (a, b))
+    sd = np.sqrt((a * a).mean(0))
+    varies = sd > 1e-9 * np.maximum(np.abs(mean), np.finfo(float).tiny)
+    a, b = a[:, varies] / sd[varies], b[:, varies] / sd[varies]
+    if a.shape[1] <= len(a):
+        return a, b
+    values, vectors = np.linalg.eigh(a @ a.T)
+    kept = values > 1e-10 * values[-1]
+    scale = np.sqrt(values[kept])
+    return vectors[:, kept] * scale, (b @ a.T) @ (vectors[:, kept] / scale)
+
+
+def _inner_folds(y: Array, kind: Kind, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return (subjects,) the inner fold of each training subject, classes spread evenly; −1 everywhere: no choice."""
+    least = len(y) if kind == "regression" else int(min((y == 0).sum(), (y == 1).sum()))
+    n_inner = min(N_INNER, least)
+    fold = np.full(len(y), -1)
+    if n_inner < 2:
+        return fold
+    groups = [np.arange(len(y))] if kind == "regression" else [np.flatnonzero(y == c) for c in (0, 1)]
+    order = np.concatenate([rng.permutation(g) for g in groups])
+    fold[order] = np.arange(len(y)) % n_inner
+    return fold
+
+
+def _ridge(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> Prediction:
+    errors = np.zeros(len(ALPHAS))
+    for i in range(inner.max() + 1):
+        held = inner == i
+        predicted = _ridge_path(a[~held], y[~held], a[held])
+        errors += ((predicted - y[held]) ** 2).sum(1)
+    # Of equal penalties the strongest: with nothing to choose from, nothing is claimed.
+    best = len(ALPHAS) - 1 - int(np.argmin(errors[::-1]))
+    return Prediction(_ridge_path(a, y, b)[best], ALPHAS[best])
+
+
+def _ridge_path(a: Array, y: Array, b: Array) -> Array:
+    """Return (alphas, rows of ``b``) predictions, all from one singular value decomposition."""
+    centre, mean = a.mean(0), y.mean()
+    u, s, vt = np.linalg.svd(a - centre, full_matrices=False)
+    shrunk = s / (s**2 + np.array(ALPHAS)[:, None])
+    path: Array = (shrunk * (u.T @ (y - mean))) @ (vt @ (b - centre).T) + mean
+    return path
+
+
+def _logistic(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> Prediction:
+    # One problem an inner fold and one for all subjects, solved side by side; held-out rows weigh nothing.
+    n_inner = int(inner.max()) + 1
+    included = np.concatenate([inner != np.arange(n_inner)[:, None], np.ones((1, len(y)), bool)]).astype(float)
+    weights = np.zeros_like(included)
+    for c in (0.0, 1.0):
+        count = (included * (y == c)).sum(1, keepdims=True)
+        weights += included * (y == c) * included.sum(1, keepdims=True) / (2 * count)
+    coefficients, converged = _logistic_path(a, y, weights)
+    design = np.column_stack([a, np.ones(len(a))])
+    balance = weights[-1]
+    losses = np.zeros(len(INVERSE_PENALTIES))
+    for i in range(n_inner):
+        held = inner == i
+        score = coefficients[:, i] @ design[held].T
+        losses += (balance[held] * (np.logaddexp(0, score) - y[held] * score)).sum(1)
+    best = int(np.argmin(losses))
+    values = expit(np.column_stack([b, np.ones(len(b))]) @ coefficients[best, -1])
+    return Prediction(values, INVERSE_PENALTIES[best] if n_inner else None, converged)
+
+
+def _logistic_path(a: Array, y: Array, weights: Array) -> tuple[Array, bool]:
+    """Solve weighted logistic regressions of the same rows, from the strongest penalty to the weakest.
+
+    Newton steps by preconditioned conjugate gradients, each penalty started from the one before: the columns of a
+    rotated matrix are nearly orthogonal, so a diagonal preconditioner needs few steps.
+
+    Parameters
+    ----------
+    a, y, weights
+        (rows, features); (rows,); (problems, rows).
+
+    Returns
+    -------
+    coefficients, converged
+        (penalties, problems, features + 1), intercept last and not penalised.
+    """
+    design = np.column_stack([a, np.ones(len(a))])
+    squares = design**2
+    penalised = np.ones(design.shape[1])
+    penalised[-1] = 0.0
+    beta = np.zeros((len(weights), design.shape[1]))
+    n = weights.sum(1)
+    path, converged = [], True
+
+    def objective(beta: Array, c: float) -> Array:
+        score = beta @ design.T
+        loss: Array = (c * weights * (np.logaddexp(0, score) - y * score)).sum(1) + (penalised * beta**2).sum(1) / 2
+        return loss
+
+    for c in INVERSE_PENALTIES:
+        value = objective(beta, c)
+        for _ in range(MAX_NEWTON):
+            p = expit(beta @ design.T)
+            gradient = c * (weights * (p - y)) @ design + penalised * beta
+            active = np.abs(gradient).max(1) > MAX_GRADIENT * min(c, 1.0) * n
+            if not active.any():
+                break
+            curvature = c * weights * p * (1 - p)
+            step = -_conjugate_gradients(design, squares, curvature, penalised, gradient * active[:, None])
+            slope = (step * gradient).sum(1)
+            size = np.ones(len(beta))
+            for _ in range(30):
+                tried = objective(beta + size[:, None] * step, c)
+                short = tried > value + 1e-4 * size * slope + 1e-12 * np.abs(value)
+                if not short.any():
+                    break
+                size = np.where(short, size / 2, size)
+            beta, value = beta + size[:, None] * step, tried
+        else:
+            converged = False
+        path.append(beta)
+    return np.stack(path), converged
+
+
+def _conjugate_gradients(design: Array, squares: Array, curvature: Array, penalised: Array, gradient: Array) -> Array:
+    """Solve (designᵀ · curvature · design + penalty) step = gradient for every problem, to a tenth of a percent."""
+    diagonal = curvature @ squares + penalised + 1e-12
+    step = np.zeros_like(gradient)
+    residual = gradient.copy()
+    z = residual / diagonal
+    direction = z.copy()
+    rho = (residual * z).sum(1)
+    goal = 1e-6 * rho
+    for _ in range(4 * design.shape[1]):
+        if not (rho > goal).any():
+            break
+        product = (curvature * (direction @ design.T)) @ design + penalised * direction
+        along = (direction * product).sum(1)
+        going = (rho > goal) & (along > 0)
+        size = np.divide(rho, along, out=np.zeros_like(rho), where=going)[:, None]
+        step += size * direction
+        residual -= size * product
+        z = residual / diagonal
+        new = (residual * z).sum(1)
+        direction = z + np.divide(new, rho, out=np.zeros_like(rho), where=going)[:, None] * direction
+        rho = np.where(going, new, 0.0)
+    return step

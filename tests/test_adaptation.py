@@ -1,0 +1,196 @@
+"""Pooling and the probe, against known answers."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from neurobench import adaptation
+from neurobench.adaptation import ALPHAS, INVERSE_PENALTIES, embed_subjects, fit_predict, pool
+from neurobench.errors import DataError
+from neurobench.records import Batch, TokenTable, UnitTable
+from neurobench.tokens import Window
+
+RNG = np.random.default_rng(0)
+
+
+def test_pool_uses_valid_patches_only():
+    tokens = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(2, 3, 5, dtype=torch.bool)
+    valid[0, 1, 3:] = False
+    valid[1, 2] = False
+    poisoned = torch.where(valid[..., None], tokens, torch.nan)
+    pooled = pool(poisoned, valid)
+    assert pooled.shape == (2, 3, 8)
+    torch.testing.assert_close(pooled[0, 1, :4], tokens[0, 1, :3].mean(0))
+    torch.testing.assert_close(pooled[0, 0, 4:], tokens[0, 0].std(0, correction=0))
+    assert pooled[1, 2].isnan().all()
+    assert pooled[1, :2].isfinite().all()
+
+
+class Identity(torch.nn.Module):
+    """A backbone that returns its signal."""
+
+    spec = SimpleNamespace(width=2)
+
+    def forward(self, signal, hidden, table):
+        assert not hidden.any()
+        assert not self.training
+        return signal
+
+
+class Numbers:
+    """A tokenizer whose tokens are (subject, unit); unit 0 is missing in windows named ``*gap``."""
+
+    def __init__(self, n_units):
+        self.cohort = SimpleNamespace(units=UnitTable.from_groups(tuple("uvwxyz"[:n_units]), ("",) * n_units))
+
+    def batch(self, windows, units):
+        shape = (len(windows), len(units), 3)
+        subject = torch.tensor([float(w.subject) for w in windows])[:, None, None].expand(shape)
+        unit = torch.tensor(units, dtype=torch.float32)[:, None].expand(shape)
+        valid = torch.ones(shape, dtype=torch.bool)
+        for row, w in enumerate(windows):
+            valid[row, units == 0] = not w.name.endswith("gap")
+        rows = torch.tensor(units).expand(shape[:2])
+        table = TokenTable(rows, valid, torch.zeros(*shape[:2], 3), torch.zeros_like(rows), self.cohort.units)
+        return Batch(
+            torch.stack([subject, unit], -1), table, tuple(w.subject for w in windows), tuple(w.name for w in windows)
+        )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_embedding_keeps_units_in_their_columns(batch_size):
+    names = {"7": ["a", "b-gap"], "3": ["c-gap", "d-gap"], "5": ["e"]}
+    windows = [Window(0, 0, 1, s, n) for s, group in names.items() for n in group]
+    chunks = (np.array([0, 2]), np.array([1, 3]))
+    subjects, features = embed_subjects(Identity(), Numbers(4), windows, chunks, "cpu", batch_size)
+    assert subjects == ("7", "3", "5")
+    features = features.reshape(3, 4, 4)
+    assert np.isnan(features[1, 0]).all()
+    np.testing.assert_array_equal(features[0], [[7, u, 0, 0] for u in range(4)])
+    np.testing.assert_array_equal(features[1, 1:], [[3, u, 0, 0] for u in range(1, 4)])
+
+
+# ---------------------------------------------------------------- probe
+
+
+def standardised(x, y):
+    return (x - x.mean(0)) / x.std(0), (y - x.mean(0)) / x.std(0)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (40, 900)])
+def test_ridge_is_scikit_learns(n, d):
+    x, new = RNG.normal(size=(n, d)), RNG.normal(size=(9, d))
+    y = x[:, 0] * 3 + RNG.normal(size=n) + 50
+    found = fit_predict(x, y, new, "regression", 0)
+    assert found.hyperparameter in ALPHAS
+    a, b = standardised(x, new)
+    np.testing.assert_allclose(found.values, Ridge(alpha=found.hyperparameter).fit(a, y).predict(b), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 4), (40, 900)])
+def test_logistic_is_scikit_learns(n, d):
+    x, new = RNG.normal(size=(n, d)), RNG.normal(size=(9, d))
+    y = (x[:, 0] + x[:, 1] + RNG.normal(size=n) > 0.7).astype(float)
+    found = fit_predict(x, y, new, "classification", 0)
+    assert found.converged
+    assert found.hyperparameter in INVERSE_PENALTIES
+    a, b = standardised(x, new)
+    theirs = LogisticRegression(C=found.hyperparameter, class_weight="balanced", tol=1e-9, max_iter=10_000).fit(a, y)
+    np.testing.assert_allclose(found.values, theirs.predict_proba(b)[:, 1], atol=1e-4)
+
+
+def test_separable_classes_converge_at_every_penalty():
+    y = np.repeat([0.0, 1.0], 10)
+    found = fit_predict(
+        np.c_[y, y + 1e-3 * RNG.normal(size=20)], y, np.array([[0.0, 0.0], [1.0, 1.0]]), "classification", 0
+    )
+    assert found.converged
+    assert found.values[0] < 0.01 < 0.99 < found.values[1]
+
+
+def test_many_noise_features_ask_for_a_strong_penalty():
+    x = RNG.normal(size=(80, 400))
+    strong = fit_predict(x, RNG.normal(size=80), x, "regression", 0).hyperparameter
+    weak = fit_predict(x[:, :2], x[:, 0] + 0.01 * RNG.normal(size=80), x[:, :2], "regression", 0).hyperparameter
+    assert strong >= 100 > 1 >= weak
+
+
+@pytest.mark.parametrize("columns", [0, 3])
+def test_without_information_the_training_mean_or_even_odds(columns):
+    x, new = np.ones((30, columns)), np.ones((4, columns))
+    y = np.arange(30.0)
+    np.testing.assert_array_equal(fit_predict(x, y, new, "regression", 0).values, [14.5] * 4)
+    found = fit_predict(x, (y < 10).astype(float), new, "classification", 0)
+    np.testing.assert_array_equal(found.values, [0.5] * 4)
+    assert found.hyperparameter is None
+
+
+def test_one_class_in_training_is_predicted():
+    x = RNG.normal(size=(10, 3))
+    np.testing.assert_array_equal(fit_predict(x, np.ones(10), x[:2], "classification", 0).values, [1.0, 1.0])
+
+
+def test_a_single_patient_leaves_nothing_to_choose():
+    x, y = RNG.normal(size=(20, 3)), np.r_[1.0, np.zeros(19)]
+    found = fit_predict(x, y, x, "classification", 0)
+    assert found.hyperparameter is None
+    assert np.isfinite(found.values).all()
+
+
+def test_missing_features_become_the_training_mean():
+    x, new = RNG.normal(size=(50, 3)), RNG.normal(size=(2, 3))
+    y = x @ [1.0, 2.0, 0.0]
+    x[::7, 2] = np.nan
+    new[0, 1] = np.nan
+    filled = np.where(np.isnan(new), np.nanmean(x, 0), new)
+    a = fit_predict(x, y, new, "regression", 0).values
+    np.testing.assert_allclose(a, fit_predict(x, y, filled, "regression", 0).values)
+    empty = np.column_stack([x, np.full(50, np.nan)])
+    np.testing.assert_allclose(a, fit_predict(empty, y, np.column_stack([new, [5, np.nan]]), "regression", 0).values)
+
+
+def test_test_rows_change_nothing_but_themselves():
+    x, y, new = RNG.normal(size=(40, 60)), RNG.normal(size=40), RNG.normal(size=(6, 60))
+    for kind, target in (("regression", y), ("classification", (y > 0).astype(float))):
+        alone = fit_predict(x, target, new[:1], kind, 0).values
+        np.testing.assert_allclose(fit_predict(x, target, np.r_[new[:1], 1e6 * new[1:]], kind, 0).values[:1], alone)
+
+
+def test_same_seed_same_prediction():
+    x, y = RNG.normal(size=(40, 8)), RNG.normal(size=40)
+    a, b = (fit_predict(x, y, x, "regression", 5).values for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_refusals():
+    x = np.zeros((3, 2))
+    with pytest.raises(DataError, match="3 rows of features, 2 targets"):
+        fit_predict(x, np.zeros(2), x, "regression", 0)
+    with pytest.raises(DataError, match="missing target"):
+        fit_predict(x, np.array([0, 1, np.nan]), x, "regression", 0)
+    with pytest.raises(DataError, match="targets 0 and 1"):
+        fit_predict(x, np.array([0, 1, 2.0]), x, "classification", 0)
+    with pytest.raises(DataError, match="infinite features"):
+        fit_predict(np.full((3, 2), np.inf), np.arange(3.0), x, "regression", 0)
+
+
+def test_a_fit_that_does_not_converge_says_so(monkeypatch):
+    monkeypatch.setattr(adaptation, "MAX_NEWTON", 1)
+    x = RNG.normal(size=(40, 3))
+    assert not fit_predict(x, (x[:, 0] > 0).astype(float), x, "classification", 0).converged
+
+
+def test_a_probe_takes_milliseconds():
+    x, y = RNG.normal(size=(64, 30)), RNG.normal(size=64)
+    started = time.perf_counter()
+    for seed in range(20):
+        fit_predict(x, y, x, "regression", seed)
+        fit_predict(x, (y > 0).astype(float), x, "classification", seed)
+    assert time.perf_counter() - started < 4.0
