@@ -64,7 +64,9 @@ def print_error(error: NeurobenchError, console: Console) -> None:
             Text(f"{n} problems; nothing was started." if n > 1 else "Nothing was started.", style="bold red")
         )
         for i, problem in enumerate(error.problems, 1):
-            console.print(Padding(_parts(problem, f"{i}. " if n > 1 else ""), (1 if n > 1 else 0, 0, 0, 0)))
+            console.print(
+                Padding(_parts(problem, f"{i}. " if n > 1 else ""), (1 if n > 1 else 0, 0, 0, 0), expand=False)
+            )
     else:
         console.print(_parts(error, "Error: "))
 
@@ -77,7 +79,7 @@ def _parts(error: NeurobenchError, lead: str) -> RenderableType:
         ("next", error.next_step, "default"),
     ):
         if text:
-            lines.append(Padding(Text(f"{word}: ", style="dim").append(text, style=style), (0, 0, 0, 3)))
+            lines.append(Padding(Text(f"{word}: ", style="dim").append(text, style=style), (0, 0, 0, 3), expand=False))
     return Group(*lines)
 
 
@@ -144,7 +146,7 @@ def print_results(table: pd.DataFrame, console: Console, notes: Sequence[str] = 
         console.print()
         console.print(results_table(block, console.width))
     for note in notes:
-        console.print(Padding(Text("· ", style="dim").append(note), (0, 0, 0, 1)))
+        console.print(Padding(Text("· ", style="dim").append(note), (0, 0, 0, 1), expand=False))
 
 
 def print_summary(console: Console, *, out: object, seconds: float, n_computed: int, n_stored: int) -> None:
@@ -178,11 +180,11 @@ def print_findings(console: Console, findings: Sequence[Any]) -> None:
             console.print(Text(f"{level} ", style=style).append(f"{code} × {len(found)}", style="bold"))
             for finding in found[:3]:
                 who = f"{finding.subject}: " if finding.subject else ""
-                console.print(Padding(Text(f"{who}{finding.message}"), (0, 0, 0, 3)))
+                console.print(Padding(Text(f"{who}{finding.message}"), (0, 0, 0, 3), expand=False))
             if len(found) > 3:
-                console.print(Padding(Text(f"and {len(found) - 3} more", style="dim"), (0, 0, 0, 3)))
+                console.print(Padding(Text(f"and {len(found) - 3} more", style="dim"), (0, 0, 0, 3), expand=False))
             if found[0].fix:
-                console.print(Padding(Text("next: ", style="dim").append(found[0].fix), (0, 0, 0, 3)))
+                console.print(Padding(Text("next: ", style="dim").append(found[0].fix), (0, 0, 0, 3), expand=False))
 
 
 def print_fields(console: Console, title: str, fields: Mapping[str, Any]) -> None:
@@ -195,7 +197,7 @@ def print_fields(console: Console, title: str, fields: Mapping[str, Any]) -> Non
         lines = [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
         for i, line in enumerate(x for x in lines if x):
             grid.add_row("" if i else name, Text(line))
-    console.print(Padding(grid, (0, 0, 0, 1)))
+    console.print(Padding(grid, (0, 0, 0, 1), expand=False))
 
 
 # ---------------------------------------------------------------- progress

@@ -239,7 +239,7 @@ def _last_frame(error: BaseException, candidate: _Candidate) -> str:
         return f" (at {error.filename}:{error.lineno})"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     package = candidate.module.partition(".")[0]
-    own = [f for f in frames if package in Path(f.filename).parts or Path(f.filename) == candidate.file]
+    own = [f for f in frames if package in Path(f.filename).with_suffix("").parts or Path(f.filename) == candidate.file]
     last = (own or frames)[-1]
     if not own and "importlib" in Path(last.filename).parts:
         return f" (while importing {candidate.module})"

@@ -121,10 +121,10 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
             grid.add_row(Text(heading, style="dim italic"))
             for i in chosen:
                 grid.add_row(*(c.cells[i] for c in columns))
-    parts.append(Padding(grid, (0, 0, 0, 1)))
+    parts.append(Padding(grid, (0, 0, 0, 1), expand=False))
     if dropped:
         footnotes.append(f"not shown for lack of width: {', '.join(dropped)} (see --json)")
-    parts += [Padding(Text(n, style="dim"), (0, 0, 0, 1)) for n in footnotes]
+    parts += [Padding(Text(n, style="dim"), (0, 0, 0, 1), expand=False) for n in footnotes]
     return Group(*parts)
 
 
