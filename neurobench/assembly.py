@@ -1,0 +1,308 @@
+"""From stored steps to records and a table: skill over the best baseline, what may be called best, what failed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from neurobench import reconstruction, results, scoring
+from neurobench.components import ComponentSpec
+from neurobench.config import Grid
+from neurobench.identity import digest
+from neurobench.plugins import Registry
+from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
+from neurobench.stages import CohortRun, Row
+from neurobench.store import Entry, Store
+
+__all__ = ["Scored", "cohort_failed", "collect", "finish"]
+
+CONTROLS = ("baseline", "filler", "untrained")
+"""Kinds of rows that a pretrained one has to beat."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A record, and the held-out evidence that comparisons are made from.
+
+    Parameters
+    ----------
+    record
+        Without comparisons yet.
+    predictions
+        Held-out predictions of a subject task.
+    reconstructions
+        Reconstruction scores, the row's own first.
+    """
+
+    record: Record
+    predictions: pd.DataFrame | None = None
+    reconstructions: reconstruction.ReconstructionScores | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no score, only an error."""
+        return self.record.status == "failed"
+
+
+def component_record(spec: ComponentSpec, registry: Registry) -> ComponentRecord:
+    """Return a component as records hold it."""
+    provenance = registry.provenance(spec.kind, spec.name)
+    return ComponentRecord(
+        name=spec.name,
+        label=spec.label,
+        parameters=dict(spec.parameters),
+        distribution=provenance.distribution,
+        version=provenance.version,
+        digest=provenance.digest,
+        score_version=registry.get(spec.kind, spec.name).score_version,
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+# ---------------------------------------------------------------- records of one cohort
+
+
+def collect(run: CohortRun, failures: Mapping[Row, BaseException], store: Store) -> list[Scored]:
+    """Return the records of every (row, task) of a cohort; those of failed rows hold the error."""
+    common = {
+        "dataset": component_record(run.dataset, run.registry),
+        "data": _data_record(run),
+        "protocol": results.ProtocolRecord(**run.protocol()),
+    }
+    scored = []
+    for row in run.rows:
+        summary = None if row in failures or row.kind != "pretrained" else _pretraining_record(run, row, store)
+        for task in run.tasks:
+            if run.task(task).needs in row.provides:
+                scored.append(_score(run, row, task, failures.get(row), summary, common, store))
+    return scored
+
+
+def _score(
+    run: CohortRun,
+    row: Row,
+    task: ComponentSpec,
+    error: BaseException | None,
+    summary: PretrainingRecord | None,
+    common: Mapping[str, Any],
+    store: Store,
+) -> Scored:
+    step = run.evaluation_step(row, task)
+    entry = None if error is not None else store.get(step.stage, step.identity)
+    fields: dict[str, Any] = {
+        **common,
+        "id": digest({"evaluation": step.identity}),
+        "kind": row.kind,
+        "row": row.label,
+        **{k: s and component_record(s, run.registry) for k, s in _components(row).items()},
+        "task": component_record(task, run.registry),
+        "pretraining": summary,
+        "environment": results.environment(),
+        "written": _now(),
+    }
+    if entry is None:
+        text = f"{type(error).__name__}: {error}" if error is not None else "an earlier step is missing"
+        return Scored(
+            Record(
+                **fields,
+                status="failed",
+                error=text,
+                headline=run.task(task).metrics[0].name,
+                metrics={},
+                per_fold={},
+                n_subjects=0,
+                cost=CostRecord(n_parameters=None, seconds=0.0, peak_memory_mb=None, device=str(run.device)),
+            )
+        )
+    score = entry.json("score.json")
+    record = Record(
+        **fields,
+        status="ok",
+        headline=score["headline"],
+        metrics={name: MetricRecord(**m) for name, m in score["metrics"].items()},
+        per_fold=score["per_fold"],
+        n_subjects=score["n_subjects"],
+        p_value=score["p_value"],
+        above_chance=score["above_chance"],
+        cost=_cost(run, row, task, entry, store),
+        notes=score["notes"],
+    )
+    path = entry.file("predictions.parquet")
+    if path.is_file():
+        return Scored(record, predictions=pd.read_parquet(path))
+    return Scored(record, reconstructions=run.evaluated(row, task))
+
+
+def _components(row: Row) -> dict[str, ComponentSpec | None]:
+    return {"backbone": row.backbone, "mask": row.mask, "baseline": row.baseline}
+
+
+def _data_record(run: CohortRun) -> DataRecord:
+    cohort = run.cohort
+    return DataRecord(
+        dataset=cohort.dataset,
+        title=cohort.card.title,
+        source=cohort.source,
+        variant=run.grid.config.variant if cohort.source == "simulated" else "",
+        revision=cohort.card.revision,
+        licence=cohort.card.licence,
+        access=cohort.card.access,
+        may_leave=cohort.card.may_leave,
+        fingerprint=cohort.fingerprint,
+        signal=cohort.signal,
+        n_subjects=len(cohort.subjects),
+        n_recordings=len(cohort.recordings),
+        n_units=len(cohort.units),
+        sfreq=cohort.sfreq,
+        provenance=list(cohort.provenance),
+        left_out=dict(Counter(f.code for f in cohort.findings if f.level == "error")),
+    )
+
+
+def _pretraining_record(run: CohortRun, row: Row, store: Store) -> PretrainingRecord:
+    """Return what a pretraining reached on held-out subjects, beside the best trivial filler under its own mask."""
+    backbone, mask = row.pretraining
+    steps = [run.pretraining_step(backbone, mask, f) for f in run.folds]
+    entries = [e for s in steps if (e := store.get(s.stage, s.identity)) is not None]
+    history = [e.json("pretraining.json") for e in entries]
+    scores = run.reconstructions(row, [mask], run.grid.config.ratio)
+    best = scores.best_filler()[0]
+    own, filler = float(scores.r2(row.label)[0]), float(scores.r2(best)[0])
+
+    def mean(name: str) -> float | None:
+        values = [h[name] for h in history if h[name] is not None]
+        return float(np.mean(values)) if values else None
+
+    return PretrainingRecord(
+        loss_first=mean("loss_first"),
+        loss_last=mean("loss_last"),
+        hidden_fraction=mean("hidden_fraction"),
+        scored_fraction=mean("scored_fraction"),
+        r2_own_mask=own,
+        r2_best_filler=filler,
+        best_filler=best,
+        learned=own >= filler,
+    )
+
+
+def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: Store) -> CostRecord:
+    """Return measured cost: of all folds, pretraining and features included."""
+    seconds, peak, n_parameters = entry.seconds, None, None
+    for fold in run.folds:
+        steps = []
+        if row.backbone is not None:
+            steps.append(run.pretraining_step(*row.pretraining, fold))
+        if run.task(task).needs == "features":
+            steps.append(run.feature_step(row, task, fold))
+        for step in steps:
+            if (found := store.get(step.stage, step.identity)) is not None:
+                seconds += found.seconds
+                if step.stage == "pretraining":
+                    history = found.json("pretraining.json")
+                    n_parameters = history["n_parameters"]
+                    peak = max(peak or 0.0, history["peak_memory_mb"] or 0.0) or None
+    return CostRecord(n_parameters=n_parameters, seconds=round(seconds, 3), peak_memory_mb=peak, device=str(run.device))
+
+
+def cohort_failed(
+    grid: Grid, registry: Registry, dataset: ComponentSpec, seed: int, error: BaseException, protocol: Mapping[str, Any]
+) -> list[Scored]:
+    """Return the records of combinations whose cohort could not be prepared, one a (combination, task)."""
+    text = f"{type(error).__name__}: {error}"
+    scored = []
+    for c in grid.combinations:
+        if (c.dataset, c.seed) != (dataset, seed):
+            continue
+        for task in grid.tasks:
+            record = Record(
+                id=digest({"failed": [c.backbone.label, c.mask.label, dataset.label, seed, task.label]}),
+                status="failed",
+                error=text,
+                kind="pretrained",
+                row=f"{c.backbone.label} · {c.mask.label}",
+                backbone=component_record(c.backbone, registry),
+                mask=component_record(c.mask, registry),
+                baseline=None,
+                dataset=component_record(dataset, registry),
+                task=component_record(task, registry),
+                data=None,
+                protocol=results.ProtocolRecord(**protocol),
+                headline=registry.get("task", task.name)(**task.parameters).metrics[0].name,
+                metrics={},
+                per_fold={},
+                n_subjects=0,
+                pretraining=None,
+                cost=CostRecord(n_parameters=None, seconds=0.0, peak_memory_mb=None, device=""),
+                environment=results.environment(),
+                written=_now(),
+            )
+            scored.append(Scored(record))
+    return scored
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def finish(scored: Sequence[Scored], out: Path) -> pd.DataFrame:
+    """Compare rows within each (dataset, task, seed), write the records, return the table.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`neurobench.load_results`, plus ``best``: the row is ahead of the next one, and the interval of the
+        paired difference on the same subjects excludes 0.
+    """
+    groups: dict[tuple[str, str, int], list[Scored]] = {}
+    for s in scored:
+        groups.setdefault((s.record.dataset.label, s.record.task.label, s.record.protocol.seed), []).append(s)
+    rows = []
+    for group in groups.values():
+        best = _best(group)
+        for s in group:
+            record = _with_skill(s.record, group)
+            results.write_record(out, record, s.predictions)
+            rows.append(results.as_row(record) | {"best": s is best})
+    return pd.DataFrame(rows)
+
+
+def _headline(record: Record) -> float | None:
+    return record.metrics[record.headline].value if record.status == "ok" else None
+
+
+def _with_skill(record: Record, group: Sequence[Scored]) -> Record:
+    """Return the record with its skill over the best of the other controls: 1 is perfect, 0 is as good as that one."""
+    value = _headline(record)
+    metric = record.metrics.get(record.headline)
+    controls = {
+        s.record.row: v
+        for s in group
+        if s.record.kind in CONTROLS and s.record.row != record.row and (v := _headline(s.record)) is not None
+    }
+    if value is None or metric is None or not controls:
+        return record
+    name = (max if metric.higher_is_better else min)(controls, key=lambda row: controls[row])
+    perfect = 1.0 if metric.higher_is_better else 0.0
+    span = perfect - controls[name]
+    skill = (value - controls[name]) / span if abs(span) > 1e-12 else None
+    return record.model_copy(update={"skill": skill, "best_baseline": name})
+
+
+def _best(group: Sequence[Scored]) -> Scored | None:
+    """Return the leading row if the interval of its difference to the next one excludes 0, else None."""
+    ranked = [s for s in group if _headline(s.record) is not None]
+    if len(ranked) < 2:
+        return None
+    higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
+    ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
+    first, second = ranked[0], ranked[1]
+    return first if scoring.ahead(first, second) else None

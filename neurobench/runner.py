@@ -1,0 +1,359 @@
+"""The steps in order, once: plan, execute, resume, and turn what is stored into records and a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from neurobench import assembly
+from neurobench.cohorts import CohortSource
+from neurobench.components import ComponentSpec
+from neurobench.config import Grid, RunConfig, expand
+from neurobench.contracts import Dataset
+from neurobench.errors import ConfigError, NeurobenchError, StoreError
+from neurobench.plugins import Registry, load_registry
+from neurobench.progress import Progress, Silent
+from neurobench.stages import CohortRun, Row, Step, protocol
+from neurobench.store import Entry, Store
+
+__all__ = ["Plan", "PlanItem", "RunResult", "execute", "plan", "run", "status"]
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """One step of a plan.
+
+    Parameters
+    ----------
+    stage, label
+        What it is.
+    state
+        ``stored``, ``to do`` or ``stale`` (something of the same name is stored, but would not be the same).
+    why
+        For ``stale``: what differs.
+    seconds
+        Estimate, or None.
+    """
+
+    stage: str
+    label: str
+    state: str
+    why: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    items: tuple[PlanItem, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of everything that is not stored."""
+        return sum(i.seconds or 0.0 for i in self.items if i.state != "stored")
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run gave.
+
+    Parameters
+    ----------
+    table
+        One row a (dataset, task, row), as :func:`neurobench.load_results` gives them, plus ``best``.
+    failed
+        Labels of combinations that failed; their errors are in the table.
+    out
+        Output folder.
+    seconds
+        Wall-clock time.
+    n_computed, n_stored
+        Steps computed now, and found stored.
+    notes
+        What a reader of the table should know.
+    """
+
+    table: pd.DataFrame
+    failed: tuple[str, ...]
+    out: Path
+    seconds: float
+    n_computed: int
+    n_stored: int
+    notes: tuple[str, ...]
+
+
+# ---------------------------------------------------------------- sources
+
+
+def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> CohortSource:
+    """Return where a dataset's cohort comes from: the user's folder if there is one, else the twin."""
+    config = grid.config
+    dataset: Dataset = registry.get("dataset", spec.name)(**spec.parameters)
+    default = dataset.spec
+    signal = replace(
+        default,
+        window_s=default.window_s if config.window_s is None else config.window_s,
+        patch_s=default.patch_s if config.patch_s is None else config.patch_s,
+        sfreq=default.sfreq if config.sfreq is None else config.sfreq,
+    )
+    provenance = registry.provenance("dataset", spec.name)
+    return CohortSource(
+        dataset=dataset,
+        label=spec.label,
+        code={
+            **spec.identity(),
+            "distribution": provenance.distribution,
+            "version": provenance.version,
+            "digest": provenance.digest,
+            "score_version": type(dataset).score_version,
+        },
+        spec=signal,
+        root=grid.data_dirs.get(spec.label),
+        n_subjects=config.n_subjects,
+        # One twin for every seed of a run: seeds repeat the analysis, not the people.
+        seed=0,
+        variant=config.variant,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a run; ``auto`` takes CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, but torch finds no CUDA device.", allowed="auto, cpu")
+    return torch.device(name)
+
+
+# ---------------------------------------------------------------- finding or computing steps
+
+
+class _Executor:
+    """Finds or computes steps, counts them, and shows progress."""
+
+    def __init__(self, store: Store, progress: Progress) -> None:
+        self.store, self.progress = store, progress
+        self.computed: set[str] = set()
+        self.stored: set[str] = set()
+
+    def fetch(self, step: Step) -> Entry:
+        """Return the entry of a step, computing it if it is not stored."""
+        key = self.store.key(step.identity)
+        entry = self.store.get(step.stage, step.identity)
+        if entry is None:
+            with self.store.lock(step.stage, step.identity):
+                entry = self.store.get(step.stage, step.identity) or self._compute(step)
+                self.computed.add(key)
+        elif key not in self.computed:
+            self.stored.add(key)
+        return entry
+
+    def _compute(self, step: Step) -> Entry:
+        with (
+            self.progress.stage(step.label) as advance,
+            self.store.write(step.stage, step.identity, step.label) as folder,
+        ):
+            step.compute(folder, advance)
+        entry = self.store.get(step.stage, step.identity)
+        assert entry is not None
+        return entry
+
+
+def _estimate(store: Store) -> dict[tuple[str, str], float]:
+    """Return measured seconds of stored steps by (stage, what was done), the newest of each."""
+    return {
+        (e.manifest["stage"], e.manifest["label"].split(" · seed ")[0]): e.seconds
+        for stage in store.stages()
+        for e in store.entries(stage)
+    }
+
+
+def _seconds(step: Step, measured: dict[tuple[str, str], float]) -> float:
+    return measured.get((step.stage, step.label.split(" · seed ")[0]), step.weight)
+
+
+# ---------------------------------------------------------------- execute
+
+
+def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None) -> RunResult:
+    """Run a grid: compute what is not stored, write records, return the table.
+
+    Parameters
+    ----------
+    grid
+        From :func:`neurobench.config.expand`.
+    registry
+        Components.
+    progress
+        Where progress is shown; silent by default.
+
+    Returns
+    -------
+    RunResult
+        The table, and what failed. A failed combination is a record with its error; the others go on.
+
+    Raises
+    ------
+    StoreError
+        If the output folder cannot be used: nothing could be kept.
+    """
+    started = time.perf_counter()
+    progress = progress or Silent()
+    store = Store(grid.config.out)
+    device = resolve_device(grid.config.device)
+    executor = _Executor(store, progress)
+    scored: list[assembly.Scored] = []
+    notes: list[str] = []
+    pairs = list(dict.fromkeys((c.dataset, c.seed) for c in grid.combinations))
+    runs: list[CohortRun] = []
+    for dataset, seed in pairs:
+        source = cohort_source(dataset, grid, registry)
+        try:
+            with progress.stage(f"prepare {dataset.label}") as advance:
+                cohort = source.load(store, advance)
+            runs.append(CohortRun(cohort, source, grid, registry, seed, device, executor.fetch))
+            notes += runs[-1].notes()
+        except StoreError:
+            raise
+        except (NeurobenchError, OSError, ValueError) as error:
+            scored += assembly.cohort_failed(grid, registry, dataset, seed, error, protocol(grid, seed))
+    measured = _estimate(store)
+    todo = [(run, list(run.steps())) for run in runs]
+    with progress.grid(sum(_seconds(s, measured) for _, steps in todo for _, s in steps)) as done:
+        for run, steps in todo:
+            failures = _work(run, steps, executor, measured, done)
+            scored += assembly.collect(run, failures, store)
+    table = assembly.finish(scored, store.out)
+    failed = tuple(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
+    return RunResult(
+        table=table,
+        failed=failed,
+        out=store.out,
+        seconds=time.perf_counter() - started,
+        n_computed=len(executor.computed),
+        n_stored=len(executor.stored),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _work(
+    run: CohortRun,
+    steps: Sequence[tuple[Row, Step]],
+    executor: _Executor,
+    measured: dict[tuple[str, str], float],
+    done: Callable[[float], None],
+) -> dict[Row, BaseException]:
+    """Fetch every step; a row whose step fails is left there, and the others go on."""
+    failures: dict[Row, BaseException] = {}
+    for row, step in steps:
+        if row not in failures:
+            try:
+                executor.fetch(step)
+            except StoreError:
+                # A full disk or a folder that cannot be written concerns every row.
+                raise
+            except Exception as error:
+                failures[row] = error
+        done(_seconds(step, measured))
+    return failures
+
+
+# ---------------------------------------------------------------- plan, status
+
+
+def plan(grid: Grid, registry: Registry) -> Plan:
+    """Return what a run would do, without doing any of it."""
+    store = Store(grid.config.out, read_only=True)
+    device = resolve_device(grid.config.device)
+    measured = _estimate(store)
+    items: list[PlanItem] = []
+    seen: set[str] = set()
+
+    def missing(step: Step) -> Entry:
+        raise AssertionError(f"a plan computes nothing, and {step.label!r} was asked for")
+
+    for dataset, seed in dict.fromkeys((c.dataset, c.seed) for c in grid.combinations):
+        source = cohort_source(dataset, grid, registry)
+        cohort = source.stored(store)
+        label = f"prepare {dataset.label}"
+        if cohort is None:
+            n = sum(c.dataset == dataset and c.seed == seed for c in grid.combinations)
+            items.append(PlanItem("cohort", label, "to do"))
+            text = f"{n} combinations on {dataset.label} · seed {seed}"
+            items.append(PlanItem("pretraining", text, "to do", "its steps are known once the cohort is prepared"))
+            continue
+        items.append(PlanItem("cohort", label, "stored", seconds=0.0))
+        for _, step in CohortRun(cohort, source, grid, registry, seed, device, missing).steps():
+            key = store.key(step.identity)
+            if key in seen:
+                continue
+            seen.add(key)
+            if store.get(step.stage, step.identity) is not None:
+                items.append(PlanItem(step.stage, step.label, "stored", seconds=0.0))
+            else:
+                why = store.why_stale(step.stage, step.label, step.identity)
+                state = "stale" if why else "to do"
+                items.append(PlanItem(step.stage, step.label, state, why, _seconds(step, measured)))
+    return Plan(tuple(items))
+
+
+def status(out: Path) -> pd.DataFrame:
+    """Return one row a stored step: stage, label, state, when, seconds."""
+    if not (out / "neurobench.json").is_file():
+        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Give one with --out.")
+    store = Store(out, read_only=True)
+    rows = [
+        {
+            "stage": stage,
+            "label": entry.manifest["label"],
+            "state": "stored",
+            "when": entry.manifest["written"],
+            "seconds": entry.seconds,
+        }
+        for stage in store.stages()
+        for entry in store.entries(stage)
+    ]
+    return pd.DataFrame(rows, columns=["stage", "label", "state", "when", "seconds"])
+
+
+# ---------------------------------------------------------------- the Python API
+
+
+def run(config: RunConfig | None = None, /, **options: Any) -> pd.DataFrame:
+    """Run a grid and return its table: the same as ``neurobench run``.
+
+    Parameters
+    ----------
+    config
+        A whole configuration; or give its parts as keywords.
+    **options
+        As :meth:`neurobench.config.RunConfig.from_options`: ``backbone="mamba"``, ``mask=["roi", "block"]``,
+        ``dataset=None``, ``task=None``, ``profile="smoke"``, ``out="neurobench-results"``, …
+
+    Returns
+    -------
+    DataFrame
+        One row a (dataset, task, row): score, interval, skill over the best baseline, and the rest.
+
+    Raises
+    ------
+    ConfigErrors
+        If the grid cannot be, with everything that is wrong at once, before any work starts.
+
+    Examples
+    --------
+    >>> import neurobench
+    >>> table = neurobench.run(backbone="mamba", mask="roi", dataset="adhd200")  # doctest: +SKIP
+    """
+    if config is not None and options:
+        raise ConfigError("give a RunConfig or keyword options, not both.")
+    config = config or RunConfig.from_options(**options)
+    registry = load_registry(config.plugin_files)
+    return execute(expand(config, registry), registry).table
