@@ -21,6 +21,8 @@ _PUBLIC = {
     "ReconstructionTask": "neurobench.contracts",
     "Baseline": "neurobench.contracts",
     "Metric": "neurobench.contracts",
+    "CLASSIFICATION_METRICS": "neurobench.metrics",
+    "regression_metrics": "neurobench.metrics",
     "feedforward_width": "neurobench.contracts",
     "COVARIATES": "neurobench.contracts",
     "BackboneSpec": "neurobench.records",

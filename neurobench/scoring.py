@@ -1,0 +1,520 @@
+"""Scores with intervals over subjects, chance levels and paired comparisons; the metrics are in metrics.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from neurobench.contracts import Metric, ReconstructionTask, SubjectTask
+from neurobench.errors import ConfigError, DataError
+from neurobench.identity import seed_for
+from neurobench.metrics import CHANCE, FUNCTIONS, Sample, mean_over, metric_function
+
+__all__ = [
+    "Comparison",
+    "MetricScore",
+    "Score",
+    "ahead",
+    "bootstrap_weights",
+    "compare",
+    "compare_reconstruction",
+    "holm",
+    "score_reconstruction",
+    "score_subject_task",
+]
+
+Array = NDArray[np.float64]
+
+N_BOOTSTRAP, N_PERMUTATIONS = 2000, 1000
+
+INTERVAL = "95 % percentile interval of a bootstrap over subjects"
+
+
+# ---------------------------------------------------------------- results
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """One metric: value, 95 % interval, unit, direction and chance level; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    higher_is_better: bool
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a row reaches on a task.
+
+    Parameters
+    ----------
+    headline
+        Name of the metric that ranks.
+    metrics, per_fold
+        Every metric; its value in every fold, in order.
+    n_subjects
+        Held-out subjects.
+    p_value
+        Of the headline, against labels permuted within sites with predictions held fixed; None for a reconstruction.
+    above_chance
+        Interval above chance and p < .05; None where that cannot be said. False reads "no signal", and so does
+        anything below chance: pooled held-out scores lie below chance when there is nothing to find.
+    interval
+        How intervals were made.
+    notes
+        What a reader should know.
+    """
+
+    headline: str
+    metrics: Mapping[str, MetricScore]
+    per_fold: Mapping[str, tuple[float | None, ...]]
+    n_subjects: int
+    p_value: float | None
+    above_chance: bool | None
+    interval: str = INTERVAL
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, None instead of NaN."""
+        plain = asdict(self)
+        return plain | {"per_fold": {k: list(v) for k, v in self.per_fold.items()}, "notes": list(self.notes)}
+
+
+def bootstrap_weights(n_subjects: int, n_bootstrap: int, seed: int) -> Array:
+    """Return (draws, subjects) how often each subject is drawn; the same for every row of a comparison."""
+    rng = np.random.default_rng(seed_for(seed, "bootstrap", n_subjects))
+    drawn = rng.integers(n_subjects, size=(n_bootstrap, n_subjects)) + np.arange(n_bootstrap)[:, None] * n_subjects
+    return np.bincount(drawn.ravel(), minlength=n_bootstrap * n_subjects).reshape(n_bootstrap, -1).astype(float)
+
+
+def _interval(values: Array) -> tuple[float | None, float | None]:
+    """Return the percentile interval over the draws in which a metric is defined (both classes drawn)."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return None, None
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------- subject tasks
+
+_COLUMNS = ("participant_id", "fold", "truth", "prediction", "train_mean")
+
+
+def _sample(predictions: pd.DataFrame) -> tuple[Sample, tuple[str, ...]]:
+    """Return predictions as arrays in the order of participants, and the participants."""
+    missing = [c for c in _COLUMNS if c not in predictions]
+    if missing:
+        raise DataError(f"predictions lack {', '.join(missing)}.", allowed=", ".join(_COLUMNS))
+    if len(predictions) == 0:
+        raise DataError("there is no held-out prediction to score.")
+    table = predictions.sort_values("participant_id").reset_index(drop=True)
+    ids = tuple(table["participant_id"].astype(str))
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{len(ids)} predictions are of {len(set(ids))} subjects: every subject is scored once.")
+    values = table[["truth", "prediction", "train_mean"]].to_numpy(float)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+        raise DataError(f"truth, prediction or training mean of {ids[row]!r} is not a number.")
+    site = table["site"].astype(str).to_numpy() if "site" in table else np.full(len(ids), "")
+    age = table["age"].to_numpy(float) if "age" in table else np.full(len(ids), np.nan)
+    fold = np.unique(table["fold"].to_numpy(), return_inverse=True)[1]
+    return Sample(values[:, 0], values[:, 1], values[:, 2], fold, np.unique(site, return_inverse=True)[1], age), ids
+
+
+def score_subject_task(
+    task: SubjectTask,
+    predictions: pd.DataFrame,
+    *,
+    seed: int,
+    n_bootstrap: int = N_BOOTSTRAP,
+    n_permutations: int = N_PERMUTATIONS,
+) -> Score:
+    """Score held-out predictions of a subject task.
+
+    Parameters
+    ----------
+    task
+        Says which metrics, the headline first.
+    predictions
+        One row a subject: ``participant_id``, ``fold``, ``truth``, ``prediction``, ``train_mean`` (of the target in
+        that fold's training subjects), and where known ``site`` and ``age`` (years).
+    seed
+        Base seed; the bootstrap draws the same subjects for every row.
+    n_bootstrap, n_permutations
+        Draws.
+
+    Raises
+    ------
+    DataError
+        If a subject is scored twice or a number is missing.
+    """
+    sample, _ = _sample(predictions)
+    n = len(sample.p)
+    ones = np.ones((1, n))
+    draws = bootstrap_weights(n, n_bootstrap, seed)
+    folds = (sample.fold == np.arange(sample.fold.max() + 1)[:, None]).astype(float)
+    metrics: dict[str, MetricScore] = {}
+    per_fold: dict[str, tuple[float | None, ...]] = {}
+    for metric in task.metrics:
+        function = metric_function(task.kind, metric.name)
+        low, high = _interval(function(sample, draws))
+        chance = float(CHANCE[metric.name](sample, ones)[0]) if metric.name in CHANCE else metric.chance
+        value = _number(function(sample, ones)[0])
+        if value is None:
+            low = high = None
+        metrics[metric.name] = MetricScore(value, low, high, metric.unit, metric.higher_is_better, _number(chance))
+        per_fold[metric.name] = tuple(_number(v) for v in function(sample, folds))
+    headline = task.metrics[0]
+    p_value = _permutation_p(sample, task.kind, headline, seed, n_permutations)
+    return Score(
+        headline=headline.name,
+        metrics=metrics,
+        per_fold=per_fold,
+        n_subjects=n,
+        p_value=p_value,
+        above_chance=_above_chance(sample, task.kind, headline, metrics[headline.name], draws, p_value),
+        notes=_notes(sample, task),
+    )
+
+
+def _above_chance(
+    sample: Sample, kind: str, headline: Metric, score: MetricScore, draws: Array, p_value: float | None
+) -> bool | None:
+    """Interval above chance and p < .05. Chance of an error is itself an estimate, so there the skill decides."""
+    if score.value is None or p_value is None:
+        return None
+    if headline.name == "mae":
+        low, _ = _interval(FUNCTIONS["regression"]["skill"](sample, draws))
+        above = low is not None and low > 0
+    elif score.chance is None or score.low is None or score.high is None:
+        return None
+    else:
+        above = score.low > score.chance if headline.higher_is_better else score.high < score.chance
+    return bool(above and p_value < 0.05)
+
+
+def _permutation_p(sample: Sample, kind: str, headline: Metric, seed: int, n_permutations: int) -> float | None:
+    """Return the share of within-site permutations of the truth that do at least as well, (b + 1) / (m + 1)."""
+    function = metric_function(kind, headline.name)
+    ones = np.ones((1, len(sample.p)))
+    observed = function(sample, ones)[0]
+    if not math.isfinite(observed):
+        return None
+    rng = np.random.default_rng(seed_for(seed, "permutation", len(sample.p)))
+    y = np.tile(sample.y, (n_permutations, 1))
+    for site in np.unique(sample.site):
+        here = np.flatnonzero(sample.site == site)
+        y[:, here] = rng.permuted(y[:, here], axis=1)
+    null = function(Sample(y, sample.p, sample.train_mean, sample.fold, sample.site, sample.age), ones)
+    tolerance = 1e-12 * max(1.0, abs(observed))
+    as_good = null >= observed - tolerance if headline.higher_is_better else null <= observed + tolerance
+    return float((as_good.sum() + 1) / (n_permutations + 1))
+
+
+def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:
+    if task.kind == "regression":
+        return ()
+    n_positive = int(sample.y.sum())
+    notes = [f"prevalence of {task.classes[1] or 'class 1'}: {n_positive} of {len(sample.y)}"]
+    of_one_class = sum(len(np.unique(sample.y[sample.site == s])) == 1 for s in np.unique(sample.site))
+    if of_one_class and sample.site.max() > 0:
+        notes.append(f"{of_one_class} of {sample.site.max() + 1} sites hold one class only: site gives the class away")
+    return tuple(notes)
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Difference of two rows on the same subjects.
+
+    Parameters
+    ----------
+    difference, low, high
+        First minus second, in the metric's unit, with its 95 % interval of a paired bootstrap.
+    p_value
+        Two-sided, exchanging the two rows' predictions of random subjects.
+    winner
+        ``first``, ``second``, or an empty string where the interval includes 0.
+    detectable
+        Smallest difference that would be found with power .8 at 5 %: 2.8 standard errors.
+    n_subjects
+        Subjects that both rows were scored on.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    winner: Literal["first", "second", ""]
+    detectable: float
+    n_subjects: int
+
+
+def _comparison(difference: float, draws: Array, null: Array, higher_is_better: bool, n_subjects: int) -> Comparison:
+    draws = draws[np.isfinite(draws)]
+    low, high = (float(x) for x in np.percentile(draws, [2.5, 97.5]))
+    as_large = np.abs(null) >= abs(difference) - 1e-12
+    winner: Literal["first", "second", ""] = ""
+    if low > 0 or high < 0:
+        winner = "first" if (low > 0) == higher_is_better else "second"
+    p_value = float((as_large.sum() + 1) / (len(null) + 1))
+    return Comparison(difference, low, high, p_value, winner, 2.8 * float(draws.std()), n_subjects)
+
+
+def compare(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    metric: str,
+    *,
+    seed: int = 0,
+    n_bootstrap: int = N_BOOTSTRAP,
+    n_permutations: int = N_PERMUTATIONS,
+) -> Comparison:
+    """Compare the held-out predictions of two rows on the same subjects.
+
+    Parameters
+    ----------
+    first, second
+        As for :func:`score_subject_task`.
+    metric
+        Name of a metric of regression or classification.
+    seed
+        Base seed.
+    n_bootstrap, n_permutations
+        Draws.
+
+    Raises
+    ------
+    DataError
+        If the subjects or their true values differ.
+    """
+    (a, ids), (b, others) = _sample(first), _sample(second)
+    if ids != others or not np.allclose(a.y, b.y):
+        raise DataError(f"two rows cannot be compared: {len(set(ids) ^ set(others))} subjects are in one of them only.")
+    kind = next((k for k, functions in FUNCTIONS.items() if metric in functions), "regression")
+    function = metric_function(kind, metric)
+    higher = metric not in ("mae", "brier")
+    n = len(ids)
+    weights = bootstrap_weights(n, n_bootstrap, seed)
+    ones = np.ones((1, n))
+    p, q = (_exchangeable(s.p, metric) for s in (a, b))
+    swap = np.random.default_rng(seed_for(seed, "permutation", "swap", n)).random((n_permutations, n)) < 0.5
+    null = np.array(
+        [function(_with(a, np.where(s, q, p)), ones)[0] - function(_with(b, np.where(s, p, q)), ones)[0] for s in swap]
+    )
+    difference = float(function(a, ones)[0] - function(b, ones)[0])
+    return _comparison(difference, function(a, weights) - function(b, weights), null, higher, n)
+
+
+def _with(sample: Sample, p: Array) -> Sample:
+    return Sample(sample.y, p, sample.train_mean, sample.fold, sample.site, sample.age)
+
+
+def _exchangeable(p: Array, metric: str) -> Array:
+    """Return ranks for metrics of order, so that two rows' predictions can take each other's place."""
+    ranks: Array = stats.rankdata(p)
+    return ranks if "auroc" in metric or metric == "pr_auc" else p
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number by Holm's method, in the order given."""
+    order = np.argsort(p_values)
+    stepped = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return [float(x) for x in adjusted]
+
+
+# ---------------------------------------------------------------- reconstruction
+
+
+class _Reconstructions(Protocol):
+    """What is needed of :class:`neurobench.reconstruction.ReconstructionScores`."""
+
+    @property
+    def masks(self) -> tuple[str, ...]: ...
+    @property
+    def subjects(self) -> tuple[str, ...]: ...
+    @property
+    def fc_similarity(self) -> Array: ...
+    @property
+    def predictors(self) -> tuple[str, ...]: ...
+    def r2(self, predictor: str, weights: Array | None = None) -> Array: ...
+    def skill(self, predictor: str, weights: Array | None = None) -> Array: ...
+    def subject_r2(self, predictor: str) -> Array: ...
+    def pearson_r(self, predictor: str) -> Array: ...
+
+
+def _rows(masks: Sequence[str], chosen: Sequence[str] | None) -> list[int]:
+    rows = [i for i, m in enumerate(masks) if chosen is None or m in chosen]
+    # If every mask is trivial on this signal there is no better headline than all of them.
+    return rows or list(range(len(masks)))
+
+
+def score_reconstruction(
+    task: ReconstructionTask,
+    scores: _Reconstructions,
+    predictor: str,
+    headline: Sequence[str],
+    *,
+    seed: int,
+    n_bootstrap: int = N_BOOTSTRAP,
+) -> Score:
+    """Score masked reconstruction of held-out subjects.
+
+    Parameters
+    ----------
+    task
+        Names the metrics ``r2`` (mean over headline masks) and ``r2[mask]``.
+    scores
+        Of the row and of the trivial fillers, on the same masks and subjects.
+    predictor
+        Name of the row in ``scores``.
+    headline
+        Masks that count in the headline; others are rank-trivial on this signal and only reported.
+    seed
+        Base seed.
+    n_bootstrap
+        Draws.
+    """
+    rows = _rows(scores.masks, headline)
+    n = len(scores.subjects)
+    draws = bootstrap_weights(n, n_bootstrap, seed)
+    r2, r2_draws = scores.r2(predictor), scores.r2(predictor, draws)
+    skill, skill_draws = scores.skill(predictor), scores.skill(predictor, draws)
+    values: dict[str, tuple[Array, Array]] = {
+        "r2": (r2[rows].mean(0), r2_draws[rows].mean(0)),
+        "skill": (skill[rows].mean(0), skill_draws[rows].mean(0)),
+    }
+    for i, mask in enumerate(scores.masks):
+        values[f"r2[{mask}]"] = r2[i], r2_draws[i]
+        values[f"skill[{mask}]"] = skill[i], skill_draws[i]
+    similarity = scores.fc_similarity[:, scores.predictors.index(predictor)]
+    for name, each in (("pearson_r", scores.pearson_r(predictor)), ("fc_similarity", similarity)):
+        mean: Any = each[rows].mean(0)
+        known: NDArray[np.bool_] = np.isfinite(mean)
+        subject = np.where(known, mean, 0.0)
+        values[name] = mean_over(subject, known[None].astype(float))[0], mean_over(subject, draws * known)
+    unknown = [m.name for m in task.metrics if m.name not in values and not m.name.startswith("r2[")]
+    if unknown:
+        raise ConfigError(f"there is no reconstruction metric {unknown[0]!r}.", allowed=", ".join(values))
+    metrics = {}
+    for name, (value, drawn) in values.items():
+        low, high = _interval(drawn)
+        metrics[name] = MetricScore(_number(float(value)), low, high, "", True, 0.0)
+    first = metrics[task.metrics[0].name]
+    left_out = [m for i, m in enumerate(scores.masks) if i not in rows]
+    note = f"rank-trivial on this signal and left out of the headline: {', '.join(left_out)}"
+    return Score(
+        headline=task.metrics[0].name,
+        metrics=metrics,
+        per_fold={},
+        n_subjects=n,
+        p_value=None,
+        above_chance=None if first.low is None else first.low > 0,
+        notes=(note,) if left_out else (),
+    )
+
+
+def compare_reconstruction(
+    first: _Reconstructions,
+    first_name: str,
+    second: _Reconstructions,
+    second_name: str,
+    masks: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    n_bootstrap: int = N_BOOTSTRAP,
+    n_permutations: int = N_PERMUTATIONS,
+) -> Comparison:
+    """Compare the mean R² of two rows over masks on the same subjects.
+
+    Parameters
+    ----------
+    first, second, first_name, second_name
+        Scores, and the row's name among their predictors.
+    masks
+        Masks to average over; all by default.
+    seed, n_bootstrap, n_permutations
+        As for :func:`compare`; the permutation flips the sign of subjects' differences in R².
+
+    Raises
+    ------
+    DataError
+        If masks or subjects differ.
+    """
+    if first.masks != second.masks or first.subjects != second.subjects:
+        raise DataError("two reconstructions cannot be compared: their masks or subjects differ.")
+    rows = _rows(first.masks, masks)
+    n = len(first.subjects)
+    weights = bootstrap_weights(n, n_bootstrap, seed)
+    draws = (first.r2(first_name, weights)[rows] - second.r2(second_name, weights)[rows]).mean(0)
+    difference = float((first.r2(first_name)[rows] - second.r2(second_name)[rows]).mean())
+    each = np.nan_to_num(first.subject_r2(first_name)[rows] - second.subject_r2(second_name)[rows]).mean(0)
+    rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n))
+    null = (np.where(rng.random((n_permutations, n)) < 0.5, -each, each)).mean(1)
+    found = _comparison(difference, draws, null, True, n)
+    p_value = float((np.sum(np.abs(null) >= abs(each.mean()) - 1e-12) + 1) / (n_permutations + 1))
+    return Comparison(**{**asdict(found), "p_value": p_value})
+
+
+# ---------------------------------------------------------------- ranking
+
+
+class _Record(Protocol):
+    @property
+    def row(self) -> str: ...
+    @property
+    def headline(self) -> str: ...
+
+
+class _Scored(Protocol):
+    """A row with what its score rests on: held-out predictions, or reconstructions."""
+
+    @property
+    def record(self) -> _Record: ...
+    @property
+    def predictions(self) -> pd.DataFrame | None: ...
+    @property
+    def reconstructions(self) -> _Reconstructions | None: ...
+
+
+def ahead(first: _Scored, second: _Scored, masks: Sequence[str] | None = None, *, seed: int = 0) -> bool:
+    """Return whether the interval of the difference lets the first row be called better than the second.
+
+    Parameters
+    ----------
+    first, second
+        Rows of one task on one cohort.
+    masks
+        Masks of a reconstruction's headline; all by default.
+    seed
+        Base seed.
+    """
+    if first.predictions is not None and second.predictions is not None:
+        found = compare(first.predictions, second.predictions, first.record.headline, seed=seed, n_permutations=0)
+    elif first.reconstructions is not None and second.reconstructions is not None:
+        names = first.record.row, second.record.row
+        found = compare_reconstruction(
+            first.reconstructions, names[0], second.reconstructions, names[1], masks, seed=seed, n_permutations=0
+        )
+    else:
+        return False
+    return found.winner == "first"
