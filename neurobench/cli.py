@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -191,6 +192,7 @@ def run(
     """
     from neurobench import console
     from neurobench.config import RunConfig, expand
+    from neurobench.tables import plural
 
     config = RunConfig.from_options(
         suite=suite,
@@ -260,7 +262,8 @@ def run(
             )
     if result.failed:
         if not as_json:
-            side.print(f"{len(result.failed)} rows failed; their errors are above. A new run tries them again.")
+            n = plural(len(result.failed), "row")
+            side.print(f"{n} failed; the errors are above. The same command tries again.")
         raise typer.Exit(1)
 
 
@@ -270,7 +273,7 @@ def status(out: Out = None, as_json: AsJson = False, verbose: Verbose = False) -
     """Show what is stored in an output folder."""
     from neurobench import console, runner
     from neurobench.config import RunConfig
-    from neurobench.tables import duration
+    from neurobench.tables import duration, plural
 
     table = runner.status(out or RunConfig().out)
     screen = console.make_console()
@@ -279,7 +282,7 @@ def status(out: Out = None, as_json: AsJson = False, verbose: Verbose = False) -
         return
     rows = [(r.stage, r.label, r.state, r.when, duration(cast(float, r.seconds))) for r in table.itertuples()]
     console.print_table(screen, ("stage", "step", "state", "when", "time"), rows, right=("time",))
-    screen.print(f"{len(rows)} steps, {duration(float(table['seconds'].sum())) or '0 s'} of work.")
+    screen.print(f"{plural(len(rows), 'step')}, {duration(float(table['seconds'].sum())) or '0 s'} of work.")
 
 
 # ---------------------------------------------------------------- components
@@ -303,6 +306,8 @@ def list_components(
         if singular not in KINDS:
             raise ConfigError(f"{kind!r} is no kind.", allowed=", ".join(KINDS), likely=closest(singular, KINDS))
         kinds = (singular,)
+    from neurobench.tables import plural
+
     registry = open_registry(plugin or ())
     screen = console.make_console()
     for one in kinds:
@@ -312,8 +317,7 @@ def list_components(
         ]
         console.print_table(screen, ("name", "", "parameters"), rows, title=f"{one}s")
     if unusable := [p for p in registry.plugins if p.state != "available"]:
-        n = len(unusable)
-        screen.print(f"{n} plugin{'s' * (n > 1)} cannot be used: see `neurobench plugins`.", style="yellow")
+        screen.print(f"{plural(len(unusable), 'plugin')} cannot be used: see `neurobench plugins`.", style="yellow")
 
 
 @app.command()
@@ -351,22 +355,21 @@ def list_plugins(plugin: PluginFiles = None, verbose: Verbose = False) -> None:
 
     registry = open_registry(plugin or ())
     screen = console.make_console()
-    by_distribution: dict[tuple[str, str], list[PluginInfo]] = {}
+    by_origin: dict[str, list[PluginInfo]] = {}
+    reasons: dict[str, list[PluginInfo]] = {}
     for p in registry.plugins:
-        by_distribution.setdefault((p.distribution, p.version), []).append(p)
-    for (distribution, version), found in by_distribution.items():
-        rows = [
-            (p.entry_point, ", ".join(f"{k} {n}" for k, n in p.provides), p.state, p.file or "")
-            for p in found
-            if verbose or p.state != "available" or len(by_distribution) == 1 or len(found) <= 8
-        ]
-        title = f"{distribution} {version}".strip()
-        console.print_table(screen, ("entry point", "provides", "state", "file"), rows, title=title)
-        if hidden := len(found) - len(rows):
-            screen.print(f"{hidden} more are available; -v shows them.", style="dim")
-    for p in registry.plugins:
+        by_origin.setdefault(f"{p.distribution} {p.version}".strip(), []).append(p)
         if p.reason:
-            console.print_fields(screen, f"{p.id} is {p.state}", {"": p.reason})
+            reasons.setdefault(p.reason, []).append(p)
+    for origin, found in by_origin.items():
+        folders = [str(p.file.parent) for p in found if p.file]
+        where = f" from {os.path.commonpath(folders)}" if folders else ""
+        rows = [(p.entry_point, ", ".join(f"{k} {n}" for k, n in p.provides), p.state) for p in found]
+        console.print_table(screen, ("entry point", "provides", "state"), rows, title=f"{origin}{where}")
+    for reason, found in reasons.items():
+        # One reason that many share, such as having been blocked, is told once.
+        names = found[0].id if len(found) == 1 else f"{found[0].id} and {len(found) - 1} more"
+        console.print_fields(screen, f"{names}: {found[0].state}", {"": reason})
 
 
 @app.command()
@@ -377,8 +380,19 @@ def check(
     plugin: PluginFiles = None,
     verbose: Verbose = False,
 ) -> None:
-    """Check a component against the contracts."""
-    raise NotImplementedError
+    """Check a component against the contracts; a plugin that is being written comes in with --plugin FILE."""
+    from neurobench import console
+    from neurobench.checks import check_component
+
+    registry = open_registry(plugin or ())
+    screen = console.make_console()
+    failed = 0
+    for kind in _kinds_of(name, registry):
+        found = check_component(registry.get(kind, name), registry=registry, full=full)
+        failed += sum(not result.ok for result in found)
+        console.print_checks(screen, f"{kind} {name}", found)
+    if failed:
+        raise typer.Exit(1)
 
 
 # ---------------------------------------------------------------- small pieces

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neurobench.errors import ConfigErrors, NeurobenchError
-from neurobench.tables import duration, missing, results_table
+from neurobench.tables import duration, missing, plural, results_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,7 @@ __all__ = [
     "SIMULATED",
     "Terminal",
     "make_console",
+    "print_checks",
     "print_error",
     "print_fields",
     "print_findings",
@@ -64,9 +65,9 @@ def print_error(error: NeurobenchError, console: Console) -> None:
             Text(f"{n} problems; nothing was started." if n > 1 else "Nothing was started.", style="bold red")
         )
         for i, problem in enumerate(error.problems, 1):
-            console.print(
-                Padding(_parts(problem, f"{i}. " if n > 1 else ""), (1 if n > 1 else 0, 0, 0, 0), expand=False)
-            )
+            if n > 1:
+                console.print()
+            console.print(_parts(problem, f"{i}. " if n > 1 else ""))
     else:
         console.print(_parts(error, "Error: "))
 
@@ -95,7 +96,10 @@ def print_table(
     right: Sequence[str] = (),
 ) -> None:
     """Print rows of text; the columns named in ``right`` hold numbers."""
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    # The title is no title of rich's: that would be broken at the width of a narrow table.
+    if title:
+        console.print(Text(title, style="bold"), soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold", header_style="dim")
     for row in rows:
@@ -151,7 +155,7 @@ def print_results(table: pd.DataFrame, console: Console, notes: Sequence[str] = 
 
 def print_summary(console: Console, *, out: object, seconds: float, n_computed: int, n_stored: int) -> None:
     """Print the last line of a run."""
-    steps = f"{n_computed} steps computed, {n_stored} found stored, {duration(seconds)}"
+    steps = f"{plural(n_computed, 'step')} computed, {n_stored} found stored, {duration(seconds)}"
     console.print(Text(f"\n{steps} · results in {out}", style="dim"))
 
 
@@ -165,7 +169,7 @@ def print_plan(console: Console, items: Sequence[Any], seconds: float) -> None:
         print_table(console, ("stage", "step", "state", "estimate", "why"), rows, right=("estimate",))
     n_stored = len(items) - len(todo)
     estimate = f", about {duration(seconds)}" if seconds else ""
-    console.print(f"{len(todo)} steps to do{estimate}; {n_stored} are stored. Nothing was started.")
+    console.print(f"{plural(len(todo), 'step')} to do{estimate}; {n_stored} stored. Nothing was started.")
 
 
 def print_findings(console: Console, findings: Sequence[Any]) -> None:
@@ -185,6 +189,19 @@ def print_findings(console: Console, findings: Sequence[Any]) -> None:
                 console.print(Padding(Text(f"and {len(found) - 3} more", style="dim"), (0, 0, 0, 3), expand=False))
             if found[0].fix:
                 console.print(Padding(Text("next: ", style="dim").append(found[0].fix), (0, 0, 0, 3), expand=False))
+
+
+def print_checks(console: Console, title: str, results: Sequence[Any]) -> None:
+    """Print what each contract check said, those that need work last and in full."""
+    styles = {"passed": "green", "failed": "bold red", "unexpected-pass": "bold red"}
+    console.print(Text(title, style="bold"))
+    for result in sorted(results, key=lambda r: not r.ok):
+        line = Text(" ").append(result.outcome.replace("-", " "), style=styles.get(result.outcome, "yellow"))
+        console.print(line.append(f"  {result.check}"))
+        if result.message:
+            console.print(Padding(Text(result.message, style="dim" if result.ok else ""), (0, 0, 0, 3), expand=False))
+    failed = sum(not r.ok for r in results)
+    console.print(f"{plural(len(results), 'check')}, {failed or 'none'} failed.")
 
 
 def print_fields(console: Console, title: str, fields: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ class Provenance:
     distribution, version
         Where it comes from.
     digest
-        sha256 over the source of the plugin's module and the private modules of its package.
+        sha256 over the source of the plugin's module and the private files of its package.
     """
 
     distribution: str
@@ -324,17 +324,18 @@ def _file_of(module: object) -> Path | None:
 def _source_files(module: ModuleType, component: type) -> tuple[Path, ...]:
     """Return the files that a component's code is in, conservatively.
 
-    The plugin's module, every private module of its package, and where its bases of the same package are written.
+    The plugin's module, every private file of its package (leading underscore), and the files of its bases there.
     """
     files: set[Path] = set()
     own = _file_of(module)
     package = module.__name__.partition(".")[0]
     if own is not None:
         files.add(own)
+        # Tables that lie beside the code, such as an atlas, decide results as much as code does.
+        inside = [f for f in own.parent.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
         if own.name == "__init__.py":
-            files.update(own.parent.rglob("*.py"))
+            files.update(inside)
         elif module.__package__:
-            inside = own.parent.rglob("*.py")
             files.update(f for f in inside if any(p.startswith("_") for p in f.relative_to(own.parent).parts))
     for base in component.__mro__:
         if base.__module__.partition(".")[0] == package and (file := _file_of(sys.modules.get(base.__module__))):

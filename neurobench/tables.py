@@ -15,7 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["duration", "missing", "results_table"]
+__all__ = ["duration", "missing", "plural", "results_table"]
 
 
 # ---------------------------------------------------------------- words and numbers
@@ -33,6 +33,11 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 and whole < 600 else "")
     return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 // 60 else "")
+
+
+def plural(n: int, word: str) -> str:
+    """Return ``1 step`` or ``2 steps``."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def count(n: float | None) -> str:

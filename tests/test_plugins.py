@@ -241,11 +241,12 @@ def _touched(path: Path) -> Path:
     return path
 
 
-def test_the_digest_covers_private_modules_and_bases_but_no_other_plugin(install: Install, tmp_path: Path) -> None:
+def test_the_digest_covers_private_files_and_bases_but_no_other_plugin(install: Install, tmp_path: Path) -> None:
     base, rest = MASK.format(name="stripes").split("@hookimpl")
     files = {
         "third_pack/__init__.py": "",
         "third_pack/_shared.py": "WIDTH = 1\n",
+        "third_pack/_atlas.csv": "name\n",
         "third_pack/nets.py": base,
         "third_pack/stripes.py": "from neurobench import hookimpl\nfrom third_pack.nets import Stripes\n@hookimpl"
         + rest,
@@ -262,10 +263,10 @@ def test_the_digest_covers_private_modules_and_bases_but_no_other_plugin(install
     (site / "other.py").write_text("X = 2\n", encoding="utf-8")
     assert digest() == first
     seen = {first}
-    for name in ("_shared.py", "nets.py", "stripes.py"):
+    for name in ("_shared.py", "_atlas.csv", "nets.py", "stripes.py"):
         (site / name).write_text((site / name).read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
         seen.add(digest())
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_built_ins_are_called_as_their_files_and_entry_points() -> None:
