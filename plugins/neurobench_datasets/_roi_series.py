@@ -1,0 +1,305 @@
+"""ROI time series as laboratories keep them: one file a recording, regions × volumes or volumes × regions."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from neurobench import DataError, Finding, UnitTable
+from neurobench_datasets._tables import find_column, read_table, read_text, unreadable
+
+SUFFIXES = (".npy", ".csv", ".tsv", ".1D", ".mat", ".txt")
+
+Orientation = Literal["times_first", "units_first"]
+
+MIN_TIMES = 50
+"""Recordings with fewer volumes are left out, as loaders of ADHD-200 do."""
+
+POSITION_GROUPS = 8
+"""Groups that are clustered from positions where a parcellation names none."""
+
+
+# ---------------------------------------------------------------- one file
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A 2-D array of a file, either way round, with the names of its columns or rows where the file has them."""
+
+    values: NDArray[Any]
+    columns: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+
+def read_series(path: Path, variable: str = "") -> Series:
+    """Read the 2-D array of a ``.npy``, ``.mat``, ``.csv``, ``.tsv``, ``.txt`` or ``.1D`` file.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, has no 2-D array of numbers, or a ``.mat`` has several and none is named.
+    """
+    try:
+        if path.suffix == ".npy":
+            return Series(_two_d(np.load(path, allow_pickle=False), path))
+        if path.suffix == ".mat":
+            return Series(_two_d(_read_mat(path, variable), path))
+    except DataError:
+        raise
+    except Exception as error:
+        raise unreadable(path, error) from error
+    return _read_text_series(path)
+
+
+def _two_d(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise DataError(
+            f"{path.name} holds an array of shape {values.shape} and type {values.dtype}.",
+            allowed="a 2-D array of real numbers, regions × volumes or volumes × regions",
+        )
+    return values
+
+
+def _read_mat(path: Path, variable: str) -> NDArray[Any]:
+    from scipy.io import loadmat
+
+    with open(path, "rb") as f:
+        if f.read(8) == b"\x89HDF\r\n\x1a\n" or b"MATLAB 7.3" in f.read(128):
+            raise DataError(
+                f"{path.name} is a MATLAB 7.3 (HDF5) file.",
+                next_step="Save it again in MATLAB with save(..., '-v7'), or as .npy.",
+            )
+    found = {k: v for k, v in loadmat(path).items() if not k.startswith("__")}
+    arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "fiu"}
+    arrays = {k: v for k, v in arrays.items() if min(v.shape) > 1}
+    if variable:
+        if variable not in found:
+            raise DataError(f"{path.name} has no variable {variable!r}.", allowed=", ".join(found) or "nothing at all")
+        return np.asarray(found[variable])
+    if len(arrays) != 1:
+        shown = ", ".join(f"{k} {v.shape[0]}×{v.shape[1]}" for k, v in arrays.items())
+        raise DataError(
+            f"{path.name} has {len(arrays)} two-dimensional arrays" + (f": {shown}." if shown else "."),
+            allowed="exactly one, or the name of the one to use",
+            next_step=f"Name it: [variable={next(iter(arrays), 'NAME')}].",
+        )
+    return np.asarray(next(iter(arrays.values())))
+
+
+def _read_text_series(path: Path) -> Series:
+    """Read a text file with or without a header and an index column."""
+    text = read_text(path)
+    line = next((x for x in text.splitlines() if x.strip() and not x.startswith("#")), "")
+    separator = next((s for s in ("\t", ",", ";") if s in line), r"\s+")
+    try:
+        frame = pd.read_csv(
+            io.StringIO(text), sep=separator, header=None, comment="#", dtype=str, keep_default_na=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise unreadable(path, error) from error
+    # Trailing separators leave empty columns.
+    frame = frame.loc[:, ~(frame == "").all()]
+    header: list[str] = []
+    if not _numeric(frame.iloc[0]) or _counts(frame.iloc[0].tolist()[1:]) or _counts(frame.iloc[0].tolist()):
+        header, frame = [str(x).strip().strip('"') for x in frame.iloc[0]], frame.iloc[1:]
+    if frame.empty:
+        raise DataError(f"{path.name} has a header and no numbers.")
+    index: list[str] = []
+    # Leading columns of text name rows (AFNI writes two: file and sub-brick), and so may one that counts.
+    while len(frame.columns) > 1 and _is_index(header[0] if header else None, frame.iloc[:, 0]):
+        index, frame, header = frame.iloc[:, 0].tolist(), frame.iloc[:, 1:], header[1:]
+    for column in frame.columns:
+        if not _numeric(frame[column]):
+            cell = next(c for c in frame[column] if not _numeric(pd.Series([c])))
+            raise DataError(f"{path.name} holds text where numbers are expected, such as {cell[:40]!r}.")
+    values = frame.replace(dict.fromkeys(("", "n/a", "NA"), "nan")).to_numpy().astype(np.float64)
+    return Series(_two_d(values, path), tuple(header), tuple(str(i) for i in index))
+
+
+def _numeric(cells: pd.Series) -> bool:
+    known = cells[~cells.isin(["", "n/a", "NA", "nan", "NaN"])]
+    return bool(pd.to_numeric(known, errors="coerce").notna().all())
+
+
+def _counts(cells: Sequence[str]) -> bool:
+    """Whether cells are 0, 1, 2, … or 1, 2, 3, …: numbers of volumes or regions, not a signal."""
+    return len(cells) > 2 and any(list(map(str, range(a, a + len(cells)))) == list(cells) for a in (0, 1))
+
+
+def _is_index(title: str | None, column: pd.Series) -> bool:
+    """Whether a first column names or counts rows: by its text, by its title, or because it counts."""
+    words = ("", "index", "node", "region", "roi", "label", "volume", "time", "tr", "unnamed")
+    titled = title is not None and re.split(r"[/:_ ]", title.lower())[0] in words
+    return titled or _counts(column.tolist()) or not any(_numeric(pd.Series([c])) for c in column[:3])
+
+
+def shape_of(path: Path, variable: str = "") -> tuple[int, int]:
+    """Return the shape of a file's array, reading as little as the format allows."""
+    if path.suffix == ".npy":
+        try:
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:
+            raise unreadable(path, error) from error
+        rows, columns = _two_d(values, path).shape
+    else:
+        rows, columns = read_series(path, variable).values.shape
+    return int(rows), int(columns)
+
+
+# ---------------------------------------------------------------- orientation
+
+
+def decide_orientation(
+    shapes: Sequence[tuple[int, int]], n_regions: int, wanted: str, component: str
+) -> tuple[Orientation | None, int]:
+    """Return which way round the files of a folder are (None: each file for itself), and the number of regions.
+
+    Raises
+    ------
+    DataError
+        If nothing settles it.
+    """
+    if wanted == "times_first":
+        return "times_first", n_regions or Counter(s[1] for s in shapes).most_common(1)[0][0]
+    if wanted == "units_first":
+        return "units_first", n_regions or Counter(s[0] for s in shapes).most_common(1)[0][0]
+    if n_regions:
+        # Each file says by itself; a square one cannot.
+        return None, n_regions
+    first = Counter(s[0] for s in shapes)
+    second = Counter(s[1] for s in shapes)
+    if len(second) == 1 and len(first) > 1:
+        return "times_first", shapes[0][1]
+    if len(first) == 1 and len(second) > 1:
+        return "units_first", shapes[0][0]
+    example = f"{shapes[0][0]} × {shapes[0][1]}"
+    why = (
+        f"all {len(shapes)} files are {example}"
+        if len(first) == len(second) == 1
+        else "both dimensions differ from file to file"
+    )
+    raise DataError(
+        f"it cannot be told which dimension is regions and which is volumes: {why}.",
+        allowed="orientation=times_first (volumes × regions) or orientation=units_first (regions × volumes)",
+        next_step=f"Say {component}[orientation=times_first], or list the regions in regions.tsv.",
+    )
+
+
+def units_first(values: NDArray[Any], n_regions: int, orientation: str, name: str) -> NDArray[Any]:
+    """Return (units, times).
+
+    Raises
+    ------
+    DataError
+        If the array does not have the number of regions, or could be either way round.
+    """
+    rows, columns = values.shape
+    if orientation:
+        turned = values if orientation == "units_first" else values.T
+    elif rows == n_regions and columns == n_regions:
+        raise DataError(
+            f"{name} is {rows} × {columns}, as many volumes as regions, so its orientation cannot be told.",
+            next_step="Say orientation=times_first or orientation=units_first.",
+        )
+    else:
+        turned = values if rows == n_regions else values.T
+    if len(turned) != n_regions:
+        raise DataError(f"{name} is {rows} × {columns}, and the parcellation has {n_regions} regions.")
+    return turned
+
+
+# ---------------------------------------------------------------- regions
+
+
+def read_regions(path: Path) -> pd.DataFrame:
+    """Read a table of regions: column name, and if there are any group, x, y, z (mm)."""
+    frame = read_table(path)
+    name = find_column(list(frame.columns), ("name", "region", "label", "roi"))
+    if not name:
+        raise DataError(f"{path.name} has no column name; it has {', '.join(frame.columns)}.")
+    table = pd.DataFrame({"name": frame[name].fillna("")})
+    table["group"] = frame["group"].fillna("") if "group" in frame else ""
+    for axis in "xyz":
+        table[axis] = pd.to_numeric(frame[axis], errors="coerce") if axis in frame else np.nan
+    if (table["name"] == "").any():
+        raise DataError(
+            f"{path.name} has {int((table['name'] == '').sum())} regions without a name.",
+            next_step="Give every region a name.",
+        )
+    # Real tables do repeat names (MIST-122 has four pairs); the second of a kind gets a number.
+    nth = table.groupby("name").cumcount() + 1
+    table["name"] = [n if k == 1 else f"{n}#{k}" for n, k in zip(table["name"], nth, strict=True)]
+    return table
+
+
+def unnamed_regions(n: int) -> pd.DataFrame:
+    """Return a table of ``n`` regions of which nothing is known."""
+    width = len(str(n))
+    names = [f"region-{i:0{width}d}" for i in range(1, n + 1)]
+    return pd.DataFrame({"name": names, "group": "", "x": np.nan, "y": np.nan, "z": np.nan})
+
+
+def units_of(table: pd.DataFrame) -> UnitTable:
+    """Return the unit table of a table of regions; without groups they are clustered from positions.
+
+    Clustering is Ward's, on x, y, z in mm: the same positions give the same groups.
+    """
+    position = table[["x", "y", "z"]].to_numpy(np.float64)
+    groups = table["group"].tolist()
+    source: Literal["anatomical", "position", "none"] = "anatomical" if any(groups) else "none"
+    if source == "none" and np.isfinite(position).all() and len(table) > 1:
+        groups, source = position_groups(position), "position"
+    return UnitTable.from_groups(
+        names=tuple(table["name"]), groups=tuple(groups), position_mm=position.astype(np.float32), group_source=source
+    )
+
+
+def position_groups(position_mm: NDArray[np.float64]) -> list[str]:
+    """Return a group for every position: Ward clusters, numbered from back to front."""
+    n = min(POSITION_GROUPS, len(position_mm))
+    label = fcluster(linkage(position_mm, "ward"), n, criterion="maxclust")
+    centre = {g: position_mm[label == g].mean(0) for g in np.unique(label)}
+    ranked = sorted(centre, key=lambda g: (round(centre[g][1], 3), round(centre[g][0], 3)))
+    number = {g: i for i, g in enumerate(ranked, 1)}
+    return [f"position-{number[g]:02d}" for g in label]
+
+
+def units_findings(units: UnitTable) -> list[Finding]:
+    """Return what a reader should know of the names and of where groups come from."""
+    findings = []
+    numbered = [n for n in units.names if re.search(r"#\d+$", n)]
+    if numbered:
+        text = f"{len(numbered)} names of regions are not unique and got a number: {', '.join(numbered[:4])}"
+        findings.append(Finding("info", "region-names", text))
+    if units.group_source == "position":
+        text = f"the regions have no groups; {len(units.region_names)} were clustered from positions, not anatomical"
+        findings.append(Finding("info", "groups-from-position", text, fix="add a column group to regions.tsv"))
+    if units.group_source == "none":
+        text = "the regions have neither groups nor positions, so masks that need regions are refused"
+        findings.append(Finding("info", "no-groups", text, fix="add columns name, group, x, y, z in a regions.tsv"))
+    return findings
+
+
+def evenly(n: int, wanted: int) -> NDArray[np.int64]:
+    """Return ``wanted`` of ``n`` indices, evenly spaced; all if ``wanted`` is 0 or not less than ``n``."""
+    if wanted <= 0 or wanted >= n:
+        return np.arange(n)
+    return np.linspace(0, n - 1, wanted).round().astype(np.int64)
+
+
+@lru_cache(maxsize=8)
+def cached_units(path: Path, digest: str, n_units: int) -> UnitTable:
+    """Return the unit table of a regions file; ``digest`` makes a changed file another one."""
+    table = read_regions(path)
+    return units_of(table).take(evenly(len(table), n_units))

@@ -1,0 +1,203 @@
+"""A folder ``timeseries/`` with one ROI file a recording, and perhaps ``regions.tsv`` beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from neurobench import DataError, Finding, RawRecording, RecordingFile
+from neurobench_datasets._roi_series import (
+    MIN_TIMES,
+    SUFFIXES,
+    cached_units,
+    decide_orientation,
+    evenly,
+    read_series,
+    shape_of,
+    units_findings,
+    units_first,
+    units_of,
+    unnamed_regions,
+)
+
+
+def list_series(
+    root: Path,
+    participants: pd.DataFrame,
+    *,
+    component: str,
+    t_r: float,
+    orientation: str = "",
+    variable: str = "",
+    default_t_r: float = 0.0,
+) -> tuple[tuple[RecordingFile, ...], list[Finding]]:
+    """List ``timeseries/`` of a folder, with the repetition time and orientation of every file.
+
+    Parameters
+    ----------
+    root
+        Folder with ``timeseries/`` and perhaps ``regions.tsv``.
+    participants
+        Indexed by id, perhaps with a column ``t_r``.
+    component
+        As a user writes it, for messages.
+    t_r, orientation, variable
+        The user's parameters.
+    default_t_r
+        Repetition time of the release where nothing else says one.
+
+    Raises
+    ------
+    DataError
+        If no file can be used.
+    """
+    folder = root / "timeseries"
+    files = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES) if folder.is_dir() else []
+    files = [f for f in files if not f.name.startswith(".")]
+    if not files:
+        raise DataError(
+            f"{root} has no folder timeseries with files." if not folder.is_dir() else f"{folder} has no time series.",
+            allowed=f"timeseries/<participant_id>* ending in {', '.join(SUFFIXES)}",
+        )
+    findings: list[Finding] = []
+    matched: list[tuple[str, str, str, Path, tuple[int, int], float]] = []
+    taken: dict[tuple[str, str, str], Path] = {}
+    for path in files:
+        subject = subject_of(path.stem, participants.index)
+        if not subject:
+            findings.append(_error("unknown-id", f"no participant has the id of {path.name}", path=str(path)))
+            continue
+        session, run = _entities(path.stem)
+        key = (subject, session, run)
+        if key in taken and taken[key].stem != path.stem:
+            run = re.sub(r"[^A-Za-z0-9]+", "-", path.stem.split(subject.removeprefix("sub-"), 1)[-1]).strip("-")
+            key = (subject, session, run)
+        if key in taken:
+            text = f"{path.name} and {taken[key].name} are the same recording; the first is used"
+            findings.append(Finding("warning", "duplicate-recording", text, subject=subject, path=str(path)))
+            continue
+        try:
+            shape = shape_of(path, variable)
+            seconds = repetition_time(path, root, participants.loc[subject], t_r, default_t_r, component)
+        except DataError as error:
+            findings.append(_error("unreadable", str(error), subject=subject, path=str(path)))
+            continue
+        taken[key] = path
+        matched.append((*key, path, shape, seconds))
+    if not matched:
+        reasons = [f for f in findings if f.level == "error"]
+        raise DataError(f"no file under {folder} can be used: {reasons[0].message}", next_step=reasons[0].fix)
+    regions = next((root / f for f in ("regions.tsv", "regions.csv") if (root / f).exists()), None)
+    units = None
+    digest = ""
+    if regions is not None:
+        digest = hashlib.sha256(regions.read_bytes()).hexdigest()
+        units = cached_units(regions, digest, 0)
+    way, n_regions = decide_orientation(
+        [m[4] for m in matched], 0 if units is None else len(units), orientation, component
+    )
+    findings += units_findings(units_of(unnamed_regions(n_regions)) if units is None else units)
+    recordings = []
+    for subject, session, run, path, shape, seconds in matched:
+        found = way or ("units_first" if shape[0] == n_regions else "times_first")
+        n_times = shape[1] if found == "units_first" else shape[0]
+        if n_times < MIN_TIMES:
+            text = f"{path.name} has {n_times} volumes, fewer than {MIN_TIMES}"
+            findings.append(_error("too-short", text, subject=subject, path=str(path)))
+            continue
+        options = {"regions": digest, "n_regions": n_regions, "orientation": way or ""}
+        recordings.append(RecordingFile(subject, path, 1.0 / seconds, session=session, run=run, options=options))
+    without = [s for s in participants.index if s not in {m[0] for m in matched}]
+    if without:
+        text = (
+            f"{len(without)} of {len(participants)} participants have no usable time series: {', '.join(without[:4])}"
+        )
+        findings.append(Finding("warning", "no-timeseries", text + (" …" if len(without) > 4 else "")))
+    return tuple(sorted(recordings, key=lambda r: r.id)), findings
+
+
+def read_listed_series(file: RecordingFile, *, variable: str, n_units: int) -> RawRecording:
+    """Read a file that :func:`list_series` found."""
+    series = read_series(file.path, variable)
+    n_regions = int(file.options["n_regions"])
+    data = units_first(series.values, n_regions, str(file.options["orientation"]), file.path.name)
+    root = file.path.parent.parent
+    regions = next((root / f for f in ("regions.tsv", "regions.csv") if (root / f).exists()), None)
+    if file.options["regions"] and regions is not None:
+        units = cached_units(regions, str(file.options["regions"]), n_units)
+    else:
+        table = unnamed_regions(n_regions)
+        # Files may name their regions themselves, in a header or in an index.
+        own = series.rows if data.shape == series.values.shape else series.columns
+        if len(set(own)) == n_regions:
+            table["name"] = own
+        units = units_of(table).take(evenly(n_regions, n_units))
+    return RawRecording(data[evenly(n_regions, n_units)], file.sfreq, units)
+
+
+def subject_of(stem: str, known: pd.Index) -> str:
+    """Return the participant whose id begins the name of a file, the longest if several do; or an empty string."""
+    bare = stem.removeprefix("sub-")
+    fits = [k for k in map(str, known) if re.match(rf"{re.escape(k.removeprefix('sub-'))}(?![A-Za-z0-9])", bare)]
+    return max(fits, key=len, default="")
+
+
+def _entities(stem: str) -> tuple[str, str]:
+    found: Mapping[str, str] = dict(re.findall(r"(ses|run)-([A-Za-z0-9]+)", stem))
+    return found.get("ses", ""), found.get("run", "")
+
+
+def repetition_time(
+    path: Path, root: Path, person: pd.Series, parameter: float, default: float, component: str
+) -> float:
+    """Return the repetition time of a file in seconds.
+
+    Raises
+    ------
+    DataError
+        If nothing says it, or two sources contradict each other.
+    """
+    said: dict[str, float] = {}
+    if parameter:
+        said["parameter t_r"] = parameter
+    value: Any = person.get("t_r")
+    if value is not None and pd.notna(value):
+        said["column t_r of the participants table"] = float(value)
+    for sidecar in (path.with_suffix(".json"), root / "timeseries.json"):
+        if sidecar.is_file():
+            content = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+            if "RepetitionTime" in content:
+                said[f"RepetitionTime in {sidecar.name}"] = float(content["RepetitionTime"])
+                break
+    if not said and default:
+        return default
+    if not said:
+        raise DataError(
+            f"nothing says the repetition time of {path.name}: the participants table has no value in a column t_r, "
+            "and there is no JSON sidecar with RepetitionTime.",
+            next_step=f"Say it in seconds, for example {component}[t_r=2.0].",
+        )
+    values = list(said.values())
+    if max(values) - min(values) > 0.01 * max(values):
+        shown = ", ".join(f"{v:g} s ({k})" for k, v in said.items())
+        raise DataError(
+            f"the repetition time of {path.name} contradicts itself: {shown}.",
+            next_step="Correct the one that is wrong, or remove it.",
+        )
+    if not 0.05 <= values[0] <= 20:
+        raise DataError(
+            f"a repetition time of {values[0]:g} s ({next(iter(said))}) cannot be right.",
+            allowed=".05 to 20 s",
+            next_step=f"Milliseconds? Then it is {values[0] / 1000:g} s." if values[0] > 100 else "Give it in seconds.",
+        )
+    return values[0]
+
+
+def _error(code: str, message: str, *, subject: str = "", path: str = "") -> Finding:
+    return Finding("error", code, message, subject=subject, path=path)
