@@ -1,4 +1,4 @@
-"""What a run was asked for, and the grid of combinations that follows from it.
+"""The grid of combinations that follows from what a run was asked for.
 
 Every name, parameter and combination is judged in :func:`expand`, all problems at once, before any work starts.
 """
@@ -6,14 +6,14 @@ Every name, parameter and combination is judged in :func:`expand`, all problems 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from neurobench.components import ComponentSpec, parse_component, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
+from neurobench.options import CHOICES, PROFILES, Profile, RunConfig, load_suite
 
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
@@ -26,237 +26,10 @@ __all__ = [
     "Profile",
     "RunConfig",
     "expand",
+    "load_suite",
     "parse_component",
     "split_names",
 ]
-
-
-# ---------------------------------------------------------------- profiles
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Size of a run, the same for every combination in it.
-
-    Parameters
-    ----------
-    n_tokens
-        Most tokens a training window may have.
-    width, n_layers
-        Width of a token; layers, each one pass along units and one along time.
-    n_steps, batch_size
-        Optimiser steps of a pretraining; windows in each.
-    n_folds, n_seeds
-        Outer folds; repetitions with another seed.
-    """
-
-    name: str
-    n_tokens: int
-    width: int
-    n_layers: int
-    n_steps: int
-    n_folds: int
-    n_seeds: int
-    batch_size: int
-
-
-PROFILES: Mapping[str, Profile] = {
-    p.name: p
-    for p in (
-        Profile("smoke", n_tokens=100, width=32, n_layers=1, n_steps=200, n_folds=2, n_seeds=1, batch_size=32),
-        Profile("cpu", n_tokens=250, width=64, n_layers=2, n_steps=1_500, n_folds=5, n_seeds=1, batch_size=32),
-        Profile("full", n_tokens=2_000, width=256, n_layers=4, n_steps=20_000, n_folds=5, n_seeds=3, batch_size=64),
-    )
-}
-
-
-# ---------------------------------------------------------------- a run
-
-
-Adaptation = Literal["frozen", "finetune", "scratch"]
-Split = Literal["subjects", "site", "within-recording"]
-Device = Literal["auto", "cpu", "cuda"]
-Source = Literal["auto", "real", "simulated"]
-Variant = Literal["default", "null", "confounded"]
-
-_Names = str | Iterable[str] | None
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What a run was asked for; nothing is resolved yet.
-
-    Parameters
-    ----------
-    backbones, masks, datasets, tasks
-        Components, such as ``roi[rule=pure]``. No datasets: those of the default grid. No tasks: every task that
-        needs no parameter and does not refuse the cohort.
-    seeds
-        Empty: as many as the profile has, from 0.
-    profile
-        ``smoke``, ``cpu`` or ``full``.
-    adaptation
-        ``frozen`` probe, ``finetune``, or ``scratch``: finetuned without pretraining.
-    split
-        ``subjects`` (k folds), ``site`` (leave one site out) or ``within-recording`` (first part trains, later part
-        tests; reconstruction only, never ranked).
-    folds, n_steps
-        Instead of the profile's.
-    ratio
-        Fraction of valid tokens that is hidden and scored.
-    device
-        ``auto``, ``cpu`` or ``cuda``.
-    data_dirs
-        Folder of each dataset; the key ``""`` is the only dataset's.
-    source
-        ``real``, ``simulated``, or ``auto``: real where a folder is given.
-    variant, n_subjects
-        Of simulated twins.
-    out
-        Folder of the store and the results.
-    window_s, patch_s, sfreq
-        Seconds, seconds, Hz; None: the dataset's own.
-    plugin_files
-        Python files to load besides the installed plugins.
-    """
-
-    backbones: tuple[str, ...] = ()
-    masks: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    profile: str = "smoke"
-    adaptation: Adaptation = "frozen"
-    split: Split = "subjects"
-    folds: int | None = None
-    ratio: float = 0.5
-    device: Device = "auto"
-    data_dirs: Mapping[str, Path] = field(default_factory=dict)
-    source: Source = "auto"
-    variant: Variant = "default"
-    n_subjects: int | None = None
-    out: Path = Path("neurobench-results")
-    window_s: float | None = None
-    patch_s: float | None = None
-    sfreq: float | None = None
-    n_steps: int | None = None
-    plugin_files: tuple[Path, ...] = ()
-
-    @classmethod
-    def from_options(
-        cls,
-        *,
-        suite: Path | str | None = None,
-        backbone: _Names = None,
-        mask: _Names = None,
-        dataset: _Names = None,
-        task: _Names = None,
-        seed: int | str | Iterable[int | str] | None = None,
-        profile: str | None = None,
-        adaptation: str | None = None,
-        split: str | None = None,
-        folds: int | None = None,
-        ratio: float | None = None,
-        device: str | None = None,
-        data_dir: str | Path | Iterable[str | Path] | Mapping[str, str | Path] | None = None,
-        source: str | None = None,
-        variant: str | None = None,
-        n_subjects: int | None = None,
-        out: str | Path | None = None,
-        window_s: float | None = None,
-        patch_s: float | None = None,
-        sfreq: float | None = None,
-        n_steps: int | None = None,
-        plugin_files: str | Path | Iterable[str | Path] | None = None,
-    ) -> RunConfig:
-        """Build a configuration from what the command line or a caller of the Python API says.
-
-        Options that are None keep the suite file's value, or else the default. Names may be one text with commas or a
-        list; ``data_dir`` takes ``PATH``, ``NAME=PATH``, several of them, or a mapping.
-        """
-        given = {
-            "backbones": _names(backbone),
-            "masks": _names(mask),
-            "datasets": _names(dataset),
-            "tasks": _names(task),
-            "seeds": _seeds(seed),
-            "profile": profile,
-            "adaptation": adaptation,
-            "split": split,
-            "folds": folds,
-            "ratio": ratio,
-            "device": device,
-            "data_dirs": _data_dirs(data_dir),
-            "source": source,
-            "variant": variant,
-            "n_subjects": n_subjects,
-            "out": None if out is None else Path(out).expanduser(),
-            "window_s": window_s,
-            "patch_s": patch_s,
-            "sfreq": sfreq,
-            "n_steps": n_steps,
-            "plugin_files": None if plugin_files is None else tuple(Path(f) for f in _listed(plugin_files)),
-        }
-        base = cls()
-        if suite is not None:
-            from neurobench.suites import load_suite
-
-            base = load_suite(suite)
-        changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-        return replace(base, **changes)
-
-
-def _listed(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str | Path | int) else list(value)
-
-
-def _names(value: _Names) -> tuple[str, ...] | None:
-    return None if value is None else tuple(n for text in _listed(value) for n in split_names(text))
-
-
-def _seeds(value: int | str | Iterable[int | str] | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    texts = [part for item in _listed(value) for part in split_names(str(item))]
-    for text in texts:
-        if not text.isdecimal():
-            raise ConfigError(f"seed {text!r} is no seed.", allowed="whole numbers from 0, such as --seed 0,1,2")
-    return tuple(dict.fromkeys(int(t) for t in texts))
-
-
-_NAMED_PATH = re.compile(r"([a-z][a-z0-9_]*(?:\[[^\]]*\])?)=(.+)")
-
-
-def _data_dirs(value: Any) -> dict[str, Path] | None:
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return {k: Path(v).expanduser() for k, v in value.items()}
-    found: dict[str, Path] = {}
-    for item in _listed(value):
-        match = _NAMED_PATH.fullmatch(str(item))
-        name, path = (match[1], match[2]) if match else ("", str(item))
-        if name in found:
-            raise ConfigError(
-                f"two folders are given for {name or 'the dataset'}: {found[name]} and {path}.",
-                allowed="one folder a dataset",
-                next_step="Say whose each is: --data-dir NAME=PATH.",
-            )
-        found[name] = Path(path).expanduser()
-    return found
-
-
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "profile": tuple(PROFILES),
-    "adaptation": get_args(Adaptation),
-    "split": get_args(Split),
-    "device": get_args(Device),
-    "source": get_args(Source),
-    "variant": get_args(Variant),
-}
-
-
-# ---------------------------------------------------------------- the grid
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import logging
 import os
 import re
@@ -26,25 +25,16 @@ import pluggy
 from neurobench import hookspecs
 from neurobench.contracts import Backbone, Baseline, Component, Dataset, MaskingStrategy, Task
 from neurobench.errors import ConfigError, PluginError, closest, unknown_name
+from neurobench.plugin_rules import HOOKS, KINDS, NAME, Kind, wrong_class, wrong_hooks
 
 __all__ = ["KINDS", "Kind", "PluginInfo", "Provenance", "Registry", "load_registry"]
 
-Kind = Literal["backbone", "mask", "dataset", "task", "baseline"]
 State = Literal["available", "unavailable", "broken", "blocked"]
 
 GROUP = "neurobench"
 BLOCK = "NEUROBENCH_BLOCK_PLUGINS"
 TRACE = "NEUROBENCH_TRACE_PLUGINS"
 
-KINDS: Mapping[Kind, type[Component]] = {
-    "backbone": Backbone,
-    "mask": MaskingStrategy,
-    "dataset": Dataset,
-    "task": Task,
-    "baseline": Baseline,
-}
-_HOOKS: Mapping[str, Kind] = {f"register_{kind}s": kind for kind in KINDS}
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _log = logging.getLogger("neurobench.plugins")
 
 
@@ -170,7 +160,7 @@ class _Candidate:
     def promises(self) -> tuple[tuple[Kind, str], ...]:
         """What the entry point's name says that it provides: ``mask-roi`` is a mask called roi."""
         kind, _, name = self.entry_point.partition("-")
-        return ((cast(Kind, kind), name),) if kind in KINDS and _NAME.fullmatch(name) else ()
+        return ((cast(Kind, kind), name),) if kind in KINDS and NAME.fullmatch(name) else ()
 
     def info(self, state: State, reason: str = "", provides: tuple[tuple[Kind, str], ...] | None = None) -> PluginInfo:
         provides = self.promises if provides is None else provides
@@ -268,51 +258,6 @@ def _missing_package(error: BaseException, candidate: _Candidate) -> str:
     return f"needs the package {top!r}. Get it with: pip install {wanted}"
 
 
-def _wrong_hooks(manager: pluggy.PluginManager, plugin: object) -> str:
-    callers = manager.get_hookcallers(plugin) or []
-    if not callers:
-        return f"has no hook. Mark one of {', '.join(_HOOKS)} with @hookimpl."
-    for caller in callers:
-        if not caller.has_spec():
-            likely = closest(caller.name, _HOOKS)
-            meant = f" Did you mean {likely!r}?" if likely else ""
-            return f"implements {caller.name!r}, which is no hook.{meant} Allowed: {', '.join(_HOOKS)}."
-    return ""
-
-
-def wrong_class(kind: Kind, component: object) -> str:
-    """Return what is wrong with a class as a component of this kind, or an empty string."""
-    base = KINDS[kind]
-    if not isinstance(component, type) or not issubclass(component, base):
-        return f"returns {component!r} as a {kind}, which is no subclass of {base.__name__}"
-    where = f"class {component.__qualname__}"
-    name = getattr(component, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return f"{where} has the name {name!r}; allowed: lower-case letters, digits and _, a letter first"
-    summary = getattr(component, "summary", None)
-    if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
-        return f"{where} has no summary; it needs one line of text"
-    if inspect.isabstract(component):
-        return f"{where} does not implement {', '.join(sorted(getattr(component, '__abstractmethods__', ())))}"
-    return _wrong_parameters(kind, component, where)
-
-
-def _wrong_parameters(kind: Kind, component: type[Component], where: str) -> str:
-    given = {"self", "spec"} if kind == "backbone" else {"self"}
-    for n, p in inspect.signature(component.__init__, eval_str=True).parameters.items():
-        if p.kind is p.KEYWORD_ONLY:
-            if p.annotation not in (bool, int, float, str):
-                return f"{where}: parameter {n!r} must be annotated with int, float, str or bool"
-            if p.default is p.empty:
-                return f"{where}: parameter {n!r} has no default"
-            accepted = (int, float) if p.annotation is float else (p.annotation,)
-            if type(p.default) not in accepted:
-                return f"{where}: parameter {n!r} has the default {p.default!r}, which is no {p.annotation.__name__}"
-        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and n not in given and p.default is p.empty:
-            return f"{where}: the constructor argument {n!r} must be keyword-only, with a default"
-    return ""
-
-
 # ---------------------------------------------------------------- source files
 
 
@@ -358,8 +303,8 @@ def _components(manager: pluggy.PluginManager, plugin: object) -> list[tuple[Kin
     """Call the hooks of one plugin only: one that raises must not hide the others."""
     found: list[tuple[Kind, type[Component]]] = []
     others = [p for p in manager.get_plugins() if p is not plugin]
-    for caller in manager.get_hookcallers(plugin) or []:
-        kind = _HOOKS[caller.name]
+    for caller in sorted(manager.get_hookcallers(plugin) or [], key=lambda c: [*HOOKS].index(c.name)):
+        kind = HOOKS[caller.name]
         for classes in manager.subset_hook_caller(caller.name, others)():
             if not isinstance(classes, list | tuple):
                 raise _Invalid(f"{caller.name} returned {type(classes).__name__}, not a list of classes")
@@ -394,7 +339,7 @@ def _load(candidate: _Candidate, manager: pluggy.PluginManager) -> _Loaded | Plu
         module = _module_of(plugin)
         candidate = replace(candidate, file=_file_of(module))
         manager.register(plugin, name=candidate.id)
-        if wrong := _wrong_hooks(manager, plugin):
+        if wrong := wrong_hooks(manager, plugin):
             raise _Invalid(wrong)
         components = _components(manager, plugin)
         missing = {(kind, c.name): reason for kind, c in components if (reason := c.unavailable())}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from neurobench.components import parse_component, split_names
-from neurobench.config import PROFILES, Grid, RunConfig, expand
+from neurobench.config import PROFILES, Grid, RunConfig, expand, load_suite
 from neurobench.contracts import Backbone, Baseline, Dataset, MaskingStrategy, ReconstructionTask, SubjectTask
 from neurobench.errors import ConfigError, ConfigErrors, PluginError, UnknownNameError
-from neurobench.plugins import Registry, wrong_class
-from neurobench.suites import load_suite
+from neurobench.plugin_rules import wrong_class
+from neurobench.plugins import Registry
 
 
 class Net(Backbone):

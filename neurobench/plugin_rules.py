@@ -1,0 +1,73 @@
+"""What a plugin and its classes must be to be registered at all; what they must do is for the contract checks."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import pluggy
+
+from neurobench.contracts import Backbone, Baseline, Component, Dataset, MaskingStrategy, Task
+from neurobench.errors import closest
+
+__all__ = ["HOOKS", "KINDS", "NAME", "Kind", "wrong_class", "wrong_hooks"]
+
+Kind = Literal["backbone", "mask", "dataset", "task", "baseline"]
+
+KINDS: Mapping[Kind, type[Component]] = {
+    "backbone": Backbone,
+    "mask": MaskingStrategy,
+    "dataset": Dataset,
+    "task": Task,
+    "baseline": Baseline,
+}
+HOOKS: Mapping[str, Kind] = {f"register_{kind}s": kind for kind in KINDS}
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def wrong_hooks(manager: pluggy.PluginManager, plugin: object) -> str:
+    """Return what is wrong with the hooks of a registered plugin, or an empty string."""
+    callers = manager.get_hookcallers(plugin) or []
+    if not callers:
+        return f"has no hook. Mark one of {', '.join(HOOKS)} with @hookimpl."
+    for caller in callers:
+        if not caller.has_spec():
+            likely = closest(caller.name, HOOKS)
+            meant = f" Did you mean {likely!r}?" if likely else ""
+            return f"implements {caller.name!r}, which is no hook.{meant} Allowed: {', '.join(HOOKS)}."
+    return ""
+
+
+def wrong_class(kind: Kind, component: object) -> str:
+    """Return what is wrong with a class as a component of this kind, or an empty string."""
+    base = KINDS[kind]
+    if not isinstance(component, type) or not issubclass(component, base):
+        return f"returns {component!r} as a {kind}, which is no subclass of {base.__name__}"
+    where = f"class {component.__qualname__}"
+    name = getattr(component, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"{where} has the name {name!r}; allowed: lower-case letters, digits and _, a letter first"
+    summary = getattr(component, "summary", None)
+    if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
+        return f"{where} has no summary; it needs one line of text"
+    if inspect.isabstract(component):
+        return f"{where} does not implement {', '.join(sorted(getattr(component, '__abstractmethods__', ())))}"
+    return _wrong_parameters(kind, component, where)
+
+
+def _wrong_parameters(kind: Kind, component: type[Component], where: str) -> str:
+    given = {"self", "spec"} if kind == "backbone" else {"self"}
+    for n, p in inspect.signature(component.__init__, eval_str=True).parameters.items():
+        if p.kind is p.KEYWORD_ONLY:
+            if p.annotation not in (bool, int, float, str):
+                return f"{where}: parameter {n!r} must be annotated with int, float, str or bool"
+            if p.default is p.empty:
+                return f"{where}: parameter {n!r} has no default"
+            accepted = (int, float) if p.annotation is float else (p.annotation,)
+            if type(p.default) not in accepted:
+                return f"{where}: parameter {n!r} has the default {p.default!r}, which is no {p.annotation.__name__}"
+        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and n not in given and p.default is p.empty:
+            return f"{where}: the constructor argument {n!r} must be keyword-only, with a default"
+    return ""
