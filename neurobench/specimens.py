@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +28,7 @@ from neurobench.records import (
 )
 from neurobench.tokens import statistics
 
-__all__ = ["simulated_batch", "simulated_cohort", "simulated_spec", "simulated_units", "simulated_window"]
+__all__ = ["part_of", "simulated_batch", "simulated_cohort", "simulated_spec", "simulated_units", "simulated_window"]
 
 CARD = DatasetCard(
     title="simulated specimen",
@@ -127,8 +129,8 @@ def simulated_cohort(
     folder
         Where the recordings go, one .npy file a subject.
     n_times
-        Samples at 1 Hz; windows have 60 s, patches 6 s. The second subject's recording is half as long, and one of
-        its units is missing.
+        Samples. fMRI: at 1 Hz, windows of 60 s, patches of 6 s; MEG: at 128 Hz, 1 s and 250 ms. The second subject's
+        recording is half as long, and one of its units is missing.
     effect
         Strength of the targets' effects; 0 for none.
     """
@@ -171,17 +173,30 @@ def simulated_cohort(
         np.save(path, values.astype(np.float32))
         centre, scale, robust = statistics(np.nan_to_num(values))
         recordings.append(Recording(f"{subject}_rest", subject, "rest", path, length, present, centre, scale, robust))
-    people["duration_s"] = [float(r.n_times) for r in recordings]
+    fmri = SignalSpec(window_s=60.0, patch_s=6.0, sfreq=1.0)
+    meg = SignalSpec(window_s=1.0, patch_s=0.25, sfreq=128.0, band_hz=(1.0, 40.0), scaling="training")
+    spec = fmri if modality == "fmri" else meg
+    people["duration_s"] = [r.n_times / (spec.sfreq or 1.0) for r in recordings]
     return Cohort(
         dataset="simulated_specimen",
-        card=CARD,
+        card=replace(CARD, modality=modality),
         signal=signal,
         modality=modality,
         source="simulated",
         participants=people,
         recordings=tuple(recordings),
         units=units,
-        spec=SignalSpec(window_s=60.0, patch_s=6.0, sfreq=1.0),
+        spec=spec,
         fingerprint=f"specimen-{seed}-{n_subjects}-{n_units}",
         n_voxels=n_voxels,
+    )
+
+
+def part_of(cohort: Cohort, subjects: Sequence[str], columns: Sequence[str] | None = None) -> Cohort:
+    """Return a cohort of some subjects, and of some columns of their participants table."""
+    people = cohort.participants.loc[list(subjects)]
+    return replace(
+        cohort,
+        participants=people if columns is None else people[[c for c in columns if c in people]],
+        recordings=tuple(r for r in cohort.recordings if r.subject in set(subjects)),
     )

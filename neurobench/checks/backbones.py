@@ -1,0 +1,424 @@
+"""Checks of backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from neurobench.checks.common import SPEC, Check, build, demand, other_global_state, watched_files
+from neurobench.contracts import PARAMETERS_PER_PASS, Backbone, TokenBackbone
+from neurobench.errors import CheckError
+from neurobench.plugins import Registry
+from neurobench.records import BackboneSpec, Batch, TokenTable
+from neurobench.specimens import simulated_batch, simulated_units
+
+PROFILES = ((32, 1), (64, 2), (256, 4))
+"""Width and layers of the profiles smoke, cpu and full."""
+
+# Sums in another order differ by some 1e-6 in single precision; a real influence is far larger.
+TOLERANCE = 1e-4
+
+SHAPES = ((12, 3, 5, 6, 3), (1, 1, 5, 6, 2), (12, 3, 1, 6, 2), (1, 1, 1, 1, 1), (17, 4, 7, 3, 2))
+"""Units, groups, patches, features, windows."""
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def _specs(cls: type[Backbone], specs: list[BackboneSpec]) -> list[BackboneSpec]:
+    """Return the sizes that the backbone does not refuse; refusing all of them is an error."""
+    parameters = {n: p.default for n, p in cls.component_parameters().items()}
+    reasons = [cls.impossible(spec, parameters) for spec in specs]
+    if all(reasons):
+        raise CheckError(f"`impossible` refuses every size with default parameters: {reasons[0]}.")
+    return [spec for spec, reason in zip(specs, reasons, strict=True) if not reason]
+
+
+def _built(cls: type[Backbone], spec: BackboneSpec = SPEC, *, shaken: bool = True) -> Any:
+    """Build in evaluation mode; shaken, so that what starts at zero (gates, residual branches) takes part."""
+    spec = _specs(cls, [spec, replace(spec, n_layers=2)])[0]
+    backbone = build(cls, spec).eval()
+    if shaken:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return backbone
+
+
+def _batch(n_batch: int = 3, *, gaps: bool = False, seed: int = 0, spec: BackboneSpec = SPEC) -> Batch:
+    units = simulated_units(spec.n_units, spec.n_groups)
+    return simulated_batch(units, n_batch, spec.n_patches, spec.n_features, gaps=gaps, seed=seed)
+
+
+def _hidden(batch: Batch, seed: int = 0) -> torch.Tensor:
+    """Hide half of the valid tokens, the same of every window."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(batch.table.valid.shape[1:], generator=generator) < 0.5
+    return chosen & batch.table.valid
+
+
+def _call(backbone: Any, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+    """Call a backbone as the runner does: hidden values are zeroed, the raw ones still exist around the call."""
+    signal = batch.signal.masked_fill(hidden[..., None], 0.0)
+    with torch.no_grad():
+        tokens: torch.Tensor = backbone(signal, hidden, batch.table)
+    return tokens
+
+
+def _rows(batch: Batch, index: list[int]) -> Batch:
+    t = batch.table
+    table = TokenTable(t.unit[index], t.valid[index], t.position[index], t.group[index], t.units)
+    return Batch(
+        batch.signal[index], table, tuple(batch.subjects[i] for i in index), tuple(batch.windows[i] for i in index)
+    )
+
+
+def _units(batch: Batch, index: torch.Tensor) -> Batch:
+    t = batch.table
+    table = TokenTable(t.unit[:, index], t.valid[:, index], t.position[:, index], t.group[:, index], t.units)
+    return Batch(batch.signal[:, index], table, batch.subjects, batch.windows)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the largest difference, relative to the spread of the tokens."""
+    if a.shape != b.shape:
+        raise CheckError(f"the output has shape {tuple(b.shape)} where it had {tuple(a.shape)}.")
+    scale = float(a.std()) if a.numel() > 1 else 1.0
+    return float((a - b).abs().max()) / max(scale, 1e-6)
+
+
+# ---------------------------------------------------------------- shapes and sizes
+
+
+def builds(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Builds with every size of the profiles, and for single units and patches."""
+    specs = [replace(SPEC, width=w, n_layers=n) for w, n in PROFILES]
+    specs += [replace(SPEC, n_units=u, n_groups=g, n_patches=p, n_features=f) for u, g, p, f, _ in SHAPES]
+    problems = []
+    possible = _specs(cls, specs)
+    for spec in possible:
+        try:
+            build(cls, spec)
+        except Exception as error:  # every size is tried, and all that fail are told
+            problems.append(f"cannot be built with {spec}: {type(error).__name__}: {error}")
+    demand(problems, "Say so in `impossible` if some sizes cannot be.")
+    return f"{len(specs) - len(possible)} of {len(specs)} sizes are refused" if len(possible) < len(specs) else ""
+
+
+def output(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Tokens of the right shape and type, finite, for one unit, one patch, gaps and padding, in both modes."""
+    problems = []
+    shapes = SHAPES + (((116, 7, 10, 8, 2), (40, 2, 16, 32, 1)) if full else ())
+    for n_units, n_groups, n_patches, n_features, n_batch in shapes:
+        spec = replace(SPEC, n_units=n_units, n_groups=n_groups, n_patches=n_patches, n_features=n_features)
+        parameters = {n: p.default for n, p in cls.component_parameters().items()}
+        if cls.impossible(spec, parameters):
+            continue
+        for gaps in (False, True):
+            batch = _batch(n_batch, gaps=gaps, spec=spec)
+            for hidden, mode in ((_hidden(batch), "eval"), (torch.zeros_like(batch.table.valid), "train")):
+                backbone = _built(cls, spec).train(mode == "train")
+                where = f"{n_units} units × {n_patches} patches{', with gaps' if gaps else ''}, {mode} mode"
+                try:
+                    tokens = _call(backbone, batch, hidden)
+                except Exception as error:  # every shape is tried, and all that fail are told
+                    problems.append(f"{type(error).__name__}: {error} ({where})")
+                    continue
+                wanted = (*batch.table.valid.shape, spec.width)
+                if tuple(tokens.shape) != wanted:
+                    problems.append(f"the output has shape {tuple(tokens.shape)}, not {wanted} ({where})")
+                if tokens.dtype != torch.float32:
+                    problems.append(f"the output is {tokens.dtype}, not torch.float32 ({where})")
+                if not torch.isfinite(tokens).all():
+                    problems.append(f"the output holds NaN or infinity ({where})")
+    demand(problems[:6])
+    return ""
+
+
+def parameter_budget(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Parameters are within 10 % of the budget in every profile."""
+    problems, found = [], []
+    for spec in _specs(cls, [replace(SPEC, width=w, n_layers=n) for w, n in PROFILES]):
+        count = sum(p.numel() for p in build(cls, spec).parameters())
+        embedding = sum(p.numel() for p in build(_Embedding, spec).parameters())
+        wanted = embedding + 2 * spec.n_layers * PARAMETERS_PER_PASS * spec.width**2
+        found.append(f"{spec.width} × {spec.n_layers}: {count:,} ({count / wanted - 1:+.1%})")
+        if abs(count / wanted - 1) > 0.1:
+            problems.append(
+                f"{count:,} parameters at width {spec.width} and {spec.n_layers} layers, "
+                f"{count / wanted - 1:+.0%} of the budget of {wanted:,}"
+            )
+    demand(problems, "Match the budget with `feedforward_width`, never with the width.")
+    return "; ".join(found)
+
+
+class _Embedding(TokenBackbone):
+    """The common embedding and nothing else."""
+
+    name = "embedding"
+    summary = "the common embedding alone"
+
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Mix nothing."""
+        return tokens
+
+
+# ---------------------------------------------------------------- what the tokens depend on
+
+
+def hidden_values_stay_hidden(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Other values at hidden places change nothing, although they exist in memory around the call."""
+    for seed in range(3):
+        for mode in ("eval", "train"):
+            first, second = (_with_hidden_values(cls, seed, mode, factor) for factor in (1.0, -3.0))
+            if not torch.equal(first, second):
+                raise CheckError(
+                    f"hidden values reach the tokens in {mode} mode: changing them changes the output by "
+                    f"{_difference(first, second):.1e} s.d., although they are zeroed before the call.",
+                    next_step="Use `signal` as it is given, nothing from around the call.",
+                )
+    return ""
+
+
+def _with_hidden_values(cls: type[Backbone], seed: int, mode: str, factor: float) -> torch.Tensor:
+    """Return the tokens of a batch whose hidden values are multiplied; no other version of it exists meanwhile."""
+    batch = _batch(seed=seed)
+    hidden = _hidden(batch, seed)
+    batch.signal[hidden] *= factor
+    with other_global_state(0):
+        return _call(_built(cls).train(mode == "train"), batch, hidden)
+
+
+def reach(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Every visible token reaches the output at some hidden place, and every hidden place sees some visible token."""
+    problems = []
+    backbone = _built(cls)
+    batch = _batch(1)
+    hidden = _hidden(batch)
+    influence = _influence(backbone, batch, hidden)
+    unseen = (~hidden[0]) & (influence == 0)
+    if unseen.any():
+        problems.append(
+            f"{int(unseen.sum())} of {int((~hidden[0]).sum())} visible tokens reach no output at a hidden "
+            f"place, such as {_place(unseen)}"
+        )
+    for unit, patch in ((0, 0), (SPEC.n_units - 1, SPEC.n_patches - 1), (0, SPEC.n_patches - 1), (SPEC.n_units - 1, 0)):
+        single = torch.zeros_like(hidden)
+        single[0, unit, patch] = True
+        seen = _influence(backbone, batch, single)
+        seen[unit, patch] = 0
+        if not (seen > 0).any():
+            problems.append(f"the output at unit {unit}, patch {patch} sees no other token")
+    demand(problems, "A one-way scan sees what is before it only: scan both ways.")
+    return ""
+
+
+def _influence(backbone: Any, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+    """Return (units, patches) size of the gradient of the outputs at hidden places with respect to each token."""
+    signal = batch.signal.masked_fill(hidden[..., None], 0.0).requires_grad_()
+    tokens = backbone(signal, hidden, batch.table)[hidden]
+    weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((tokens * weights).sum(), signal, allow_unused=True)
+    return torch.zeros(hidden.shape[1:]) if gradient is None else gradient[0].abs().amax(-1)
+
+
+def _place(where: torch.Tensor) -> str:
+    unit, patch = where.nonzero()[0].tolist()
+    return f"unit {unit}, patch {patch}"
+
+
+def gradients(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Every parameter gets a gradient from the tokens at hidden places."""
+    backbone = _built(cls).train()
+    batch = _batch()
+    hidden = _hidden(batch)
+    tokens = backbone(batch.signal.masked_fill(hidden[..., None], 0.0), hidden, batch.table)[hidden]
+    (tokens * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    named = [(n, p) for n, p in backbone.named_parameters() if p.requires_grad]
+    if not named:
+        raise CheckError("has no parameter to train.")
+    without = [n for n, p in named if p.grad is None or not p.grad.abs().max() > 0]
+    demand([f"no gradient reaches {', '.join(without[:6])}"] if without else [], "Use it, or remove it.")
+    return ""
+
+
+def subjects_do_not_mix(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """The tokens of one window do not depend on the other windows of its batch, training or not."""
+    problems = []
+    batch = _batch(3)
+    hidden = _hidden(batch)
+    for mode in ("eval", "train"):
+        backbone = _built(cls).train(mode == "train")
+        signal = batch.signal.masked_fill(hidden[..., None], 0.0).requires_grad_()
+        tokens = backbone(signal, hidden, batch.table)[0]
+        weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad((tokens * weights).sum(), signal)
+        if (leak := float(gradient[1:].abs().max())) > 0:
+            problems.append(
+                f"subjects of a batch are mixed in {mode} mode: the tokens of one window depend on another window "
+                f"(gradient {leak:.1e})"
+            )
+    backbone = _built(cls)
+    together = _call(backbone, batch, hidden)
+    alone = _call(_built(cls), _rows(batch, [1]), hidden[1:2])
+    if (difference := _difference(together[1:2], alone)) > TOLERANCE:
+        problems.append(f"subjects of a batch are mixed: alone, a window gets other tokens (by {difference:.1e} s.d.)")
+    turned = _call(_built(cls), _rows(batch, [2, 0, 1]), hidden[[2, 0, 1]])
+    if (difference := _difference(together[[2, 0, 1]], turned)) > TOLERANCE:
+        problems.append(f"the order of the windows in a batch changes their tokens (by {difference:.1e} s.d.)")
+    demand(problems, "Normalise and mix within a window: LayerNorm, not BatchNorm.")
+    return ""
+
+
+def no_state(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Nothing is carried from one batch to the next, training or not."""
+    batch, other = _batch(seed=0), _batch(seed=1)
+    hidden, nothing = _hidden(batch), torch.zeros_like(batch.table.valid)
+    fresh = _call(_built(cls), batch, hidden)
+    before: dict[str, Callable[[Any], Any]] = {
+        "another batch": lambda b: _call(b.eval(), other, hidden),
+        "another batch in train mode": lambda b: _call(b.train(), other, hidden),
+        "the same batch with nothing hidden": lambda b: _call(b.eval(), batch, nothing),
+        "the same batch": lambda b: _call(b.eval(), batch, hidden),
+    }
+    problems = []
+    for what, call in before.items():
+        backbone = _built(cls)
+        call(backbone)
+        if (difference := _difference(fresh, _call(backbone.eval(), batch, hidden))) > TOLERANCE:
+            problems.append(
+                f"state is carried between batches: after {what} the tokens differ by {difference:.1e} s.d."
+            )
+    demand([p.rstrip(".") for p in problems], "Keep nothing on `self` in `forward`, running statistics included.")
+    return ""
+
+
+def invalid_tokens(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Tokens that are not valid have no influence: neither what is in them, nor that they are there."""
+    problems = []
+    batch = _batch(2, gaps=True)
+    valid = batch.table.valid
+    hidden = _hidden(batch)
+    backbone = _built(cls)
+    clean = _call(backbone, batch, hidden)
+    noisy = torch.where(valid[..., None], batch.signal, torch.full_like(batch.signal, 5.0))
+    if (
+        difference := _difference(clean[valid], _call(backbone, replace(batch, signal=noisy), hidden)[valid])
+    ) > TOLERANCE:
+        problems.append(f"values at places that are not valid change valid tokens by {difference:.1e} s.d.")
+    kept = valid[0].any(1)
+    present = _units(batch, kept.nonzero()[:, 0])
+    without = _call(backbone, present, hidden[:, kept])
+    if (difference := _difference(clean[:, kept][valid[:, kept]], without[present.table.valid])) > TOLERANCE:
+        problems.append(
+            f"a missing unit changes the tokens of the others by {difference:.1e} s.d., compared with leaving it out"
+        )
+    demand(problems, "Mask with `table.valid`: attention keys, the input and the step of a scan, sums and norms.")
+    return ""
+
+
+def order_of_units(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Says (and never fails) how much the tokens depend on the order in which units are given."""
+    batch = _batch()
+    hidden = _hidden(batch)
+    turn = torch.randperm(SPEC.n_units, generator=torch.Generator().manual_seed(0))
+    backbone = _built(cls)
+    straight = _call(backbone, batch, hidden)
+    turned = _call(backbone, _units(batch, turn), hidden[:, turn])[:, turn.argsort()]
+    share = float((straight - turned).std() / straight.std())
+    return f"another order of units changes the tokens by {share:.1%} of their s.d."
+
+
+# ---------------------------------------------------------------- determinism
+
+
+def same_seed_same_bytes(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """The same seed builds the same weights and gives the same tokens, whatever other generators hold."""
+    problems = []
+    states = []
+    for global_seed in (1, 2):
+        with other_global_state(global_seed):
+            states.append(_built(cls, shaken=False).state_dict())
+    different = [k for k in states[0] if not torch.equal(states[0][k], states[1][k])]
+    if different:
+        problems.append(f"the same seed builds different weights: {', '.join(different[:5])}")
+    backbone, batch = _built(cls), _batch()
+    hidden = _hidden(batch)
+    tokens = []
+    for global_seed in (1, 2):
+        with other_global_state(global_seed):
+            tokens.append(_call(backbone, batch, hidden))
+    if not torch.equal(*tokens):
+        problems.append(f"in eval mode two calls differ by {_difference(*tokens):.1e} s.d.: chance is left on")
+    demand(problems, "Initialise with torch's generator; use chance (dropout) in train mode only.")
+    return ""
+
+
+def weights_move(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Weights moved into a newly built backbone give the same tokens: they are all there is."""
+    batch = _batch()
+    hidden = _hidden(batch)
+    original = _built(cls)
+    spec = original.spec
+    other = build(cls, spec, seed=5).eval()
+    other.load_state_dict(original.state_dict())
+    difference = _difference(_call(original, batch, hidden), _call(other, batch, hidden))
+    if difference > TOLERANCE:
+        raise CheckError(
+            f"the tokens differ by {difference:.1e} s.d. after the weights are moved into a new backbone.",
+            next_step="Register what was drawn at random as a parameter or buffer.",
+        )
+    shared = _shared(original)
+    demand([f"{' and '.join(names)} share memory" for names in shared], "Safe weight files hold each tensor once.")
+    return ""
+
+
+def _shared(module: nn.Module) -> list[list[str]]:
+    places: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        places.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    return [names for place, names in places.items() if len(names) > 1 and place]
+
+
+def inputs_are_left_alone(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """A call writes into none of its inputs and opens no file."""
+    batch = _batch(gaps=True)
+    hidden = _hidden(batch)
+    backbone = _built(cls)
+    given = dict(_tensors(batch, hidden))
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    with watched_files() as seen, torch.no_grad():
+        backbone(batch.signal, hidden, batch.table)
+    problems = [f"a call writes into `{n}`" for n, tensor in given.items() if not torch.equal(before[n], tensor)]
+    problems += [f"a call {what}" for what in dict.fromkeys(seen)]
+    demand(problems)
+    return ""
+
+
+def _tensors(batch: Batch, hidden: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    yield "signal", batch.signal
+    yield "hidden", hidden
+    for name in ("unit", "valid", "position", "group"):
+        yield f"table.{name}", getattr(batch.table, name)
+
+
+CHECKS: dict[str, Check] = {
+    "builds": builds,
+    "output": output,
+    "parameter-budget": parameter_budget,
+    "hidden-values-stay-hidden": hidden_values_stay_hidden,
+    "reach": reach,
+    "gradients": gradients,
+    "subjects-do-not-mix": subjects_do_not_mix,
+    "no-state": no_state,
+    "invalid-tokens": invalid_tokens,
+    "same-seed-same-bytes": same_seed_same_bytes,
+    "weights-move": weights_move,
+    "inputs-are-left-alone": inputs_are_left_alone,
+    "order-of-units": order_of_units,
+}

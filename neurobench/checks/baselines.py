@@ -1,0 +1,177 @@
+"""Checks of baselines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurobench.checks.common import Check, build, demand, other_global_state, watched_files
+from neurobench.contracts import COVARIATES, Baseline
+from neurobench.errors import CheckError
+from neurobench.plugins import Registry
+from neurobench.records import Cohort
+from neurobench.specimens import part_of, simulated_cohort
+
+SPECIMENS: dict[str, dict[str, Any]] = {
+    "fmri": {"signal": "parcels", "modality": "fmri", "n_times": 240},
+    "meg": {"signal": "sensors", "modality": "meg", "n_times": 1024},
+}
+TOLERANCE = 1e-6
+
+
+@contextmanager
+def _cohorts(cls: type[Baseline], n_subjects: int = 10) -> Iterator[list[tuple[str, Cohort]]]:
+    """Yield a simulated cohort of every modality that the baseline applies to, without targets."""
+    unknown = set(cls.modalities) - set(SPECIMENS)
+    if unknown or not cls.modalities:
+        raise CheckError(f"`modalities` is {cls.modalities!r}.", allowed=f"some of {', '.join(SPECIMENS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        yield [
+            (m, _no_targets(simulated_cohort(Path(folder) / m, n_subjects=n_subjects, **SPECIMENS[m])))
+            for m in cls.modalities
+        ]
+
+
+def _no_targets(cohort: Cohort) -> Cohort:
+    return part_of(cohort, cohort.subjects, COVARIATES)
+
+
+def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
+    half = len(cohort.subjects) // 2 + 1
+    return part_of(cohort, cohort.subjects[:half]), part_of(cohort, cohort.subjects[half:])
+
+
+def _fitted(cls: type[Baseline], cohort: Cohort) -> Any:
+    baseline = build(cls)
+    baseline.fit(cohort)
+    return baseline
+
+
+def _same(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    scale = max(1.0, float(np.abs(a).max(initial=0.0)))
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=TOLERANCE * scale))
+
+
+def features(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
+    """One finite row a subject, in the order of the subjects, as many columns for any subjects."""
+    problems, found = [], []
+    with _cohorts(cls) as cohorts:
+        for modality, cohort in cohorts:
+            train, test = _halves(cohort)
+            baseline = _fitted(cls, train)
+            rows = [np.asarray(baseline.transform(c)) for c in (train, test)]
+            for row, subjects in zip(rows, (train.subjects, test.subjects), strict=True):
+                if row.ndim != 2 or len(row) != len(subjects):
+                    problems.append(f"features have shape {row.shape}, not ({len(subjects)}, features) ({modality})")
+                elif not np.issubdtype(row.dtype, np.floating):
+                    problems.append(f"features are {row.dtype}, not float ({modality})")
+                elif not np.isfinite(row).all():
+                    problems.append(f"features of {subjects[int(np.argwhere(~np.isfinite(row))[0][0])]} are not finite")
+            if not problems and rows[0].shape[1] != rows[1].shape[1]:
+                problems.append(f"{rows[0].shape[1]} features for some subjects, {rows[1].shape[1]} for others")
+            found.append(f"{rows[0].shape[-1]} features ({modality})")
+    demand(problems)
+    return ", ".join(found)
+
+
+def training_subjects_only(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
+    """`fit` learns from the subjects that it is given: it opens no other recording, and others change nothing."""
+    problems = []
+    with _cohorts(cls) as cohorts:
+        for modality, cohort in cohorts:
+            train, test = _halves(cohort)
+            with watched_files() as seen:
+                first = np.asarray(_fitted(cls, train).transform(train))
+            own = {str(r.path) for r in train.recordings}
+            foreign = [Path(s.partition(" ")[2]).name for s in seen if s.partition(" ")[2] not in own]
+            if foreign:
+                problems.append(
+                    f"`fit` or `transform` opened {', '.join(dict.fromkeys(foreign))}, which is no recording of the "
+                    f"training subjects ({modality})"
+                )
+            for recording in test.recordings:
+                np.save(recording.path, 9.0 * np.load(recording.path)[:, ::-1])
+            if not _same(first, np.asarray(_fitted(cls, train).transform(train))):
+                problems.append(
+                    f"it is fitted on test rows: other test recordings change what `fit` learns ({modality})"
+                )
+    demand(problems, "Learn from `cohort.recordings` and `cohort.participants` as given, open nothing else.")
+    return ""
+
+
+def subject_by_subject(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
+    """The features of a subject do not depend on who else is in the call, nor on the order."""
+    problems = []
+    with _cohorts(cls) as cohorts:
+        for modality, cohort in cohorts:
+            train, test = _halves(cohort)
+            baseline = _fitted(cls, train)
+            together = np.asarray(baseline.transform(test))
+            alone = np.concatenate([baseline.transform(part_of(test, [s])) for s in test.subjects])
+            everyone = np.asarray(baseline.transform(cohort))[len(train.subjects) :]
+            if not _same(together, alone) or not _same(together, everyone):
+                problems.append(
+                    f"the features of a subject change with the other subjects in the call: something is fitted on "
+                    f"test subjects in `transform` ({modality})"
+                )
+    demand(problems, "Fit means, scales and components in `fit` alone.")
+    return ""
+
+
+def deterministic(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
+    """The same subjects give the same features, whatever was fitted or transformed before."""
+    problems = []
+    with _cohorts(cls) as cohorts:
+        for modality, cohort in cohorts:
+            train, test = _halves(cohort)
+            with other_global_state(1):
+                first = np.asarray(_fitted(cls, train).transform(test))
+            with other_global_state(2):
+                used = _fitted(cls, test)
+                used.transform(train)
+                if not _same(first, np.asarray(_fitted(cls, train).transform(test))):
+                    problems.append(f"features depend on global random state ({modality})")
+                used.fit(train)
+                used.transform(train)
+                if not _same(first, np.asarray(used.transform(test))):
+                    problems.append(
+                        f"features depend on an earlier `fit` or `transform`: state is carried ({modality})"
+                    )
+    demand(problems)
+    return ""
+
+
+def cohort_is_left_alone(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
+    """Neither the participants table nor the recordings are written to."""
+    problems = []
+    with _cohorts(cls) as cohorts:
+        for modality, cohort in cohorts:
+            people = cohort.participants.copy()
+            before = [np.load(r.path) for r in cohort.recordings]
+            given = replace(cohort, participants=cohort.participants)
+            _fitted(cls, given).transform(given)
+            if not people.equals(cohort.participants):
+                problems.append(f"the participants table is changed ({modality})")
+            if any(
+                not np.array_equal(a, np.load(r.path), equal_nan=True)
+                for a, r in zip(before, cohort.recordings, strict=True)
+            ):
+                problems.append(f"recordings are changed ({modality})")
+    demand(problems)
+    return ""
+
+
+CHECKS: dict[str, Check] = {
+    "features": features,
+    "training-subjects-only": training_subjects_only,
+    "subject-by-subject": subject_by_subject,
+    "deterministic": deterministic,
+    "cohort-is-left-alone": cohort_is_left_alone,
+}

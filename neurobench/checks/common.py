@@ -1,0 +1,179 @@
+"""What checks of every kind share, and the checks that apply to every component."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from neurobench.contracts import Backbone, Component
+from neurobench.errors import CheckError
+from neurobench.plugins import Registry
+from neurobench.records import BackboneSpec
+
+__all__ = ["CHECKS", "Check", "Skip", "build", "demand", "other_global_state", "watched_files"]
+
+Check = Callable[[Any, Registry | None, bool], str]
+"""Takes a class, the registry and whether to run in full; returns a remark, or raises CheckError or Skip."""
+
+SPEC = BackboneSpec(n_units=12, n_groups=3, n_patches=5, n_features=6, width=32, n_layers=1)
+
+
+class Skip(Exception):
+    """Raised by a check that does not apply, with the reason."""
+
+
+def demand(problems: list[str], next_step: str = "") -> None:
+    """Raise a CheckError that tells all problems, if there are any."""
+    if problems:
+        raise CheckError("; ".join(dict.fromkeys(problems)) + ".", next_step=next_step)
+
+
+# ---------------------------------------------------------------- files that are opened
+
+_watch = threading.local()
+_EVENTS = {"open": "opened", "os.listdir": "listed", "os.scandir": "listed", "socket.connect": "connected to"}
+_HARMLESS = (".py", ".pyc", ".so", ".pth")
+_hook_is_in = False
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    seen: list[str] | None = getattr(_watch, "seen", None)
+    if seen is None or event not in _EVENTS:
+        return
+    what = str(arguments[-1] if event == "socket.connect" else arguments[0])
+    # A lazy import reads files too, and so does torch to learn of the machine.
+    if what.endswith(_HARMLESS) or what.startswith(("/proc", "/sys", "/dev")) or isinstance(arguments[0], int):
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if "importlib" in frame.f_code.co_filename:
+            return
+        frame = frame.f_back
+    seen.append(f"{_EVENTS[event]} {what}")
+
+
+@contextlib.contextmanager
+def watched_files() -> Iterator[list[str]]:
+    """Yield a list that fills with every file, folder and address that is opened inside; imports are left out."""
+    global _hook_is_in
+    if not _hook_is_in:
+        # Python cannot remove an audit hook: there is one, and it looks only while a list is there to fill.
+        sys.addaudithook(_audit)
+        _hook_is_in = True
+    seen: list[str] = []
+    _watch.seen = seen
+    try:
+        yield seen
+    finally:
+        _watch.seen = None
+
+
+@contextlib.contextmanager
+def other_global_state(seed: int) -> Iterator[None]:
+    """Set the global generators of random, numpy and torch to a seed inside, and put them back after."""
+    kept, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what plugins must not depend on
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(kept)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
+def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0) -> Any:
+    """Build a component with its defaults; a backbone with the sizes and the seed."""
+    if not issubclass(cls, Backbone):
+        return cls()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(spec)
+
+
+# ---------------------------------------------------------------- checks of every component
+
+
+def metadata(cls: type[Component], registry: Registry | None, full: bool) -> str:
+    """Name, one-line summary and version are there."""
+    problems = []
+    name, summary = getattr(cls, "name", None), getattr(cls, "summary", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        problems.append(f"`name` is {name!r}, not lower-case letters, digits and underscores")
+    if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
+        problems.append(f"`summary` is {summary!r}, not one line that says what it does")
+    if not isinstance(cls.score_version, int) or cls.score_version < 1:
+        problems.append(f"`score_version` is {cls.score_version!r}, not an integer from 1 up")
+    for check, reason in cls.expected_failures.items():
+        if not reason:
+            problems.append(f"`expected_failures` gives no reason for {check!r}")
+    if not isinstance(cls.unavailable(), str):
+        problems.append("`unavailable()` does not return a text")
+    if not (inspect.getdoc(cls) or "").strip():
+        problems.append("the class has no docstring")
+    demand(problems)
+    return ""
+
+
+def parameters(cls: type[Component], registry: Registry | None, full: bool) -> str:
+    """Every parameter has a type and a default, and the defaults build the component."""
+    problems = []
+    found = cls.component_parameters()
+    for name, parameter in found.items():
+        if parameter.annotation not in (int, float, str, bool):
+            problems.append(f"parameter {name!r} is annotated {parameter.annotation!r}, not int, float, str or bool")
+        if parameter.default is inspect.Parameter.empty:
+            problems.append(f"parameter {name!r} has no default")
+    extra = [
+        p.name
+        for p in inspect.signature(cls.__init__).parameters.values()
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and cls.__init__ is not object.__init__
+    ]
+    if extra:
+        problems.append(f"the constructor takes *{' and *'.join(extra)}: misspelt parameters would pass unseen")
+    demand(problems, "Make every parameter keyword-only, typed, with a default.")
+    build(cls)
+    return ", ".join(f"{n}={p.default}" for n, p in found.items())
+
+
+def constructor_reads_nothing(cls: type[Component], registry: Registry | None, full: bool) -> str:
+    """Building a component opens no file: targets, recordings and weights come through its arguments or not at all."""
+    with watched_files() as seen:
+        try:
+            build(cls)
+        except FileNotFoundError:
+            if not seen:
+                raise
+    if seen:
+        raise CheckError(
+            f"the constructor {', '.join(_short(s) for s in dict.fromkeys(seen))}.",
+            allowed="its arguments, and nothing else",
+            next_step="A component that reads files when it is built can read the targets. Read in `read`, or take a "
+            "parameter and read where data are due.",
+        )
+    return ""
+
+
+def _short(seen: str) -> str:
+    action, _, what = seen.partition(" ")
+    path = Path(what)
+    return f"{action} {path.name or what}"
+
+
+CHECKS: dict[str, Check] = {
+    "metadata": metadata,
+    "parameters": parameters,
+    "constructor-reads-nothing": constructor_reads_nothing,
+}

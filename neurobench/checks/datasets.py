@@ -1,0 +1,203 @@
+"""Checks of datasets: what they say of themselves, and their simulated twin through their own reader."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from neurobench.checks.common import Check, Skip, build, demand
+from neurobench.contracts import Dataset
+from neurobench.errors import CheckError, DataError
+from neurobench.identity import file_digest
+from neurobench.plugins import Registry
+from neurobench.records import DatasetCard, SignalKind
+
+Variant = Literal["default", "null", "confounded"]
+
+SHORTEST_PATCH_S = {"fmri": 10.0, "meg": 0.25}
+"""Shorter hidden spans are trivial to interpolate."""
+
+SFREQ_HZ = {"fmri": (0.1, 5.0), "meg": (50.0, 10_000.0)}
+
+
+def _twin_of(cls: type[Dataset]) -> Dataset:
+    dataset: Dataset = build(cls)
+    if dataset.twin_subjects < 1:
+        raise Skip("has no simulated twin")
+    return dataset
+
+
+@contextmanager
+def _simulated(
+    cls: type[Dataset], n_subjects: int = 3, *, seed: int = 1, variant: Variant = "default"
+) -> Iterator[tuple[Dataset, Path]]:
+    dataset = _twin_of(cls)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset.simulate(Path(folder), n_subjects=n_subjects, seed=seed, variant=variant)
+        yield dataset, Path(folder)
+
+
+def _digests(root: Path) -> dict[str, str]:
+    return {str(p.relative_to(root)): file_digest(p) for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def card(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
+    """The card is complete, and its modality is the dataset's."""
+    dataset = build(cls)
+    problems = []
+    own = getattr(dataset, "card", None)
+    if not isinstance(own, DatasetCard):
+        raise CheckError(f"`card` is {own!r}, not a DatasetCard.")
+    for field in fields(own):
+        value = getattr(own, field.name)
+        if field.name not in ("doi", "apply_at", "traps") and not (isinstance(value, str) and value.strip()):
+            problems.append(f"the card's `{field.name}` is empty")
+    if own.modality != dataset.modality:
+        problems.append(f"the card says {own.modality}, the dataset {dataset.modality}")
+    if own.modality not in SHORTEST_PATCH_S:
+        problems.append(f"`modality` is {own.modality!r}, not fmri or meg")
+    if own.may_leave not in ("aggregates", "predictions", "all"):
+        problems.append(f"`may_leave` is {own.may_leave!r}, not aggregates, predictions or all")
+    if dataset.signal not in get_args(SignalKind):
+        problems.append(f"`signal` is {dataset.signal!r}, not {', '.join(get_args(SignalKind))}")
+    demand(problems)
+    return ""
+
+
+def signal_spec(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
+    """Windows are whole numbers of patches, and patches are not so short that filling them is trivial."""
+    dataset = build(cls)
+    spec = dataset.spec
+    problems = []
+    n = spec.window_s / spec.patch_s if spec.patch_s > 0 else 0.0
+    if n < 2 or abs(n - round(n)) > 1e-6:
+        problems.append(
+            f"a window of {spec.window_s:g} s is {n:g} patches of {spec.patch_s:g} s, not two or more whole ones"
+        )
+    shortest = SHORTEST_PATCH_S.get(dataset.modality, 0.0)
+    if spec.patch_s < shortest:
+        problems.append(f"patches of {spec.patch_s:g} s are trivial to interpolate: {shortest:g} s or more")
+    if spec.band_hz and not 0 <= spec.band_hz[0] < spec.band_hz[1]:
+        problems.append(f"`band_hz` is {spec.band_hz}")
+    if spec.sfreq and spec.band_hz and spec.band_hz[1] >= spec.sfreq / 2:
+        problems.append(f"the band reaches {spec.band_hz[1]:g} Hz, above half of {spec.sfreq:g} Hz")
+    demand(problems)
+    return f"{spec.window_s:g} s windows of {n:g} patches"
+
+
+def nothing_to_read(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
+    """An empty folder is refused with a message that names what was looked for."""
+    dataset = build(cls)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            listing = dataset.list_recordings(Path(folder))
+        except DataError as error:
+            if not (error.allowed or error.next_step):
+                raise CheckError(f"an empty folder is refused without saying what was looked for: {error}") from error
+            return ""
+    raise CheckError(f"an empty folder is not refused; {len(listing.recordings)} recordings were found in it.")
+
+
+def twin_is_the_same_twice(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
+    """The same seed writes the same files, another seed others."""
+    with _simulated(cls) as (_, first), _simulated(cls) as (_, second), _simulated(cls, seed=2) as (_, other):
+        a, b, c = (_digests(root) for root in (first, second, other))
+    if not a:
+        raise CheckError("`simulate` writes no file.")
+    different = sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
+    problems = []
+    if different:
+        problems.append(f"the same seed writes other bytes: {', '.join(different[:4])}")
+    if a == c:
+        problems.append("another seed writes the same files")
+    demand(problems)
+    return f"{len(a)} files"
+
+
+def twin_variants(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
+    """The variants without effect and with the confound can be had, and the true effects are written down."""
+    problems = []
+    for variant in get_args(Variant):
+        with _simulated(cls, n_subjects=4, variant=variant) as (_, root):
+            effects = sorted(root.rglob("true_effects.json"))
+            if not effects:
+                problems.append(f"variant {variant}: there is no true_effects.json")
+            else:
+                json.loads(effects[0].read_text(encoding="utf-8"))
+    demand(problems)
+    return ""
+
+
+def lists_and_reads(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
+    """The twin goes through the reader: participants, unique ids, plausible signals, no error."""
+    problems = []
+    n = 6 if full else 3
+    with _simulated(cls, n_subjects=n) as (dataset, root):
+        listing = dataset.list_recordings(root)
+        people, files = listing.participants, listing.recordings
+        if len(people) != n:
+            problems.append(f"{len(people)} participants are found in a twin of {n}")
+        if not people.index.is_unique or not all(isinstance(p, str) for p in people.index):
+            problems.append("participant ids are not unique texts")
+        ids = [f.id for f in files]
+        problems += [f"two recordings are called {i}" for i in dict.fromkeys(ids) if ids.count(i) > 1]
+        strangers = sorted({f.subject for f in files} - set(people.index))
+        problems += [f"{s} has a recording and is not in the participants table" for s in strangers]
+        problems += [f"finding {f.code}: {f.message}" for f in listing.findings if f.level == "error"]
+        if not files:
+            problems.append("no recording is found in the twin")
+        again = [f.id for f in dataset.list_recordings(root).recordings]
+        if again != ids:
+            problems.append("listing twice gives another order")
+        for file in files:
+            problems += _reading_problems(dataset, file)
+    demand(problems[:8])
+    return f"{len(files)} recordings of {len(people)} participants"
+
+
+def _reading_problems(dataset: Dataset, file: Any) -> list[str]:
+    raw = dataset.read(file)
+    problems = []
+    shape = raw.data.shape
+    wanted = 3 if dataset.signal == "volume" else 2
+    if len(shape) != wanted or shape[0] != len(raw.units):
+        problems.append(f"{file.id}: data of shape {shape} for {len(raw.units)} units")
+    if not np.issubdtype(raw.data.dtype, np.floating):
+        problems.append(f"{file.id}: data are {raw.data.dtype}, not float")
+    elif not np.isfinite(raw.data).any():
+        problems.append(f"{file.id}: no value is finite")
+    elif float(np.nanstd(raw.data)) == 0:
+        problems.append(f"{file.id}: the signal is constant")
+    low, high = SFREQ_HZ[dataset.modality]
+    if not low <= raw.sfreq <= high:
+        problems.append(
+            f"{file.id}: {raw.sfreq:g} Hz is no sampling frequency of {dataset.modality} ({low:g} to {high:g})"
+        )
+    if abs(raw.sfreq - file.sfreq) > 0.01 * raw.sfreq:
+        problems.append(f"{file.id}: listed with {file.sfreq:g} Hz, read with {raw.sfreq:g} Hz")
+    if len(shape) > 1 and shape[1] / raw.sfreq < dataset.spec.window_s / 2:
+        problems.append(
+            f"{file.id}: {shape[1] / raw.sfreq:g} s is less than half a window of {dataset.spec.window_s:g} s"
+        )
+    if not raw.units.region_names and not raw.units.has_positions:
+        problems.append(f"{file.id}: units have neither groups nor positions: region-wise masks cannot work")
+    if not np.array_equal(raw.data, dataset.read(file).data, equal_nan=True):
+        problems.append(f"{file.id}: reading twice gives other data")
+    return problems
+
+
+CHECKS: dict[str, Check] = {
+    "card": card,
+    "signal-spec": signal_spec,
+    "nothing-to-read": nothing_to_read,
+    "twin-is-the-same-twice": twin_is_the_same_twice,
+    "twin-variants": twin_variants,
+    "lists-and-reads": lists_and_reads,
+}

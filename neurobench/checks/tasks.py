@@ -1,0 +1,225 @@
+"""Checks of tasks."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from neurobench.checks.common import Check, Skip, build, demand, watched_files
+from neurobench.contracts import ReconstructionTask, SubjectTask, Task
+from neurobench.errors import CheckError
+from neurobench.identity import seed_for
+from neurobench.plugins import Registry
+from neurobench.records import Cohort
+from neurobench.scoring import Score, score_subject_task
+from neurobench.specimens import simulated_cohort
+
+
+def _subject_task(cls: type[Task]) -> SubjectTask:
+    task = build(cls)
+    if not isinstance(task, SubjectTask):
+        raise Skip("is not scored a subject at a time")
+    return task
+
+
+def _participants(task: SubjectTask, n: int = 60) -> pd.DataFrame:
+    """Return simulated participants with the standard columns, and numbers in the task's if it is another one."""
+    rng = np.random.default_rng(seed_for(0, "twin", "participants"))
+    age = rng.uniform(18, 80, n)
+    people = pd.DataFrame(
+        {
+            "age": age,
+            "sex": rng.permutation(np.resize(["F", "M"], n)),
+            "site": np.resize(["a", "b", "c"], n),
+            "diagnosis": rng.permutation(np.resize(["control", "patient"], n)),
+            "fluid_intelligence": 40 - 0.3 * age + rng.normal(0, 3, n),
+        },
+        index=pd.Index([f"sub-{i:03d}" for i in range(n)], name="participant_id"),
+    )
+    if task.column not in people:
+        people[task.column] = (
+            rng.normal(0, 1, n) if task.kind == "regression" else rng.permutation(np.resize(["x", "y"], n))
+        )
+    return people
+
+
+def _cohort(folder: Path, people: pd.DataFrame | None = None) -> Cohort:
+    cohort = simulated_cohort(folder, n_subjects=4, n_units=4)
+    return cohort if people is None else replace(cohort, participants=people)
+
+
+def metrics(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """There is a headline metric, names are unique, and best and chance agree with the direction."""
+    task = build(cls)
+    problems = []
+    if not task.metrics:
+        problems.append("`metrics` is empty: the first one is the headline")
+    names = [m.name for m in task.metrics]
+    problems += [f"metric {n!r} is there twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+    for m in task.metrics:
+        if np.isfinite(m.chance) and m.chance != m.best and (m.best > m.chance) != m.higher_is_better:
+            problems.append(f"{m.name}: best {m.best:g} and chance {m.chance:g} contradict its direction")
+    demand(problems)
+    return ", ".join(names)
+
+
+def target(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """The target is one float a participant, 0 and 1 for two classes, NaN where missing."""
+    task = _subject_task(cls)
+    people = _participants(task)
+    missing = people.copy()
+    missing[task.column] = missing[task.column].astype(object)
+    missing.loc[missing.index[:3], task.column] = None
+    values = task.target(people)
+    problems = []
+    if task.kind not in ("regression", "classification"):
+        problems.append(f"`kind` is {task.kind!r}, not regression or classification")
+    if not isinstance(values, pd.Series) or not values.index.equals(people.index):
+        raise CheckError("`target` does not return a Series with the index of the participants.")
+    if not np.issubdtype(values.to_numpy().dtype, np.floating):
+        problems.append(f"`target` returns {values.dtype}, not float")
+    elif task.kind == "classification" and not set(values.dropna().unique()) <= {0.0, 1.0}:
+        problems.append(f"classes are {sorted(values.dropna().unique())[:4]}, not 0 and 1")
+    elif values.nunique() < 2:
+        problems.append("all simulated participants have the same target")
+    if task.target(missing).iloc[:3].notna().any():
+        problems.append("a missing value gets a target: it has to stay NaN")
+    classes = task.classes
+    if task.kind == "classification" and (len(set(classes)) != 2 or not all(classes)):
+        problems.append(f"`classes` is {classes!r}, not two names")
+    demand(problems)
+    return ""
+
+
+def target_row_by_row(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """The target of a participant does not depend on who else is in the table."""
+    task = _subject_task(cls)
+    people = _participants(task)
+    everyone = task.target(people)
+    problems = []
+    for what, index in (("half of the participants", people.index[::2]), ("five participants", people.index[:5])):
+        part = build(cls).target(people.loc[index])
+        if not np.array_equal(part.to_numpy(float), everyone.loc[index].to_numpy(float), equal_nan=True):
+            problems.append(
+                f"the target of a participant changes when only {what} are in the table: it is fitted on all rows, "
+                "test rows among them"
+            )
+    single = [task.target(people.loc[[p]]).iloc[0] for p in people.index[:8]]
+    if task.kind == "classification" and not np.array_equal(single, everyone.iloc[:8].to_numpy(float), equal_nan=True):
+        problems.append("a participant alone gets another class: classes are numbered by what is in the table")
+    demand(
+        problems[:1] if len(problems) > 1 else problems, "Fix cut-offs, scales and the order of classes in the plugin."
+    )
+    return ""
+
+
+def _scored(task: SubjectTask, truth: np.ndarray[Any, Any], prediction: np.ndarray[Any, Any]) -> Score:
+    table = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{i:03d}" for i in range(len(truth))],
+            "fold": np.arange(len(truth)) % 3,
+            "truth": truth,
+            "prediction": prediction,
+            "train_mean": truth.mean(),
+            "site": np.resize(["a", "b"], len(truth)),
+            "age": np.linspace(20, 80, len(truth)),
+        }
+    )
+    return score_subject_task(task, table, seed=0, n_bootstrap=100, n_permutations=99)
+
+
+def perfect_and_shuffled(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """A perfect prediction reaches the best value of the headline and is above chance, a shuffled one is neither."""
+    task = _subject_task(cls)
+    truth = task.target(_participants(task)).dropna().to_numpy(float)
+    headline = task.metrics[0]
+    rng = np.random.default_rng(seed_for(0, "permutation", "task-check"))
+    problems = []
+    perfect = _scored(task, truth, truth)
+    value = perfect.metrics[headline.name].value
+    if value is None or not np.isclose(value, headline.best, atol=1e-6):
+        problems.append(
+            f"a perfect prediction has {headline.name} {value}, and the best value is said to be {headline.best:g}"
+        )
+    if perfect.above_chance is False:
+        problems.append("a perfect prediction is not found to be above chance")
+    shuffled = []
+    for _ in range(20):
+        guess = rng.permutation(truth) + rng.normal(0, 1e-3 * truth.std(), len(truth))
+        score = _scored(task, truth, guess)
+        shuffled.append(bool(score.above_chance))
+        got = score.metrics[headline.name].value
+        if got is not None and value is not None and (got >= value) == headline.higher_is_better and got != value:
+            problems.append(f"a shuffled prediction scores {headline.name} {got:.3g}, better than a perfect one")
+    # Two false alarms or more in 20 have probability .26 at 5 % each, five have .003.
+    if sum(shuffled) >= 5:
+        problems.append(f"{sum(shuffled)} of 20 shuffled predictions are found to be above chance")
+    demand(problems[:4])
+    return f"{headline.name}: perfect {value:.3g}; above chance after shuffling: {sum(shuffled)} of 20"
+
+
+def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """A cohort without the target is refused with a reason, one with it is not."""
+    task = build(cls)
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = _cohort(Path(folder))
+        if isinstance(task, SubjectTask):
+            good = _cohort(Path(folder), _participants(task))
+            if reason := task.refuses(good):
+                problems.append(f"refuses a cohort that has {task.column!r}: {reason}")
+            bare = replace(good, participants=good.participants.drop(columns=task.column))
+            reason = task.refuses(bare)
+            if not reason:
+                problems.append(f"does not refuse a cohort without {task.column!r}")
+            elif task.column not in reason:
+                problems.append(f"refuses a cohort without {task.column!r} and does not name it: {reason!r}")
+            empty = good.participants.assign(**{task.column: np.nan})
+            if not task.refuses(replace(good, participants=empty)):
+                problems.append(f"does not refuse a cohort in which {task.column!r} is missing for everybody")
+        elif reason := task.refuses(cohort):
+            problems.append(f"refuses a simulated cohort: {reason}")
+    demand(problems)
+    return ""
+
+
+def evaluation_masks(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """Evaluation masks exist, and something can be scored."""
+    task = build(cls)
+    if not isinstance(task, ReconstructionTask):
+        raise Skip("is no reconstruction")
+    problems = []
+    if not task.evaluation_masks:
+        problems.append("`evaluation_masks` is empty")
+    if not 0 < task.ratio < 1:
+        problems.append(f"`ratio` is {task.ratio}, not between 0 and 1")
+    if registry is not None:
+        unknown = [m for m in task.evaluation_masks if m.partition("[")[0] not in registry.masks]
+        problems += [f"evaluation mask {m!r} is not registered" for m in unknown]
+    demand(problems)
+    return ", ".join(task.evaluation_masks)
+
+
+def reads_nothing(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """Targets come from the participants table: no file is opened."""
+    task = _subject_task(cls)
+    with watched_files() as seen:
+        task.target(_participants(task))
+    demand([f"`target` {what}" for what in dict.fromkeys(seen)])
+    return ""
+
+
+CHECKS: dict[str, Check] = {
+    "metrics": metrics,
+    "target": target,
+    "target-row-by-row": target_row_by_row,
+    "perfect-and-shuffled": perfect_and_shuffled,
+    "refusal": refusal,
+    "evaluation-masks": evaluation_masks,
+    "reads-nothing": reads_nothing,
+}

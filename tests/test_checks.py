@@ -1,0 +1,340 @@
+"""Contract checks: every cheat is caught by name, honest plugins pass, and the outcomes mean what they say."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import random
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neurobench.checks import check_component, checks_of
+from neurobench.checks.common import other_global_state, watched_files
+from neurobench.contracts import Backbone, Baseline, Component, MaskingStrategy, Task, TokenBackbone, feedforward_width
+from neurobench.errors import CheckError
+from neurobench.plugins import KINDS, Registry, load_registry
+from neurobench_masks.random import Random
+
+CHEATS = [
+    ("constructor_reads_targets", "constructor-reads-nothing", r"constructor opened participants\.tsv"),
+    ("carries_state", "no-state", "state is carried between batches: after another batch"),
+    ("mixes_subjects", "subjects-do-not-mix", "subjects of a batch are mixed in eval mode.*alone"),
+    ("sees_hidden", "hidden-values-stay-hidden", "hidden values reach the tokens in eval mode"),
+    ("scaled_on_test", "subject-by-subject", r"something is fitted on test subjects in `transform` \(fmri\).*\(meg\)"),
+    (
+        "fitted_on_test_rows",
+        "training-subjects-only",
+        r"opened .*sub-009\.npy, which is no recording.*fitted on test rows",
+    ),
+    ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
+    ("mask_global_state", "table-and-generator-only", "global state of random, numpy or torch"),
+    ("mask_counts_calls", "table-and-generator-only", "depends on the calls before it: state is kept"),
+    ("mask_reads_signal", "table-and-generator-only", r"drawing a mask opened .*participants\.tsv"),
+]
+
+
+def cheat(name: str) -> type[Component]:
+    module = importlib.import_module(f"cheats.{name}")
+    own = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__)
+    (found,) = (c for c in own if issubclass(c, Component))
+    return found
+
+
+@pytest.mark.parametrize(("name", "check", "message"), CHEATS, ids=[c[0] for c in CHEATS])
+def test_a_cheat_is_caught_by_name(name: str, check: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    (result,) = check_component(cheat(name), only=check)
+    assert result.outcome == "failed", result
+    assert re.search(message, result.message), result.message
+
+
+@functools.cache
+def registry() -> Registry:
+    return load_registry()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "registered" in metafunc.fixturenames:
+        cases = [
+            pytest.param((cls, check), id=f"{kind}-{name}-{check}")
+            for kind in KINDS
+            for name, cls in registry().of(kind).items()
+            for check in checks_of(cls)
+        ]
+        metafunc.parametrize("registered", cases)
+
+
+def test_a_registered_plugin_keeps_its_contract(registered) -> None:
+    cls, check = registered
+    (result,) = (r for r in check_component(cls, registry=registry(), only=check) if r.check == check)
+    if result.outcome == "skipped":
+        pytest.skip(result.message)
+    assert result.ok, f"{result.outcome}: {result.message}"
+
+
+# ---------------------------------------------------------------- outcomes
+
+
+class Fine(Random):
+    """Nothing wrong with it."""
+
+
+def test_all_checks_run_and_pass_on_an_honest_plugin() -> None:
+    results = check_component(Fine)
+    assert [r.check for r in results] == list(checks_of(Fine))
+    assert all(r.ok for r in results), [r for r in results if not r.ok]
+    assert {r.component for r in results} == {"random"}
+
+
+class Sloppy(MaskingStrategy):
+    """Wrong in many ways at once."""
+
+    name = "Sloppy Mask"
+    summary = ""
+
+    def elements(self, window, n_hidden, rng):
+        yield np.arange(window.valid.size + 1)
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    results = {r.check: r for r in check_component(Sloppy)}
+    failed = {c for c, r in results.items() if r.outcome == "failed"}
+    assert {"metadata", "elements-are-flat-indices", "equal-budget", "leaves-something-visible"} <= failed
+    assert "`name` is 'Sloppy Mask'" in results["metadata"].message
+    assert "`summary` is ''" in results["metadata"].message
+    assert "yields token 60, and the table has 0 to 59" in results["elements-are-flat-indices"].message
+    assert "IndexError" in results["equal-budget"].message
+
+
+class Honest(Sloppy):
+    """Says what it fails."""
+
+    name = "honest"
+    summary = "declares its failures"
+    expected_failures: ClassVar = {
+        "equal-budget": "hides one too many",
+        "metadata": "was wrong once",
+        "no-such": "a slip",
+    }
+
+
+def test_declared_failures_are_strict() -> None:
+    results = {r.check: r for r in check_component(Honest)}
+    assert results["equal-budget"].outcome == "expected-failure"
+    assert "hides one too many" in results["equal-budget"].message
+    assert results["equal-budget"].ok
+    assert results["metadata"].outcome == "unexpected-pass"
+    assert "remove it from expected_failures" in results["metadata"].message
+    assert not results["metadata"].ok
+    assert results["no-such"].outcome == "failed"
+    assert "does not exist" in results["no-such"].message
+
+
+def test_what_is_no_plugin_or_no_check_is_refused() -> None:
+    with pytest.raises(CheckError, match=r"Registry is no plugin class.*a subclass of one of Backbone"):
+        check_component(Registry)
+    with pytest.raises(CheckError, match=r"no check 'equal' for random.*equal-budget"):
+        check_component(Fine, only="equal")
+
+
+def test_an_unavailable_component_is_skipped_with_its_reason() -> None:
+    class Missing(Random):
+        """Needs something."""
+
+        @classmethod
+        def unavailable(cls) -> str:
+            return "needs a quantum computer"
+
+    assert {(r.outcome, r.message) for r in check_component(Missing)} == {("skipped", "needs a quantum computer")}
+
+
+# ---------------------------------------------------------------- backbones
+
+
+class Attention(nn.Module):
+    """One pass of masked attention and a feed-forward block, within the budget."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        hidden = feedforward_width(width, 4 * width * width + 8 * width)
+        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        bias = torch.zeros(valid.shape).masked_fill(~valid, -1e9)[..., None, :]
+        x = x + self.out(((q @ k.transpose(-1, -2) / x.shape[-1] ** 0.5 + bias).softmax(-1)) @ v)
+        return x + self.feed(self.norm2(x))
+
+
+class Good(TokenBackbone):
+    """Attention along units, then along time."""
+
+    name = "good"
+    summary = "keeps the contract"
+
+    def __init__(self, spec) -> None:
+        super().__init__(spec)
+        self.passes = nn.ModuleList(Attention(spec.width) for _ in range(2 * spec.n_layers))
+
+    def mix(self, tokens, table):
+        for i, one in enumerate(self.passes):
+            turned, valid = tokens.transpose(1, 2), table.valid.transpose(1, 2)
+            tokens = one(tokens, table.valid) if i % 2 else one(turned, valid).transpose(1, 2)
+        return tokens
+
+
+def test_a_good_backbone_passes_everything() -> None:
+    results = check_component(Good)
+    assert all(r.outcome == "passed" for r in results), [r for r in results if r.outcome != "passed"]
+    remarks = {r.check: r.message for r in results}
+    assert "32 × 1" in remarks["parameter-budget"]
+    assert "0.0%" in remarks["order-of-units"]
+
+
+class Broken(Good):
+    """A good backbone with one thing changed by its subclasses."""
+
+    name = "broken"
+
+
+class OneWay(Broken):
+    """Sees only what comes before."""
+
+    def mix(self, tokens, table):
+        flat = tokens.flatten(1, 2)
+        flat = flat.cumsum(1) / torch.arange(1, flat.shape[1] + 1)[None, :, None]
+        return flat.view_as(tokens)
+
+
+class Wide(Broken):
+    """Twice the parameters."""
+
+    def __init__(self, spec) -> None:
+        super().__init__(spec)
+        self.more = nn.ModuleList(Attention(spec.width) for _ in range(2 * spec.n_layers))
+
+
+class Unmasked(Broken):
+    """Attends to units that are missing."""
+
+    def mix(self, tokens, table):
+        return super().mix(
+            tokens, type(table)(table.unit, table.valid | True, table.position, table.group, table.units)
+        )
+
+
+class BatchNormed(Broken):
+    """Normalises over the batch."""
+
+    def __init__(self, spec) -> None:
+        super().__init__(spec)
+        self.batch_norm = nn.BatchNorm1d(spec.width)
+
+    def mix(self, tokens, table):
+        return self.batch_norm(super().mix(tokens, table).flatten(0, 2)).view_as(tokens)
+
+
+class Dropped(Broken):
+    """Leaves dropout on."""
+
+    def mix(self, tokens, table):
+        return nn.functional.dropout(super().mix(tokens, table), 0.1)
+
+
+class Numpy(Broken):
+    """Draws its weights from numpy."""
+
+    def __init__(self, spec) -> None:
+        super().__init__(spec)
+        self.passes[0].out.bias.data += torch.from_numpy(np.random.rand(spec.width)).float()  # noqa: NPY002
+
+
+class Secret(Broken):
+    """Holds a weight that is none."""
+
+    def __init__(self, spec) -> None:
+        super().__init__(spec)
+        self.secret = torch.randn(spec.width)
+
+    def mix(self, tokens, table):
+        return super().mix(tokens, table) * self.secret
+
+
+class Wrong(Broken):
+    """Returns one token a unit, in double precision, with a NaN."""
+
+    def mix(self, tokens, table):
+        return super().mix(tokens, table).mean(2, keepdim=True)
+
+    def forward(self, signal, hidden, table):
+        return super().forward(signal, hidden, table).double() * float("nan")
+
+
+class Writes(Broken):
+    """Writes into its input."""
+
+    def forward(self, signal, hidden, table):
+        signal += 1.0
+        return super().forward(signal, hidden, table)
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "message"),
+    [
+        (OneWay, "reach", "the output at unit 0, patch 0 sees no other token"),
+        (OneWay, "gradients", r"no gradient reaches passes\.0\.norm"),
+        (Wide, "parameter-budget", r"at width 64 and 2 layers, \+\d\d% of the budget"),
+        (Unmasked, "invalid-tokens", "a missing unit changes the tokens of the others"),
+        (BatchNormed, "subjects-do-not-mix", "mixed in train mode"),
+        (BatchNormed, "no-state", "after another batch in train mode"),
+        (Dropped, "same-seed-same-bytes", "chance is left on"),
+        (Numpy, "same-seed-same-bytes", r"the same seed builds different weights: passes\.0\.out\.bias"),
+        (Secret, "weights-move", "after the weights are moved"),
+        (Wrong, "output", r"shape \(3, 12, 1, 32\), not \(3, 12, 5, 32\).*float64.*NaN"),
+        (Writes, "inputs-are-left-alone", "writes into `signal`"),
+    ],
+)
+def test_a_broken_backbone_fails_where_it_is_broken(cls, check: str, message: str) -> None:
+    (result,) = check_component(cls, only=check)
+    assert result.outcome == "failed"
+    assert re.search(message, result.message), result.message
+
+
+# ---------------------------------------------------------------- what the checks stand on
+
+
+def test_watching_sees_files_and_not_imports(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with watched_files() as seen:
+        (tmp_path / "a.txt").read_text()
+        importlib.reload(importlib.import_module("colorsys"))
+    assert seen == [f"opened {tmp_path / 'a.txt'}"]
+    (tmp_path / "a.txt").read_text()
+    assert len(seen) == 1, "nothing is seen outside"
+
+
+def test_global_state_is_put_back() -> None:
+    def state() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    with other_global_state(3):
+        with other_global_state(5):
+            inner = state()
+        after = state()
+    with other_global_state(3):
+        assert state() == after
+    with other_global_state(5):
+        assert state() == inner
+
+
+def test_every_kind_has_its_own_checks() -> None:
+    for base in (Backbone, MaskingStrategy, Task, Baseline, *KINDS.values()):
+        assert len(checks_of(base)) > 6
