@@ -76,6 +76,8 @@ class Component:
     expected_failures
         Contract checks that this component is known to fail, each with the reason. A check listed here that passes
         is an error too.
+    check_with
+        Parameters that the contract checks build the component with, where its defaults alone do not do.
     """
 
     name: ClassVar[str]
@@ -84,6 +86,7 @@ class Component:
     score_version: ClassVar[int] = 1
     superseded_by: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
+    check_with: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def component_parameters(cls) -> dict[str, inspect.Parameter]:

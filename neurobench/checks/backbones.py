@@ -29,9 +29,13 @@ SHAPES = ((12, 3, 5, 6, 3), (1, 1, 5, 6, 2), (12, 3, 1, 6, 2), (1, 1, 1, 1, 1), 
 # ---------------------------------------------------------------- inputs
 
 
+def _parameters(cls: type[Backbone]) -> dict[str, Any]:
+    return {n: p.default for n, p in cls.component_parameters().items()} | dict(cls.check_with)
+
+
 def _specs(cls: type[Backbone], specs: list[BackboneSpec]) -> list[BackboneSpec]:
     """Return the sizes that the backbone does not refuse; refusing all of them is an error."""
-    parameters = {n: p.default for n, p in cls.component_parameters().items()}
+    parameters = _parameters(cls)
     reasons = [cls.impossible(spec, parameters) for spec in specs]
     if all(reasons):
         raise CheckError(f"`impossible` refuses every size with default parameters: {reasons[0]}.")
@@ -116,7 +120,7 @@ def output(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     shapes = SHAPES + (((116, 7, 10, 8, 2), (40, 2, 16, 32, 1)) if full else ())
     for n_units, n_groups, n_patches, n_features, n_batch in shapes:
         spec = replace(SPEC, n_units=n_units, n_groups=n_groups, n_patches=n_patches, n_features=n_features)
-        parameters = {n: p.default for n, p in cls.component_parameters().items()}
+        parameters = _parameters(cls)
         if cls.impossible(spec, parameters):
             continue
         for gaps in (False, True):

@@ -95,12 +95,12 @@ def other_global_state(seed: int) -> Iterator[None]:
 
 
 def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0) -> Any:
-    """Build a component with its defaults; a backbone with the sizes and the seed."""
+    """Build a component with its defaults and ``check_with``; a backbone with the sizes and the seed."""
     if not issubclass(cls, Backbone):
-        return cls()
+        return cls(**cls.check_with)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(spec)
+        return cls(spec, **cls.check_with)
 
 
 # ---------------------------------------------------------------- checks of every component
@@ -136,6 +136,9 @@ def parameters(cls: type[Component], registry: Registry | None, full: bool) -> s
             problems.append(f"parameter {name!r} is annotated {parameter.annotation!r}, not int, float, str or bool")
         if parameter.default is inspect.Parameter.empty:
             problems.append(f"parameter {name!r} has no default")
+    unknown = sorted(set(cls.check_with) - set(found))
+    if unknown:
+        problems.append(f"`check_with` names {', '.join(unknown)}, and there is no such parameter")
     extra = [
         p.name
         for p in inspect.signature(cls.__init__).parameters.values()
