@@ -98,50 +98,57 @@ def _read_mat(path: Path, variable: str) -> NDArray[Any]:
 
 
 def _read_text_series(path: Path) -> Series:
-    """Read a text file with or without a header and an index column."""
+    """Read a text file with or without a header and columns that name or count its rows."""
     text = read_text(path)
     line = next((x for x in text.splitlines() if x.strip() and not x.startswith("#")), "")
     separator = next((s for s in ("\t", ",", ";") if s in line), r"\s+")
+    options = {"sep": separator, "header": None, "comment": "#", "na_values": ["n/a"], "skipinitialspace": True}
     try:
-        frame = pd.read_csv(
-            io.StringIO(text), sep=separator, header=None, comment="#", dtype=str, keep_default_na=False
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        first = pd.read_csv(io.StringIO(text), nrows=1, dtype=str, **options).iloc[0].fillna("").str.strip().tolist()
+        header = first if _is_header(first) else []
+        body = io.StringIO(text[text.index(line) + len(line) :] if header else text)
+        frame = pd.read_csv(body, low_memory=False, **options)
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path.name} holds no numbers.") from error
+    except pd.errors.ParserError as error:
         raise unreadable(path, error) from error
-    # Trailing separators leave empty columns.
-    frame = frame.loc[:, ~(frame == "").all()]
-    header: list[str] = []
-    if not _numeric(frame.iloc[0]) or _counts(frame.iloc[0].tolist()[1:]) or _counts(frame.iloc[0].tolist()):
-        header, frame = [str(x).strip().strip('"') for x in frame.iloc[0]], frame.iloc[1:]
-    if frame.empty:
-        raise DataError(f"{path.name} has a header and no numbers.")
+    header += [""] * (frame.shape[1] - len(header)) if header else []
+    # Trailing separators leave empty columns without a name; a named region without data stays.
+    kept = [i for i, c in enumerate(frame.columns) if (header and header[i]) or frame[c].notna().any()]
+    frame, header = frame.iloc[:, kept], [header[i] for i in kept] if header else []
     index: list[str] = []
-    # Leading columns of text name rows (AFNI writes two: file and sub-brick), and so may one that counts.
-    while len(frame.columns) > 1 and _is_index(header[0] if header else None, frame.iloc[:, 0]):
-        index, frame, header = frame.iloc[:, 0].tolist(), frame.iloc[:, 1:], header[1:]
+    # AFNI writes two columns before the numbers: file and sub-brick.
+    while frame.shape[1] > 1 and _is_index(header[0] if header else None, frame.iloc[:, 0]):
+        index, frame, header = frame.iloc[:, 0].astype(str).tolist(), frame.iloc[:, 1:], header[1:]
     for column in frame.columns:
-        if not _numeric(frame[column]):
-            cell = next(c for c in frame[column] if not _numeric(pd.Series([c])))
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            cell = next(str(c) for c in frame[column] if pd.isna(pd.to_numeric(str(c), errors="coerce")))
             raise DataError(f"{path.name} holds text where numbers are expected, such as {cell[:40]!r}.")
-    values = frame.replace(dict.fromkeys(("", "n/a", "NA"), "nan")).to_numpy().astype(np.float64)
-    return Series(_two_d(values, path), tuple(header), tuple(str(i) for i in index))
+    return Series(_two_d(frame.to_numpy(np.float64), path), tuple(header), tuple(index))
 
 
-def _numeric(cells: pd.Series) -> bool:
-    known = cells[~cells.isin(["", "n/a", "NA", "nan", "NaN"])]
-    return bool(pd.to_numeric(known, errors="coerce").notna().all())
+def _is_header(cells: list[str]) -> bool:
+    """Whether a first row names columns: it has text, or counts them."""
+    known = [c for c in cells if c not in ("", "n/a", "nan", "NaN", "NA")]
+    text = bool(pd.to_numeric(pd.Series(known, dtype=object), errors="coerce").isna().any())
+    return text or _counting(cells) or _counting(cells[1:])
 
 
-def _counts(cells: Sequence[str]) -> bool:
+def _counting(cells: list[str]) -> bool:
     """Whether cells are 0, 1, 2, … or 1, 2, 3, …: numbers of volumes or regions, not a signal."""
-    return len(cells) > 2 and any(list(map(str, range(a, a + len(cells)))) == list(cells) for a in (0, 1))
+    return len(cells) > 2 and any(list(map(str, range(a, a + len(cells)))) == cells for a in (0, 1))
 
 
 def _is_index(title: str | None, column: pd.Series) -> bool:
     """Whether a first column names or counts rows: by its text, by its title, or because it counts."""
+    if not pd.api.types.is_numeric_dtype(column):
+        return bool(pd.to_numeric(column, errors="coerce").isna().all())
     words = ("", "index", "node", "region", "roi", "label", "volume", "time", "tr", "unnamed")
-    titled = title is not None and re.split(r"[/:_ ]", title.lower())[0] in words
-    return titled or _counts(column.tolist()) or not any(_numeric(pd.Series([c])) for c in column[:3])
+    if title is not None and re.split(r"[/:_ ]", title.lower())[0] in words:
+        return True
+    return len(column) > 2 and bool(
+        (column - column.iloc[0] == np.arange(len(column))).all() and column.iloc[0] in (0, 1)
+    )
 
 
 def shape_of(path: Path, variable: str = "") -> tuple[int, int]:
