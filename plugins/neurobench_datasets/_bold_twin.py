@@ -82,6 +82,11 @@ def _pairs(rng: np.random.Generator, share: float) -> NDArray[np.float64]:
     return matrix / np.linalg.norm(matrix)
 
 
+def _product(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``a @ b`` without BLAS, whose threads cost more than they save here and whose sums vary with them."""
+    return np.asarray(np.einsum("ij,jt->it", a, b))
+
+
 class BoldTwin:
     """The population: how regions load on networks, and which network pairs the effects touch.
 
@@ -159,14 +164,14 @@ class BoldTwin:
         smooth = np.exp(-STEP_S / TAU_S)
         white = rng.standard_normal((1 + k + n, steps)) * np.sqrt(1 - smooth**2)
         slow = sps.lfilter([1.0], [1.0, -smooth], white, axis=1)
-        network = np.linalg.cholesky(covariance) @ slow[1 : 1 + k]
+        network = _product(np.linalg.cholesky(covariance), slow[1 : 1 + k])
         moves = np.where(rng.random(steps) < STEP_S / DWELL_S, rng.integers(1, N_STATES, steps), 0)
         state = (rng.integers(N_STATES) + np.cumsum(moves)) % N_STATES
         part = {name: np.sqrt(share) for name, share in SHARE.items()}
         neural = (
             part["global"] * slow[:1]
-            + part["network"] * (self.loading @ network)
-            + part["gated"] * (self.gate @ network) * self.code[:, state]
+            + part["network"] * _product(self.loading, network)
+            + part["gated"] * _product(self.gate, network) * self.code[:, state]
             + part["state"] * self.state_pattern[:, state]
             + part["local"] * slow[1 + k :]
         )
