@@ -10,15 +10,28 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from neurobench.checks import check_component, checks_of
 from neurobench.checks.common import other_global_state, watched_files
-from neurobench.contracts import Backbone, Baseline, Component, MaskingStrategy, Task, TokenBackbone, feedforward_width
+from neurobench.contracts import (
+    Backbone,
+    Baseline,
+    Component,
+    Dataset,
+    MaskingStrategy,
+    Metric,
+    SubjectTask,
+    Task,
+    TokenBackbone,
+    feedforward_width,
+)
 from neurobench.errors import CheckError
 from neurobench.plugins import KINDS, Registry, load_registry
+from neurobench.records import DatasetCard, Listing, RawRecording, RecordingFile, SignalSpec, UnitTable
 from neurobench_masks.random import Random
 
 CHEATS = [
@@ -72,7 +85,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_a_registered_plugin_keeps_its_contract(registered) -> None:
     cls, check = registered
-    (result,) = (r for r in check_component(cls, registry=registry(), only=check) if r.check == check)
+    (result,) = check_component(cls, registry=registry(), only=check)
     if result.outcome == "skipped":
         pytest.skip(result.message)
     assert result.ok, f"{result.outcome}: {result.message}"
@@ -304,6 +317,163 @@ class Writes(Broken):
 )
 def test_a_broken_backbone_fails_where_it_is_broken(cls, check: str, message: str) -> None:
     (result,) = check_component(cls, only=check)
+    assert result.outcome == "failed"
+    assert re.search(message, result.message), result.message
+
+
+# ---------------------------------------------------------------- baselines, tasks, datasets
+
+
+class Powers(Baseline):
+    """Log variance of each unit, standardised on the training subjects."""
+
+    name = "powers"
+    summary = "keeps the contract"
+
+    @staticmethod
+    def rows(cohort):
+        return np.log1p(np.array([np.nan_to_num(r.scale) for r in cohort.recordings], float))
+
+    def fit(self, cohort) -> None:
+        rows = self.rows(cohort)
+        self.mean, self.std = rows.mean(0), rows.std(0) + 1e-9
+
+    def transform(self, cohort):
+        return (self.rows(cohort) - self.mean) / self.std
+
+
+class Noisy(Powers):
+    """Adds a little global noise, and counts."""
+
+    def transform(self, cohort):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().transform(cohort) + np.random.rand() + self.calls  # noqa: NPY002
+
+
+class Lost(Powers):
+    """Loses a subject and writes into the table."""
+
+    def transform(self, cohort):
+        cohort.participants["age"] = 0.0
+        return super().transform(cohort)[1:] if len(cohort.subjects) > 1 else super().transform(cohort)
+
+
+def test_a_good_baseline_passes_everything() -> None:
+    results = check_component(Powers)
+    assert all(r.outcome == "passed" for r in results), [r for r in results if r.outcome != "passed"]
+    assert {r.check: r.message for r in results}["features"] == "12 features (fmri), 12 features (meg)"
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "message"),
+    [
+        (Noisy, "deterministic", "global random state.*an earlier `fit` or `transform`"),
+        (Lost, "features", r"shape \(5, 12\), not \(6, features\)"),
+        (Lost, "cohort-is-left-alone", "participants table is changed"),
+    ],
+)
+def test_a_broken_baseline_fails_where_it_is_broken(cls, check: str, message: str) -> None:
+    (result,) = check_component(cls, only=check)
+    assert result.outcome == "failed"
+    assert re.search(message, result.message), result.message
+
+
+class Sex(SubjectTask):
+    """Keeps the contract."""
+
+    name = "sexes"
+    summary = "keeps the contract"
+    kind = "classification"
+    column = "sex"
+    metrics = (Metric("auroc", "", True, 0.5, 1.0),)
+    classes = ("F", "M")
+
+    def refuses(self, cohort) -> str:
+        people = cohort.participants
+        return "" if "sex" in people and people["sex"].notna().any() else "no column 'sex'"
+
+    def target(self, participants):
+        return participants["sex"].map({"F": 0.0, "M": 1.0}).astype(float)
+
+
+class Guessed(Sex):
+    """Gives those without a value a class, numbers classes by order, and states its metric upside down."""
+
+    metrics = (Metric("auroc", "", False, 0.5, 1.0),)
+
+    def refuses(self, cohort) -> str:
+        return ""
+
+    def target(self, participants):
+        return (participants["sex"] != participants["sex"].iloc[0]).astype(float)
+
+
+def test_a_good_task_passes_everything() -> None:
+    results = {r.check: r for r in check_component(Sex)}
+    assert {c for c, r in results.items() if r.outcome != "passed"} == {"evaluation-masks"}
+    assert results["evaluation-masks"].outcome == "skipped"
+    assert "perfect 1" in results["perfect-and-shuffled"].message
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ("metrics", "auroc: best 1 and chance 0.5 contradict its direction"),
+        ("target", "a missing value gets a target"),
+        ("target-row-by-row", "a participant alone gets another class|fitted on all rows"),
+        ("refusal", "does not refuse a cohort without 'sex'; does not refuse .* missing for everybody"),
+    ],
+)
+def test_a_broken_task_fails_where_it_is_broken(check: str, message: str) -> None:
+    (result,) = check_component(Guessed, only=check)
+    assert result.outcome == "failed"
+    assert re.search(message, result.message), result.message
+
+
+class Folder(Dataset):
+    """Takes any folder, and has a twin that is never the same."""
+
+    name = "folder"
+    summary = "wrong in many ways"
+    card = DatasetCard("", "meg", "", "open", "", "none", "", "1", "all")
+    signal = "parcels"
+    modality = "fmri"
+    twin_subjects = 3
+
+    @property
+    def spec(self) -> SignalSpec:
+        return SignalSpec(window_s=15.0, patch_s=2.0, sfreq=0.5, band_hz=(0.01, 0.3))
+
+    def list_recordings(self, root) -> Listing:
+        people = pd.DataFrame(index=pd.Index(["a", "a"], name="participant_id"))
+        files = tuple(RecordingFile("a", path, 0.5) for path in sorted(root.glob("*.npy")))
+        return Listing(people, (*files, RecordingFile("b", root, 0.5)) if files else ())
+
+    def read(self, file) -> RawRecording:
+        units = UnitTable.from_groups(("x", "y"), ("", ""))
+        return RawRecording(np.random.rand(2, 3), 500.0, units)  # noqa: NPY002
+
+    def simulate(self, root, *, n_subjects, seed, variant) -> None:
+        for i in range(2):
+            np.save(root / f"{i}.npy", np.random.rand(2, 3))  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ("card", "`title` is empty.*`licence` is empty.*the card says meg, the dataset fmri"),
+        ("signal-spec", "7.5 patches of 2 s.*trivial to interpolate: 10 s.*above half of 0.5 Hz"),
+        ("nothing-to-read", "an empty folder is not refused"),
+        ("twin-is-the-same-twice", r"other bytes: 0\.npy, 1\.npy"),
+        ("twin-variants", "variant default: there is no true_effects.json.*variant null.*variant confounded"),
+        (
+            "lists-and-reads",
+            "2 participants.*not unique.*two recordings are called a_rest.*b has a recording.*500 Hz is no",
+        ),
+    ],
+)
+def test_a_broken_dataset_fails_where_it_is_broken(check: str, message: str) -> None:
+    (result,) = check_component(Folder, only=check)
     assert result.outcome == "failed"
     assert re.search(message, result.message), result.message
 

@@ -7,7 +7,6 @@ import inspect
 import random
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -41,14 +40,22 @@ def demand(problems: list[str], next_step: str = "") -> None:
 
 # ---------------------------------------------------------------- files that are opened
 
-_watch = threading.local()
-_EVENTS = {"open": "opened", "os.listdir": "listed", "os.scandir": "listed", "socket.connect": "connected to"}
+# One list for all threads: a plugin that reads in a thread of its own is seen as well.
+_seen: list[str] | None = None
+_EVENTS = {
+    "open": "opened",
+    "os.listdir": "listed",
+    "os.scandir": "listed",
+    "os.system": "ran",
+    "subprocess.Popen": "ran",
+    "socket.connect": "connected to",
+}
 _HARMLESS = (".py", ".pyc", ".so", ".pth")
 _hook_is_in = False
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    seen: list[str] | None = getattr(_watch, "seen", None)
+    seen = _seen
     if seen is None or event not in _EVENTS:
         return
     what = str(arguments[-1] if event == "socket.connect" else arguments[0])
@@ -65,18 +72,21 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def watched_files() -> Iterator[list[str]]:
-    """Yield a list that fills with every file, folder and address that is opened inside; imports are left out."""
-    global _hook_is_in
+    """Yield a list that fills with every file, folder and address that is opened inside; imports are left out.
+
+    What a compiled library opens by itself (HDF5) does not pass through Python and is not seen.
+    """
+    global _hook_is_in, _seen
     if not _hook_is_in:
         # Python cannot remove an audit hook: there is one, and it looks only while a list is there to fill.
         sys.addaudithook(_audit)
         _hook_is_in = True
     seen: list[str] = []
-    _watch.seen = seen
+    _seen = seen
     try:
         yield seen
     finally:
-        _watch.seen = None
+        _seen = None
 
 
 @contextlib.contextmanager
