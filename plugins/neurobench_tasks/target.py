@@ -64,8 +64,8 @@ class Target(ColumnTask):
             if labels.nunique() > 2 and number(labels).notna().mean() < 0.5:
                 usable = ", ".join(usable_columns(cohort.participants)) or "none"
                 return (
-                    f"column {self.column!r} of {cohort.dataset} holds {labels.nunique()} different texts, and a target "
-                    f"is numeric or has two classes; columns that could be targets: {usable}"
+                    f"column {self.column!r} of {cohort.dataset} holds {labels.nunique()} different texts; a target is "
+                    f"numeric or has two classes; columns that could be targets: {usable}"
                 )
         return super().refuses(cohort)
 
