@@ -270,7 +270,7 @@ def run(
 @app.command()
 @guarded
 def status(out: Out = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Show what is stored in an output folder."""
+    """Show what is stored in an output folder, stage by stage."""
     from neurobench import console, runner
     from neurobench.config import RunConfig
     from neurobench.tables import duration, plural
@@ -280,9 +280,17 @@ def status(out: Out = None, as_json: AsJson = False, verbose: Verbose = False) -
     if as_json:
         console.print_json(screen, table.to_dict("records"))
         return
-    rows = [(r.stage, r.label, r.state, r.when, duration(cast(float, r.seconds))) for r in table.itertuples()]
-    console.print_table(screen, ("stage", "step", "state", "when", "time"), rows, right=("time",))
-    screen.print(f"{plural(len(rows), 'step')}, {duration(float(table['seconds'].sum())) or '0 s'} of work.")
+    if verbose:
+        rows = [(r.stage, r.label, r.state, r.when, duration(cast(float, r.seconds))) for r in table.itertuples()]
+        console.print_table(screen, ("stage", "step", "state", "when", "time"), rows, right=("time",))
+    else:
+        stages = [
+            (stage, len(found), found["when"].max(), duration(float(found["seconds"].sum())))
+            for stage, found in table.groupby("stage", sort=False)
+        ]
+        console.print_table(screen, ("stage", "stored", "last", "time"), stages, right=("stored", "time"))
+    total = duration(float(table["seconds"].sum()))
+    screen.print(f"{plural(len(table), 'step')} stored, {total} of work." + ("" if verbose else " -v lists them."))
 
 
 # ---------------------------------------------------------------- components

@@ -46,6 +46,10 @@ PIPE_WIDTH = 160
 """Columns of a line where there is no terminal to ask."""
 
 
+PLAN_ROWS = 60
+"""Steps of a plan that are shown one by one."""
+
+
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return a console; in a pipe its lines are wide and plain."""
     console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
@@ -163,10 +167,13 @@ def print_plan(console: Console, items: Sequence[Any], seconds: float) -> None:
     """Print the steps of a plan: those stored by their number, the others one by one."""
     todo = [i for i in items if i.state != "stored"]
     rows = [
-        (i.stage, i.label, i.state, duration(i.seconds) if i.seconds else "", Text(i.why, style="dim")) for i in todo
+        (i.stage, i.label, i.state, duration(i.seconds) if i.seconds else "", Text(i.why, style="dim"))
+        for i in todo[:PLAN_ROWS]
     ]
     if rows:
         print_table(console, ("stage", "step", "state", "estimate", "why"), rows, right=("estimate",))
+    if len(todo) > PLAN_ROWS:
+        console.print(f"and {len(todo) - PLAN_ROWS} more; --json lists all.", style="dim")
     n_stored = len(items) - len(todo)
     estimate = f", about {duration(seconds)}" if seconds else ""
     console.print(f"{plural(len(todo), 'step')} to do{estimate}; {n_stored} stored. Nothing was started.")

@@ -25,6 +25,8 @@ def duration(seconds: float | None) -> str:
     """Return seconds as a person says them: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds is None or not math.isfinite(seconds):
         return ""
+    if seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -54,8 +56,6 @@ def metric_name(name: str) -> str:
     """Return a metric's name as it is written in text: ``MAE``, ``R²``, ``balanced accuracy``."""
     if name == "r2":
         return "R²"
-    if name.startswith("r2_"):
-        return f"R² {name[3:]}"
     return name.upper() if name.isalpha() and len(name) <= 5 else name.replace("_", " ")
 
 
@@ -73,6 +73,9 @@ def decimals(low: Sequence[float], high: Sequence[float]) -> int:
 
 
 # ---------------------------------------------------------------- results
+
+PER_MASK = "metric_r2["
+"""Start of the columns ``metric_r2[roi]`` that hold R² under one evaluation mask."""
 
 _GROUPS = (
     ("pretrained", "pretrained"),
@@ -151,8 +154,8 @@ def _heading(first: Any, scored: pd.DataFrame, metric: str) -> Text:
         baselines = sorted({str(b) for b in trained.get("best_baseline", ()) if not missing(b)})
         if len(baselines) == 1:
             facts.append(f"skill over {baselines[0]}")
-        if any(c.startswith("metric_r2_") and scored[c].notna().any() for c in scored.columns):
-            facts.append("columns on the right: R² under each evaluation mask")
+        if any(c.startswith(PER_MASK) and scored[c].notna().any() for c in scored.columns):
+            facts.append("by mask: R²")
         text.append("\n" + " · ".join(facts), style="dim not bold")
     return text
 
@@ -180,7 +183,7 @@ class _Line:
 
 def _lines(block: pd.DataFrame) -> Iterator[_Line]:
     """Yield rows, the best of each kind first and failed ones last."""
-    masks = [c for c in block.columns if c.startswith("metric_r2_") and block[c].notna().any()]
+    masks = [c for c in block.columns if c.startswith(PER_MASK) and block[c].notna().any()]
     found: list[_Line] = []
     for (kind, label), rows in block.groupby(["kind", "row"], sort=False):
         good = rows[rows["status"] != "failed"]
@@ -207,7 +210,7 @@ def _lines(block: pd.DataFrame) -> Iterator[_Line]:
                 n_parameters=mean("n_parameters"),
                 n_subjects=mean("n_subjects"),
                 seconds=float(sum(float(v) for v in good["seconds"] if not missing(v))),
-                masks={c.removeprefix("metric_r2_"): mean(c) for c in masks},
+                masks={c.removeprefix(PER_MASK).removesuffix("]"): mean(c) for c in masks},
                 error=errors[0] if errors and not len(good) else "",
             )
         )

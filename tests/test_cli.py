@@ -290,7 +290,9 @@ def test_ctrl_c_says_how_to_go_on(invoke: Invoke, runner: Any) -> None:
 def test_status(invoke: Invoke, runner: Any) -> None:
     result = invoke("status", plugin=False)
     assert result.exit_code == 0
-    assert "1 step, 2.0 s of work" in result.stdout
+    assert "1 step stored, 2.0 s of work" in result.stdout
+    assert "people" not in result.stdout
+    assert "people" in invoke("status", "-v", plugin=False).stdout
     assert json.loads(invoke("status", "--json", plugin=False).stdout)[0]["label"] == "people"
 
 
