@@ -413,4 +413,7 @@ class Baseline(Component, ABC):
 
     @abstractmethod
     def transform(self, cohort: Cohort) -> NDArray[np.float64]:
-        """Return (subjects, features), rows in the order of ``cohort.subjects``; zero columns are allowed."""
+        """Return (subjects, features), rows in the order of ``cohort.subjects``; zero columns are allowed.
+
+        A feature that a subject's recordings do not have (a missing unit) is NaN: the probe fills in the training mean.
+        """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,30 +55,43 @@ def _fitted(cls: type[Baseline], cohort: Cohort) -> Any:
 
 
 def _same(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
-    scale = max(1.0, float(np.abs(a).max(initial=0.0)))
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=TOLERANCE * scale))
+    scale = max(1.0, float(np.nanmax(np.abs(a), initial=0.0)))
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=TOLERANCE * scale, equal_nan=True))
 
 
 def features(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
-    """One finite row a subject, in the order of the subjects, as many columns for any subjects."""
+    """One row a subject, as many columns for any subjects; NaN only where a subject lacks a unit."""
     problems, found = [], []
     with _cohorts(cls) as cohorts:
         for modality, cohort in cohorts:
             train, test = _halves(cohort)
             baseline = _fitted(cls, train)
             rows = [np.asarray(baseline.transform(c)) for c in (train, test)]
+            incomplete = {r.subject for r in cohort.recordings if not r.present.all()}
             for row, subjects in zip(rows, (train.subjects, test.subjects), strict=True):
                 if row.ndim != 2 or len(row) != len(subjects):
                     problems.append(f"features have shape {row.shape}, not ({len(subjects)}, features) ({modality})")
                 elif not np.issubdtype(row.dtype, np.floating):
                     problems.append(f"features are {row.dtype}, not float ({modality})")
-                elif not np.isfinite(row).all():
-                    problems.append(f"features of {subjects[int(np.argwhere(~np.isfinite(row))[0][0])]} are not finite")
+                else:
+                    problems += _not_finite(row, subjects, incomplete)
             if not problems and rows[0].shape[1] != rows[1].shape[1]:
                 problems.append(f"{rows[0].shape[1]} features for some subjects, {rows[1].shape[1]} for others")
             found.append(f"{rows[0].shape[-1]} features ({modality})")
     demand(problems)
     return ", ".join(found)
+
+
+def _not_finite(row: NDArray[np.float64], subjects: Sequence[str], incomplete: set[str]) -> list[str]:
+    problems = []
+    for subject, values in zip(subjects, row, strict=True):
+        if np.isinf(values).any():
+            problems.append(f"features of {subject} are infinite")
+        elif np.isnan(values).any() and subject not in incomplete:
+            problems.append(f"features of {subject} are NaN, although no unit is missing")
+        elif values.size and np.isnan(values).all():
+            problems.append(f"all features of {subject} are NaN, although one unit only is missing")
+    return problems
 
 
 def training_subjects_only(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
