@@ -145,7 +145,7 @@ class CohortRun:
         self.folds = splits.make_folds(cohort.participants, profile.n_folds, seed, grid.config.split)
         splits.check_disjoint(self.folds)
         self.fold_fingerprint = splits.fold_fingerprint(self.folds)
-        self.recipe = replace(pretraining.Recipe.for_width(profile.width), batch_size=profile.batch_size)
+        self.recipe = pretraining.Recipe.for_width(profile.width, profile.batch_size)
         self.n_units = min(len(cohort.units), max(1, profile.n_tokens // cohort.patches_per_window))
         self.chunks = tokens.unit_chunks(cohort.units, self.n_units)
         self.spec = BackboneSpec(
@@ -252,7 +252,7 @@ class CohortRun:
         label = self._title(f"pretrain {backbone.label} · {mask.label}", fold)
         return Step("pretraining", label, identity, 0.03 * n_steps, compute)
 
-    def _build(self, backbone: ComponentSpec) -> tuple[Backbone, torch.nn.Module]:
+    def _build(self, backbone: ComponentSpec) -> tuple[Backbone, pretraining.Decoder]:
         # One initialisation a (seed, backbone): every mask and fold starts from the same weights.
         cls = self.registry.get("backbone", backbone.name)
         net, decoder = pretraining.build(
@@ -262,7 +262,7 @@ class CohortRun:
 
     def load_pretrained(
         self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold
-    ) -> tuple[Backbone, torch.nn.Module]:
+    ) -> tuple[Backbone, pretraining.Decoder]:
         """Return backbone and decoder with their pretrained weights."""
         entry = self.fetch(self.pretraining_step(backbone, mask, fold))
         net, decoder = self._build(backbone)
@@ -433,7 +433,7 @@ class CohortRun:
         known = target.dropna()
         train = [s for s in fold.train if s in known.index]
         test = [s for s in fold.test if s in known.index]
-        y = known.loc[train].to_numpy(np.float64)
+        y = np.asarray(known.loc[train], np.float64)
         seed = seed_for(self.seed, "probe", spec.label, fold.index)
         subjects, x = self.features(row, spec, fold)
         place = {s: i for i, s in enumerate(subjects)}

@@ -1,0 +1,243 @@
+"""Masked reconstruction: one loop, the same for every backbone and every masking strategy."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from neurobench.contracts import Backbone, MaskingStrategy
+from neurobench.errors import NeurobenchError
+from neurobench.masking import draw, mask_generator
+from neurobench.records import BackboneSpec, Batch
+from neurobench.tokens import Tokenizer, TrainingWindows
+
+__all__ = ["Decoder", "History", "Recipe", "build", "count_parameters", "hide", "masks_of", "pretrain"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are fitted; one recipe for all backbones, masks and datasets.
+
+    Parameters
+    ----------
+    learning_rate
+        Peak, after the warm-up.
+    betas, weight_decay, clip
+        Of AdamW; decay is 0 for biases, norms, embeddings and the scan's A, D and Δ; norm at which gradients are cut.
+    warm_up
+        Fraction of the steps over which the rate rises linearly; it falls to 0 along a cosine afterwards.
+    batch_size
+        Windows a step.
+    """
+
+    learning_rate: float = 4e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    warm_up: float = 0.05
+    batch_size: int = 32
+
+    @classmethod
+    def for_width(cls, width: int, batch_size: int) -> Recipe:
+        """Return the recipe at a width: wide networks take smaller steps."""
+        return cls(learning_rate=4e-3 if width <= 64 else 4e-3 * 64 / width, batch_size=batch_size)
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Return the learning rate of a step, from 0."""
+        warm = max(1, round(self.warm_up * n_steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, n_steps - warm)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Decoder(nn.Linear):
+    """From a token back to the signal of its patch: one linear map, the same for every backbone.
+
+    Parameters
+    ----------
+    width, n_features
+        Width of a token, features of a patch.
+    """
+
+    def __init__(self, width: int, n_features: int) -> None:
+        super().__init__(width, n_features)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a pretraining did.
+
+    Parameters
+    ----------
+    losses
+        Mean squared error of the scored tokens, every step.
+    seconds
+        Wall-clock time of the loop.
+    peak_memory_mb
+        Of the GPU; on a CPU, of the whole process.
+    hidden_fraction, scored_fraction
+        Realised shares of the valid tokens, averaged over steps; None without a step.
+    """
+
+    losses: tuple[float, ...]
+    seconds: float
+    peak_memory_mb: float
+    hidden_fraction: float | None
+    scored_fraction: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a JSON file, with the mean loss of the first and the last tenth of the steps."""
+        tenth = max(1, len(self.losses) // 10)
+        return asdict(self) | {
+            "losses": list(self.losses),
+            "loss_first": float(np.mean(self.losses[:tenth])) if self.losses else None,
+            "loss_last": float(np.mean(self.losses[-tenth:])) if self.losses else None,
+        }
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of weights."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def build(
+    cls: type[Backbone], spec: BackboneSpec, parameters: Mapping[str, Any], seed: int
+) -> tuple[Backbone, Decoder]:
+    """Build a backbone and its decoder with seeded weights; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # The decoder first: its start does not depend on how many numbers a backbone draws.
+        decoder = Decoder(spec.width, spec.n_features)
+        return cls(spec, **parameters), decoder
+
+
+def masks_of(
+    batch: Batch, strategy: MaskingStrategy, ratio: float, seed: int, step: int | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (batch, units, patches) hidden and scored; each window's mask has a generator of its own."""
+    drawn = [
+        draw(strategy, window, ratio, mask_generator(seed, step, subject, name))
+        for window, subject, name in zip(Tokenizer.window_tables(batch), batch.subjects, batch.windows, strict=True)
+    ]
+    hidden, scored = np.stack([d.hidden for d in drawn]), np.stack([d.scored for d in drawn])
+    return torch.from_numpy(hidden), torch.from_numpy(scored)
+
+
+def hide(signal: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the signal with zeros at hidden tokens: what a backbone is given."""
+    return signal.masked_fill(hidden[..., None], 0.0)
+
+
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """Return optimiser groups: matrices decay; vectors, scalars and embeddings do not."""
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for module in modules:
+        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        for name, p in module.named_parameters():
+            keeps = p.ndim < 2 or id(p) in embeddings or name.endswith("embedding")
+            (keep if keeps else decay).append(p)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+
+
+def pretrain(
+    backbone: Backbone,
+    decoder: Decoder,
+    strategy: MaskingStrategy,
+    windows: TrainingWindows,
+    *,
+    recipe: Recipe,
+    n_steps: int,
+    ratio: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, float], None] | None = None,
+) -> History:
+    """Train backbone and decoder in place to fill hidden tokens.
+
+    Parameters
+    ----------
+    backbone, decoder
+        From :func:`build`, on ``device``.
+    strategy
+        Where to hide.
+    windows
+        Training subjects' windows; step n is the same for every backbone.
+    recipe
+        Optimiser and schedule.
+    n_steps
+        Optimiser steps; 0 leaves the weights as they are.
+    ratio
+        Fraction of the valid tokens that is scored.
+    seed
+        Of the masks.
+    device
+        Where to train; bfloat16 on CUDA.
+    on_step
+        Called after every step with its number and loss.
+
+    Raises
+    ------
+    NeurobenchError
+        If the loss is no longer finite.
+    """
+    device = torch.device(device)
+    parameters = [*backbone.parameters(), *decoder.parameters()]
+    optimiser = torch.optim.AdamW(
+        parameter_groups([backbone, decoder], recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
+    )
+    precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+    losses: list[float] = []
+    n_valid = n_hidden = n_scored = 0
+    backbone.train()
+    started = time.perf_counter()
+    for step in range(n_steps):
+        batch = windows.draw(step, recipe.batch_size)
+        hidden, scored = masks_of(batch, strategy, ratio, seed, step)
+        n_valid, n_hidden, n_scored = (
+            n + int(x.sum()) for n, x in ((n_valid, batch.table.valid), (n_hidden, hidden), (n_scored, scored))
+        )
+        signal, hidden, scored = batch.signal.to(device), hidden.to(device), scored.to(device)
+        with precision:
+            reconstructed = decoder(backbone(hide(signal, hidden), hidden, batch.table.to(device)))
+        loss = (reconstructed[scored].float() - signal[scored]).square().mean()
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate(step, n_steps)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise NeurobenchError(
+                f"the loss became {losses[-1]} at step {step + 1} of {n_steps} "
+                f"(learning rate {recipe.rate(step, n_steps):.2g}).",
+                next_step="A scan that overflows or a norm that divides by 0 does this: see `neurobench check`.",
+            )
+        if on_step is not None:
+            on_step(step, losses[-1])
+    backbone.eval()
+    return History(
+        tuple(losses),
+        time.perf_counter() - started,
+        _peak_memory_mb(device),
+        n_hidden / n_valid if n_valid else None,
+        n_scored / n_valid if n_valid else None,
+    )
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts in kibibytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

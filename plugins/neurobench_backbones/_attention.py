@@ -1,0 +1,31 @@
+"""One pass of self-attention: timm's transformer block, invalid tokens left out."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+
+class AttentionPass(nn.Module):
+    """Self-attention and a feed-forward block over (sequences, length, width).
+
+    Parameters
+    ----------
+    width
+        Width of a token; heads have a width of at most 32.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block = Block(width, num_heads=max(2, width // 32), mlp_ratio=4.0, qkv_bias=True)
+
+    def forward(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Mix tokens; those that are not valid are attended to by none."""
+        if bool(valid.all()):
+            mixed: torch.Tensor = self.block(tokens)
+            return mixed
+        # A sequence without any valid token attends to itself: softmax over nothing is NaN.
+        seen = valid | ~valid.any(1, keepdim=True)
+        mixed = self.block(tokens, attn_mask=seen[:, None, None, :])
+        return mixed * valid[..., None]
