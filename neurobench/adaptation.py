@@ -20,7 +20,15 @@ from neurobench.errors import DataError
 from neurobench.identity import seed_for
 from neurobench.tokens import Tokenizer, Window
 
-__all__ = ["ALPHAS", "INVERSE_PENALTIES", "Kind", "Prediction", "embed_subjects", "fit_predict", "pool"]
+__all__ = [
+    "ALPHAS",
+    "INVERSE_PENALTIES",
+    "Kind",
+    "Prediction",
+    "embed_subjects",
+    "fit_predict",
+    "pool",
+]
 
 Kind = Literal["regression", "classification"]
 

@@ -11,7 +11,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from neurobench import adaptation
-from neurobench.adaptation import ALPHAS, INVERSE_PENALTIES, embed_subjects, fit_predict, pool
+from neurobench.adaptation import (
+    ALPHAS,
+    INVERSE_PENALTIES,
+    embed_subjects,
+    fit_predict,
+    pool,
+)
 from neurobench.errors import DataError
 from neurobench.records import Batch, TokenTable, UnitTable
 from neurobench.tokens import Window
