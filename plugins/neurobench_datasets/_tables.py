@@ -23,7 +23,7 @@ MISSING_CODES = ("", "n/a", "na", "nan", "none", "null", ".", "-999", "-999.0", 
 
 STANDARD = ("age", "sex", "site", "diagnosis", "mean_fd", "fluid_intelligence")
 
-ID_COLUMNS = ("participant_id", "subject_id", "subject", "sub_id", "sub", "ccid", "scandir id", "scandirid", "id")
+ID_COLUMNS = ("participant_id", "subject_id", "subject", "sub_id", "sub", "ccid", "observations", "id")
 
 SEX_TEXT = {"f": "F", "female": "F", "woman": "F", "girl": "F", "m": "M", "male": "M", "man": "M", "boy": "M"}
 
@@ -31,11 +31,12 @@ SEX_TEXT = {"f": "F", "female": "F", "woman": "F", "girl": "F", "m": "M", "male"
 # ---------------------------------------------------------------- why a file cannot be read
 
 
-def explain_unreadable(path: Path) -> str:
+def explain_unreadable(path: Path, *, whole: bool = True) -> str:
     """Return in plain words what is wrong with a file, judged by its first bytes; empty if nothing is seen.
 
-    Knows missing and empty files, folders, git-annex and LFS pointers, web pages saved under the name of a file,
-    files that end in ``.gz`` and are not compressed, and compressed files that end too early.
+    Knows missing and empty files, folders, git-annex and LFS pointers, web pages saved under the name of a file, files
+    that end in ``.gz`` and are not compressed. With ``whole`` a compressed file is read to its end, which finds
+    truncation and damage that a reader may pass over without a word.
     """
     if path.is_symlink() and not path.exists():
         if ".git/annex" in str(path.readlink()):
@@ -58,7 +59,7 @@ def explain_unreadable(path: Path) -> str:
     if path.name.endswith(".gz"):
         if not head.startswith(b"\x1f\x8b"):
             return "ends in .gz but is not compressed with gzip"
-        return _broken_gzip(path)
+        return _broken_gzip(path) if whole else ""
     return ""
 
 

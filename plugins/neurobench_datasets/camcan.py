@@ -1,0 +1,397 @@
+"""Cam-CAN, the Cambridge Centre for Ageing and Neuroscience: fMRI and MEG of one group of people, ages 18 to 88.
+
+::
+
+    dataman/useraccess/processed/<name>/standard_data.csv or approved_data.tsv
+    cc700/mri/pipeline/release004/BIDS_20190411/epi_rest/participants.tsv
+    cc700-scored/Cattell/release001/summary/Cattell_summary.txt
+    timeseries/sub-CC110033*.tsv, regions.tsv                 ROI time series of your own, signal=fmri
+    derivatives/fmriprep/sub-CC110033/func/*desc-preproc_bold.nii.gz    or these, with atlas=IMAGE
+    cc700/meg/…                                               signal=meg
+
+The release has raw images and no ROI time series: laboratories extract them. The simulated twin writes the release's
+tables in the release's tree, and ROI time series of a made-up parcellation beside it, not images.
+
+Source: Shafto et al. 2014, doi:10.1186/s12883-014-0204-1; Taylor et al. 2017, doi:10.1016/j.neuroimage.2015.09.018.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from neurobench import (
+    ConfigError,
+    DataError,
+    Dataset,
+    DatasetCard,
+    Finding,
+    Listing,
+    RawRecording,
+    RecordingFile,
+    SignalSpec,
+    closest,
+    hookimpl,
+    seed_for,
+)
+from neurobench_datasets._bold_twin import (
+    BoldTwin,
+    Effects,
+    Traits,
+    even_uniform,
+    fluid_z,
+    synthetic_regions,
+    write_effects,
+)
+from neurobench_datasets._fmri_volumes import BOLD, check_confounds, list_fmriprep, mean_displacement, read_fmriprep
+from neurobench_datasets._series_folder import list_series, read_listed_series
+from neurobench_datasets._tables import (
+    missing_targets,
+    number_text,
+    participants_from,
+    read_table,
+    read_text,
+    write_tsv,
+)
+
+SIGNALS = ("fmri", "meg")
+T_R = 1.97
+"""Repetition time of Cam-CAN's resting-state BOLD in seconds."""
+BIDS_MRI = "cc700/mri/pipeline/release004/BIDS_20190411"
+CATTELL = "cc700-scored/Cattell/release001"
+
+TABLES = (
+    "**/standard_data.csv",
+    "**/approved_data.tsv",
+    "**/participant_data.csv",
+    "participants.tsv",
+    "**/epi_rest/participants.tsv",
+    "**/anat/participants.tsv",
+    "**/participants.tsv",
+)
+"""Tables of participants, in the order in which their values are believed."""
+
+COLUMNS = {
+    "sex": "sex",
+    "gender": "sex",
+    "gender_text": "sex",
+    "gender_code": "sex_code",
+    "hand": "handedness",
+}
+
+
+class CamCAN(Dataset):
+    """Cam-CAN: resting-state fMRI or MEG; age, sex, fluid intelligence (Cattell).
+
+    Parameters
+    ----------
+    signal
+        ``fmri`` or ``meg``. Both have the same subject ids (CCID).
+    atlas
+        Path of a label image, for fMRIPrep derivatives; empty: ROI time series in ``timeseries/``.
+    confounds
+        What is regressed out of fMRIPrep derivatives: ``none``, or some of motion, wm_csf, high_pass, global_signal,
+        compcor joined by ``+``.
+    n_units
+        fMRI: use only this many regions, evenly spaced in the order of the table; 0: all.
+    """
+
+    name = "camcan"
+    summary = "Cam-CAN, ages 18–88: fMRI or MEG at rest; age, sex, fluid intelligence"
+    reference = "10.1016/j.neuroimage.2015.09.018"
+    twin_subjects = 64
+
+    def __init__(
+        self,
+        *,
+        signal: str = "fmri",
+        atlas: str = "",
+        confounds: str = "motion+wm_csf+high_pass",
+        n_units: int = 0,
+    ) -> None:
+        if signal not in SIGNALS:
+            raise ConfigError(
+                f"camcan has no signal {signal!r}.", allowed=", ".join(SIGNALS), likely=closest(signal, SIGNALS)
+            )
+        if signal == "meg" and (atlas or n_units):
+            raise ConfigError("atlas and n_units of camcan are for signal=fmri.", next_step="Leave them out.")
+        if n_units < 0:
+            raise ConfigError("n_units of camcan cannot be negative.")
+        self.modality: Literal["fmri", "meg"] = "meg" if signal == "meg" else "fmri"
+        self.signal: Literal["parcels", "sensors"] = "sensors" if signal == "meg" else "parcels"
+        self.atlas, self.confounds, self.n_units = atlas, check_confounds(confounds, "camcan"), n_units
+        self.card = DatasetCard(
+            title="Cam-CAN, stage 2 (cc700)",
+            modality=self.modality,
+            licence="Cam-CAN data use agreement: non-commercial research or teaching as applied for",
+            access="by application; no copies outside the institution, no attempt to identify people",
+            apply_at="https://camcan-archive.mrc-cbu.cam.ac.uk/dataaccess/",
+            citation="Shafto et al. 2014; Taylor et al. 2017",
+            doi="10.1016/j.neuroimage.2015.09.018",
+            revision="cc700 release004/005; reader 1",
+            may_leave="predictions",
+            traps=(
+                "Fluid intelligence falls so steeply with age that an age-only predictor does well: read the row of "
+                "covariates and the correlation given age.",
+                "Motion rises with age.",
+                "Tables of the release code sex differently; only text is believed.",
+            ),
+        )
+
+    @property
+    def spec(self) -> SignalSpec:
+        """FMRI: 150 s windows of 15 s patches, .01–.1 Hz. MEG: see the MEG half."""
+        if self.modality == "meg":
+            from neurobench_datasets._camcan_meg import MEG_SPEC
+
+            return MEG_SPEC
+        return SignalSpec(window_s=150.0, patch_s=15.0, band_hz=(0.01, 0.1))
+
+    def list_recordings(self, root: Path) -> Listing:
+        """Find the tables of participants and scores, and the recordings of one signal."""
+        findings: list[Finding] = []
+        participants = read_participants(root, findings)
+        scores = read_cattell(root, findings)
+        if scores is not None and "fluid_intelligence" not in participants:
+            participants = participants.join(scores)
+        if self.modality == "meg":
+            from neurobench_datasets._camcan_meg import list_meg
+
+            recordings, more = list_meg(root)
+        else:
+            recordings, more = self._list_fmri(root, participants)
+        findings += more
+        strangers = sorted({r.subject for r in recordings} - set(participants.index))
+        for subject in strangers:
+            text = f"{subject} has recordings and no row in a table of participants"
+            findings.append(Finding("error", "unknown-id", text, subject=subject))
+        kept = tuple(sorted((r for r in recordings if r.subject not in strangers), key=lambda r: r.id))
+        findings += missing_targets(participants, ("age", "sex", "fluid_intelligence"))
+        return Listing(participants, kept, tuple(findings))
+
+    def _list_fmri(self, root: Path, participants: pd.DataFrame) -> tuple[list[RecordingFile], list[Finding]]:
+        if not self.atlas and (root / "timeseries").is_dir():
+            found, findings = list_series(root, participants, component="camcan", t_r=0.0, default_t_r=T_R)
+            return list(found), findings
+        recordings, findings = list_fmriprep(root, bids_task="rest")
+        if not recordings and not findings:
+            raw = any(root.rglob("*_epi_rest.nii.gz"))
+            raise DataError(
+                f"{root} has no BOLD that can be used" + (": its images (epi_rest) are raw." if raw else "."),
+                allowed="timeseries/sub-CC…* with ROI time series, or fMRIPrep derivatives (…" + BOLD + ")",
+                next_step="Run fMRIPrep and say camcan[atlas=IMAGE], or put your ROI time series in timeseries/.",
+            )
+        if not self.atlas:
+            raise DataError(
+                f"{root} has {len(recordings)} preprocessed images, and no atlas is given.",
+                allowed="the path of a label image",
+                next_step="Say camcan[atlas=/path/to/labels.nii.gz].",
+            )
+        participants["mean_fd"] = np.nan
+        for r in recordings:
+            if r.subject in participants.index:
+                participants.loc[r.subject, "mean_fd"] = mean_displacement(r.path)
+        return recordings, findings
+
+    def read(self, file: RecordingFile) -> RawRecording:
+        """Read one recording of either signal."""
+        if self.modality == "meg":
+            from neurobench_datasets._camcan_meg import read_meg
+
+            return read_meg(file)
+        if file.path.name.endswith(BOLD):
+            return read_fmriprep(file, atlas=Path(self.atlas), confounds=self.confounds, n_units=self.n_units)
+        return read_listed_series(file, variable="", n_units=self.n_units)
+
+    def simulate(
+        self, root: Path, *, n_subjects: int, seed: int, variant: Literal["default", "null", "confounded"]
+    ) -> None:
+        """Write the release's tables, and recordings of this signal; in ``confounded`` motion rises with age."""
+        rng = np.random.default_rng(seed_for(seed, "twin", "camcan"))
+        people = simulated_people(rng, n_subjects)
+        write_tables(root, people, rng)
+        if self.modality == "meg":
+            from neurobench_datasets._camcan_meg import simulate_meg
+
+            simulate_meg(
+                root,
+                people[["age", "sex", "fluid_intelligence"]],
+                seed=seed,
+                effects=variant != "null",
+            )
+            return
+        regions = synthetic_regions(64)
+        twin = BoldTwin(regions[["x", "y", "z"]].to_numpy(float), seed=seed, effects=Effects.of(variant))
+        write_tsv(root / "regions.tsv", regions)
+        (root / "timeseries").mkdir()
+        header = "\t".join(regions["name"])
+        fd = rng.gamma(4.0, 0.04, n_subjects)
+        if variant == "confounded":
+            fd = np.sort(fd)[people["age"].argsort().argsort()]
+        for i, (ccid, person) in enumerate(people.iterrows()):
+            traits = Traits(float(person["age_z"]), float(person["fluid_z"]), mean_fd=float(fd[i]))
+            series = twin.recording(str(ccid), traits, n_times=122, t_r=T_R)
+            lines = [header, *number_text(series)]
+            path = root / "timeseries" / f"sub-{ccid}_task-rest_desc-synth64_timeseries.tsv"
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_effects(root, twin, variant=variant, seed=seed)
+
+
+# ---------------------------------------------------------------- tables of the release
+
+
+def read_participants(root: Path, findings: list[Finding]) -> pd.DataFrame:
+    """Return all participants of all tables, indexed by CCID; a value comes from the first table that has it.
+
+    Raises
+    ------
+    DataError
+        If there is no table with CCIDs.
+    """
+    paths = dict.fromkeys(p for pattern in TABLES for p in sorted(root.glob(pattern)))
+    merged: pd.DataFrame | None = None
+    for path in paths:
+        try:
+            frame = read_table(path)
+            known = {c: COLUMNS[c.lower()] for c in frame.columns if c.lower() in COLUMNS}
+            table, more = participants_from(frame, where=path.name, component="camcan", aliases=known)
+        except DataError as error:
+            findings.append(Finding("error", "unreadable", str(error), path=str(path)))
+            continue
+        table.index = pd.Index([_ccid(i) for i in table.index], name="participant_id", dtype=object)
+        table = table[[bool(re.fullmatch(r"CC\d{6}", i)) for i in table.index]]
+        table = table[~table.index.duplicated()]
+        # Codes for sex differ in meaning from table to table; only text is believed.
+        table = table.drop(columns=[c for c in ("sex_code",) if c in table])
+        findings += [f for f in more if f.code != "sex-coding"]
+        if table.empty:
+            continue
+        if merged is not None and "age" in merged and "age" in table:
+            both = merged.index.intersection(table.index)
+            apart = [i for i in both if abs(merged.at[i, "age"] - table.at[i, "age"]) > 1.5]
+            if apart:
+                text = f"{len(apart)} ages in {path.name} differ by more than 1.5 years from another table's"
+                findings.append(Finding("warning", "ages-differ", f"{text}: {', '.join(apart[:4])}", path=str(path)))
+        merged = table if merged is None else merged.combine_first(table)
+    if merged is None:
+        raise DataError(
+            f"{root} has no table of participants with CCIDs (CC and six digits).",
+            allowed="standard_data.csv, approved_data.tsv or participants.tsv, at the places the release puts them",
+            next_step="Give the folder that contains cc700, cc700-scored and dataman.",
+        )
+    if "sex" not in merged or merged["sex"].isna().all():
+        text = "no table says sex in words, and codes differ from table to table, so there is none"
+        findings.append(Finding("warning", "sex-coding", text, fix="add standard_data.csv, which says it in words"))
+        merged["sex"] = None
+    merged["sex"] = merged["sex"].astype(object).where(merged["sex"].notna(), None)
+    return merged.sort_index()
+
+
+def _ccid(text: str) -> str:
+    return re.sub(r"^sub-", "", str(text)).upper()
+
+
+def read_cattell(root: Path, findings: list[Finding]) -> pd.DataFrame | None:
+    """Return ``fluid_intelligence``: the total score of the Cattell Culture Fair test, indexed by CCID.
+
+    The summary has lines of text before its header and after its rows; without it, the files of single subjects are
+    read.
+    """
+    summary = next(iter(sorted(root.rglob("Cattell_summary.txt"))), None)
+    scores: dict[str, float] = {}
+    try:
+        if summary is not None:
+            frame = _cattell_rows(read_text(summary), summary.name)
+            scores = dict(zip(frame["CCID"].map(_ccid), frame["TotalScore"], strict=True))
+        else:
+            for path in sorted(root.rglob("Cattell_CC*_scored.txt")):
+                row = read_table(path)
+                found = re.search(r"CC\d{6}", path.name)
+                if found and "TotalScore" in row:
+                    scores[found.group()] = float(pd.to_numeric(row["TotalScore"], errors="coerce").iloc[0])
+    except DataError as error:
+        findings.append(Finding("error", "unreadable", str(error), path=str(summary or root)))
+    if not scores:
+        text = "there are no Cattell scores, so fluid intelligence is not known"
+        findings.append(Finding("warning", "missing-target", text, fix=f"add {CATTELL}/summary/Cattell_summary.txt"))
+        return None
+    return pd.DataFrame({"fluid_intelligence": pd.Series(scores, dtype=float)}).rename_axis("participant_id")
+
+
+def _cattell_rows(text: str, name: str) -> pd.DataFrame:
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if re.match(r"\s*CCID\b", line)), None)
+    if start is None:
+        raise DataError(f"{name} has no line that begins with CCID.")
+    rows = [line for line in lines[start + 1 :] if re.match(r"\s*CC\d{6}\b", line)]
+    frame = pd.read_csv(io.StringIO("\n".join([lines[start].strip(), *rows])), sep=r"\t", engine="python", dtype=str)
+    frame.columns = pd.Index([c.strip() for c in frame.columns])
+    if "TotalScore" not in frame:
+        raise DataError(f"{name} has no column TotalScore; it has {', '.join(frame.columns)}.")
+    score = pd.to_numeric(frame["TotalScore"], errors="coerce")
+    return frame.assign(TotalScore=score.where(score >= 0))
+
+
+# ---------------------------------------------------------------- the twin's people
+
+
+def simulated_people(rng: np.random.Generator, n: int) -> pd.DataFrame:
+    """Return simulated people indexed by CCID: ages 18 to 88, whose first digit of the CCID is the decade."""
+    age = np.sort(even_uniform(rng, n, 18.0, 88.0))
+    age_z = (age - 53.0) / (70.0 / np.sqrt(12))
+    fluid = fluid_z(rng, age_z)
+    score = np.clip(np.round(31 + 7 * fluid), 0, 46)
+    score[rng.random(n) < 0.08] = np.nan
+    decade = np.clip(((age - 18) // 10).astype(int) + 1, 1, 7)
+    ids = [f"CC{d}{10001 + 13 * i:05d}" for i, d in enumerate(decade)]
+    sex = rng.permutation(np.resize(["F", "M"], n))
+    people = {"age": age.round(0), "sex": sex, "fluid_intelligence": score, "age_z": age_z, "fluid_z": fluid}
+    return pd.DataFrame(people, index=pd.Index(ids, name="participant_id"))
+
+
+def write_tables(root: Path, people: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Write the release's tables: sex in words in one and in codes in the other, scores with text around them."""
+    folder = root / "dataman/useraccess/processed/Simulated_0000"
+    folder.mkdir(parents=True)
+    n = len(people)
+    hand = rng.choice([100, 90, -80], n, p=[0.8, 0.1, 0.1])
+    standard = pd.DataFrame(
+        {
+            "CCID": people.index,
+            "Age": people["age"].astype(int).to_numpy(),
+            "Hand": hand,
+            "Sex": people["sex"].map({"F": "FEMALE", "M": "MALE"}).to_numpy(),
+            "Coil": 32,
+            "MT_TR": 30,
+        }
+    )
+    (folder / "standard_data.csv").write_text(standard.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    bids = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{i}" for i in people.index],
+            "age": people["age"].to_numpy(),
+            "hand": hand,
+            "gender_code": people["sex"].map({"F": 2, "M": 1}).to_numpy(),
+        }
+    )
+    write_tsv(root / BIDS_MRI / "epi_rest" / "participants.tsv", bids)
+    (root / CATTELL / "summary").mkdir(parents=True)
+    preamble = [f"# Simulated scores, line {i} of 8 before the table" for i in range(1, 9)]
+    names = ["CCID", "Ntrials", "Nexpected", "SubScore1", "SubScore2", "SubScore3", "SubScore4", "TotalScore", "RA"]
+    lines = [*preamble, "\t".join(names)]
+    for ccid, score in people["fluid_intelligence"].dropna().items():
+        parts = [int(score // 4 + (i < score % 4)) for i in range(4)]
+        lines.append("\t".join(map(str, [ccid, 46, 46, *parts, int(score), "SIM"])))
+    lines += ["", "Simulated; nobody was tested."]
+    (root / CATTELL / "summary" / "Cattell_summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@hookimpl
+def register_datasets() -> list[type[Dataset]]:
+    """Register the dataset."""
+    return [CamCAN]
