@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from neurobench.errors import ConfigErrors, NeurobenchError
@@ -280,11 +280,14 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bars = Bars(
-            TextColumn("{task.description}", justify="left", markup=False),
-            BarColumn(bar_width=28),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
+            BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f} %", style="dim", markup=False),
-            _Left(),
+            _Left(table_column=Column(no_wrap=True)),
             console=console,
+            expand=True,
             transient=True,
         )
         self._open: list[Any] = []
