@@ -1,0 +1,174 @@
+"""Any BIDS data set: fMRIPrep derivatives read through an atlas, or BIDS-MEG.
+
+::
+
+    participants.tsv
+    derivatives/fmriprep/sub-01/func/sub-01_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz
+    sub-01/meg/sub-01_task-rest_meg.fif                              signal=meg
+
+fMRI needs an atlas: the path of a label image in MNI space, with a table of the same name beside it for names and
+groups (columns label, name, group). Source of the layout: Gorgolewski et al. 2016, doi:10.1038/sdata.2016.44.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from neurobench import (
+    ConfigError,
+    DataError,
+    Dataset,
+    DatasetCard,
+    Finding,
+    Listing,
+    RawRecording,
+    RecordingFile,
+    SignalSpec,
+    closest,
+    hookimpl,
+)
+from neurobench_datasets._fmri_volumes import BOLD, check_confounds, list_fmriprep, mean_displacement, read_fmriprep
+from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from, read_table
+
+SIGNALS = ("fmri", "meg")
+
+
+class BIDS(Dataset):
+    """A BIDS folder: fMRI preprocessed with fMRIPrep, or MEG.
+
+    Parameters
+    ----------
+    signal
+        ``fmri`` or ``meg``.
+    atlas
+        fMRI: path of a label image in MNI space; required.
+    confounds
+        fMRI: ``none``, or some of motion, wm_csf, high_pass, global_signal, compcor joined by ``+``.
+    bids_task
+        fMRI: label of the task to use; empty: all.
+    female_code
+        Which code of a coded column ``sex`` means female; codes are never guessed.
+    n_units
+        fMRI: use only this many regions, evenly spaced in the order of the atlas; 0: all.
+    """
+
+    name = "bids"
+    summary = "any BIDS folder: fMRIPrep derivatives through an atlas, or MEG"
+    reference = "10.1038/sdata.2016.44"
+
+    def __init__(
+        self,
+        *,
+        signal: str = "fmri",
+        atlas: str = "",
+        confounds: str = "motion+wm_csf+high_pass",
+        bids_task: str = "rest",
+        female_code: str = "",
+        n_units: int = 0,
+    ) -> None:
+        if signal not in SIGNALS:
+            raise ConfigError(
+                f"bids has no signal {signal!r}.", allowed=", ".join(SIGNALS), likely=closest(signal, SIGNALS)
+            )
+        if signal == "meg" and (atlas or n_units):
+            raise ConfigError("atlas and n_units of bids are for signal=fmri.", next_step="Leave them out.")
+        if n_units < 0:
+            raise ConfigError("n_units of bids cannot be negative.")
+        self.modality: Literal["fmri", "meg"] = "meg" if signal == "meg" else "fmri"
+        self.signal: Literal["parcels", "sensors"] = "sensors" if signal == "meg" else "parcels"
+        self.atlas, self.confounds = atlas, check_confounds(confounds, "bids")
+        self.bids_task, self.female_code, self.n_units = bids_task, female_code, n_units
+        self.card = DatasetCard(
+            title="A BIDS folder of your own",
+            modality=self.modality,
+            licence="that of your data",
+            access="your own files",
+            apply_at="",
+            citation="the source of your data, and of the atlas",
+            doi="",
+            revision="reader 1",
+            may_leave="aggregates",
+            traps=("Scanners, repetition times and run lengths can give the site away, and with it the diagnosis.",),
+        )
+
+    @property
+    def spec(self) -> SignalSpec:
+        """FMRI: 150 s windows, 15 s patches, .01–.1 Hz. MEG: 4 s windows, 250 ms patches, 1–40 Hz, 128 Hz."""
+        if self.modality == "meg":
+            return SignalSpec(window_s=4.0, patch_s=0.25, sfreq=128.0, band_hz=(1.0, 40.0), scaling="training")
+        return SignalSpec(window_s=150.0, patch_s=15.0, band_hz=(0.01, 0.1))
+
+    def list_recordings(self, root: Path) -> Listing:
+        """Find recordings and match them to participants.tsv."""
+        findings: list[Finding] = []
+        if self.modality == "meg":
+            from neurobench_datasets._meg_files import list_bids_meg
+
+            recordings, findings = list_bids_meg(root)
+        else:
+            if not self.atlas:
+                raise DataError(
+                    "bids needs an atlas to make regions of images.",
+                    allowed="the path of a label image in MNI space",
+                    next_step="Say bids[atlas=/path/to/labels.nii.gz].",
+                )
+            if not Path(self.atlas).is_file():
+                raise DataError(f"the atlas {self.atlas} does not exist.", next_step="Check bids[atlas=…].")
+            recordings, findings = list_fmriprep(root, bids_task=self.bids_task)
+            if not recordings and not any(f.level == "error" for f in findings):
+                task = f" of task {self.bids_task}" if self.bids_task else ""
+                other = next((f.message for f in findings), "")
+                raise DataError(
+                    f"{root} has no preprocessed BOLD in MNI space{task}."
+                    + (f" {other[0].upper()}{other[1:]}." if other else ""),
+                    allowed=f"sub-*{BOLD} with space-MNI152…",
+                    next_step="Run fMRIPrep, or say bids[bids_task=…].",
+                )
+        participants = self._participants(root, recordings, findings)
+        matched = []
+        for r in recordings:
+            subject = match_id(r.subject, participants.index)
+            if not subject:
+                text = f"{r.subject} has recordings and no row in participants.tsv"
+                findings.append(Finding("error", "unknown-id", text, subject=r.subject, path=str(r.path)))
+                continue
+            matched.append(RecordingFile(subject, r.path, r.sfreq, r.session, r.state, r.run, options=dict(r.options)))
+        if self.modality == "fmri" and "mean_fd" not in participants:
+            displacement = {r.subject: mean_displacement(r.path) for r in matched}
+            participants["mean_fd"] = pd.Series(displacement, dtype=float).reindex(participants.index)
+        findings += missing_targets(participants, STANDARD)
+        return Listing(participants, tuple(sorted(matched, key=lambda r: r.id)), tuple(findings))
+
+    def _participants(self, root: Path, recordings: list[RecordingFile], findings: list[Finding]) -> pd.DataFrame:
+        # Derivatives lie inside the data set whose table names the people.
+        places = [root / "participants.tsv", *(p / "participants.tsv" for p in root.resolve().parents[:2])]
+        table = next((p for p in places if p.is_file()), None)
+        if table is None:
+            text = (
+                "there is no participants.tsv, so nothing is known of the people and only reconstruction can be scored"
+            )
+            findings.append(Finding("warning", "no-participants-table", text))
+            ids = sorted({r.subject for r in recordings})
+            return pd.DataFrame(index=pd.Index(ids, name="participant_id", dtype=object))
+        participants, more = participants_from(
+            read_table(table), where=table.name, component="bids", female_code=self.female_code
+        )
+        findings += more
+        return participants
+
+    def read(self, file: RecordingFile) -> RawRecording:
+        """Read one recording of either signal."""
+        if self.modality == "meg":
+            from neurobench_datasets._meg_files import read_meg_file
+
+            return read_meg_file(file)
+        return read_fmriprep(file, atlas=Path(self.atlas), confounds=self.confounds, n_units=self.n_units)
+
+
+@hookimpl
+def register_datasets() -> list[type[Dataset]]:
+    """Register the dataset."""
+    return [BIDS]
