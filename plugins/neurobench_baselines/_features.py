@@ -34,11 +34,10 @@ def common_states(cohort: Cohort) -> tuple[str, ...]:
     return tuple(sorted(shared))
 
 
-def signal(recording: Recording, cohort: Cohort) -> Array:
+def signal(recording: Recording) -> Array:
     """Return (units, times) of a recording, centred; NaN where a unit is missing, a patch by its mean over voxels."""
-    data = np.array(recording.open(), np.float64)
-    if data.ndim == 3:
-        data = data.mean(2)
+    stored = recording.open()
+    data = stored.mean(2, dtype=np.float64) if stored.ndim == 3 else np.array(stored, np.float64)
     data -= data.mean(1, keepdims=True)
     data[~recording.present] = np.nan
     return data
@@ -46,7 +45,7 @@ def signal(recording: Recording, cohort: Cohort) -> Array:
 
 def regional(recording: Recording, cohort: Cohort) -> Array:
     """Return (regions, times) for a volume, whose patches are too many to be paired; (units, times) for others."""
-    data = signal(recording, cohort)
+    data = signal(recording)
     share = cohort.units.region_share.astype(float)
     if cohort.signal != "volume" or share.shape[1] < 2:
         return data

@@ -31,7 +31,7 @@ class RawSignal(Baseline):
         """Return (subjects, states · units · (1 + bands))."""
 
         def row(recording: Recording) -> NDArray[np.float64]:
-            return features(signal(recording, cohort), cohort.sfreq, cohort.modality)
+            return features(signal(recording), cohort.sfreq, cohort.modality)
 
         return subject_rows(cohort, self.states, row).reshape(len(cohort.subjects), -1)
 
