@@ -259,5 +259,5 @@ def test_the_task_names_its_masks_and_refuses_nonsense(cohort: Cohort) -> None:
     for masks in ("", "random+", "roi+roi"):
         with pytest.raises(ConfigError, match=r"joined by \+.*random_tube\+roi"):
             Reconstruction(masks=masks)
-    with pytest.raises(ConfigError, match=r"1 of all tokens.*between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"score 1 of the tokens.*a ratio between 0 and 1"):
         Reconstruction(ratio=1.0)

@@ -20,13 +20,3 @@ def whole_window(window: WindowTable, units: NDArray[np.bool_]) -> NDArray[np.in
     """
     n_patches = window.valid.shape[1]
     return (np.flatnonzero(units)[:, None] * n_patches + np.arange(n_patches)).ravel()
-
-
-def spans(n_patches: int, length: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Tile a window with contiguous spans of patches, from a random offset; spans at the edges may be shorter.
-
-    A span is at most half a window long, so that one span never takes all of a short window.
-    """
-    length = min(length, max(1, n_patches // 2))
-    cuts = np.arange(int(rng.integers(length)), n_patches, length)
-    return [s for s in np.split(np.arange(n_patches), cuts) if s.size]

@@ -27,10 +27,15 @@ class RandomTube(MaskingStrategy):
         return f"draws {n_sites} sites, not {len(units)} sensors, one by one" if n_sites < len(units) else ""
 
     def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-        """Yield sites in random order."""
-        sites = window.sites
-        for site in rng.permutation(np.unique(sites)):
-            yield whole_window(window, sites == site)
+        """Yield sites in random order; all but the last in one go, which is quicker."""
+        sites, site = np.unique(window.sites, return_inverse=True)
+        order = rng.permutation(len(sites))
+        turn = np.argsort(order)[site]
+        n_valid = np.bincount(turn, weights=window.valid.sum(1))
+        before = int(np.searchsorted(np.cumsum(n_valid), n_hidden))
+        yield whole_window(window, turn < before)
+        for i in range(before, len(sites)):
+            yield whole_window(window, turn == i)
 
 
 @hookimpl

@@ -16,8 +16,8 @@ from neurobench_masks._elements import whole_window
 
 RULES = ("any", "majority", "pure")
 
-# Shares are float32 sums over voxels; one voxel of a 12 mm patch is .005.
-TOLERANCE = 1e-3
+# Shares are float32 and summed in any order; one voxel of a patch is a far larger part of it.
+ROUNDING = 1e-5
 
 
 class Roi(MaskingStrategy):
@@ -73,14 +73,10 @@ class Roi(MaskingStrategy):
         share = window.region_share
         labelled = share.sum(1)
         # What of a unit has to be in hidden regions; under majority and pure that depends on all drawn so far.
-        needed = {
-            "any": np.full_like(labelled, TOLERANCE),
-            "majority": labelled / 2 + TOLERANCE,
-            "pure": labelled - TOLERANCE,
-        }
-        threshold = needed[self.rule]
+        needed = {"any": 0.0, "majority": 0.5 + ROUNDING, "pure": 1.0 - ROUNDING}
+        threshold = labelled * needed[self.rule]
         inside = np.zeros_like(labelled)
-        taken = labelled <= TOLERANCE
+        taken = labelled <= 0
         for region in rng.permutation(np.flatnonzero(share.any(0))):
             inside += share[:, region]
             fresh = (inside > threshold) & ~taken

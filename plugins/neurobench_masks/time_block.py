@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurobench import ConfigError, MaskingStrategy, WindowTable, hookimpl
-from neurobench_masks._elements import spans
 
 
 class TimeBlock(MaskingStrategy):
@@ -31,9 +30,11 @@ class TimeBlock(MaskingStrategy):
     def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         """Yield spans in random order."""
         n_units, n_patches = window.valid.shape
-        tiles = spans(n_patches, self.patches, rng)
-        for i in rng.permutation(len(tiles)):
-            yield (np.arange(n_units)[:, None] * n_patches + tiles[i]).ravel()
+        length = min(self.patches, max(1, n_patches // 2))
+        # Tiled from a random offset, so spans at the edges may be shorter.
+        span = (np.arange(n_patches) + rng.integers(length)) // length
+        for i in rng.permutation(span.max() + 1):
+            yield (np.arange(n_units)[:, None] * n_patches + np.flatnonzero(span == i)).ravel()
 
 
 @hookimpl
