@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from neurobench.adaptation import Kind, Prediction
@@ -159,12 +159,39 @@ def finetune(
     return _predict_windows(backbone, head, tokenizer, test_windows, chunks, kind, (mean, scale), recipe, device)
 
 
+def _depths(backbone: Backbone) -> tuple[dict[str, int], int]:
+    """Return how deep every parameter lies, and the largest depth: embeddings 0, the layers in order, the norm last.
+
+    The layers are the longest list of modules among the backbone's children. (timm's own grouping wants a
+    ``group_matcher`` that plugins need not have, and else puts all into one layer.)
+    """
+    lists = {n: m for n, m in backbone.named_children() if isinstance(m, nn.ModuleList | nn.Sequential)}
+    layers = max(lists, key=lambda n: len(lists[n]), default="")
+    deepest = (len(lists[layers]) if layers else 0) + 1
+
+    def depth(name: str) -> int:
+        first, _, rest = name.partition(".")
+        if first == layers:
+            return int(rest.partition(".")[0]) + 1
+        return deepest if first.startswith("norm") else 0
+
+    return {name: depth(name) for name, _ in backbone.named_parameters()}, deepest
+
+
 def _optimiser(
     backbone: Backbone, head: _Head, recipe: FinetuneRecipe, n_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    groups = param_groups_layer_decay(backbone, recipe.weight_decay, layer_decay=recipe.layer_decay)
-    # timm leaves the scale of each layer to its own schedulers; torch's start from the group's rate.
-    trained = [{k: g[k] for k in ("params", "weight_decay")} | {"lr": recipe.lr * g["lr_scale"]} for g in groups]
+    depth, deepest = _depths(backbone)
+    trained: list[dict[str, Any]] = [
+        {
+            "params": [parameter],
+            # Biases and norms are not decayed.
+            "weight_decay": recipe.weight_decay if parameter.ndim > 1 else 0.0,
+            "lr": recipe.lr * recipe.layer_decay ** (deepest - depth[name]),
+        }
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    ]
     trained.append({"params": list(head.parameters()), "weight_decay": recipe.weight_decay, "lr": recipe.lr})
     optimiser = torch.optim.AdamW(trained, betas=(0.9, 0.95))
     n_warm = max(1, round(recipe.warmup * n_steps))

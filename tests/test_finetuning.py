@@ -9,7 +9,7 @@ import torch
 
 from neurobench.contracts import TokenBackbone
 from neurobench.errors import DataError
-from neurobench.finetuning import FinetuneRecipe, finetune
+from neurobench.finetuning import FinetuneRecipe, _depths, _Head, _optimiser, finetune
 from neurobench.records import BackboneSpec, Cohort, Recording, SignalSpec, UnitTable
 from neurobench.tokens import Scaler, Tokenizer, Window, evaluation_windows, statistics
 
@@ -86,3 +86,14 @@ def test_finetuning_refuses_overlap():
         finetune(None, None, windows, {"7": 1.0}, windows, (), "regression", 0, FinetuneRecipe())
     with pytest.raises(DataError, match=r"1 training subjects have windows but no target"):
         finetune(None, None, windows, {}, [], (), "regression", 0, FinetuneRecipe())
+
+
+def test_rates_fall_from_the_last_layer_to_the_embedding():
+    backbone = Mixing(BackboneSpec(4, 1, 4, 10, 16, 1))
+    depth, deepest = _depths(backbone)
+    assert (depth["value.weight"], depth["block.0.weight"], depth["block.2.bias"], depth["norm.weight"]) == (0, 1, 3, 4)
+    optimiser, _ = _optimiser(backbone, _Head(4, 16), FinetuneRecipe(lr=1.0, layer_decay=0.5), 10)
+    rates = [g["initial_lr"] for g in optimiser.param_groups]
+    assert deepest == 4
+    assert (min(rates), max(rates)) == (0.5**4, 1.0)
+    assert all(g["weight_decay"] == 0 for g in optimiser.param_groups[:-1] if g["params"][0].ndim == 1)
