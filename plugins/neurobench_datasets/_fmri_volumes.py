@@ -113,7 +113,10 @@ def repetition_time(path: Path, root: Path) -> float:
     for folder in [path.parent, *path.parent.parents]:
         for name in names:
             if (folder / name).is_file():
-                content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+                try:
+                    content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+                except ValueError as error:
+                    raise DataError(f"{name} is not JSON: {error}.") from error
                 if "RepetitionTime" in content:
                     return float(content["RepetitionTime"])
         if folder == root:

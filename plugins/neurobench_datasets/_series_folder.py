@@ -59,7 +59,7 @@ def list_series(
     """
     folder = root / "timeseries"
     files = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES) if folder.is_dir() else []
-    files = [f for f in files if not f.name.startswith(".")]
+    files = sorted((f for f in files if f.name[0] != "."), key=lambda f: (f.stem, SUFFIXES.index(f.suffix)))
     if not files:
         raise DataError(
             f"{root} has no folder timeseries with files." if not folder.is_dir() else f"{folder} has no time series.",
@@ -168,10 +168,16 @@ def repetition_time(
         said["parameter t_r"] = parameter
     value: Any = person.get("t_r")
     if value is not None and pd.notna(value):
-        said["column t_r of the participants table"] = float(value)
+        seconds = pd.to_numeric(str(value), errors="coerce")
+        if pd.isna(seconds):
+            raise DataError(f"column t_r says {value!r}, which is no number of seconds.")
+        said["column t_r of the participants table"] = float(seconds)
     for sidecar in (path.with_suffix(".json"), root / "timeseries.json"):
         if sidecar.is_file():
-            content = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+            try:
+                content = json.loads(sidecar.read_text(encoding="utf-8-sig"))
+            except ValueError as error:
+                raise DataError(f"{sidecar.name} is not JSON: {error}.") from error
             if "RepetitionTime" in content:
                 said[f"RepetitionTime in {sidecar.name}"] = float(content["RepetitionTime"])
                 break
