@@ -283,15 +283,14 @@ def read_phenotypes(root: Path, findings: list[Finding]) -> pd.DataFrame:
     if not parts:
         raise DataError(f"no phenotype table under {root} can be used: {findings[-1].message}")
     whole = pd.concat(parts)
-    # A subject of the test release may have a second row with the label that was withheld at first.
-    whole = whole.assign(_known=whole.notna().sum(axis=1)).sort_values("_known", kind="stable", ascending=False)
     for subject in dict.fromkeys(whole.index[whole.index.duplicated()]):
         rows = whole.loc[[subject]]
         if rows["diagnosis"].nunique() > 1 or rows["site"].nunique() > 1:
             text = f"{subject} has {len(rows)} rows that contradict each other; none is used"
             findings.append(Finding("error", "duplicate-id", text, subject=str(subject), fix="keep the right row"))
             whole = whole.drop(index=subject)
-    whole = whole[~whole.index.duplicated()].drop(columns="_known").sort_index().dropna(axis=1, how="all")
+    # A subject of the test release may have a second row, with the label that was withheld at first.
+    whole = whole.groupby(level=0, sort=True).first().dropna(axis=1, how="all")
     for name in ("age", "sex", "diagnosis", "dx_subtype"):
         if name not in whole:
             whole[name] = None
