@@ -174,28 +174,31 @@ class RidgeFiller:
         predicted = np.empty_like(signal)
         order = np.argsort(inverse, kind="stable")
         bounds = np.searchsorted(inverse[order], np.arange(len(first) + 1))
-        step = max(1, (1 << 22) // k**2)
+        step = max(1, (1 << 20) // k**2)
         for low in range(0, len(first), step):
-            weights = _ridge_weights(
-                self.covariance, rows[first[low : low + step]], visible[first[low : low + step]], self.penalty
-            )
+            one = first[low : low + step]
+            block, system = _ridge_system(self.covariance, rows[one], visible[one], self.penalty)
+            factors, pivots = torch.linalg.lu_factor(torch.from_numpy(system))
             chosen = order[bounds[low] : bounds[min(low + step, len(first))]]
-            predicted[chosen] = weights[inverse[chosen] - low] @ signal[chosen]
+            which = inverse[chosen] - low
+            solved = torch.linalg.lu_solve(factors[which], pivots[which], torch.from_numpy(signal[chosen]))
+            predicted[chosen] = block[which] @ solved.numpy()
         filled = predicted.reshape(n_batch, n_patches, k, -1).transpose(0, 2, 1, 3)
         voxels = filled[..., None] * self.loading[unit][:, :, None, None, :]
         return torch.from_numpy(voxels.reshape(batch.signal.shape).astype(np.float32))
 
 
-def _ridge_weights(covariance: Array, units: NDArray[np.int64], visible: NDArray[np.bool_], penalty: float) -> Array:
-    """Return (patterns, units, units) weights that predict every unit from the visible ones."""
+def _ridge_system(
+    covariance: Array, units: NDArray[np.int64], visible: NDArray[np.bool_], penalty: float
+) -> tuple[Array, Array]:
+    """Return (patterns, units, units) covariance of each pattern's units, and the system of its visible ones."""
     block = covariance[units[:, :, None], units[:, None, :]]
     k = units.shape[1]
     scale = np.trace(covariance) / len(covariance)
     system = block * (visible[:, :, None] & visible[:, None, :])
     # Hidden units get a 1 on the diagonal and a zero right-hand side: a solution for all patterns at one size.
     system[:, np.arange(k), np.arange(k)] += np.where(visible, penalty * scale, 1.0)
-    solution = np.asarray(np.linalg.solve(system, block * visible[:, :, None]), np.float64)
-    return solution.transpose(0, 2, 1)
+    return block, system
 
 
 def _choose_penalty(first: Array, second: Array, ratio: float, seed: int) -> float:
@@ -213,7 +216,8 @@ def _choose_penalty(first: Array, second: Array, ratio: float, seed: int) -> flo
     for penalty in RIDGE_PENALTIES:
         error = 0.0
         for train, test in ((first, second), (second, first)):
-            weights = _ridge_weights(train, units, visible, penalty)
+            learnt, system = _ridge_system(train, units, visible, penalty)
+            weights = np.linalg.solve(system, learnt * visible[:, :, None]).transpose(0, 2, 1)
             block = test[units[:, :, None], units[:, None, :]]
             residual = np.eye(size) - weights
             each = np.einsum("pij,pjk,pik->pi", residual, block, residual, optimize=True)
