@@ -15,6 +15,7 @@ import pandas as pd
 from neurobench import reconstruction, results, scoring
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
+from neurobench.contracts import ReconstructionTask
 from neurobench.identity import digest
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
@@ -37,13 +38,14 @@ class Scored:
         Without comparisons yet.
     predictions
         Held-out predictions of a subject task.
-    reconstructions
-        Reconstruction scores, the row's own first.
+    reconstructions, headline_masks
+        Reconstruction scores, and the evaluation masks that count in the headline.
     """
 
     record: Record
     predictions: pd.DataFrame | None = None
     reconstructions: reconstruction.ReconstructionScores | None = None
+    headline_masks: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -140,7 +142,9 @@ def _score(
     path = entry.file("predictions.parquet")
     if path.is_file():
         return Scored(record, predictions=pd.read_parquet(path))
-    return Scored(record, reconstructions=run.evaluated(row, task))
+    built = run.task(task)
+    masks = run.headline_masks(built) if isinstance(built, ReconstructionTask) else ()
+    return Scored(record, reconstructions=run.evaluated(row, task), headline_masks=masks)
 
 
 def _components(row: Row) -> dict[str, ComponentSpec | None]:
@@ -305,4 +309,4 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
     first, second = ranked[0], ranked[1]
-    return first if scoring.ahead(first, second) else None
+    return first if scoring.ahead(first, second, first.headline_masks or None) else None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import neurobench
-from neurobench import adaptation, masking, pretraining, reconstruction, scoring, splits, tokens
+from neurobench import adaptation, finetuning, masking, metrics, pretraining, reconstruction, scoring, splits, tokens
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
 from neurobench.config import Combination, Grid
@@ -404,19 +404,23 @@ class CohortRun:
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, adaptation),
+            "code": code_digest(scoring, metrics, adaptation, finetuning),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
-            target = task.target(self.cohort.participants)
-            predictions = []
+            target = task.target(self.cohort.participants).dropna()
+            tables, unsettled = [], 0
             for done, fold in enumerate(self.folds, 1):
-                predictions.append(self._predict(row, spec, task, fold, target))
+                table, prediction = self._predict(row, spec, task, fold, target)
+                tables.append(table)
+                unsettled += not prediction.converged
                 advance(done, len(self.folds))
-            table = pd.concat(predictions, ignore_index=True)
-            score = scoring.score_subject_task(task, table, seed=self.seed)
-            table.to_parquet(folder / "predictions.parquet", index=False)
-            (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
+            whole = pd.concat(tables, ignore_index=True)
+            score = scoring.score_subject_task(task, whole, seed=self.seed).to_dict()
+            if unsettled:
+                score["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
+            whole.to_parquet(folder / "predictions.parquet", index=False)
+            (folder / "score.json").write_text(json.dumps(score), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
 
@@ -428,29 +432,54 @@ class CohortRun:
 
     def _predict(
         self, row: Row, spec: ComponentSpec, task: SubjectTask, fold: Fold, target: pd.Series[float]
-    ) -> pd.DataFrame:
-        """Return the held-out predictions of one fold."""
-        known = target.dropna()
-        train = [s for s in fold.train if s in known.index]
-        test = [s for s in fold.test if s in known.index]
-        y = np.asarray(known.loc[train], np.float64)
+    ) -> tuple[pd.DataFrame, adaptation.Prediction]:
+        """Return the held-out predictions of one fold; ``target`` holds labelled subjects only."""
+        train = [s for s in fold.train if s in target.index]
+        test = [s for s in fold.test if s in target.index]
+        y = np.asarray(target.loc[train], np.float64)
         seed = seed_for(self.seed, "probe", spec.label, fold.index)
-        subjects, x = self.features(row, spec, fold)
-        place = {s: i for i, s in enumerate(subjects)}
-        x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
-        prediction = adaptation.fit_predict(x_train, y, x_test, task.kind, seed)
+        if self.finetunes(row):
+            prediction = self._finetune(row, task, fold, dict(zip(train, y.tolist(), strict=True)), test, seed)
+        else:
+            subjects, x = self.features(row, spec, fold)
+            place = {s: i for i, s in enumerate(subjects)}
+            x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
+            prediction = adaptation.fit_predict(x_train, y, x_test, task.kind, seed)
         people = self.cohort.participants.loc[test]
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "participant_id": test,
                 "fold": fold.index,
-                "truth": known.loc[test].to_numpy(float),
+                "truth": np.asarray(target.loc[test], np.float64),
                 "prediction": prediction.values,
                 "train_mean": float(y.mean()),
                 "site": people["site"].astype(str).to_numpy() if "site" in people else "",
                 "age": pd.to_numeric(people["age"], errors="coerce").to_numpy(float) if "age" in people else np.nan,
             }
         )
+        return table, prediction
+
+    def _finetune(
+        self, row: Row, task: SubjectTask, fold: Fold, targets: Mapping[str, float], test: list[str], seed: int
+    ) -> adaptation.Prediction:
+        """Train the row's backbone further on the training subjects of a fold; predict ``test``, in its order."""
+        net, _ = self.load_pretrained(*row.pretraining, fold)
+        # Without pretraining there is nothing in the lower layers to preserve.
+        recipe = finetuning.FinetuneRecipe(layer_decay=1.0 if row.kind == "untrained" else 0.75)
+        subjects, prediction = finetuning.finetune(
+            net,
+            self.tokenizer(fold),
+            tokens.evaluation_windows(self.cohort, list(targets)),
+            targets,
+            tokens.evaluation_windows(self.cohort, test),
+            self.chunks,
+            task.kind,
+            seed,
+            recipe,
+            self.device,
+        )
+        place = {s: i for i, s in enumerate(subjects)}
+        return replace(prediction, values=prediction.values[[place[s] for s in test]])
 
     def _reconstruction_evaluation(self, row: Row, spec: ComponentSpec, task: ReconstructionTask) -> Step:
         masks = self.evaluation_masks(task)
@@ -462,14 +491,12 @@ class CohortRun:
             "row": row.label,
             "task": self.component(spec),
             "seed": self.seed,
-            "code": code_digest(scoring, reconstruction),
+            "code": code_digest(scoring, metrics, reconstruction),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
             scores = self.reconstructions(row, masks, task.ratio)
-            strategies = {m.label: self.strategy(m) for m in masks}
-            headline = reconstruction.headline_masks(strategies, self.cohort.signal)
-            score = scoring.score_reconstruction(task, scores, row.label, headline, seed=self.seed)
+            score = scoring.score_reconstruction(task, scores, row.label, self.headline_masks(task), seed=self.seed)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
@@ -479,6 +506,11 @@ class CohortRun:
         task = self.task(spec)
         assert isinstance(task, ReconstructionTask)
         return self.reconstructions(row, self.evaluation_masks(task), task.ratio)
+
+    def headline_masks(self, task: ReconstructionTask) -> tuple[str, ...]:
+        """Return the evaluation masks that count in the headline on this kind of signal."""
+        strategies = {m.label: self.strategy(m) for m in self.evaluation_masks(task)}
+        return reconstruction.headline_masks(strategies, self.cohort.signal)
 
     def evaluation_masks(self, task: ReconstructionTask) -> tuple[ComponentSpec, ...]:
         """Return the task's evaluation masks that are possible on these units."""
@@ -579,7 +611,7 @@ class CohortRun:
 
     def notes(self) -> list[str]:
         """Return what a reader of this cohort's tables should know."""
-        notes = []
+        notes = [f"{self.cohort.dataset}: {r}" for r in splits.split_remarks(self.cohort.participants, self.folds)]
         asked = [t for t in self.grid.tasks if t not in self.tasks]
         for spec in asked:
             reason = self.task(spec).refuses(self.cohort) or "needs more than one recording part (--split subjects)"

@@ -1,0 +1,258 @@
+"""The runner: whole grids on tiny files, resumed, widened, broken half-way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import neurobench
+from neurobench import results, runner, store
+from neurobench.config import RunConfig, expand
+from neurobench.errors import DataError, StoreError
+from neurobench.plugins import load_registry
+from tests.fakes import write_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGIN = ROOT / "tests" / "tiny_plugin.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_folder(folder, n_subjects=24)
+    return folder
+
+
+def execute(data: Path, out: Path, **options: object) -> runner.RunResult:
+    settings: dict = {
+        "backbone": "tiny",
+        "mask": "roi",
+        "dataset": "fake",
+        "data_dir": data,
+        "out": out,
+        "n_steps": 3,
+        "plugin_files": PLUGIN,
+    }
+    config = RunConfig.from_options(**settings | options)
+    registry = load_registry(config.plugin_files)
+    return runner.execute(expand(config, registry), registry)
+
+
+def test_a_whole_grid(data: Path, tmp_path: Path) -> None:
+    result = execute(data, tmp_path / "out")
+    table = result.table
+    assert result.failed == ()
+    assert set(table["task"]) == {"reconstruction", "age", "sex", "diagnosis"}
+    assert (table["source"] == "real").all()
+    kinds = table.groupby("task")["kind"].agg(set)
+    assert kinds["reconstruction"] == {"pretrained", "untrained", "filler"}
+    assert kinds["age"] == {"pretrained", "untrained", "baseline"}
+    ages = table[table["task"] == "age"].set_index("row")
+    assert {"mean", "covariates", "raw_signal", "connectome", "tangent"} <= set(ages.index)
+    assert (ages["low"] <= ages["score"]).all()
+    assert (ages["score"] <= ages["high"]).all()
+    assert (ages["n_subjects"] == 24).all()
+    # The twin has no age effect in its site or sex, but a strong one in the signal.
+    assert ages.loc["raw_signal", "score"] < ages.loc["mean", "score"]
+
+
+def test_the_same_command_again_computes_nothing_and_gives_the_same_table(data: Path, tmp_path: Path) -> None:
+    first = execute(data, tmp_path / "out")
+    second = execute(data, tmp_path / "out")
+    assert first.n_computed > 20
+    assert (second.n_computed, second.n_stored) == (0, first.n_computed)
+    pd.testing.assert_frame_equal(first.table, second.table)
+
+
+def test_a_wider_grid_computes_only_what_is_new(data: Path, tmp_path: Path) -> None:
+    narrow = execute(data, tmp_path / "out", task="age")
+    wider = execute(data, tmp_path / "out", task="age,sex")
+    # Sex adds evaluations and the covariates that leave sex out; nothing is pretrained or embedded again.
+    computed = runner.status(tmp_path / "out").tail(wider.n_computed)
+    assert set(computed["stage"]) <= {"evaluation", "baseline", "reconstruction"} or narrow.n_computed
+    stages = runner.status(tmp_path / "out").groupby("stage").size()
+    assert stages["pretraining"] == 4
+    assert stages["embedding"] == 4
+
+
+def test_two_runs_with_one_seed_give_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        execute(data, tmp_path / name, task="age")
+
+    def weights(name: str) -> dict[str, bytes]:
+        found = (tmp_path / name / "store/pretraining").glob("*/weights.safetensors")
+        return {p.parent.name: p.read_bytes() for p in found}
+
+    assert weights("a") == weights("b")
+    drop = ["seconds"]
+    a, b = (neurobench.load_results(tmp_path / n).drop(columns=["record", *drop]) for n in ("a", "b"))
+    pd.testing.assert_frame_equal(a, b)
+
+
+def test_another_seed_is_another_result(data: Path, tmp_path: Path) -> None:
+    table = execute(data, tmp_path / "out", task="age", seed=[0, 1]).table
+    scores = table[table["kind"] == "pretrained"].set_index("seed")["score"]
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.parametrize("name", ["breaks_in_construction", "breaks_in_training"])
+def test_a_backbone_that_breaks_is_a_record_and_the_others_go_on(data: Path, tmp_path: Path, name: str) -> None:
+    result = execute(data, tmp_path / "out", backbone=f"{name},tiny", task="age")
+    table = result.table.set_index("row")
+    assert f"{name} · roi on fake, age" in result.failed
+    assert table.loc[f"{name} · roi", "status"] == "failed"
+    assert "RuntimeError: " in table.loc[f"{name} · roi", "error"]
+    assert table.loc["tiny · roi", "status"] == "ok"
+    again = execute(data, tmp_path / "out", backbone=f"{name},tiny", task="age")
+    assert again.failed == result.failed, "a failure is never stored as if it were a result"
+    assert again.n_computed == 0
+
+
+def test_a_dataset_that_cannot_be_prepared_is_a_record(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", n_subjects=4)
+    for path in (tmp_path / "data").glob("*.npy"):
+        path.write_text("<html>")
+    result = execute(tmp_path / "data", tmp_path / "out", task="age")
+    assert result.failed == ("tiny · roi on fake, age",)
+    assert "no recording could be read. Reasons: unreadable × 4" in result.table.loc[0, "error"]
+
+
+def test_fewer_subjects_than_folds_says_so(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", n_subjects=3)
+    result = execute(tmp_path / "data", tmp_path / "out", task="reconstruction", folds=5)
+    assert "3 subjects" in result.table.loc[0, "error"]
+    assert "fold" in result.table.loc[0, "error"]
+
+
+def test_records_are_valid_hashed_and_load_in_one_call(data: Path, tmp_path: Path) -> None:
+    import jsonschema
+
+    result = execute(data, tmp_path / "out", task="age")
+    shipped = json.loads((ROOT / "neurobench" / "record.schema.json").read_text())
+    assert shipped == results.schema(), "run `make schema`"
+    paths = sorted((tmp_path / "out/records").glob("*.json"))
+    assert len(paths) == len(result.table)
+    for path in paths:
+        jsonschema.validate(json.loads(path.read_text()), shipped)
+    table = neurobench.load_results(tmp_path / "out")
+    assert set(table["row"]) == set(result.table["row"])
+    record = table[table["kind"] == "pretrained"].iloc[0]
+    predictions = results.load_predictions(tmp_path / "out", record["id"])
+    assert len(predictions) == 24
+    error = (predictions["truth"] - predictions["prediction"]).abs().mean()
+    assert error == pytest.approx(record["score"])
+
+
+def test_an_edited_record_is_noticed(data: Path, tmp_path: Path) -> None:
+    execute(data, tmp_path / "out", task="age")
+    path = next((tmp_path / "out/records").glob("*.json"))
+    record = json.loads(path.read_text())
+    record["n_subjects"] = 999
+    path.write_text(json.dumps(record))
+    with pytest.raises(StoreError, match="was changed after it was written"):
+        neurobench.load_results(tmp_path / "out")
+
+
+def test_a_plan_says_what_is_stored_and_starts_nothing(data: Path, tmp_path: Path) -> None:
+    def plan(**options: object) -> runner.Plan:
+        config = RunConfig.from_options(
+            backbone="tiny", mask="roi", dataset="fake", data_dir=data, out=tmp_path / "out", plugin_files=PLUGIN, **options
+        )
+        registry = load_registry(config.plugin_files)
+        return runner.plan(expand(config, registry), registry)
+
+    assert {i.state for i in plan(n_steps=3).items} == {"to do"}
+    assert not (tmp_path / "out").exists()
+    execute(data, tmp_path / "out")
+    assert {i.state for i in plan(n_steps=3).items} == {"stored"}
+    stale = [i for i in plan(n_steps=4).items if i.state == "stale" and i.stage == "pretraining"]
+    assert stale
+    assert "n_steps" in stale[0].why
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    original = store.Store.write
+
+    def write(self: store.Store, stage: str, *args: object) -> object:
+        nonlocal calls
+        calls += stage == "pretraining"
+        if calls == 2:
+            raise StoreError("the disk is full.")
+        return original(self, stage, *args)
+
+    monkeypatch.setattr(store.Store, "write", write)
+    with pytest.raises(StoreError, match="disk is full"):
+        execute(data, tmp_path / "out")
+    monkeypatch.undo()
+    assert errno.ENOSPC
+    assert len(runner.status(tmp_path / "out").query("stage == 'pretraining'")) == 1
+    assert execute(data, tmp_path / "out").failed == ()
+
+
+def test_source_real_refuses_the_twin(data: Path, tmp_path: Path) -> None:
+    table = execute(data, tmp_path / "out", data_dir=None, task="reconstruction", n_subjects=8).table
+    assert (table["source"] == "simulated").all()
+    with pytest.raises(neurobench.ConfigError, match="real"):
+        execute(data, tmp_path / "out", data_dir=None, source="real")
+
+
+def test_within_recording_gives_reconstruction_only(data: Path, tmp_path: Path) -> None:
+    result = execute(data, tmp_path / "out", split="within-recording", window_s=16.0, patch_s=4.0)
+    assert set(result.table["task"]) == {"reconstruction"}
+
+
+def test_the_python_api_returns_the_table(data: Path, tmp_path: Path) -> None:
+    table = neurobench.run(
+        backbone="tiny",
+        mask="none",
+        dataset="fake",
+        task="age",
+        data_dir=data,
+        out=tmp_path / "out",
+        plugin_files=PLUGIN,
+    )
+    # `none` frozen is the untrained row: one entry, not two.
+    assert set(table["kind"]) == {"baseline", "untrained"}
+
+
+@pytest.mark.slow
+def test_kill_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "neurobench", "run", "--plugin", str(PLUGIN), "--backbone", "tiny", "--mask", "roi"),
+        *("--dataset", "fake", "--data-dir", str(data), "--out", str(tmp_path / "out"), "--steps", "40"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    wanted = tmp_path / "out" / "store" / "embedding"
+    deadline = time.monotonic() + 120
+    while not (wanted.is_dir() and any(wanted.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(runner.status(tmp_path / "out"))
+    assert before > 3
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = execute(data, tmp_path / "whole", n_steps=40)
+    resumed = execute(data, tmp_path / "out", n_steps=40)
+    assert resumed.n_computed == 0
+    pd.testing.assert_frame_equal(whole.table.drop(columns="seconds"), resumed.table.drop(columns="seconds"))
+    shutil.rmtree(tmp_path / "whole")
+
+
+def test_unknown_folder_for_results() -> None:
+    with pytest.raises(StoreError, match="is not an output folder"):
+        runner.status(Path("no/such/folder"))
+    with pytest.raises((StoreError, DataError), match="holds no records"):
+        neurobench.load_results("no/such/folder")

@@ -1,0 +1,53 @@
+"""A plugin file for tests of the runner: one backbone that works, and ones that break at every place."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from neurobench import TokenBackbone, TokenTable, hookimpl
+from tests.fakes import FakeDataset
+
+
+class Tiny(TokenBackbone):
+    """Mixes every token with the mean of its window."""
+
+    name = "tiny"
+    summary = "for tests"
+
+    def __init__(self, spec: object) -> None:
+        super().__init__(spec)
+        self.lift = nn.Linear(spec.width, spec.width)
+
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        return tokens + self.lift(tokens.mean((1, 2), keepdim=True))
+
+
+class BreaksInConstruction(Tiny):
+    """Raises when it is built."""
+
+    name = "breaks_in_construction"
+
+    def __init__(self, spec: object) -> None:
+        raise RuntimeError("no head for this")
+
+
+class BreaksInTraining(Tiny):
+    """Raises when it is first called."""
+
+    name = "breaks_in_training"
+
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        raise RuntimeError("lost the thread")
+
+
+@hookimpl
+def register_backbones() -> list[type]:
+    """Return the backbones."""
+    return [Tiny, BreaksInConstruction, BreaksInTraining]
+
+
+@hookimpl
+def register_datasets() -> list[type]:
+    """Return the dataset."""
+    return [FakeDataset]
