@@ -11,6 +11,28 @@ while a model that combines state and network can.
 *Effects* are in connectivity alone: the covariance of the networks is ``corr(expm(S + age · A + fluid · G +
 diagnosis · D + subject · E))``. Means, variances, run length, noise and site carry none. Fluid intelligence falls with
 age (r −.66) in every variant, since that is a fact of the participants and not of the signal.
+
+*Calibration*, measured with scikit-learn at 64 subjects: Fisher-z connectome of the band-passed signal, standardised,
+ridge or logistic regression; mean (s.d.) over 16 seeds of the whole twin. Effects are sized for two folds of 32, where
+the 95 % interval of the age error excluded the mean predictor's in 48 of 48 twins.
+
+============================ ============= ============= =============
+figure                       adhd200       camcan        parcels
+============================ ============= ============= =============
+age r, 2 folds               .77 (.06)     .66 (.10)     .69 (.07)
+age r, 5 folds               .84 (.04)     .78 (.06)     .76 (.05)
+diagnosis AUROC, 2 folds     .70 (.11)     –             .71 (.07)
+diagnosis AUROC, 5 folds     .81 (.07)     –             .76 (.07)
+fluid intelligence r, 5      –             .37 (.16)     .43 (.14)
+diagnosis AUROC by site, 5   .23 (.05)     –             .28 (.05)
+null: age r, 5 folds         −.15 (.12)    −.09 (.22)    −.17 (.16)
+null: AUROC, 5 folds         .45 (.10)     –             .46 (.06)
+============================ ============= ============= =============
+
+(Pooled held-out figures fall below chance where there is nothing to find, by site most of all, since sites are balanced
+exactly.) Fluid intelligence has an r of .66 with age alone, so its connectome row is behind the covariates'. Mean |r|
+between regions is .37; ridge from the other half of 64 regions fills R² .52, from five of ten regions .29. With the
+state known, filling rises from .53 to .60 (64 regions), .41 to .49 (24), .35 to .40 (10), noise left as it is.
 """
 
 from __future__ import annotations
@@ -51,9 +73,9 @@ class Effects:
     ``diagnosis`` is per unit of (0 or 1 less one half).
     """
 
-    age: float = 1.2
+    age: float = 0.9
     fluid_intelligence: float = 0.3
-    diagnosis: float = 1.3
+    diagnosis: float = 1.15
     subject: float = 0.12
 
     @classmethod
