@@ -143,6 +143,16 @@ def test_no_position_in_space(folder: Path, tmp_path: Path) -> None:
         data.read(data.list_recordings(folder).recordings[0])
 
 
+def test_a_changed_atlas_is_another_one(folder: Path, tmp_path: Path) -> None:
+    data = BIDS(atlas=str(atlas_in(tmp_path)), confounds="none")
+    first = data.list_recordings(folder).recordings[0]
+    assert data.read(first).units.names[0] == "left"
+    (tmp_path / "tiny.csv").write_text("label,name\n3,other\n", encoding="utf-8")
+    again = data.list_recordings(folder).recordings[0]
+    assert again.options != first.options
+    assert data.read(again).units.names == ("other", "label-0007", "label-0012")
+
+
 def test_errors_name_the_fix(folder: Path, tmp_path: Path) -> None:
     atlas = str(atlas_in(tmp_path))
     with pytest.raises(DataError, match=r"bids\[atlas="):
@@ -171,7 +181,7 @@ def test_without_a_table_of_people(folder: Path, tmp_path: Path) -> None:
 def test_real_atlas(shared_data: Path) -> None:
     from neurobench_datasets._fmri_volumes import atlas_regions
 
-    table = atlas_regions(shared_data / "atlas" / "pcp" / "aal_mask_pad.nii.gz")
+    table = atlas_regions(shared_data / "atlas" / "pcp" / "aal_mask_pad.nii.gz", "")
     assert len(table) == 116
     assert table["label"].iloc[0] == 2001
     assert table.loc[0, "x"] < 0 < table.loc[1, "x"]

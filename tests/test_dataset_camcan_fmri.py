@@ -100,7 +100,11 @@ def test_raw_images_and_missing_atlas_say_what_to_do(twin: Path) -> None:
         CamCAN().list_recordings(twin)
     confounds = func / "sub-CC110001_task-rest_desc-confounds_timeseries.tsv"
     confounds.write_text("framewise_displacement\tcsf\nn/a\t1\n0.3\t2\n0.1\t3\n")
-    listing = CamCAN(atlas="atlas.nii.gz").list_recordings(twin)
+    atlas = twin / "atlas.nii.gz"
+    with pytest.raises(DataError, match="does not exist"):
+        CamCAN(atlas=str(atlas)).list_recordings(twin)
+    atlas.write_bytes(b"\x1f\x8b")
+    listing = CamCAN(atlas=str(atlas)).list_recordings(twin)
     assert [r.id for r in listing.recordings] == ["CC110001_rest"]
     assert listing.participants.loc["CC110001", "mean_fd"] == pytest.approx(0.2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -46,7 +47,26 @@ def check_confounds(confounds: str, component: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------- listing
 
 
-def list_fmriprep(root: Path, *, bids_task: str) -> tuple[list[RecordingFile], list[Finding]]:
+def atlas_digest(atlas: Path, component: str) -> str:
+    """Return a hash of an atlas image and of the table beside it, so that a changed atlas is another one.
+
+    Raises
+    ------
+    DataError
+        If the image does not exist.
+    """
+    if not atlas.is_file():
+        raise DataError(f"the atlas {atlas} does not exist.", next_step=f"Check the path in {component}[atlas=…].")
+    files = [atlas, *filter(None, [_names_beside(atlas)])]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def _names_beside(atlas: Path) -> Path | None:
+    stem = re.sub(r"\.nii(\.gz)?$", "", atlas.name)
+    return next((atlas.with_name(stem + s) for s in (".tsv", ".csv") if atlas.with_name(stem + s).is_file()), None)
+
+
+def list_fmriprep(root: Path, *, bids_task: str, atlas: str) -> tuple[list[RecordingFile], list[Finding]]:
     """List preprocessed BOLD in MNI space under a folder; subjects are labels without ``sub-``.
 
     Parameters
@@ -55,6 +75,8 @@ def list_fmriprep(root: Path, *, bids_task: str) -> tuple[list[RecordingFile], l
         Derivatives folder, or a folder that contains it.
     bids_task
         Task label to use; empty: all, the label becoming the state.
+    atlas
+        Digest of the atlas, kept with every recording.
     """
     findings: list[Finding] = []
     best: dict[tuple[str, str, str, str], tuple[int, Path]] = {}
@@ -90,7 +112,9 @@ def list_fmriprep(root: Path, *, bids_task: str) -> tuple[list[RecordingFile], l
                 Finding("error", "no-repetition-time", str(error), subject=subject, path=str(path), fix=error.next_step)
             )
             continue
-        recordings.append(RecordingFile(subject, path, 1 / seconds, session=session, state=task, run=run))
+        recordings.append(
+            RecordingFile(subject, path, 1 / seconds, session=session, state=task, run=run, options={"atlas": atlas})
+        )
     if other_tasks:
         text = f"other tasks are there and not used: {', '.join(sorted(other_tasks))}"
         findings.append(Finding("info", "other-tasks", text, fix="say bids_task="))
@@ -165,7 +189,7 @@ def read_fmriprep(file: RecordingFile, *, atlas: Path, confounds: tuple[str, ...
     import nibabel as nib
     from nilearn.maskers import NiftiLabelsMasker
 
-    table = atlas_regions(atlas)
+    table = atlas_regions(atlas, str(file.options["atlas"]))
     why = explain_unreadable(file.path)
     if why:
         raise unreadable(file.path)
@@ -226,8 +250,8 @@ def load_regressors(path: Path, confounds: tuple[str, ...]) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=4)
-def atlas_regions(atlas: Path) -> pd.DataFrame:
-    """Return the regions of a label image: label, name, group and centre (mm).
+def atlas_regions(atlas: Path, digest: str) -> pd.DataFrame:
+    """Return the regions of a label image: label, name, group and centre (mm); a new ``digest`` reads it anew.
 
     Names and groups come from a table of the same name beside the image (``.csv`` or ``.tsv`` with columns label or
     index, name, group).
@@ -259,8 +283,7 @@ def atlas_regions(atlas: Path) -> pd.DataFrame:
     centre = np.column_stack([np.bincount(code, points[:, a]) / count for a in range(3)])
     table = pd.DataFrame({"label": ids, "name": [f"label-{i:04d}" for i in ids], "group": ""})
     table[["x", "y", "z"]] = centre
-    stem = re.sub(r"\.nii(\.gz)?$", "", atlas.name)
-    named = next((atlas.with_name(stem + s) for s in (".tsv", ".csv") if atlas.with_name(stem + s).is_file()), None)
+    named = _names_beside(atlas)
     if named is not None:
         frame = read_table(named)
         key = find_column(list(frame.columns), ("label", "index", "id", "code", "value"))

@@ -30,7 +30,14 @@ from neurobench import (
     closest,
     hookimpl,
 )
-from neurobench_datasets._fmri_volumes import BOLD, check_confounds, list_fmriprep, mean_displacement, read_fmriprep
+from neurobench_datasets._fmri_volumes import (
+    BOLD,
+    atlas_digest,
+    check_confounds,
+    list_fmriprep,
+    mean_displacement,
+    read_fmriprep,
+)
 from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from, read_table
 
 SIGNALS = ("fmri", "meg")
@@ -115,9 +122,9 @@ class BIDS(Dataset):
                     allowed="the path of a label image in MNI space",
                     next_step="Say bids[atlas=/path/to/labels.nii.gz].",
                 )
-            if not Path(self.atlas).is_file():
-                raise DataError(f"the atlas {self.atlas} does not exist.", next_step="Check bids[atlas=…].")
-            recordings, findings = list_fmriprep(root, bids_task=self.bids_task)
+            recordings, findings = list_fmriprep(
+                root, bids_task=self.bids_task, atlas=atlas_digest(Path(self.atlas), "bids")
+            )
             if not recordings and not any(f.level == "error" for f in findings):
                 task = f" of task {self.bids_task}" if self.bids_task else ""
                 other = next((f.message for f in findings), "")

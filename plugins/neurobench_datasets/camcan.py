@@ -48,7 +48,14 @@ from neurobench_datasets._bold_twin import (
     synthetic_regions,
     write_effects,
 )
-from neurobench_datasets._fmri_volumes import BOLD, check_confounds, list_fmriprep, mean_displacement, read_fmriprep
+from neurobench_datasets._fmri_volumes import (
+    BOLD,
+    atlas_digest,
+    check_confounds,
+    list_fmriprep,
+    mean_displacement,
+    read_fmriprep,
+)
 from neurobench_datasets._series_folder import list_series, read_listed_series
 from neurobench_datasets._tables import (
     missing_targets,
@@ -178,7 +185,9 @@ class CamCAN(Dataset):
         if not self.atlas and (root / "timeseries").is_dir():
             found, findings = list_series(root, participants, component="camcan", t_r=0.0, default_t_r=T_R)
             return list(found), findings
-        recordings, findings = list_fmriprep(root, bids_task="rest")
+        recordings, findings = list_fmriprep(
+            root, bids_task="rest", atlas=atlas_digest(Path(self.atlas), "camcan") if self.atlas else ""
+        )
         if not recordings and not findings:
             raw = any(root.rglob("*_epi_rest.nii.gz"))
             raise DataError(
