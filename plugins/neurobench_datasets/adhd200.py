@@ -108,6 +108,7 @@ class ADHD200(Dataset):
     reference = "10.1016/j.neuroimage.2016.06.034"
     modality = "fmri"
     twin_subjects = 64
+    default_grid = True
     card = DatasetCard(
         title="ADHD-200 (Athena ROI time courses)",
         modality="fmri",

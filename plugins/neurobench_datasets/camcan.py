@@ -112,6 +112,7 @@ class CamCAN(Dataset):
     summary = "Cam-CAN, ages 18–88: fMRI or MEG at rest; age, sex, fluid intelligence"
     reference = "10.1016/j.neuroimage.2015.09.018"
     twin_subjects = 64
+    default_grid = True
 
     def __init__(
         self,
