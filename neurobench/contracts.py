@@ -48,6 +48,7 @@ __all__ = [
     "Task",
     "TokenBackbone",
     "feedforward_width",
+    "patch_basis",
 ]
 
 PARAMETERS_PER_PASS = 12
@@ -145,6 +146,22 @@ class Backbone(nn.Module, Component, ABC):
         """
 
 
+def patch_basis(n_features: int, width: int) -> torch.Tensor:
+    """Return (width, n_features): where the embedding of a patch and the decoder start, one the other's inverse.
+
+    The rows of a discrete cosine transform, lowest frequencies first where the width is smaller than the patch, turned
+    at random (always the same way). Copying a neighbour's waveform is then a matter of mixing tokens; from two random
+    matrices a network first has to learn that they belong together, which takes hundreds of steps on MEG.
+    """
+    kept = min(n_features, width)
+    k, t = torch.arange(kept)[:, None], torch.arange(n_features)[None] + 0.5
+    cosines = torch.cos(torch.pi * k * t / n_features) * (2 / n_features) ** 0.5
+    cosines[0] /= 2**0.5
+    turn = nn.init.orthogonal_(torch.empty(width, kept), generator=torch.Generator().manual_seed(0))
+    basis: torch.Tensor = turn @ cosines
+    return basis
+
+
 class TokenBackbone(Backbone):
     """A backbone that only says how tokens mix; embedding is done for it, the same for all.
 
@@ -159,6 +176,8 @@ class TokenBackbone(Backbone):
         super().__init__(spec)
         w = spec.width
         self.value = nn.Linear(spec.n_features, w)
+        self.value.weight.data.copy_(patch_basis(spec.n_features, w))
+        nn.init.zeros_(self.value.bias)
         self.hidden_token = nn.Parameter(torch.randn(w) * 0.02)
         self.unit_embedding = nn.Embedding(spec.n_units, w)
         self.group_embedding = nn.Embedding(spec.n_groups, w)

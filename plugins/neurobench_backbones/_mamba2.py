@@ -49,10 +49,13 @@ class Mamba2(nn.Module):
         n_conv = self.d_inner + 2 * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + n_conv + self.n_heads, bias=False)
         self.conv1d = nn.Conv1d(n_conv, n_conv, D_CONV, groups=n_conv, padding=D_CONV - 1)
-        # Steps start between 1e-3 and 1e-1, log-uniform; softplus(dt_bias) is that step.
-        dt = torch.exp(torch.rand(self.n_heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+        # Steps start between .05 and .5, log-uniform; softplus(dt_bias) is that step. The usual 1e-3 to 1e-1 suits
+        # thousands of tokens: over the tens of units and patches here so little would reach the state that a token
+        # sees itself only, and a hidden one nothing.
+        low, high = math.log(0.05), math.log(0.5)
+        dt = torch.exp(torch.rand(self.n_heads) * (high - low) + low)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
-        self.A_log = nn.Parameter(torch.log(torch.empty(self.n_heads).uniform_(1, 16)))
+        self.A_log = nn.Parameter(torch.log(torch.empty(self.n_heads).uniform_(0.25, 4)))
         self.D = nn.Parameter(torch.ones(self.n_heads))
         self.norm = GatedRMSNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)

@@ -34,6 +34,9 @@ SFREQ, SECONDS = 150.0, 16.0
 RADIUS_M, CENTRE_M = 0.115, np.array([0.0, 0.0, 0.04])
 N_SOURCES, N_MODES = 40, 3
 FEMTO = 1e-15
+EXTERNAL = 220 * FEMTO
+"""Standard deviation of the interference at a sensor on top."""
+
 LINE_HZ = 50.0
 
 
@@ -51,9 +54,9 @@ class Effects:
         Change of the log amplitude of late evoked fields in patients.
     """
 
-    age_alpha: float = -0.45
+    age_alpha: float = -0.6
     age_alpha_hz: float = -0.5
-    late_response: float = 0.75
+    late_response: float = 0.45
 
 
 NO_EFFECTS = Effects(0.0, 0.0, 0.0)
@@ -195,7 +198,7 @@ class MegTwin:
             )
             course = self._response(t, onsets, state, early, late, rng)
             data += at(self.evoked_places[state], self.evoked_moments[state]) @ course
-        data += 120 * FEMTO * self.external @ _power_law(rng, (3, n), 1.5)
+        data += EXTERNAL * self.external @ _power_law(rng, (3, n), 1.0)
         data += 40 * FEMTO * rng.standard_normal((len(data), 1)) * np.sin(2 * np.pi * LINE_HZ * t)
         # 3 fT/√Hz of white sensor noise up to the Nyquist frequency.
         data += 3 * FEMTO * np.sqrt(SFREQ / 2) * rng.standard_normal(data.shape)
