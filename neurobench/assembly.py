@@ -302,9 +302,12 @@ def _with_skill(record: Record, group: Sequence[Scored]) -> Record:
 
 
 def _best(group: Sequence[Scored]) -> Scored | None:
-    """Return the leading row if the interval of its difference to the next one excludes 0, else None."""
+    """Return the leading row if the interval of its difference to the next one excludes 0, else None.
+
+    Within recordings nothing is ranked: the test signal is the training people's.
+    """
     ranked = [s for s in group if _headline(s.record) is not None]
-    if len(ranked) < 2:
+    if len(ranked) < 2 or ranked[0].record.protocol.split == "within-recording":
         return None
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)

@@ -417,7 +417,8 @@ def score_reconstruction(
         raise ConfigError(f"there is no reconstruction metric {unknown[0]!r}.", allowed=", ".join(values))
     metrics = {}
     for name, (value, drawn) in values.items():
-        low, high = _interval(drawn)
+        # Drawing one subject again and again is no interval.
+        low, high = _interval(drawn) if len(scores.subjects) > 1 else (None, None)
         metrics[name] = MetricScore(_number(float(value)), low, high, "", True, 0.0)
     first = metrics[task.metrics[0].name]
     left_out = [m for i, m in enumerate(scores.masks) if i not in rows]

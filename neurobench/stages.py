@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -612,6 +613,12 @@ class CohortRun:
     def notes(self) -> list[str]:
         """Return what a reader of this cohort's tables should know."""
         notes = [f"{self.cohort.dataset}: {r}" for r in splits.split_remarks(self.cohort.participants, self.folds)]
+        left_out = Counter(f.code for f in self.cohort.findings if f.level == "error")
+        if left_out:
+            reasons = ", ".join(f"{code} × {n}" for code, n in left_out.most_common())
+            notes.append(
+                f"{self.cohort.dataset}: left out: {reasons}; `neurobench data check {self.dataset.name}` says more"
+            )
         asked = [t for t in self.grid.tasks if t not in self.tasks]
         for spec in asked:
             reason = self.task(spec).refuses(self.cohort) or "needs more than one recording part (--split subjects)"
