@@ -1,0 +1,95 @@
+"""What the simulated twins have to show, through the runner: effects that are there are found, others are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import neurobench
+
+pytestmark = pytest.mark.slow
+
+SIGNAL_BASELINES = ("connectome", "tangent", "raw_signal")
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    out = tmp_path_factory.mktemp("acceptance") / "out"
+    return neurobench.run(backbone=["transformer", "mamba", "hybrid"], mask="roi", out=out)
+
+
+@pytest.fixture(scope="module")
+def null(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    out = tmp_path_factory.mktemp("acceptance-null") / "out"
+    return neurobench.run(backbone="mamba", mask="none", variant="null", out=out)
+
+
+DATASETS = ("adhd200", "camcan", "meg_headache")
+
+
+def rows(table: pd.DataFrame, dataset: str, task: str) -> pd.DataFrame:
+    return table[(table["dataset"] == dataset) & (table["task"] == task)].set_index("row")
+
+
+def test_every_row_of_every_dataset_is_there(default: pd.DataFrame) -> None:
+    assert (default["status"] == "ok").all()
+    assert set(default["source"]) == {"simulated"}
+    assert set(default["dataset"]) == set(DATASETS)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_baseline_finds_age_and_its_interval_excludes_the_mean_predictor(default: pd.DataFrame, dataset: str) -> None:
+    found = rows(default, dataset, "age")
+    signal = found.loc[[b for b in SIGNAL_BASELINES if b in found.index]]
+    best = signal.loc[signal["score"].idxmin()]
+    assert best["high"] < found.loc["mean", "score"]
+    assert best["above_chance"]
+
+
+@pytest.mark.parametrize("dataset", ["adhd200", "meg_headache"])
+def test_a_baseline_finds_the_diagnosis(default: pd.DataFrame, dataset: str) -> None:
+    found = rows(default, dataset, "diagnosis")
+    assert found.loc[[b for b in SIGNAL_BASELINES if b in found.index], "above_chance"].any()
+    assert not found.loc["covariates", "above_chance"], "site does not give the diagnosis away unless it is meant to"
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_training_helps_every_backbone(default: pd.DataFrame, dataset: str) -> None:
+    found = rows(default, dataset, "reconstruction")
+    for backbone in ("transformer", "mamba", "hybrid"):
+        trained = found.loc[f"{backbone} · roi", "metric_r2[roi]"]
+        assert trained > found.loc[f"{backbone} · untrained", "metric_r2[roi]"]
+        assert trained > 0, "the mean filler has an R² of 0"
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("task", ["age", "diagnosis", "sex"])
+def test_nothing_is_found_on_the_null_twin(null: pd.DataFrame, dataset: str, task: str) -> None:
+    found = rows(null, dataset, task)
+    if dataset == "camcan" and task == "diagnosis":
+        assert found.empty
+        return
+    for name in SIGNAL_BASELINES:
+        if name in found.index:
+            assert not found.loc[name, "above_chance"], name
+
+
+def test_fluid_intelligence_on_the_null_twin_is_age(null: pd.DataFrame) -> None:
+    found = rows(null, "camcan", "fluid_intelligence")
+    assert found.loc["covariates", "above_chance"]
+    assert not found.loc["connectome", "above_chance"]
+
+
+def test_a_confounded_diagnosis_is_caught_by_the_covariates(tmp_path: Path) -> None:
+    table = neurobench.run(
+        backbone="mamba",
+        mask="none",
+        dataset="adhd200,meg_headache",
+        task="diagnosis",
+        variant="confounded",
+        out=tmp_path / "out",
+    )
+    for dataset in ("adhd200", "meg_headache"):
+        assert rows(table, dataset, "diagnosis").loc["covariates", "above_chance"]
