@@ -1,10 +1,10 @@
-"""Does pretraining learn? Held-out R² of every backbone beside the ridge from visible units, on your own ROI time series.
+"""Does pretraining learn? Held-out R² of every backbone beside the ridge from visible units, on ROI time series.
 
     python -m benchmarks.pretraining_learns FOLDER [--units 24] [--steps 600] [--backbone transformer,mamba,hybrid]
 
-One fold, `random_tube` at ratio .5, width 64, two layers, the recipe that every run uses. ``--units 24`` keeps 24 regions
-evenly spaced in index, the setting in which the ridge's figure is known; ``--units 0`` keeps all, and each training window
-draws 25 of them at random, as the token cap of the `cpu` profile does.
+One fold, `random_tube` at ratio .5, width 64, two layers, the recipe that every run uses. ``--units 24`` keeps 24
+regions evenly spaced in index, the setting in which the ridge's figure is known; ``--units 0`` keeps all, and each
+training window draws 25 of them at random, as the token cap of the `cpu` profile does.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
-from neurobench.stages import CohortRun, Row, Step, protocol
+from neurobench.stages import CohortRun, Row, Step, protocol, seconds_per_step
 from neurobench.store import Entry, Store
 
 __all__ = ["Plan", "PlanItem", "RunResult", "execute", "plan", "run", "status"]
@@ -285,9 +285,10 @@ def plan(grid: Grid, registry: Registry) -> Plan:
         label = f"prepare {dataset.label}"
         if cohort is None:
             n = sum(c.dataset == dataset and c.seed == seed for c in grid.combinations)
+            guess = n * grid.profile.n_folds * grid.profile.n_steps * seconds_per_step(grid.profile)
             items.append(PlanItem("cohort", label, "to do"))
             text = f"{n} combinations on {dataset.label} · seed {seed}"
-            items.append(PlanItem("pretraining", text, "to do", "its steps are known once the cohort is prepared"))
+            items.append(PlanItem("pretraining", text, "to do", "steps are known once it is prepared", guess))
             continue
         items.append(PlanItem("cohort", label, "stored", seconds=0.0))
         for _, step in CohortRun(cohort, source, grid, registry, seed, device, missing).steps():

@@ -24,7 +24,7 @@ import neurobench
 from neurobench import adaptation, finetuning, masking, metrics, pretraining, reconstruction, scoring, splits, tokens
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
-from neurobench.config import Combination, Grid
+from neurobench.config import Combination, Grid, Profile
 from neurobench.contracts import COVARIATES, Backbone, Baseline, MaskingStrategy, ReconstructionTask, SubjectTask, Task
 from neurobench.identity import digest, file_digest, seed_for
 from neurobench.plugins import Registry
@@ -104,6 +104,14 @@ class Row:
 
 FILLERS = Row("filler", "trivial fillers")
 """Stands for all trivial fillers: one stored entry holds them."""
+
+
+def seconds_per_step(profile: Profile) -> float:
+    """Return a first guess of the seconds of one optimiser step, until a like pretraining has been measured.
+
+    Work grows with tokens, width and layers; the factor is what two CPU cores took.
+    """
+    return 3e-7 * profile.n_tokens * profile.width * profile.n_layers * profile.batch_size
 
 
 def code_digest(*modules: Any) -> str:
@@ -251,7 +259,7 @@ class CohortRun:
             (folder / "pretraining.json").write_text(json.dumps(summary), encoding="utf-8")
 
         label = self._title(f"pretrain {backbone.label} · {mask.label}", fold)
-        return Step("pretraining", label, identity, 0.03 * n_steps, compute)
+        return Step("pretraining", label, identity, seconds_per_step(self.grid.profile) * n_steps, compute)
 
     def _build(self, backbone: ComponentSpec) -> tuple[Backbone, pretraining.Decoder]:
         # One initialisation a (seed, backbone): every mask and fold starts from the same weights.

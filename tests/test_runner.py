@@ -165,7 +165,13 @@ def test_an_edited_record_is_noticed(data: Path, tmp_path: Path) -> None:
 def test_a_plan_says_what_is_stored_and_starts_nothing(data: Path, tmp_path: Path) -> None:
     def plan(**options: object) -> runner.Plan:
         config = RunConfig.from_options(
-            backbone="tiny", mask="roi", dataset="fake", data_dir=data, out=tmp_path / "out", plugin_files=PLUGIN, **options
+            backbone="tiny",
+            mask="roi",
+            dataset="fake",
+            data_dir=data,
+            out=tmp_path / "out",
+            plugin_files=PLUGIN,
+            **options,
         )
         registry = load_registry(config.plugin_files)
         return runner.plan(expand(config, registry), registry)
