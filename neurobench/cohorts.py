@@ -11,14 +11,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from neurobench import preparation
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError
-from neurobench.identity import digest
+from neurobench.identity import digest, file_digest
 from neurobench.preparation import prepare, some, unit_table, usable_units
 from neurobench.records import Cohort, Finding, Recording, RecordingFile, SignalSpec
 from neurobench.store import Entry, Store
 
 __all__ = ["CohortSource", "DataReport", "check_data", "twin"]
+
+
+CODE = file_digest(Path(__file__))
 
 
 # ---------------------------------------------------------------- cohort, stored
@@ -56,7 +60,7 @@ class CohortSource:
     def identity(self) -> dict[str, Any]:
         """Return the identity of the stored cohort: the state of every file, not its content, which is hashed later."""
         where: Any = {"twin": self._twin_identity()} if self.root is None else {"folder": _folder_state(self.root)}
-        return {"dataset": dict(self.code), "spec": asdict(self.spec), "where": where, "version": 1}
+        return {"dataset": dict(self.code), "spec": asdict(self.spec), "where": where, "code": [CODE, preparation.CODE]}
 
     def _twin_identity(self) -> dict[str, Any]:
         n = self.dataset.twin_subjects if self.n_subjects is None else self.n_subjects

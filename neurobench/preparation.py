@@ -40,6 +40,10 @@ FLAT = 1e-6
 """A unit whose s.d. is below this fraction of the median unit's is constant."""
 
 
+CODE = file_digest(Path(__file__))
+"""A change of this file is a change of everything prepared by it."""
+
+
 # ---------------------------------------------------------------- one recording
 
 
@@ -124,7 +128,7 @@ def _prepare_one(
         "listed_sfreq": file.sfreq,
         "sfreq": spec.sfreq,
         "band_hz": list(spec.band_hz) if spec.band_hz else None,
-        "version": 1,
+        "code": CODE,
     }
     if (entry := store.get("prepared", identity)) is not None:
         return entry

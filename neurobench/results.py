@@ -160,19 +160,38 @@ def schema() -> dict[str, Any]:
     return Record.model_json_schema()
 
 
+_OF_THE_RUN = ("environment", "written", "content_hash")
+"""Fields that differ from run to run when nothing else does."""
+
+
 def write_record(out: Path, record: Record, predictions: pd.DataFrame | None = None) -> Path:
-    """Write a record, and its held-out predictions beside it; return the record's path."""
+    """Write a record, and its held-out predictions beside it; return the record's path.
+
+    A record that is there already and says the same is left as it is.
+    """
     folder = out / "records"
-    if predictions is not None:
-        path = out / "predictions" / f"{record.id}.parquet"
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.{os.getpid()}")
-            predictions.to_parquet(beside, index=False)
-            os.replace(beside, path)
     path = folder / f"{record.id}.json"
+    plain = record.model_dump(mode="json")
+    if path.is_file() and _says(path, plain):
+        return path
+    if predictions is not None:
+        table = out / "predictions" / f"{record.id}.parquet"
+        with disk_errors(table):
+            table.parent.mkdir(parents=True, exist_ok=True)
+            beside = table.with_name(f".{table.name}.{os.getpid()}")
+            predictions.to_parquet(beside, index=False)
+            os.replace(beside, table)
     atomic_write(path, json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def _says(path: Path, plain: dict[str, Any]) -> bool:
+    """Return whether a stored record says the same."""
+    try:
+        stored = read_record(path).model_dump(mode="json")
+    except StoreError:
+        return False
+    return all(stored[k] == v for k, v in plain.items() if k not in _OF_THE_RUN)
 
 
 def read_record(path: Path) -> Record:
@@ -198,7 +217,10 @@ def read_record(path: Path) -> Record:
 
 
 def load_results(out: str | Path) -> pd.DataFrame:
-    """Load every record of an output folder as one table, one row a record.
+    """Load the records of an output folder as one table, one row a record.
+
+    Of records that differ only in what made them (a newer version of the data, of a plugin or of neurobench) the newest
+    is loaded; the others stay in the folder.
 
     Parameters
     ----------
@@ -221,10 +243,20 @@ def load_results(out: str | Path) -> pd.DataFrame:
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not paths:
         raise StoreError(f"{out} holds no records.", next_step="Run `neurobench run` with --out set to it first.")
-    rows = [as_row(read_record(p)) | {"record": str(p)} for p in paths]
-    frame = pd.DataFrame(rows)
+    newest: dict[str, tuple[Record, Path]] = {}
+    for path in paths:
+        record = read_record(path)
+        slot = digest([record.row, record.task.label, record.dataset.label, _settings(record.protocol)])
+        if slot not in newest or record.written >= newest[slot][0].written:
+            newest[slot] = record, path
+    frame = pd.DataFrame([as_row(record) | {"record": str(path)} for record, path in newest.values()])
     order = ["dataset", "source", "task", "kind", "row", "seed"]
     return frame.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
+    """Return what a user sets of a protocol; the folds and the recipe follow from the data and the code."""
+    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe"})
 
 
 def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:

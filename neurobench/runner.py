@@ -170,7 +170,7 @@ def _estimate(store: Store) -> dict[tuple[str, str], float]:
     """Return measured seconds of stored steps by (stage, what was done), the newest of each."""
     return {
         (e.manifest["stage"], e.manifest["label"].split(" · seed ")[0]): e.seconds
-        for stage in store.stages()
+        for stage in ("pretraining", "embedding", "baseline", "reconstruction", "evaluation")
         for e in store.entries(stage)
     }
 
@@ -223,7 +223,8 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
         except StoreError:
             raise
         except (NeurobenchError, OSError, ValueError) as error:
-            scored += assembly.cohort_failed(grid, registry, dataset, seed, error, protocol(grid, seed))
+            settings = protocol(grid, seed, source.spec)
+            scored += assembly.cohort_failed(grid, registry, dataset, seed, error, settings)
     measured = _estimate(store)
     todo = [(run, list(run.steps())) for run in runs]
     with progress.grid(sum(_seconds(s, measured) for _, steps in todo for _, s in steps)) as done:

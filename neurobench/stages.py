@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import neurobench
-from neurobench import adaptation, finetuning, masking, metrics, pretraining, reconstruction, scoring, splits, tokens
+from neurobench import (
+    adaptation,
+    contracts,
+    finetuning,
+    masking,
+    metrics,
+    pretraining,
+    reconstruction,
+    scoring,
+    splits,
+    tokens,
+)
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
 from neurobench.config import Combination, Grid, Profile
@@ -30,7 +41,7 @@ from neurobench.identity import digest, file_digest, seed_for
 from neurobench.plugins import Registry
 from neurobench.progress import Advance
 from neurobench.reconstruction_io import join, load_scores, save_scores
-from neurobench.records import BackboneSpec, Cohort, Fold
+from neurobench.records import BackboneSpec, Cohort, Fold, SignalSpec
 from neurobench.store import Entry
 
 __all__ = ["CohortRun", "Row", "Step"]
@@ -227,7 +238,7 @@ class CohortRun:
             "recipe": asdict(self.recipe),
             "ratio": ratio if strategy.pretrains else 0.0,
             "device": self.device.type,
-            "code": code_digest(pretraining, tokens, masking),
+            "code": code_digest(contracts, pretraining, tokens, masking),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -573,11 +584,9 @@ class CohortRun:
 
     def protocol(self) -> dict[str, Any]:
         """Return how the numbers of this cohort are made, for records."""
-        return protocol(self.grid, self.seed) | {
+        return protocol(self.grid, self.seed, self.cohort.spec) | {
             "n_folds": len(self.folds),
             "fold_fingerprint": self.fold_fingerprint,
-            "window_s": self.cohort.spec.window_s,
-            "patch_s": self.cohort.spec.patch_s,
             "recipe": _plain(asdict(self.recipe)),
         }
 
@@ -637,7 +646,7 @@ class CohortRun:
         return notes
 
 
-def protocol(grid: Grid, seed: int) -> dict[str, Any]:
+def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
     """Return what a grid says of how its numbers are made, before anything is known of a cohort."""
     profile = grid.profile
     return {
@@ -645,8 +654,8 @@ def protocol(grid: Grid, seed: int) -> dict[str, Any]:
         "split": grid.config.split,
         "n_folds": profile.n_folds,
         "fold_fingerprint": "",
-        "window_s": grid.config.window_s or 0.0,
-        "patch_s": grid.config.patch_s or 0.0,
+        "window_s": spec.window_s,
+        "patch_s": spec.patch_s,
         "n_tokens": profile.n_tokens,
         "ratio": grid.config.ratio,
         "adaptation": grid.config.adaptation,
