@@ -92,4 +92,7 @@ def test_a_confounded_diagnosis_is_caught_by_the_covariates(tmp_path: Path) -> N
         out=tmp_path / "out",
     )
     for dataset in ("adhd200", "meg_headache"):
-        assert rows(table, dataset, "diagnosis").loc["covariates", "above_chance"]
+        covariates = rows(table, dataset, "diagnosis").loc["covariates"]
+        # Site tells patients from controls, and the permutation within sites says that nothing else does.
+        assert covariates["low"] > 0.5
+        assert not covariates["above_chance"]

@@ -77,8 +77,7 @@ def test_a_wider_grid_computes_only_what_is_new(data: Path, tmp_path: Path) -> N
     narrow = execute(data, tmp_path / "out", task="age")
     wider = execute(data, tmp_path / "out", task="age,sex")
     # Sex adds evaluations and the covariates that leave sex out; nothing is pretrained or embedded again.
-    computed = runner.status(tmp_path / "out").tail(wider.n_computed)
-    assert set(computed["stage"]) <= {"evaluation", "baseline", "reconstruction"} or narrow.n_computed
+    assert narrow.n_computed > wider.n_computed > 0
     stages = runner.status(tmp_path / "out").groupby("stage").size()
     assert stages["pretraining"] == 4
     assert stages["embedding"] == 4
@@ -239,7 +238,7 @@ def test_kill_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
         *(sys.executable, "-m", "neurobench", "run", "--plugin", str(PLUGIN), "--backbone", "tiny", "--mask", "roi"),
         *("--dataset", "fake", "--data-dir", str(data), "--out", str(tmp_path / "out"), "--steps", "40"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     wanted = tmp_path / "out" / "store" / "embedding"
     deadline = time.monotonic() + 120
     while not (wanted.is_dir() and any(wanted.iterdir())) and time.monotonic() < deadline:
