@@ -61,7 +61,8 @@ def _decay(log_decay: torch.Tensor) -> torch.Tensor:
     length = log_decay.shape[-1]
     future = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).triu(1)
     # Masked before exp: above the diagonal the difference is positive and its exp overflows, also in the gradient.
-    return (total[..., :, None] - total[..., None, :]).masked_fill(future, -torch.inf).exp()
+    # In place: three arrays of this size instead of one are what limits long sequences.
+    return (total[..., :, None] - total[..., None, :]).masked_fill_(future, -torch.inf).exp_()
 
 
 def _one_chunk(x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
