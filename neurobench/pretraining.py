@@ -178,7 +178,7 @@ def pretrain(
     recipe
         Optimiser and schedule.
     n_steps
-        Optimiser steps; 0 leaves the weights as they are.
+        Optimiser steps; 0, or a strategy that does not pretrain, leaves the weights as they are.
     ratio
         Fraction of the valid tokens that is scored.
     seed
@@ -194,6 +194,11 @@ def pretrain(
         If the loss is no longer finite.
     """
     device = torch.device(device)
+    if not strategy.pretrains:
+        n_steps = 0
+    if device.type == "cuda":
+        # Else the peak is that of whatever this process trained before.
+        torch.cuda.reset_peak_memory_stats(device)
     parameters = [*backbone.parameters(), *decoder.parameters()]
     optimiser = torch.optim.AdamW(
         parameter_groups([backbone, decoder], recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas

@@ -81,8 +81,9 @@ def test_the_decoder_starts_as_the_inverse_of_the_embedding(n_features: int, wid
     torch.testing.assert_close(basis.T @ (basis @ low), low, atol=1e-5, rtol=1e-5)
 
 
-def test_no_pretraining_leaves_the_weights_as_they_are(cohort: Cohort) -> None:
-    net, _, history = train(cohort, n_steps=0, mask=NoMask)
+@pytest.mark.parametrize(("mask", "n_steps"), [(RandomTube, 0), (NoMask, 3)])
+def test_no_pretraining_leaves_the_weights_as_they_are(cohort: Cohort, mask: type, n_steps: int) -> None:
+    net, _, history = train(cohort, n_steps=n_steps, mask=mask)
     fresh, _ = build(Transformer, spec(cohort), {}, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), fresh.state_dict().values(), strict=True))
     assert history.to_dict()["loss_first"] is None
