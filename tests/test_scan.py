@@ -82,6 +82,26 @@ def test_the_shifted_products_are_the_convolution() -> None:
     torch.testing.assert_close(mixer._convolve(xbc), wanted)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 11])
+def test_gradients_of_the_shifted_products_are_those_of_the_convolution(length: int) -> None:
+    mixer = Mamba2(16).double()
+    xbc = torch.randn(2, length, mixer.d_inner + 2 * mixer.d_state, dtype=torch.float64, requires_grad=True)
+    values = (xbc, mixer.conv1d.weight, mixer.conv1d.bias)
+    ours = torch.autograd.grad(mixer._convolve(xbc).sin().sum(), values)
+    wanted = torch.autograd.grad(mixer.conv1d(xbc.transpose(1, 2))[..., :length].sin().sum(), values)
+    for mine, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_convolution_takes_half_precision_beside_single_precision_weights() -> None:
+    mixer = Mamba2(16)
+    xbc = torch.randn(2, 9, mixer.d_inner + 2 * mixer.d_state).bfloat16().requires_grad_()
+    mixer._convolve(xbc).sum().backward()
+    assert xbc.grad is not None
+    assert xbc.grad.dtype == torch.bfloat16
+    assert mixer.conv1d.weight.grad is not None
+
+
 def test_a_mixer_is_causal() -> None:
     mixer = Mamba2(32)
     x = torch.randn(2, 9, 32)

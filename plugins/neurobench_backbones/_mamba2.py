@@ -6,10 +6,12 @@ Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from neurobench import feedforward_width
 from neurobench_backbones._ssd import ssd_scan
@@ -29,6 +31,34 @@ class GatedRMSNorm(nn.Module):
         """Gate, then normalise."""
         gated = y * F.silu(z)
         return gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class _CausalConvolution(torch.autograd.Function):
+    """Depthwise causal convolution as shifted products.
+
+    Torch's own is many times slower on a CPU, and its autograd fills and copies a padded gradient for every shift.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Convolve (batch, length, channels) with (channels, taps); the last tap meets the present."""
+        ctx.save_for_backward(x, weight)
+        out = torch.addcmul(bias, x, weight[:, -1])
+        for lag in range(1, min(weight.shape[1], x.shape[1])):
+            out[:, lag:].addcmul_(x[:, :-lag], weight[:, -1 - lag])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = grad * weight[:, -1], torch.zeros_like(weight)
+        of_weight[:, -1] = (grad * x).sum((0, 1))
+        for lag in range(1, min(weight.shape[1], x.shape[1])):
+            of_x[:, :-lag].addcmul_(grad[:, lag:], weight[:, -1 - lag])
+            of_weight[:, -1 - lag] = (grad[:, lag:] * x[:, :-lag]).sum((0, 1))
+        return of_x, of_weight, grad.sum((0, 1))
 
 
 class Mamba2(nn.Module):
@@ -73,14 +103,9 @@ class Mamba2(nn.Module):
         return mixed
 
     def _convolve(self, xbc: torch.Tensor) -> torch.Tensor:
-        # Four shifted products: torch's depthwise convolution is many times slower on a CPU.
-        length = xbc.shape[1]
-        padded = F.pad(xbc, (0, 0, D_CONV - 1, 0))
-        weight = self.conv1d.weight
-        out = self.conv1d.bias + padded[:, D_CONV - 1 :] * weight[:, 0, D_CONV - 1]
-        for k in range(D_CONV - 1):
-            out = out + padded[:, k : k + length] * weight[:, 0, k]
-        return out
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        convolved: torch.Tensor = _CausalConvolution.apply(xbc, weight, bias)
+        return convolved
 
     def _scan(
         self, x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor

@@ -82,15 +82,15 @@ def _many_chunks(
     u = (x * dt[..., None]).view(batch, n, chunk, heads, headdim).transpose(2, 3)  # (batch, n, heads, chunk, headdim)
     b, c = b.view(batch, n, 1, chunk, d_state), c.view(batch, n, 1, chunk, d_state)
     inside = ((c @ b.transpose(-1, -2)) * _decay(log_decay)) @ u
-    # State at the end of each chunk, from that chunk's inputs alone.
+    # State at the end of each chunk, from that chunk's inputs alone; decays multiply the narrow side, b and c.
     to_end = (total[..., -1:] - total).exp()[..., None]
-    states = (u * to_end).transpose(-1, -2) @ b  # (batch, n, heads, headdim, d_state)
+    states = u.transpose(-1, -2) @ (b * to_end)  # (batch, n, heads, headdim, d_state)
     # Recurrence over chunks, as one small matrix product: states at the start of every chunk.
     over = _decay(F.pad(total[..., -1].transpose(1, 2), (1, 0)))[
         :, :, :-1, 1:
     ]  # (batch, heads, n, n), from end of j to start of i
     start = torch.einsum("bhij,bjhps->bihps", over.tril(-1), states)
-    before = (c @ start.transpose(-1, -2)) * total.exp()[..., None]
+    before = (c * total.exp()[..., None]) @ start.transpose(-1, -2)
     return (inside + before).transpose(2, 3).reshape(batch, length, heads, headdim)
 
 
