@@ -101,6 +101,7 @@ class Registry:
     plugins: tuple[PluginInfo, ...] = ()
     unusable: Mapping[tuple[Kind, str], PluginError] = field(default_factory=dict, repr=False)
     sources: Mapping[tuple[Kind, str], tuple[PluginInfo, tuple[Path, ...]]] = field(default_factory=dict, repr=False)
+    digests: dict[tuple[Kind, str], Provenance] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, kind: Kind) -> Mapping[str, type[Component]]:
         """Return the components of one kind."""
@@ -132,13 +133,18 @@ class Registry:
         )
 
     def provenance(self, kind: Kind, name: str) -> Provenance:
-        """Return where a component's code comes from, with the digest of its source."""
+        """Return where a component's code comes from, with the digest of its source.
+
+        Read once: what runs is what was imported, whatever is done to the file meanwhile.
+        """
         self.get(kind, name)
-        plugin, files = self.sources[kind, name]
-        total = hashlib.sha256()
-        for file in files:
-            total.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-        return Provenance(plugin.distribution, plugin.version, total.hexdigest())
+        if (kind, name) not in self.digests:
+            plugin, files = self.sources[kind, name]
+            total = hashlib.sha256()
+            for file in files:
+                total.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+            self.digests[kind, name] = Provenance(plugin.distribution, plugin.version, total.hexdigest())
+        return self.digests[kind, name]
 
 
 # ---------------------------------------------------------------- finding

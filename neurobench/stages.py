@@ -125,8 +125,12 @@ def seconds_per_step(profile: Profile) -> float:
     return 3e-7 * profile.n_tokens * profile.width * profile.n_layers * profile.batch_size
 
 
+@functools.cache
 def code_digest(*modules: Any) -> str:
-    """Return a hash of the source of some core modules: a change of the code is a change of the identity."""
+    """Return a hash of the source of some core modules: a change of the code is a change of the identity.
+
+    Read once, as plugins are: what runs is what was imported.
+    """
     return digest([file_digest(Path(m.__file__)) for m in modules])
 
 
