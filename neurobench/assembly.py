@@ -76,6 +76,8 @@ def _now() -> str:
 
 def collect(run: CohortRun, failures: Mapping[Row, BaseException], store: Store) -> list[Scored]:
     """Return the records of every (row, task) of a cohort; those of failed rows hold the error."""
+    if not run.tasks:
+        return []
     common = {
         "dataset": component_record(run.dataset, run.registry),
         "data": _data_record(run),
@@ -219,15 +221,21 @@ def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: St
 
 
 def cohort_failed(
-    grid: Grid, registry: Registry, dataset: ComponentSpec, seed: int, error: BaseException, protocol: Mapping[str, Any]
+    grid: Grid,
+    registry: Registry,
+    dataset: ComponentSpec,
+    seed: int,
+    error: BaseException,
+    protocol: Mapping[str, Any],
+    tasks: Sequence[ComponentSpec],
 ) -> list[Scored]:
-    """Return the records of combinations whose cohort could not be prepared, one a (combination, task)."""
+    """Return the records of combinations that fail with their whole cohort, one a (combination, task)."""
     text = f"{type(error).__name__}: {error}"
     scored = []
     for c in grid.combinations:
         if (c.dataset, c.seed) != (dataset, seed):
             continue
-        for task in grid.tasks:
+        for task in tasks:
             record = Record(
                 id=digest({"failed": [c.backbone.label, c.mask.label, dataset.label, seed, task.label]}),
                 status="failed",

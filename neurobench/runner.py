@@ -224,7 +224,8 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             raise
         except (NeurobenchError, OSError, ValueError) as error:
             settings = protocol(grid, seed, source.spec)
-            scored += assembly.cohort_failed(grid, registry, dataset, seed, error, settings)
+            scored += assembly.cohort_failed(grid, registry, dataset, seed, error, settings, grid.tasks)
+    scored += _refused(grid, registry, runs)
     measured = _estimate(store)
     todo = [(run, list(run.steps())) for run in runs]
     with progress.grid(sum(_seconds(s, measured) for _, steps in todo for _, s in steps)) as done:
@@ -242,6 +243,18 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
         n_stored=len(executor.stored),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _refused(grid: Grid, registry: Registry, runs: Sequence[CohortRun]) -> list[assembly.Scored]:
+    """Return failed records for tasks that were asked for by name and that no cohort of the run can be scored on."""
+    scored = []
+    for task in grid.tasks if grid.tasks_asked else ():
+        if runs and not any(task in run.tasks for run in runs):
+            for run in runs:
+                error = ConfigError(f"task {task.label} cannot be scored: {run.why_not(task)}.")
+                settings = run.protocol()
+                scored += assembly.cohort_failed(grid, registry, run.dataset, run.seed, error, settings, (task,))
+    return scored
 
 
 def _work(

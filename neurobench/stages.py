@@ -556,6 +556,10 @@ class CohortRun:
         possible = (t for t in self.grid.tasks if self.task(t).needs in needs)
         return tuple(t for t in possible if not self.task(t).refuses(self.cohort))
 
+    def why_not(self, task: ComponentSpec) -> str:
+        """Return why this cohort cannot be scored on a task."""
+        return self.task(task).refuses(self.cohort) or "within recordings only reconstruction has a meaning"
+
     @functools.cached_property
     def no_pretraining(self) -> ComponentSpec:
         """The masking strategy that hides nothing."""
@@ -613,7 +617,9 @@ class CohortRun:
         return list(dict.fromkeys([*pairs, *((m, self.grid.config.ratio) for m in own)]))
 
     def steps(self) -> Iterator[tuple[Row, Step]]:
-        """Yield every step with the row that needs it: fold after fold, evaluations last."""
+        """Yield every step with the row that needs it: fold after fold, evaluations last; none without a task."""
+        if not self.tasks:
+            return
         subject_tasks = [t for t in self.tasks if self.task(t).needs == "features"]
         for fold in self.folds:
             for row in self.rows:
@@ -640,10 +646,9 @@ class CohortRun:
             notes.append(
                 f"{self.cohort.dataset}: left out: {reasons}; `neurobench data check {self.dataset.name}` says more"
             )
-        asked = [t for t in self.grid.tasks if t not in self.tasks]
-        for spec in asked:
-            reason = self.task(spec).refuses(self.cohort) or "needs more than one recording part (--split subjects)"
-            notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {reason}")
+        for spec in self.grid.tasks:
+            if spec not in self.tasks:
+                notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {self.why_not(spec)}")
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
