@@ -216,6 +216,40 @@ def test_three_diagnoses_are_said(folder: Path) -> None:
     assert set(listing.participants["diagnosis"]) == {"control", "migraine", "cluster"}
 
 
+def test_a_table_may_have_group_and_diagnosis(folder: Path) -> None:
+    table = pd.read_csv(folder / "participants.tsv", sep="\t")
+    table["diagnosis"], table["group"] = ["HC", "migraine"] * 2, "cohort 1"
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    people = MegHeadache().list_recordings(folder).participants
+    assert people["diagnosis"].tolist() == ["control", "migraine"] * 2
+    assert set(people["group"]) == {"cohort 1"}
+
+
+def test_recordings_of_one_state_are_runs_of_it(folder: Path) -> None:
+    meg = folder / "sub-001/meg"
+    shutil.copy(meg / "sub-001_task-auditory_meg.fif", meg / "sub-001_task-passive_meg.fif")
+    shutil.copy(meg / "sub-001_task-rest_meg.fif", meg / "sub-001_task-rest_acq-closed_meg.fif")
+    files = MegHeadache().list_recordings(folder).recordings
+    assert len({f.id for f in files}) == len(files) == 14
+    runs = {(f.state, f.run) for f in files if f.subject == "sub-001"}
+    assert {("auditory", "auditory"), ("auditory", "passive"), ("rest", "rest"), ("rest", "rest-closed")} < runs
+
+
+def test_mixed_processing_and_strange_names_are_said(folder: Path) -> None:
+    meg = folder / "sub-001/meg"
+    (meg / "sub-001_task-rest_meg.fif").rename(meg / "sub-001_task-rest_proc-sss_meg.fif")
+    (meg / "sub-001_task-auditory_meg.fif").rename(meg / "sub-001_task-auditory_raw.fif")
+    (folder / ".git/annex").mkdir(parents=True)
+    shutil.copy(meg / "sub-001_task-auditory_raw.fif", folder / ".git/annex/sub-009_task-rest_meg.fif")
+    listing = MegHeadache().list_recordings(folder)
+    said = {f.code: f.message for f in listing.findings}
+    assert said["mixed-derivatives"] == "recordings were processed in different ways: none, sss"
+    assert "1 files are not named as BIDS-MEG recordings" in said["unknown-name"]
+    assert "sub-001_task-auditory_raw.fif" in said["unknown-name"]
+    assert len(listing.recordings) == 11
+    assert "unknown-id" not in said
+
+
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no MEG recording\. Allowed: sub-…_task-…_meg\.fif"):
         MegHeadache().list_recordings(tmp_path)

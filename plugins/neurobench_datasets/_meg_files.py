@@ -32,7 +32,7 @@ FILES = (".fif", ".fif.gz", ".con", ".sqd")
 FOLDERS = (".ds",)
 NOT_RAW = re.compile(r"[-_](ave|eve|cov|epo|fwd|inv|src|trans|ica|proj|evoked|crosstalk|calibration)(\.fif|\.fif\.gz)$")
 BIDS_NAME = re.compile(
-    r"sub-(?P<sub>[^_]+)(_ses-(?P<ses>[^_]+))?(_task-(?P<task>[^_]+))?(_acq-[^_]+)?(_run-(?P<run>[^_]+))?"
+    r"sub-(?P<sub>[^_]+)(_ses-(?P<ses>[^_]+))?(_task-(?P<task>[^_]+))?(_acq-(?P<acq>[^_]+))?(_run-(?P<run>[^_]+))?"
     r"(_proc-(?P<proc>[^_]+))?(_split-(?P<split>[^_]+))?_meg(\.fif|\.fif\.gz|\.ds|\.con|\.sqd)?"
 )
 VECTORVIEW = re.compile(r"MEG\s?(\d{4})")
@@ -45,7 +45,9 @@ CTF = re.compile(r"(M[LRZ][CFOPT])\d\d")
 def candidates(root: Path) -> Iterator[Path]:
     """Yield every file or vendor folder under ``root`` whose name says MEG, in a fixed order."""
     for path in sorted(root.rglob("*")):
-        if any(p.name.endswith(FOLDERS) for p in path.parents):
+        # Hidden folders hold a version control's copies, some under the names of recordings.
+        inside = path.relative_to(root).parts
+        if any(p.endswith(FOLDERS) for p in inside[:-1]) or any(p.startswith(".") for p in inside):
             continue
         name = path.name
         if path.is_dir():
@@ -62,7 +64,8 @@ def list_bids_meg(
     """Find the recordings of a BIDS-MEG tree.
 
     Of several processings of one recording the cleaned one (``proc-``) is taken, of a split file the first part, which
-    leads to the others. Empty-room recordings are left out.
+    leads to the others. Recordings of one state that differ in task or acquisition are runs of it. Empty-room
+    recordings are left out.
 
     Parameters
     ----------
@@ -74,17 +77,36 @@ def list_bids_meg(
         ``mag`` or ``all``, see :func:`read_meg_file`.
     """
     findings: list[Finding] = []
-    chosen: dict[tuple[str, str, str, str], tuple[Path, Mapping[str, str | None]]] = {}
+    strange: list[Path] = []
+    chosen: dict[tuple[str, ...], tuple[Path, str]] = {}
     for path in candidates(root):
         match = BIDS_NAME.fullmatch(path.name)
-        if match is None or match["sub"].lower() == "emptyroom" or match["split"] not in (None, "01", "1"):
+        if match is None:
+            if path.name.startswith("sub-"):
+                strange.append(path)
             continue
-        key = (match["sub"], match["ses"] or "", match["task"] or "", match["run"] or "")
-        if key not in chosen or (match["proc"] and not chosen[key][1]["proc"]):
-            chosen[key] = (path, match.groupdict())
+        if match["sub"].lower() == "emptyroom" or match["split"] not in (None, "01", "1"):
+            continue
+        key = tuple(match[part] or "" for part in ("sub", "ses", "task", "acq", "run"))
+        if key not in chosen or (match["proc"] and not chosen[key][1]):
+            chosen[key] = (path, match["proc"] or "")
+    if strange:
+        shown = ", ".join(p.name for p in strange[:3])
+        text = f"{len(strange)} files are not named as BIDS-MEG recordings and are left out: {shown}"
+        fix = "name them sub-<label>[_ses-<label>]_task-<label>[_acq-<label>][_run-<label>][_proc-<label>]_meg.fif"
+        findings.append(Finding("warning", "unknown-name", text, fix=fix, path=str(strange[0])))
+    processings = sorted({proc or "none" for _, proc in chosen.values()})
+    if len(processings) > 1:
+        text = f"recordings were processed in different ways: {', '.join(processings)}"
+        findings.append(Finding("warning", "mixed-derivatives", text, fix="give every recording the same processing"))
+    states = STATES if states is None else states
+    named = {key: (key[0], key[1], state_of(key[2], states), key[4]) for key in chosen}
+    counts = Counter(named.values())
     files = []
-    for (sub, ses, task, run), (path, _) in chosen.items():
-        state = state_of(task, STATES if states is None else states)
+    for key, (path, _) in chosen.items():
+        sub, ses, state, run = named[key]
+        if counts[named[key]] > 1:
+            run = "-".join(part for part in key[2:] if part)
         file = _listed(f"sub-{sub}", path, findings, session=ses, state=state, run=run, sensors=sensors)
         if file is not None:
             files.append(file)

@@ -123,9 +123,10 @@ class MegHeadache(Dataset):
                 )
             people = pd.DataFrame(index=pd.Index(sorted({f.subject for f in files}), name="participant_id"))
             return Listing(people, tuple(files), tuple(findings))
-        participants, findings = participants_from(
-            read_table(table), where=table.name, component=self.name, aliases={"group": "diagnosis"}
-        )
+        rows = read_table(table)
+        # A table with both columns says in `diagnosis` what `group` may say of something else.
+        aliases = {} if "diagnosis" in rows else {"group": "diagnosis"}
+        participants, findings = participants_from(rows, where=table.name, component=self.name, aliases=aliases)
         if "diagnosis" in participants:
             participants["diagnosis"] = _diagnosis(participants["diagnosis"], findings)
         # The label in a file name has `sub-`; a table may leave it out.
@@ -151,8 +152,8 @@ class MegHeadache(Dataset):
     ) -> None:
         """Write the twin: three states a subject, two sites, a third of the subjects controls.
 
-        Reading the files again gives the same numbers for the same arguments; their bytes differ in an identifier that
-        MNE draws for every file it writes.
+        The same arguments write the same bytes on one machine; on another the files may differ in the machine's number
+        that MNE writes into them, and not in what is read.
         """
         rng = np.random.default_rng(seed_for(seed, "twin", self.name, n_subjects))
         effects = NO_EFFECTS if variant == "null" else Effects()
