@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from nilearn.connectome import ConnectivityMeasure
 from numpy.typing import NDArray
@@ -58,7 +60,11 @@ class Tangent(Baseline):
             vectorize=True,
             standardize=False,
         )
-        self.measure.fit(self._roots(covariances))
+        with warnings.catch_warnings():
+            # nilearn stops its geometric mean after 30 iterations; the point of reference need not be exact, only the
+            # same for all, and it is taken from training subjects alone.
+            warnings.filterwarnings("ignore", "Maximum number of iterations", UserWarning)
+            self.measure.fit(self._roots(covariances))
 
     def transform(self, cohort: Cohort) -> NDArray[np.float64]:
         """Return (subjects, components · (components + 1) / 2)."""
