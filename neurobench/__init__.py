@@ -28,6 +28,7 @@ _PUBLIC = {
     "BackboneSpec": "neurobench.records",
     "Cohort": "neurobench.records",
     "DatasetCard": "neurobench.records",
+    "Event": "neurobench.records",
     "Finding": "neurobench.records",
     "Listing": "neurobench.records",
     "RawRecording": "neurobench.records",

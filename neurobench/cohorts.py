@@ -16,7 +16,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.identity import digest, file_digest
 from neurobench.preparation import prepare, some, unit_table, usable_units
-from neurobench.records import Cohort, Finding, Recording, RecordingFile, SignalSpec
+from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, SignalSpec
 from neurobench.store import Entry, Store
 
 __all__ = ["CohortSource", "DataReport", "check_data", "twin"]
@@ -116,6 +116,8 @@ def _write_cohort(cohort: Cohort, folder: Path, store: Store) -> None:
                 "path": str(r.path.relative_to(store.root)),
                 "n_times": r.n_times,
                 "rows": None if r.rows is None else r.rows.tolist(),
+                "events": [[e.onset_s, e.condition] for e in r.events],
+                "bad_spans": [list(b) for b in r.bad_spans],
             }
             for r in cohort.recordings
         ],
@@ -135,6 +137,8 @@ def _read_cohort(entry: Entry, source: CohortSource, store: Store) -> Cohort | N
             path=store.root / r["path"],
             n_times=r["n_times"],
             rows=None if r["rows"] is None else np.array(r["rows"], np.int64),
+            events=tuple(Event(onset, condition) for onset, condition in r["events"]),
+            bad_spans=tuple((low, high) for low, high in r["bad_spans"]),
             **{name: a[i] for name, a in arrays.items()},
         )
         for i, r in enumerate(whole["recordings"])

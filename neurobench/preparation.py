@@ -11,7 +11,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,17 @@ from scipy import signal as sps
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError, NeurobenchError
 from neurobench.identity import digest, file_digest
-from neurobench.records import Cohort, Finding, Listing, RawRecording, Recording, RecordingFile, SignalSpec, UnitTable
+from neurobench.records import (
+    Cohort,
+    Event,
+    Finding,
+    Listing,
+    RawRecording,
+    Recording,
+    RecordingFile,
+    SignalSpec,
+    UnitTable,
+)
 from neurobench.store import Entry, Store
 from neurobench.tokens import statistics
 
@@ -166,6 +176,9 @@ def _write_prepared(raw: RawRecording, spec: SignalSpec, folder: Path) -> None:
         "n_voxels": data.shape[2] if data.ndim == 3 else 1,
         "native_sfreq": raw.sfreq,
         "provenance": list(raw.provenance),
+        "events": [[round(e.onset_s, 6), e.condition] for e in sorted(raw.events, key=lambda e: e.onset_s)],
+        "bad_spans": [[round(a, 6), round(b, 6)] for a, b in raw.bad_spans],
+        "findings": [asdict(f) for f in raw.findings],
         "signal_sha256": file_digest(folder / "signal.npy"),
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -312,8 +325,13 @@ def _assemble(
                 scale=np.asarray(meta["scale"], np.float32)[take],
                 robust_scale=np.asarray(meta["robust_scale"], np.float32)[take],
                 rows=None if np.array_equal(rows, np.arange(len(meta["present"]))) else rows,
+                events=tuple(Event(onset, condition) for onset, condition in meta["events"]),
+                bad_spans=tuple((low, high) for low, high in meta["bad_spans"]),
             )
         )
+        for noticed in meta["findings"]:
+            found = Finding(**noticed)
+            findings.append(replace(found, subject=found.subject or file.subject, path=found.path or str(file.path)))
     ids = [r.id for r in recordings]
     if len(set(ids)) != len(ids):
         twice = [i for i, n in Counter(ids).items() if n > 1]
@@ -331,7 +349,10 @@ def _assemble(
         provenance.append(f"resampled down to {spec.sfreq:.4g} Hz from recordings of {shown} Hz")
     fingerprint = digest(
         {
-            "recordings": [[r.id, shas[r.id], r.present.tolist()] for r in recordings],
+            "recordings": [
+                [r.id, shas[r.id], r.present.tolist(), [asdict(e) for e in r.events], [list(b) for b in r.bad_spans]]
+                for r in recordings
+            ],
             "units": units.describe(),
             "participants": json.loads(participants.reset_index().to_json(orient="records", double_precision=12)),
             "window_s": spec.window_s,

@@ -22,6 +22,7 @@ __all__ = [
     "Batch",
     "Cohort",
     "DatasetCard",
+    "Event",
     "Finding",
     "Fold",
     "Listing",
@@ -294,6 +295,22 @@ class Listing:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass(frozen=True)
+class Event:
+    """Something that happened during a recording.
+
+    Parameters
+    ----------
+    onset_s
+        Seconds from the first sample of the recording.
+    condition
+        What it was, such as ``tone``; the same word in every recording.
+    """
+
+    onset_s: float
+    condition: str
+
+
 @dataclass(frozen=True, eq=False)
 class RawRecording:
     """One recording as read: everything downstream of it is the core's.
@@ -301,20 +318,33 @@ class RawRecording:
     Parameters
     ----------
     data
-        (units, times), or (units, times, voxels) for a volume; any float type; NaN where a unit has no data.
-        Native unit of the modality (MEG: tesla, tesla / m).
+        (units, times), or (units, times, voxels) for a volume; any integer or float type, as it is converted some
+        units at a time; NaN where a unit has no data. Native unit of the modality (MEG: tesla, tesla / m).
     sfreq
         Sampling frequency in Hz.
     units
         Table of the rows of ``data``.
     provenance
         What was done while reading, one plain sentence each.
+    regressors
+        (times, regressors) signals of no interest, such as head motion: band-passed like the data and then removed
+        from every row by least squares, together with a linear trend; None: nothing is removed.
+    events
+        Stimuli, in any order.
+    bad_spans
+        (start, end) in seconds from the first sample: artefacts. Patches that touch one are not valid.
+    findings
+        What was noticed while reading, where the recording is used all the same; subject and path are filled in.
     """
 
     data: NDArray[Any]
     sfreq: float
     units: UnitTable
     provenance: tuple[str, ...] = ()
+    regressors: NDArray[Any] | None = None
+    events: tuple[Event, ...] = ()
+    bad_spans: tuple[tuple[float, float], ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,7 +373,7 @@ class SignalSpec:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A prepared recording: a float32 .npy file, opened lazily.
+    """A prepared recording: a .npy file (float32; volumes float16), opened lazily.
 
     Parameters
     ----------
@@ -357,6 +387,8 @@ class Recording:
         (units,) mean, s.d. and interquartile range / 1.349 over the recording (volumes: over voxels as well).
     rows
         (units,) row of each unit in the file, −1 where it is missing; None where the file has the cohort's order.
+    events, bad_spans
+        As in :class:`RawRecording`.
     """
 
     id: str
@@ -369,16 +401,18 @@ class Recording:
     scale: NDArray[np.float32]
     robust_scale: NDArray[np.float32]
     rows: NDArray[np.int64] | None = None
+    events: tuple[Event, ...] = ()
+    bad_spans: tuple[tuple[float, float], ...] = ()
 
-    def open(self) -> NDArray[np.float32]:
+    def open(self) -> NDArray[np.floating[Any]]:
         """Return the signal in the cohort's order of units: a read-only memory map where the file has that order.
 
         Rows of units that are not in the file are NaN.
         """
-        stored: NDArray[np.float32] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        stored: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
         if self.rows is None:
             return stored
-        taken: NDArray[np.float32] = stored[np.maximum(self.rows, 0)]
+        taken: NDArray[np.floating[Any]] = stored[np.maximum(self.rows, 0)]
         taken[self.rows < 0] = np.nan
         return taken
 

@@ -204,12 +204,14 @@ class Tokenizer:
             return self._scaled[index][:, start:stop][units]
         return self._scale(index, self.cohort.recordings[index].open()[:, start:stop][units], units)
 
-    def _scale(self, index: int, data: NDArray[np.float32], units: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    def _scale(
+        self, index: int, data: NDArray[np.floating[Any]], units: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
         centre, factor = self.scaler.parameters(self.cohort.recordings[index], self.cohort.units)
         if units is not None:
             centre, factor = centre[units], factor[units]
         shape = (-1,) + (1,) * (data.ndim - 1)
-        scaled = (np.nan_to_num(data) - centre.reshape(shape)) * factor.reshape(shape)
+        scaled = (np.nan_to_num(data.astype(np.float32)) - centre.reshape(shape)) * factor.reshape(shape)
         if self.scaler.mode == "training":
             np.clip(scaled, -CLIP, CLIP, out=scaled)
         return scaled.astype(np.float32, copy=False)
@@ -236,7 +238,8 @@ class Tokenizer:
             signal[row, :, : length * n_voxels] = piece.reshape(k, -1)
             present = cohort.recordings[window.recording].present[units[row]]
             # A patch that runs into the padding is no token: half a patch would be scored against zeros.
-            valid[row] = present[:, None] & (np.arange(1, n_patches + 1) * per_patch <= length)
+            whole = np.arange(1, n_patches + 1) * per_patch <= length
+            valid[row] = present[:, None] & whole & ~self._artefact(window)
         tokens = signal.reshape(len(windows), k, n_patches, per_patch * n_voxels)
         tokens *= valid[..., None]
         index = torch.from_numpy(units)
@@ -248,6 +251,16 @@ class Tokenizer:
             units=cohort.units,
         )
         return Batch(torch.from_numpy(tokens), table, tuple(w.subject for w in windows), tuple(w.name for w in windows))
+
+    def _artefact(self, window: Window) -> NDArray[np.bool_]:
+        """Return (patches,) whether a patch of a window touches a bad span of its recording."""
+        cohort = self.cohort
+        first = (window.start + np.arange(cohort.patches_per_window) * cohort.samples_per_patch) / cohort.sfreq
+        last = first + cohort.samples_per_patch / cohort.sfreq
+        touched = np.zeros(len(first), bool)
+        for low, high in cohort.recordings[window.recording].bad_spans:
+            touched |= (first < high) & (last > low)
+        return touched
 
     @staticmethod
     def window_tables(batch: Batch) -> list[WindowTable]:
