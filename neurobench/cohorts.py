@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from neurobench import preparation
+from neurobench import alignment, preparation
+from neurobench.alignment import some, unit_table
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.identity import digest, file_digest
-from neurobench.preparation import prepare, some, unit_table, usable_units
+from neurobench.preparation import prepare, usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, SignalSpec
 from neurobench.store import Entry, Store
 
@@ -60,7 +61,12 @@ class CohortSource:
     def identity(self) -> dict[str, Any]:
         """Return the identity of the stored cohort: the state of every file, not its content, which is hashed later."""
         where: Any = {"twin": self._twin_identity()} if self.root is None else {"folder": _folder_state(self.root)}
-        return {"dataset": dict(self.code), "spec": asdict(self.spec), "where": where, "code": [CODE, preparation.CODE]}
+        return {
+            "dataset": dict(self.code),
+            "spec": asdict(self.spec),
+            "where": where,
+            "code": [CODE, alignment.CODE, preparation.CODE],
+        }
 
     def _twin_identity(self) -> dict[str, Any]:
         n = self.dataset.twin_subjects if self.n_subjects is None else self.n_subjects
@@ -71,8 +77,14 @@ class CohortSource:
         entry = store.get("cohort", self.identity())
         return None if entry is None else _read_cohort(entry, self, store)
 
-    def load(self, store: Store, advance: Callable[[int, int], None] = lambda done, total: None) -> Cohort:
-        """Return the cohort, preparing what is not stored yet."""
+    def load(
+        self,
+        store: Store,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+        note: Callable[[str], None] = lambda message: None,
+        workers: int = 0,
+    ) -> Cohort:
+        """Return the cohort, preparing what is not stored yet; see :func:`neurobench.preparation.prepare`."""
         if (cohort := self.stored(store)) is not None:
             return cohort
         root = twin(self, store) if self.root is None else self.root
@@ -85,6 +97,8 @@ class CohortSource:
             code=self.code,
             source="simulated" if self.root is None else "real",
             advance=advance,
+            note=note,
+            workers=workers,
         )
         with store.write("cohort", self.identity(), self.label) as folder:
             _write_cohort(cohort, folder, store)

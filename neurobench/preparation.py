@@ -1,57 +1,51 @@
-"""From a user's files to a cohort: read, filter, resample, align units, drop what cannot be used, and say so.
+"""From a user's files to prepared recordings: read, filter, resample and store each, once, on all cores.
 
 Everything here is the same for every dataset; a dataset plugin only finds and reads files. Prepared recordings are
-stored one by one, so that a participant added later prepares only that one.
+stored one by one, so that a participant added later prepares only that one, and an interrupted preparation goes on
+where it was. What becomes of them together is ``alignment.py``'s business.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import math
+import shutil
+import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import joblib
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy import signal as sps
 
+from neurobench import filtering
+from neurobench.alignment import assemble, reasons
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError, NeurobenchError
+from neurobench.filtering import Temporal
 from neurobench.identity import digest, file_digest
-from neurobench.records import (
-    Cohort,
-    Event,
-    Finding,
-    Listing,
-    RawRecording,
-    Recording,
-    RecordingFile,
-    SignalSpec,
-    UnitTable,
-)
-from neurobench.store import Entry, Store
+from neurobench.records import Cohort, Finding, RawRecording, RecordingFile, SignalSpec, UnitTable
+from neurobench.store import Store
 from neurobench.tokens import statistics
 
-__all__ = ["prepare", "some", "unit_table", "usable_units"]
-
-SAME_SFREQ = 0.01
-"""Relative difference below which two sampling frequencies count as one."""
-
-MIN_UNITS = 0.5
-"""A recording with fewer usable units than this fraction is left out; a unit missing in more recordings is too."""
+__all__ = ["CODE", "prepare", "usable_units"]
 
 FLAT = 1e-6
 """A unit whose s.d. is below this fraction of the median unit's is constant."""
 
+BLOCK_VALUES = 1 << 21
+"""Values of a recording that are converted and filtered at a time (16 MiB as float64)."""
 
-CODE = file_digest(Path(__file__))
-"""A change of this file is a change of everything prepared by it."""
+PARALLEL_FROM_S = 10.0
+"""Estimated seconds of work from which on other processes are started: each takes seconds to start."""
+
+CODE = digest([file_digest(Path(__file__)), file_digest(Path(filtering.__file__))])
+"""A change of these files is a change of everything prepared by them."""
+
+Note = Callable[[str], None]
 
 
 # ---------------------------------------------------------------- one recording
@@ -79,45 +73,20 @@ def spatial_order(units: UnitTable) -> NDArray[np.int64]:
     return np.lexsort(keys)
 
 
-def band_pass(data: NDArray[np.float64], sfreq: float, band_hz: tuple[float, float] | None) -> NDArray[np.float64]:
-    """Band-pass (units, times[, voxels]) without phase shift: second-order Butterworth, forward and backward.
-
-    An upper edge at or above .95 of the Nyquist frequency leaves the high-pass alone.
-    """
-    if band_hz is None:
-        return data
-    low, high = band_hz
-    nyquist = sfreq / 2
-    if high < 0.95 * nyquist:
-        sos = sps.butter(2, [low, high], btype="bandpass", fs=sfreq, output="sos")
-    else:
-        sos = sps.butter(2, low, btype="highpass", fs=sfreq, output="sos")
-    # Three periods of the lower edge settle the filter, as far as the recording allows.
-    pad = min(data.shape[1] - 1, math.ceil(3 * sfreq / low))
-    mean = data.mean(axis=1, keepdims=True)
-    return np.asarray(sps.sosfiltfilt(sos, data - mean, axis=1, padlen=pad))
-
-
-def resample(data: NDArray[np.float64], sfreq: float, target: float) -> NDArray[np.float64]:
-    """Resample (units, times[, voxels]) down from ``sfreq`` to ``target`` Hz; within 1 % nothing is done."""
-    if abs(sfreq - target) <= SAME_SFREQ * target:
-        return data
-    if target > sfreq:
-        raise DataError(f"a recording of {sfreq:g} Hz cannot be resampled up to {target:g} Hz.")
-    ratio = Fraction(target / sfreq).limit_denominator(1000)
-    return np.asarray(sps.resample_poly(data, ratio.numerator, ratio.denominator, axis=1, padtype="line"))
-
-
-def usable_units(data: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def usable_units(data: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return (units,) finite everywhere, and (units,) not constant, of a (units, times[, voxels]) array."""
-    flat = data.reshape(len(data), -1)
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(flat).all(axis=1))
-    sd = np.zeros(len(data))
-    sd[finite] = flat[finite].std(1)
+    finite = np.array([bool(np.isfinite(row).all()) for row in data])
+    sd = np.array(
+        [np.std(row, axis=0, dtype=np.float64).max() if ok else 0.0 for row, ok in zip(data, finite, strict=True)]
+    )
+    return finite, _varying(sd)
+
+
+def _varying(sd: NDArray[np.float64]) -> NDArray[np.bool_]:
     # With no unit that varies the threshold is infinite: all are constant.
     threshold = FLAT * float(np.median(sd[sd > 0])) if (sd > 0).any() else np.inf
     varying: NDArray[np.bool_] = sd > threshold
-    return finite, varying
+    return varying
 
 
 def _source_state(path: Path) -> list[list[Any]]:
@@ -126,12 +95,10 @@ def _source_state(path: Path) -> list[list[Any]]:
     return [[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
-def _prepare_one(
-    dataset: Dataset, file: RecordingFile, spec: SignalSpec, store: Store, label: str, code: Mapping[str, Any]
-) -> Entry:
-    """Read, filter, resample and store one recording, or find it stored."""
-    identity = {
-        "dataset": dict(code),
+def _identity(dataset_code: Mapping[str, Any], file: RecordingFile, spec: SignalSpec) -> dict[str, Any]:
+    """Return what determines a prepared recording: the state of its file, how it is read, what is done to it."""
+    return {
+        "dataset": dict(dataset_code),
         "recording": file.id,
         "options": dict(file.options),
         "source": _source_state(file.path),
@@ -140,51 +107,98 @@ def _prepare_one(
         "band_hz": list(spec.band_hz) if spec.band_hz else None,
         "code": CODE,
     }
-    if (entry := store.get("prepared", identity)) is not None:
-        return entry
-    with store.lock("prepared", identity):
-        if (entry := store.get("prepared", identity)) is not None:
-            return entry
-        raw = dataset.read(file)
-        with store.write("prepared", identity, f"{label} {file.id}") as folder:
-            _write_prepared(raw, spec, folder)
-    entry = store.get("prepared", identity)
-    assert entry is not None
-    return entry
 
 
-def _write_prepared(raw: RawRecording, spec: SignalSpec, folder: Path) -> None:
+def _prepare_one(
+    dataset: Dataset, file: RecordingFile, spec: SignalSpec, store: Store, label: str, identity: Mapping[str, Any]
+) -> Finding | None:
+    """Read, filter, resample and store one recording; return why it could not be read, or None.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be kept: that concerns every recording.
+    """
+    try:
+        with store.lock("prepared", identity):
+            if store.get("prepared", identity) is None:
+                raw = dataset.read(file)
+                with store.write("prepared", identity, f"{label} {file.id}") as folder:
+                    write_prepared(raw, spec, folder)
+    except DataError as error:
+        return _unreadable(file, str(error), error.next_step)
+    except NeurobenchError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return _unreadable(file, f"{type(error).__name__}: {error} (at {Path(frame.filename).name}:{frame.lineno})")
+    return None
+
+
+def _unreadable(file: RecordingFile, message: str, fix: str = "") -> Finding:
+    return Finding("error", "unreadable", message, fix=fix, subject=file.subject, path=str(file.path))
+
+
+def write_prepared(raw: RawRecording, spec: SignalSpec, folder: Path) -> None:
+    """Filter, resample and write one recording into a folder, a few units at a time.
+
+    Volumes are written as float16, divided by one factor a recording so that its range fits.
+    """
     assert spec.sfreq is not None
     order = spatial_order(raw.units)
     units = raw.units.take(order)
-    data = np.asarray(raw.data, np.float64)[order]
-    finite, varying = usable_units(data)
-    present = finite & varying
-    data[~present] = 0.0
-    data = resample(band_pass(data, raw.sfreq, spec.band_hz), raw.sfreq, spec.sfreq)
-    mean, sd, robust = statistics(data)
-    np.save(folder / "signal.npy", np.ascontiguousarray(data, np.float32), allow_pickle=False)
+    is_volume = raw.data.ndim == 3
+    temporal = Temporal(raw.data.shape[1], raw.sfreq, spec.sfreq, spec.band_hz, raw.regressors)
+    step = max(1, BLOCK_VALUES // max(1, raw.data[0].size))
+    finite = np.ones(len(order), bool)
+    collected: list[tuple[NDArray[np.float32], ...]] = []
+    stored: NDArray[Any] | None = None
+    factor = 1.0
+    for low in range(0, len(order), step):
+        block = np.asarray(raw.data[order[low : low + step]])
+        if block.dtype.kind == "f":
+            known = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+            finite[low : low + step] = known
+            if not known.all():
+                block = np.where(known.reshape((-1,) + (1,) * (block.ndim - 1)), block, 0)
+        filtered = temporal(block)
+        if stored is None:
+            shape = (len(order), *filtered.shape[1:])
+            kind = np.float16 if is_volume else np.float32
+            stored = np.lib.format.open_memmap(folder / "signal.npy", mode="w+", dtype=kind, shape=shape)
+            if is_volume:
+                spread = filtered.std(axis=(1, 2))
+                factor = 1.0 / float(np.median(spread[spread > 0])) if (spread > 0).any() else 1.0
+        if is_volume:
+            filtered = filtered * np.float32(factor)
+        stored[low : low + step] = filtered
+        collected.append(statistics(filtered))
+    assert stored is not None
+    n_times, n_voxels = stored.shape[1], stored.shape[2] if is_volume else 1
+    stored.flush()  # type: ignore[attr-defined]
+    del stored
+    mean, sd, robust = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+    varying = _varying(sd.astype(np.float64))
     meta = {
         "units": units.describe(),
-        "present": present.tolist(),
+        "present": (finite & varying).tolist(),
         "not_finite": [units.names[i] for i in np.flatnonzero(~finite)],
         "constant": [units.names[i] for i in np.flatnonzero(finite & ~varying)],
         "centre": mean.tolist(),
         "scale": sd.tolist(),
         "robust_scale": robust.tolist(),
-        "n_times": data.shape[1],
-        "n_voxels": data.shape[2] if data.ndim == 3 else 1,
+        "n_times": n_times,
+        "n_voxels": n_voxels,
         "native_sfreq": raw.sfreq,
         "provenance": list(raw.provenance),
         "events": [[round(e.onset_s, 6), e.condition] for e in sorted(raw.events, key=lambda e: e.onset_s)],
         "bad_spans": [[round(a, 6), round(b, 6)] for a, b in raw.bad_spans],
         "findings": [asdict(f) for f in raw.findings],
-        "signal_sha256": file_digest(folder / "signal.npy"),
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-# ---------------------------------------------------------------- a cohort
+# ---------------------------------------------------------------- all recordings
 
 
 def target_sfreq(files: Sequence[RecordingFile], wanted: float | None) -> float:
@@ -203,6 +217,8 @@ def prepare(
     code: Mapping[str, Any],
     source: Literal["real", "simulated"],
     advance: Callable[[int, int], None] = lambda done, total: None,
+    note: Note = lambda message: None,
+    workers: int = 0,
 ) -> Cohort:
     """Prepare every recording under ``root`` and return the cohort.
 
@@ -224,11 +240,17 @@ def prepare(
         Whether these are a twin's files.
     advance
         Called after each recording with the number done and the total.
+    note
+        Called with what is worth saying once: how much there is to do, and how large it gets.
+    workers
+        Processes; 0: as many as there are cores, and only where that saves time.
 
     Raises
     ------
     DataError
         If nothing is left to use, with the reasons and their counts.
+    StoreError
+        If the disk is full; what is prepared is kept.
     """
     if not root.is_dir():
         raise DataError(
@@ -238,257 +260,76 @@ def prepare(
     listing = dataset.list_recordings(root)
     if not listing.recordings:
         raise DataError(
-            f"no recording that can be used was found for {label} under {root}." + _summary(listing.findings),
+            f"no recording that can be used was found for {label} under {root}." + reasons(listing.findings),
             next_step=f"`neurobench data check {dataset.name} --data-dir {root}` lists everything that was found.",
         )
     spec = replace(spec, sfreq=target_sfreq(listing.recordings, spec.sfreq))
-    findings = list(listing.findings)
-    entries: list[tuple[RecordingFile, Entry, dict[str, Any]]] = []
-    for done, file in enumerate(listing.recordings, 1):
-        try:
-            entry = _prepare_one(dataset, file, spec, store, label, code)
+    identities = {f.id: _identity(code, f, spec) for f in listing.recordings}
+    todo = [f for f in listing.recordings if store.get("prepared", identities[f.id]) is None]
+    total, stored = len(listing.recordings), len(listing.recordings) - len(todo)
+    advance(stored, total)
+    failed: dict[str, Finding] = {}
+    work = [(dataset, f, spec, store, label, identities[f.id]) for f in todo]
+    for done, (file, finding) in enumerate(_each(work, workers, note), stored + 1):
+        if finding is not None:
+            failed[file.id] = finding
+        advance(done, total)
+    entries = []
+    for file in listing.recordings:
+        entry = None if file.id in failed else store.get("prepared", identities[file.id])
+        if entry is not None:
             entries.append((file, entry, entry.json("meta.json")))
-        except DataError as error:
-            findings.append(Finding("error", "unreadable", str(error), subject=file.subject, path=str(file.path)))
-        except NeurobenchError:
-            raise
-        except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            message = f"{type(error).__name__}: {error} (at {Path(frame.filename).name}:{frame.lineno})"
-            findings.append(Finding("error", "unreadable", message, subject=file.subject, path=str(file.path)))
-        advance(done, len(listing.recordings))
-    return _assemble(dataset, label, listing, spec, entries, findings, source)
+    findings = [*listing.findings, *(failed[f.id] for f in listing.recordings if f.id in failed)]
+    return assemble(dataset, label, listing, spec, entries, findings, source)
 
 
-def _assemble(
-    dataset: Dataset,
-    label: str,
-    listing: Listing,
-    spec: SignalSpec,
-    entries: list[tuple[RecordingFile, Entry, dict[str, Any]]],
-    findings: list[Finding],
-    source: Literal["real", "simulated"],
-) -> Cohort:
-    """Align units, drop what cannot be used, and build the cohort."""
-    units, keep = _common_units(entries, findings)
-    assert spec.sfreq is not None
-    shortest = spec.window_s * spec.sfreq / 2
-    recordings: list[Recording] = []
-    for file, entry, meta in keep:
-        rows = _rows(units, meta)
-        present = np.array([r >= 0 and meta["present"][r] for r in rows])
-        for kind, text in (("not_finite", "NaN or infinite values"), ("constant", "a constant signal")):
-            if meta[kind]:
-                findings.append(
-                    Finding(
-                        "warning",
-                        f"{kind.replace('_', '-')}-units",
-                        f"{len(meta[kind])} of {len(rows)} units have {text} and are left out of this recording: "
-                        + some(meta[kind]),
-                        subject=file.subject,
-                        path=str(file.path),
-                    )
-                )
-        if meta["n_times"] < shortest:
-            findings.append(
-                Finding(
-                    "error",
-                    "too-short",
-                    f"{meta['n_times'] / spec.sfreq:.4g} s is less than half a window of {spec.window_s:g} s",
-                    fix="use a shorter window: --window-s",
-                    subject=file.subject,
-                    path=str(file.path),
-                )
-            )
-            continue
-        if present.mean() < MIN_UNITS:
-            findings.append(
-                Finding(
-                    "error",
-                    "too-few-units",
-                    f"only {int(present.sum())} of {len(rows)} units are usable",
-                    subject=file.subject,
-                    path=str(file.path),
-                )
-            )
-            continue
-        take = np.maximum(rows, 0)
-        recordings.append(
-            Recording(
-                id=file.id,
-                subject=file.subject,
-                state=file.state,
-                path=entry.file("signal.npy"),
-                n_times=int(meta["n_times"]),
-                present=present,
-                centre=np.asarray(meta["centre"], np.float32)[take],
-                scale=np.asarray(meta["scale"], np.float32)[take],
-                robust_scale=np.asarray(meta["robust_scale"], np.float32)[take],
-                rows=None if np.array_equal(rows, np.arange(len(meta["present"]))) else rows,
-                events=tuple(Event(onset, condition) for onset, condition in meta["events"]),
-                bad_spans=tuple((low, high) for low, high in meta["bad_spans"]),
-            )
-        )
-        for noticed in meta["findings"]:
-            found = Finding(**noticed)
-            findings.append(replace(found, subject=found.subject or file.subject, path=found.path or str(file.path)))
-    ids = [r.id for r in recordings]
-    if len(set(ids)) != len(ids):
-        twice = [i for i, n in Counter(ids).items() if n > 1]
-        raise DataError(f"dataset {label} gives several recordings the same name: {some(twice)}.")
-    participants = _participants(listing.participants, recordings, spec.sfreq)
-    if participants.empty:
-        raise DataError(f"no recording of {label} can be used." + _summary(findings))
-    shas = {f.id: m["signal_sha256"] for f, _, m in keep}
-    native = sorted({round(m["native_sfreq"], 4) for _, _, m in keep})
-    provenance = [p for _, _, m in keep for p in m["provenance"]]
-    if spec.band_hz:
-        provenance.append(f"band-pass {spec.band_hz[0]:g}–{spec.band_hz[1]:g} Hz, zero phase")
-    if any(abs(n - spec.sfreq) > SAME_SFREQ * spec.sfreq for n in native):
-        shown = ", ".join(f"{n:g}" for n in native)
-        provenance.append(f"resampled down to {spec.sfreq:.4g} Hz from recordings of {shown} Hz")
-    fingerprint = digest(
-        {
-            "recordings": [
-                [r.id, shas[r.id], r.present.tolist(), [asdict(e) for e in r.events], [list(b) for b in r.bad_spans]]
-                for r in recordings
-            ],
-            "units": units.describe(),
-            "participants": json.loads(participants.reset_index().to_json(orient="records", double_precision=12)),
-            "window_s": spec.window_s,
-            "patch_s": spec.patch_s,
-            "sfreq": spec.sfreq,
-            "scaling": spec.scaling,
-        }
-    )
-    return Cohort(
-        dataset=label,
-        card=dataset.card,
-        signal=dataset.signal,
-        modality=dataset.modality,
-        source=source,
-        participants=participants,
-        recordings=tuple(recordings),
-        units=units,
-        spec=spec,
-        fingerprint=fingerprint,
-        n_voxels=int(keep[0][2]["n_voxels"]),
-        findings=tuple(findings),
-        provenance=tuple(dict.fromkeys(provenance)),
-    )
+Work = tuple[Dataset, RecordingFile, SignalSpec, Store, str, Mapping[str, Any]]
 
 
-def _common_units(
-    entries: list[tuple[RecordingFile, Entry, dict[str, Any]]], findings: list[Finding]
-) -> tuple[UnitTable, list[tuple[RecordingFile, Entry, dict[str, Any]]]]:
-    """Return the unit table that most recordings have, and the recordings that fit it."""
-    if not entries:
-        raise DataError("no recording could be read." + _summary(findings))
-    counts = Counter(tuple(m["units"]["names"]) for _, _, m in entries)
-    common = max(counts, key=lambda names: (counts[names], len(names)))
-    reference = next(m for _, _, m in entries if tuple(m["units"]["names"]) == common)
-    keep = []
-    for file, entry, meta in entries:
-        own = meta["units"]["names"]
-        shared = len(set(own) & set(common)) / len(common)
-        if shared < MIN_UNITS or meta["n_voxels"] != reference["n_voxels"]:
-            findings.append(
-                Finding(
-                    "error",
-                    "units-differ",
-                    f"{len(own)} units ({some(own)}), of which {shared:.0%} are among the {len(common)} units of most "
-                    f"recordings ({some(common)})",
-                    fix="keep recordings of one sensor layout or parcellation in one folder",
-                    subject=file.subject,
-                    path=str(file.path),
-                )
-            )
-        else:
-            keep.append((file, entry, meta))
-    table = _mean_positions(unit_table(reference["units"]), keep)
-    found = np.zeros(len(table))
-    for _, _, meta in keep:
-        rows = _rows(table, meta)
-        found += [r >= 0 and meta["present"][r] for r in rows]
-    usable = found >= MIN_UNITS * len(keep)
-    if not usable.all():
-        names = [table.names[i] for i in np.flatnonzero(~usable)]
-        findings.append(
-            Finding(
-                "warning",
-                "dropped-units",
-                f"{len(names)} of {len(table)} units are usable in fewer than half of the recordings and are left out "
-                f"of the cohort: {some(names)}",
-            )
-        )
-        table = table.take(np.flatnonzero(usable))
-    if len(table) == 0:
-        raise DataError("no unit is usable in at least half of the recordings." + _summary(findings))
-    return table, keep
+def _each(work: Sequence[Work], workers: int, note: Note) -> Iterator[tuple[RecordingFile, Finding | None]]:
+    """Prepare recordings as they come: the first one here, to see how long it takes; the rest where that is quicker."""
+    n_cores = joblib.cpu_count()
+    rest = list(work)
+    size, seconds = 0, 0.0
+    while rest and not size:
+        started = time.perf_counter()
+        item = rest.pop(0)
+        finding = _prepare_one(*item)
+        seconds = time.perf_counter() - started
+        yield item[1], finding
+        size = _size(item)
+    if not rest:
+        return
+    slow = seconds * len(rest) > PARALLEL_FROM_S
+    if slow:
+        free = shutil.disk_usage(rest[0][3].root).free
+        text = f"{len(rest)} more recordings: about {size * len(rest) / 1e9:.2g} GB, {free / 1e9:.3g} GB free"
+        note(text + ("; the disk will be full before the end" if size * len(rest) > free else ""))
+    wanted = workers or n_cores
+    if wanted > 1 and len(rest) > 1 and (workers > 1 or slow) and _importable(rest[0][0]):
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=max(1, n_cores // wanted)):
+            jobs = (joblib.delayed(_prepare_numbered)(n, *item) for n, item in enumerate(rest))
+            for n, finding in joblib.Parallel(n_jobs=wanted, return_as="generator_unordered")(jobs):
+                yield rest[n][1], finding
+        return
+    for item in rest:
+        yield item[1], _prepare_one(*item)
 
 
-def unit_table(described: Mapping[str, Any]) -> UnitTable:
-    """Rebuild a unit table from :meth:`UnitTable.describe`."""
-    share = np.zeros((len(described["names"]), len(described["regions"])), np.float32)
-    for i, pairs in enumerate(described["region_share"]):
-        for j, value in pairs:
-            share[i, j] = value
-    positions = [[np.nan if x is None else x for x in p] for p in described["position_mm"]]
-    return UnitTable(
-        names=tuple(described["names"]),
-        groups=tuple(described["groups"]),
-        position_mm=np.array(positions, np.float32).reshape(-1, 3),
-        types=tuple(described["types"]),
-        sites=np.array(described["sites"], np.int64),
-        region_names=tuple(described["regions"]),
-        region_share=share,
-        group_source=described["group_source"],
-    )
+def _prepare_numbered(number: int, *item: Any) -> tuple[int, Finding | None]:
+    return number, _prepare_one(*item)
 
 
-def _mean_positions(table: UnitTable, keep: list[tuple[RecordingFile, Entry, dict[str, Any]]]) -> UnitTable:
-    """Return the table with each unit's position averaged over recordings: heads sit differently under one helmet."""
-    stacked = np.full((len(keep), len(table), 3), np.nan)
-    for i, (_, _, meta) in enumerate(keep):
-        own = meta["units"]["position_mm"]
-        for j, row in enumerate(_rows(table, meta)):
-            if row >= 0 and None not in own[row]:
-                stacked[i, j] = own[row]
-    known = np.isfinite(stacked).all(-1)
-    total = np.where(known[..., None], stacked, 0.0).sum(0)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(known.any(0)[:, None], total / known.sum(0)[:, None], np.nan)
-    return replace(table, position_mm=mean.astype(np.float32))
+def _importable(dataset: Dataset) -> bool:
+    """Whether another process can import the dataset's class; one of a plugin file given by path it cannot."""
+    try:
+        return importlib.util.find_spec(type(dataset).__module__) is not None
+    except (ImportError, ValueError):
+        return False
 
 
-def _rows(units: UnitTable, meta: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Return (units,) the row of each unit in a stored recording, −1 where it is missing."""
-    place = {name: i for i, name in enumerate(meta["units"]["names"])}
-    return np.array([place.get(name, -1) for name in units.names], np.int64)
-
-
-def _participants(table: pd.DataFrame, recordings: Sequence[Recording], sfreq: float) -> pd.DataFrame:
-    """Return the rows of participants with a recording, with ``duration_s``."""
-    seconds: dict[str, float] = {}
-    for r in recordings:
-        seconds[r.subject] = seconds.get(r.subject, 0.0) + r.n_times / sfreq
-    kept = table[table.index.isin(list(seconds))].sort_index().copy()
-    kept["duration_s"] = [round(seconds[s], 3) for s in kept.index]
-    return kept
-
-
-def some(names: Sequence[str], n: int = 4) -> str:
-    """Return the first names and how many more there are."""
-    shown = ", ".join(names[:n])
-    return shown if len(names) <= n else f"{shown} and {len(names) - n} more"
-
-
-def _summary(findings: Sequence[Finding]) -> str:
-    """Return the reasons for exclusion with their counts and one example each, as a tail for an error."""
-    errors = [f for f in findings if f.level == "error"]
-    parts = []
-    for code, n in Counter(f.code for f in errors).most_common():
-        example = next(f for f in errors if f.code == code)
-        where = f"{Path(example.path).name}: " if example.path else ""
-        parts.append(f"{code} × {n} ({where}{example.message})")
-    return f" Reasons: {'; '.join(parts)}." if parts else ""
+def _size(item: Work) -> int:
+    """Return the bytes that a prepared recording takes; 0 if it could not be prepared."""
+    store, identity = item[3], item[5]
+    entry = store.get("prepared", identity)
+    return 0 if entry is None else sum(size for _, size in entry.manifest["files"].values())

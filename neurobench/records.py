@@ -412,8 +412,18 @@ class Recording:
         stored: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
         if self.rows is None:
             return stored
-        taken: NDArray[np.floating[Any]] = stored[np.maximum(self.rows, 0)]
-        taken[self.rows < 0] = np.nan
+        return self._taken(stored, np.arange(len(self.rows)))
+
+    def piece(self, start: int, stop: int, units: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+        """Return (units, times[, voxels]) of some units and samples; nothing else is read."""
+        stored: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)[:, start:stop]
+        return stored[units] if self.rows is None else self._taken(stored, units)
+
+    def _taken(self, stored: NDArray[np.floating[Any]], units: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+        assert self.rows is not None
+        rows = self.rows[units]
+        taken: NDArray[np.floating[Any]] = stored[np.maximum(rows, 0)]
+        taken[rows < 0] = np.nan
         return taken
 
 

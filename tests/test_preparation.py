@@ -11,7 +11,8 @@ import pytest
 
 from neurobench.cohorts import CohortSource, check_data
 from neurobench.errors import DataError
-from neurobench.preparation import band_pass, resample, spatial_order
+from neurobench.filtering import band_pass, resample
+from neurobench.preparation import spatial_order
 from neurobench.records import Cohort, SignalSpec
 from neurobench.store import Store
 from tests.fakes import FakeDataset, units, write_folder

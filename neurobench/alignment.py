@@ -1,0 +1,262 @@
+"""From prepared recordings to a cohort: units aligned, what cannot be used left out, and every reason kept."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from neurobench.contracts import Dataset
+from neurobench.errors import DataError
+from neurobench.filtering import SAME_SFREQ
+from neurobench.identity import digest, file_digest
+from neurobench.records import Cohort, Event, Finding, Listing, Recording, RecordingFile, SignalSpec, UnitTable
+from neurobench.store import Entry
+
+__all__ = ["assemble", "reasons", "some", "unit_table"]
+
+MIN_UNITS = 0.5
+"""A recording with fewer usable units than this fraction is left out; a unit missing in more recordings is too."""
+
+CODE = file_digest(Path(__file__))
+
+
+def assemble(
+    dataset: Dataset,
+    label: str,
+    listing: Listing,
+    spec: SignalSpec,
+    entries: list[tuple[RecordingFile, Entry, dict[str, Any]]],
+    findings: list[Finding],
+    source: Literal["real", "simulated"],
+) -> Cohort:
+    """Align units, drop what cannot be used, and build the cohort."""
+    units, keep = _common_units(entries, findings)
+    assert spec.sfreq is not None
+    shortest = spec.window_s * spec.sfreq / 2
+    recordings: list[Recording] = []
+    for file, entry, meta in keep:
+        rows = _rows(units, meta)
+        present = np.array([r >= 0 and meta["present"][r] for r in rows])
+        for kind, text in (("not_finite", "NaN or infinite values"), ("constant", "a constant signal")):
+            if meta[kind]:
+                findings.append(
+                    Finding(
+                        "warning",
+                        f"{kind.replace('_', '-')}-units",
+                        f"{len(meta[kind])} of {len(rows)} units have {text} and are left out of this recording: "
+                        + some(meta[kind]),
+                        subject=file.subject,
+                        path=str(file.path),
+                    )
+                )
+        if meta["n_times"] < shortest:
+            findings.append(
+                Finding(
+                    "error",
+                    "too-short",
+                    f"{meta['n_times'] / spec.sfreq:.4g} s is less than half a window of {spec.window_s:g} s",
+                    fix="use a shorter window: --window-s",
+                    subject=file.subject,
+                    path=str(file.path),
+                )
+            )
+            continue
+        if present.mean() < MIN_UNITS:
+            findings.append(
+                Finding(
+                    "error",
+                    "too-few-units",
+                    f"only {int(present.sum())} of {len(rows)} units are usable",
+                    subject=file.subject,
+                    path=str(file.path),
+                )
+            )
+            continue
+        take = np.maximum(rows, 0)
+        recordings.append(
+            Recording(
+                id=file.id,
+                subject=file.subject,
+                state=file.state,
+                path=entry.file("signal.npy"),
+                n_times=int(meta["n_times"]),
+                present=present,
+                centre=np.asarray(meta["centre"], np.float32)[take],
+                scale=np.asarray(meta["scale"], np.float32)[take],
+                robust_scale=np.asarray(meta["robust_scale"], np.float32)[take],
+                rows=None if np.array_equal(rows, np.arange(len(meta["present"]))) else rows,
+                events=tuple(Event(onset, condition) for onset, condition in meta["events"]),
+                bad_spans=tuple((low, high) for low, high in meta["bad_spans"]),
+            )
+        )
+        for noticed in meta["findings"]:
+            found = Finding(**noticed)
+            findings.append(replace(found, subject=found.subject or file.subject, path=found.path or str(file.path)))
+    ids = [r.id for r in recordings]
+    if len(set(ids)) != len(ids):
+        twice = [i for i, n in Counter(ids).items() if n > 1]
+        raise DataError(f"dataset {label} gives several recordings the same name: {some(twice)}.")
+    participants = _participants(listing.participants, recordings, spec.sfreq)
+    if participants.empty:
+        raise DataError(f"no recording of {label} can be used." + reasons(findings))
+    shas = {f.id: entry.manifest["files"]["signal.npy"][0] for f, entry, _ in keep}
+    native = sorted({round(m["native_sfreq"], 4) for _, _, m in keep})
+    provenance = [p for _, _, m in keep for p in m["provenance"]]
+    if spec.band_hz:
+        provenance.append(f"band-pass {spec.band_hz[0]:g}–{spec.band_hz[1]:g} Hz, zero phase")
+    if any(abs(n - spec.sfreq) > SAME_SFREQ * spec.sfreq for n in native):
+        shown = ", ".join(f"{n:g}" for n in native)
+        provenance.append(f"resampled down to {spec.sfreq:.4g} Hz from recordings of {shown} Hz")
+    fingerprint = digest(
+        {
+            "recordings": [
+                [r.id, shas[r.id], r.present.tolist(), [asdict(e) for e in r.events], [list(b) for b in r.bad_spans]]
+                for r in recordings
+            ],
+            "units": units.describe(),
+            "participants": json.loads(participants.reset_index().to_json(orient="records", double_precision=12)),
+            "window_s": spec.window_s,
+            "patch_s": spec.patch_s,
+            "sfreq": spec.sfreq,
+            "scaling": spec.scaling,
+        }
+    )
+    return Cohort(
+        dataset=label,
+        card=dataset.card,
+        signal=dataset.signal,
+        modality=dataset.modality,
+        source=source,
+        participants=participants,
+        recordings=tuple(recordings),
+        units=units,
+        spec=spec,
+        fingerprint=fingerprint,
+        n_voxels=int(keep[0][2]["n_voxels"]),
+        findings=tuple(findings),
+        provenance=tuple(dict.fromkeys(provenance)),
+    )
+
+
+def _common_units(
+    entries: list[tuple[RecordingFile, Entry, dict[str, Any]]], findings: list[Finding]
+) -> tuple[UnitTable, list[tuple[RecordingFile, Entry, dict[str, Any]]]]:
+    """Return the unit table that most recordings have, and the recordings that fit it."""
+    if not entries:
+        raise DataError("no recording could be read." + reasons(findings))
+    counts = Counter(tuple(m["units"]["names"]) for _, _, m in entries)
+    common = max(counts, key=lambda names: (counts[names], len(names)))
+    reference = next(m for _, _, m in entries if tuple(m["units"]["names"]) == common)
+    keep = []
+    for file, entry, meta in entries:
+        own = meta["units"]["names"]
+        shared = len(set(own) & set(common)) / len(common)
+        if shared < MIN_UNITS or meta["n_voxels"] != reference["n_voxels"]:
+            findings.append(
+                Finding(
+                    "error",
+                    "units-differ",
+                    f"{len(own)} units ({some(own)}), of which {shared:.0%} are among the {len(common)} units of most "
+                    f"recordings ({some(common)})",
+                    fix="keep recordings of one sensor layout or parcellation in one folder",
+                    subject=file.subject,
+                    path=str(file.path),
+                )
+            )
+        else:
+            keep.append((file, entry, meta))
+    table = _mean_positions(unit_table(reference["units"]), keep)
+    found = np.zeros(len(table))
+    for _, _, meta in keep:
+        rows = _rows(table, meta)
+        found += [r >= 0 and meta["present"][r] for r in rows]
+    usable = found >= MIN_UNITS * len(keep)
+    if not usable.all():
+        names = [table.names[i] for i in np.flatnonzero(~usable)]
+        findings.append(
+            Finding(
+                "warning",
+                "dropped-units",
+                f"{len(names)} of {len(table)} units are usable in fewer than half of the recordings and are left out "
+                f"of the cohort: {some(names)}",
+            )
+        )
+        table = table.take(np.flatnonzero(usable))
+    if len(table) == 0:
+        raise DataError("no unit is usable in at least half of the recordings." + reasons(findings))
+    return table, keep
+
+
+def unit_table(described: Mapping[str, Any]) -> UnitTable:
+    """Rebuild a unit table from :meth:`UnitTable.describe`."""
+    share = np.zeros((len(described["names"]), len(described["regions"])), np.float32)
+    for i, pairs in enumerate(described["region_share"]):
+        for j, value in pairs:
+            share[i, j] = value
+    positions = [[np.nan if x is None else x for x in p] for p in described["position_mm"]]
+    return UnitTable(
+        names=tuple(described["names"]),
+        groups=tuple(described["groups"]),
+        position_mm=np.array(positions, np.float32).reshape(-1, 3),
+        types=tuple(described["types"]),
+        sites=np.array(described["sites"], np.int64),
+        region_names=tuple(described["regions"]),
+        region_share=share,
+        group_source=described["group_source"],
+    )
+
+
+def _mean_positions(table: UnitTable, keep: list[tuple[RecordingFile, Entry, dict[str, Any]]]) -> UnitTable:
+    """Return the table with each unit's position averaged over recordings: heads sit differently under one helmet."""
+    stacked = np.full((len(keep), len(table), 3), np.nan)
+    for i, (_, _, meta) in enumerate(keep):
+        own = meta["units"]["position_mm"]
+        for j, row in enumerate(_rows(table, meta)):
+            if row >= 0 and None not in own[row]:
+                stacked[i, j] = own[row]
+    known = np.isfinite(stacked).all(-1)
+    total = np.where(known[..., None], stacked, 0.0).sum(0)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(known.any(0)[:, None], total / known.sum(0)[:, None], np.nan)
+    return replace(table, position_mm=mean.astype(np.float32))
+
+
+def _rows(units: UnitTable, meta: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Return (units,) the row of each unit in a stored recording, −1 where it is missing."""
+    place = {name: i for i, name in enumerate(meta["units"]["names"])}
+    return np.array([place.get(name, -1) for name in units.names], np.int64)
+
+
+def _participants(table: pd.DataFrame, recordings: Sequence[Recording], sfreq: float) -> pd.DataFrame:
+    """Return the rows of participants with a recording, with ``duration_s``."""
+    seconds: dict[str, float] = {}
+    for r in recordings:
+        seconds[r.subject] = seconds.get(r.subject, 0.0) + r.n_times / sfreq
+    kept = table[table.index.isin(list(seconds))].sort_index().copy()
+    kept["duration_s"] = [round(seconds[s], 3) for s in kept.index]
+    return kept
+
+
+def some(names: Sequence[str], n: int = 4) -> str:
+    """Return the first names and how many more there are."""
+    shown = ", ".join(names[:n])
+    return shown if len(names) <= n else f"{shown} and {len(names) - n} more"
+
+
+def reasons(findings: Sequence[Finding]) -> str:
+    """Return the reasons for exclusion with their counts and one example each, as a tail for an error."""
+    errors = [f for f in findings if f.level == "error"]
+    parts = []
+    for code, n in Counter(f.code for f in errors).most_common():
+        example = next(f for f in errors if f.code == code)
+        where = f"{Path(example.path).name}: " if example.path else ""
+        parts.append(f"{code} × {n} ({where}{example.message})")
+    return f" Reasons: {'; '.join(parts)}." if parts else ""
