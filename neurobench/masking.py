@@ -87,7 +87,9 @@ def draw(strategy: MaskingStrategy, window: WindowTable, ratio: float, rng: np.r
             hidden[fresh] = True
             missing = n_hidden - count
             # Of the element that goes over the budget a random part is scored: no corner of it is favoured.
-            scored[fresh if fresh.size <= missing else rng.permutation(fresh)[:missing]] = True
+            # (A strategy that is exempt from the budget is scored on all that it hides, as it was released.)
+            whole = fresh.size <= missing or not strategy.budgeted
+            scored[fresh if whole else rng.permutation(fresh)[:missing]] = True
             count += fresh.size
             if count >= n_hidden:
                 break

@@ -7,7 +7,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +24,9 @@ from neurobench.records import BackboneSpec, Batch
 from neurobench.tokens import Tokenizer, TrainingWindows
 
 __all__ = ["Decoder", "History", "Recipe", "build", "count_parameters", "hide", "masks_of", "pretrain"]
+
+AHEAD = 2
+"""Batches that are drawn before they are needed."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class History:
         Of the GPU; on a CPU, of the whole process.
     hidden_fraction, scored_fraction
         Realised shares of the valid tokens, averaged over steps; None without a step.
+    waiting_s
+        Seconds of the loop that were spent waiting for data.
     """
 
     losses: tuple[float, ...]
@@ -97,6 +104,7 @@ class History:
     peak_memory_mb: float
     hidden_fraction: float | None
     scored_fraction: float | None
+    waiting_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with the mean loss of the first and the last tenth of the steps."""
@@ -134,6 +142,44 @@ def masks_of(
     ]
     hidden, scored = np.stack([d.hidden for d in drawn]), np.stack([d.scored for d in drawn])
     return torch.from_numpy(hidden), torch.from_numpy(scored)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The batch of a step with its masks.
+
+    Parameters
+    ----------
+    batch
+        The windows.
+    hidden, scored
+        (batch, units, patches) bool.
+    """
+
+    batch: Batch
+    hidden: torch.Tensor
+    scored: torch.Tensor
+
+
+def drawn_ahead(
+    windows: TrainingWindows, strategy: MaskingStrategy, *, batch_size: int, n_steps: int, ratio: float, seed: int
+) -> Generator[Drawn]:
+    """Yield the batch of every step with its masks, drawn in another thread while the step before is computed.
+
+    Reading waits for the disk and numpy's copies let other threads run, so training is not starved. Step n is the same
+    as without the thread: everything is drawn from generators of its own.
+    """
+
+    def one(step: int) -> Drawn:
+        batch = windows.draw(step, batch_size)
+        return Drawn(batch, *masks_of(batch, strategy, ratio, seed, step))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
+        coming: deque[Future[Drawn]] = deque()
+        for step in range(n_steps):
+            while len(coming) < AHEAD and step + len(coming) < n_steps:
+                coming.append(thread.submit(one, step + len(coming)))
+            yield coming.popleft().result()
 
 
 def hide(signal: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -208,10 +254,13 @@ def pretrain(
     losses: list[float] = []
     n_valid = n_hidden = n_scored = 0
     backbone.train()
-    started = time.perf_counter()
+    started, waiting_s = time.perf_counter(), 0.0
+    coming = drawn_ahead(windows, strategy, batch_size=recipe.batch_size, n_steps=n_steps, ratio=ratio, seed=seed)
     for step in range(n_steps):
-        batch = windows.draw(step, recipe.batch_size)
-        hidden, scored = masks_of(batch, strategy, ratio, seed, step)
+        asked = time.perf_counter()
+        drawn = next(coming)
+        waiting_s += time.perf_counter() - asked
+        batch, hidden, scored = drawn.batch, drawn.hidden, drawn.scored
         n_valid, n_hidden, n_scored = (
             n + int(x.sum()) for n, x in ((n_valid, batch.table.valid), (n_hidden, hidden), (n_scored, scored))
         )
@@ -234,6 +283,7 @@ def pretrain(
             )
         if on_step is not None:
             on_step(step, losses[-1])
+    coming.close()
     backbone.eval()
     return History(
         tuple(losses),
@@ -241,6 +291,7 @@ def pretrain(
         _peak_memory_mb(device),
         n_hidden / n_valid if n_valid else None,
         n_scored / n_valid if n_valid else None,
+        waiting_s,
     )
 
 

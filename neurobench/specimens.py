@@ -62,12 +62,15 @@ def simulated_units(
     table = UnitTable.from_groups(names, groups, position if positions else None)
     if kind == "parcels" or not n_groups:
         return table
+    # Patches of a volume lie on a grid, a patch of 12 mm a step.
+    step = np.arange(n_units)
+    cell = np.stack([step % 4, step // 4 % 4, step // 16], 1) * 12.0
     share = table.region_share * rng.uniform(0.4, 0.9, (n_units, 1))
     share = share + np.roll(table.region_share, 1, 1) * rng.uniform(0, 0.1, (n_units, 1))
     return UnitTable(
         names=names,
         groups=groups,
-        position_mm=table.position_mm,
+        position_mm=cell.astype(np.float32) if positions else table.position_mm,
         types=("patch",) * n_units,
         sites=table.sites,
         region_names=table.region_names,

@@ -15,6 +15,7 @@ from neurobench_masks.future import Future
 from neurobench_masks.local import Local
 from neurobench_masks.none import NoMask
 from neurobench_masks.random import Random
+from neurobench_masks.random_grid import RandomGrid
 from neurobench_masks.random_tube import RandomTube
 from neurobench_masks.roi import Roi
 from neurobench_masks.time_block import TimeBlock
@@ -232,3 +233,34 @@ def test_independent_tokens_are_no_headline_on_sensors() -> None:
     trivial = {s.name for s in BUDGETED if "sensors" in s.rank_trivial_on}
     assert trivial == {"random", "local"}
     assert not any("parcels" in s.rank_trivial_on for s in BUDGETED)
+
+
+def test_random_grid_draws_from_the_background_too() -> None:
+    cell = np.array([(x, y, z) for x in range(8) for y in range(8) for z in range(8)]) * 12.0
+    brain = cell[np.linalg.norm(cell - 42, axis=1) < 36]
+    n, share = len(brain), np.ones((len(brain), 1), np.float32)
+    units = UnitTable(
+        names=tuple(f"u{i}" for i in range(n)),
+        groups=("g",) * n,
+        position_mm=brain.astype(np.float32),
+        types=("patch",) * n,
+        sites=np.arange(n),
+        region_names=("r",),
+        region_share=share,
+    )
+    strategy = RandomGrid(field_mm=96.0)
+    assert strategy.impossible(units) == ""
+    assert f"from 512 tokens of the grid, of which {n} touch the brain" in strategy.remark(units)
+    window = WindowTable(units, np.arange(n), np.ones((n, 10), bool))
+    drawn = [draw(strategy, window, 0.5, np.random.default_rng(seed)) for seed in range(200)]
+    frames = np.array([d.hidden.sum(0) for d in drawn])
+    # Half of the grid in every frame, so that of the brain a varying number: the hypergeometric law says which.
+    assert abs(frames.mean() - n / 2) < 0.5
+    expected = n * 0.25 * (512 - n) / 511
+    assert abs(frames.var() / expected - 1) < 0.15
+    assert all((d.scored == d.hidden).all() for d in drawn)
+
+
+def test_random_grid_is_for_volumes() -> None:
+    units = UnitTable.from_groups(("a", "b"), ("x", "y"), np.zeros((2, 3), np.float32))
+    assert "Use random" in RandomGrid().impossible(units)

@@ -88,7 +88,7 @@ def equal_budget(cls: type[MaskingStrategy], registry: Registry | None, full: bo
                 problems.append(f"{what} at ratio {ratio:g}: {error.what}")
                 continue
             n_scored = int(drawn.scored.sum())
-            if n_scored > wanted or (n_scored < wanted and strategy.budgeted):
+            if n_scored != wanted and strategy.budgeted:
                 problems.append(f"{n_scored} instead of {wanted} tokens are scored ({what}, ratio {ratio:g})")
             if (drawn.hidden & ~window.valid).any():
                 problems.append(f"tokens that are not valid are hidden ({what})")
