@@ -60,6 +60,9 @@ def data_prepare(
     window_s: Annotated[float | None, typer.Option("--window-s", help="Window in seconds.")] = None,
     patch_s: Annotated[float | None, typer.Option("--patch-s", help="Patch in seconds.")] = None,
     sfreq: Annotated[float | None, typer.Option(help="Sampling frequency in Hz.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes; 0: as many as there are cores, where that saves time.")
+    ] = 0,
     plugin: PluginFiles = None,
     verbose: Verbose = False,
 ) -> None:
@@ -88,10 +91,12 @@ def data_prepare(
         source = cohort_source(spec, grid, registry)
         with console.Terminal(side) if side.is_terminal else contextlib.nullcontext() as progress:
             if progress is None:
-                cohort = source.load(Store(config.out))
+                cohort = source.load(
+                    Store(config.out), note=lambda text: side.print(text, markup=False), workers=workers
+                )
             else:
                 with progress.stage(f"prepare {spec.label}") as advance:
-                    cohort = source.load(Store(config.out), advance)
+                    cohort = source.load(Store(config.out), advance, progress.note, workers)
         fields = {
             "source": console.SIMULATED if cohort.source == "simulated" else "real",
             "subjects": len(cohort.subjects),

@@ -270,8 +270,14 @@ class TimeLeft:
 
 
 class _Left(ProgressColumn):
+    """The time left: a grid's own estimate, or what follows from how fast a stage has been so far."""
+
     def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get("left", "")), style="dim")
+        if "left" in task.fields:
+            return Text(str(task.fields["left"]), style="dim")
+        # A stage of a few seconds is over before its estimate is worth reading.
+        remaining = task.time_remaining if (task.elapsed or 0.0) > 3.0 else None
+        return Text("" if not remaining else f"about {duration(max(1, round(remaining)))} left", style="dim")
 
 
 class Terminal:

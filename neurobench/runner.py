@@ -217,7 +217,7 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
         source = cohort_source(dataset, grid, registry)
         try:
             with progress.stage(f"prepare {dataset.label}") as advance:
-                cohort = source.load(store, advance)
+                cohort = source.load(store, advance, progress.note)
             runs.append(CohortRun(cohort, source, grid, registry, seed, device, executor.fetch))
             notes += runs[-1].notes()
         except StoreError:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from neurobench import preparation
 from neurobench.cohorts import CohortSource, check_data
 from neurobench.errors import DataError
 from neurobench.filtering import band_pass, resample
 from neurobench.preparation import spatial_order
-from neurobench.records import Cohort, SignalSpec
+from neurobench.records import Cohort, Event, Finding, RawRecording, RecordingFile, SignalSpec
+from neurobench.specimens import simulated_units
 from neurobench.store import Store
+from neurobench.tokens import Scaler, Tokenizer, evaluation_windows
 from tests.fakes import FakeDataset, units, write_folder
 
 SPEC = SignalSpec(window_s=40.0, patch_s=8.0)
@@ -69,6 +74,88 @@ def test_a_participant_added_later_prepares_only_that_one(
     assert read == ["s100"]
     assert len(after.subjects) == 9
     assert after.fingerprint != before.fingerprint
+
+
+def test_workers_make_the_same_cohort(tmp_path: Path, folder: Path) -> None:
+    (folder / "s003.npy").write_bytes(b"nothing")
+    said: list[tuple[int, int]] = []
+    one = source(folder).load(Store(tmp_path / "one"))
+    two = source(folder).load(Store(tmp_path / "two"), lambda done, total: said.append((done, total)), workers=2)
+    assert one.fingerprint == two.fingerprint
+    assert [f.code for f in two.findings] == [f.code for f in one.findings] == ["unreadable"]
+    assert said == [(i, 8) for i in range(9)]
+
+
+def test_an_interrupted_preparation_goes_on(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = FakeDataset.read
+    read: list[str] = []
+
+    def until_the_fifth(self: FakeDataset, file: RecordingFile) -> RawRecording:
+        read.append(file.subject)
+        if len(read) == 5:
+            raise KeyboardInterrupt
+        return original(self, file)
+
+    monkeypatch.setattr(FakeDataset, "read", until_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path)
+    cohort = load(tmp_path)
+    assert len(cohort.recordings) == 8
+    assert sorted(read) == sorted([f"s{i:03d}" for i in range(8)] + ["s004"])
+
+
+def test_the_size_to_come_is_said(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "PARALLEL_FROM_S", 0.0)
+    said: list[str] = []
+    source(folder).load(Store(tmp_path / "out"), note=said.append)
+    assert "7 more recordings: about" in said[0]
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    source(folder, SignalSpec(window_s=40.0, patch_s=8.0, band_hz=(0.01, 0.05))).load(
+        Store(tmp_path / "out"), note=said.append
+    )
+    assert "the disk will be full before the end" in said[1]
+
+
+def test_regressors_are_removed_and_volumes_are_stored_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nuisance = rng.normal(size=(90, 2))
+    data = rng.normal(1000, 30, (4, 90, 27)) + 200 * nuisance[:, 0][None, :, None]
+    raw = RawRecording(data.astype(np.int16), 0.5, simulated_units(4, 2, kind="volume"), regressors=nuisance)
+    preparation.write_prepared(raw, SignalSpec(40.0, 8.0, sfreq=0.5, band_hz=(0.01, 0.2)), tmp_path)
+    stored = np.load(tmp_path / "signal.npy")
+    assert stored.dtype == np.float16
+    assert stored.shape == (4, 90, 27)
+    filtered = band_pass(nuisance.T.copy(), 0.5, (0.01, 0.2))
+    left = np.abs(np.einsum("utv,kt->k", stored.astype(float), filtered)).max()
+    assert left < 1e-2 * np.abs(stored).sum()
+    # One factor for the recording: units keep their sizes relative to each other, about 1.
+    assert 0.5 < np.median(stored.astype(float).std((1, 2))) < 2
+
+
+def test_artefacts_and_events_reach_the_cohort(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = FakeDataset.read
+    noticed = Finding("warning", "spiky", "two spikes", fix="look at it")
+
+    def with_events(self: FakeDataset, file: RecordingFile) -> RawRecording:
+        raw = original(self, file)
+        events = (Event(30.0, "tone"), Event(12.5, "tone"))
+        return replace(raw, events=events, bad_spans=((8.5, 9.0),), findings=(noticed,))
+
+    monkeypatch.setattr(FakeDataset, "read", with_events)
+    load(tmp_path)
+    cohort = load(tmp_path)
+    recording = cohort.recordings[2]
+    assert recording.events == (Event(12.5, "tone"), Event(30.0, "tone"))
+    assert recording.bad_spans == ((8.5, 9.0),)
+    found = [f for f in cohort.findings if f.code == "spiky"]
+    assert len(found) == 8
+    assert found[2].subject == "s002"
+    assert found[2].path.endswith("s002.npy")
+    batch = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects)).batch(
+        evaluation_windows(cohort, cohort.subjects[:1])[:1], np.arange(3)
+    )
+    # Patches of 8 s: the second one holds the artefact.
+    assert batch.table.valid[0, 0].tolist() == [True, False, True, True, True]
 
 
 def test_constant_and_nan_units_are_named_and_left_out(tmp_path: Path, folder: Path) -> None:
