@@ -19,6 +19,7 @@ _PUBLIC = {
     "Task": "neurobench.contracts",
     "SubjectTask": "neurobench.contracts",
     "ReconstructionTask": "neurobench.contracts",
+    "EvokedTask": "neurobench.contracts",
     "Baseline": "neurobench.contracts",
     "Metric": "neurobench.contracts",
     "CLASSIFICATION_METRICS": "neurobench.metrics",

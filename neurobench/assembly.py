@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurobench import reconstruction, results, scoring
+from neurobench import evoked_scores, reconstruction, results, scoring
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
-from neurobench.contracts import ReconstructionTask
+from neurobench.contracts import EvokedTask, ReconstructionTask
+from neurobench.evoked import EvokedScores
 from neurobench.identity import digest
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
@@ -40,12 +41,15 @@ class Scored:
         Held-out predictions of a subject task.
     reconstructions, headline_masks
         Reconstruction scores, and the evaluation masks that count in the headline.
+    evoked
+        Scores of evoked responses.
     """
 
     record: Record
     predictions: pd.DataFrame | None = None
     reconstructions: reconstruction.ReconstructionScores | None = None
     headline_masks: tuple[str, ...] = ()
+    evoked: EvokedScores | None = None
 
     @property
     def failed(self) -> bool:
@@ -145,6 +149,8 @@ def _score(
     if path.is_file():
         return Scored(record, predictions=pd.read_parquet(path))
     built = run.task(task)
+    if isinstance(built, EvokedTask):
+        return Scored(record, evoked=run.evoked_scores(row, task))
     masks = run.headline_masks(built) if isinstance(built, ReconstructionTask) else ()
     return Scored(record, reconstructions=run.evaluated(row, task), headline_masks=masks)
 
@@ -282,7 +288,8 @@ def finish(scored: Sequence[Scored], out: Path) -> pd.DataFrame:
         best = _best(group)
         for s in group:
             record = _with_skill(s.record, group)
-            results.write_record(out, record, s.predictions)
+            evidence = s.predictions if s.evoked is None else evoked_scores.response_table(s.evoked, record.row)
+            results.write_record(out, record, evidence)
             rows.append(results.as_row(record) | {"best": s is best})
     return pd.DataFrame(rows)
 
@@ -320,4 +327,8 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
     first, second = ranked[0], ranked[1]
+    if first.evoked is not None and second.evoked is not None:
+        names = first.record.row, second.record.row
+        found = evoked_scores.compare_evoked(first.evoked, names[0], second.evoked, names[1], first.record.headline)
+        return first if found.winner == "first" else None
     return first if scoring.ahead(first, second, first.headline_masks or None) else None

@@ -41,6 +41,7 @@ __all__ = [
     "Baseline",
     "Component",
     "Dataset",
+    "EvokedTask",
     "MaskingStrategy",
     "Metric",
     "ReconstructionTask",
@@ -408,6 +409,34 @@ class ReconstructionTask(Task):
     @abstractmethod
     def ratio(self) -> float:
         """Fraction of valid tokens that is scored."""
+
+
+class EvokedTask(Task):
+    """Hide every epoch around the events of held-out subjects piece by piece, and average what is filled in."""
+
+    needs = "reconstruction"
+
+    @property
+    @abstractmethod
+    def tile(self) -> Literal["units", "time"]:
+        """What is hidden together: ``units``: half of the sites for the whole epoch; ``time``: one patch of all units.
+
+        Either way every sample of an epoch is hidden, and so predicted, exactly once.
+        """
+
+    @property
+    @abstractmethod
+    def span_s(self) -> tuple[float, float]:
+        """First and last sample of an epoch in seconds from its event; both included."""
+
+    @property
+    @abstractmethod
+    def max_epochs(self) -> int:
+        """Evenly spaced epochs that are averaged at most, a subject, state and condition."""
+
+    @abstractmethod
+    def peak_window_s(self, state: str, condition: str) -> tuple[float, float]:
+        """Return where the peak of a response is looked for, in seconds from the event; both ends included."""
 
 
 # ---------------------------------------------------------------- baseline

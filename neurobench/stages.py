@@ -24,6 +24,8 @@ import neurobench
 from neurobench import (
     adaptation,
     contracts,
+    evoked,
+    evoked_scores,
     finetuning,
     masking,
     metrics,
@@ -36,7 +38,18 @@ from neurobench import (
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
 from neurobench.config import Combination, Grid, Profile
-from neurobench.contracts import COVARIATES, Backbone, Baseline, MaskingStrategy, ReconstructionTask, SubjectTask, Task
+from neurobench.contracts import (
+    COVARIATES,
+    Backbone,
+    Baseline,
+    EvokedTask,
+    MaskingStrategy,
+    ReconstructionTask,
+    SubjectTask,
+    Task,
+)
+from neurobench.evoked import EvokedScores
+from neurobench.evoked_scores import join_evoked, load_evoked, save_evoked
 from neurobench.identity import digest, file_digest, seed_for
 from neurobench.plugins import Registry
 from neurobench.progress import Advance
@@ -410,6 +423,65 @@ class CohortRun:
         own = load_scores(self.fetch(self.reconstruction_step(row, fold, mask, ratio)).file("scores.npz"))
         return join([own, fillers], "predictors")
 
+    # ------------------------------------------------------------ evoked responses
+
+    @functools.cached_property
+    def _events(self) -> str:
+        """Hash of when what happened in every recording, and of what cannot be used of it."""
+        return digest(
+            [
+                [r.id, r.state, [[e.onset_s, e.condition] for e in r.events], [list(b) for b in r.bad_spans]]
+                for r in self.cohort.recordings
+            ]
+        )
+
+    def evoked_step(self, row: Row, fold: Fold, spec: ComponentSpec) -> Step:
+        """Fill in the epochs of the test subjects and measure their averages, by a backbone or by the fillers."""
+        identity: dict[str, Any] = {
+            "task": self.component(spec),
+            "events": self._events,
+            "chunks": len(self.chunks),
+            "code": code_digest(evoked, reconstruction, tokens, masking),
+        }
+        if row.kind == "filler":
+            identity |= self._fold_identity(fold)
+            label = self._title(f"trivial fillers on {spec.label}", fold)
+        else:
+            identity["pretraining"] = digest(self.pretraining_step(*row.pretraining, fold).identity)
+            label = self._title(f"{spec.label} of {row.label}", fold)
+
+        def compute(folder: Path, advance: Advance) -> None:
+            task = self.task(spec)
+            assert isinstance(task, EvokedTask)
+            tokenizer = self.tokenizer(fold)
+            predictors: Mapping[str, reconstruction.Predictor]
+            if row.kind == "filler":
+                # Half of the units are hidden, so the ridge is tuned for that half.
+                predictors = reconstruction.fit_fillers(
+                    tokenizer, fold.train, ratio=0.5, seed=self.seed, span=fold.train_span
+                )
+            else:
+                net, decoder = self.load_pretrained(*row.pretraining, fold)
+                predictors = {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
+            responses, n_small = evoked.find_responses(
+                self.cohort, fold.test, task, seed=self.seed, span=fold.test_span
+            )
+            scores = evoked.evaluate(
+                predictors, tokenizer, responses, self.chunks, task, seed=self.seed, n_small=n_small, advance=advance
+            )
+            save_evoked(scores, folder / "scores.npz")
+
+        return Step("evoked", label, identity, 0.5 * len(fold.test), compute)
+
+    def evoked_scores(self, row: Row, spec: ComponentSpec) -> EvokedScores:
+        """Return a row's scores on the responses of every fold's test subjects, those of the fillers beside."""
+        by_fold = []
+        for fold in self.folds:
+            rows = (FILLERS,) if row.kind == "filler" else (row, FILLERS)
+            parts = [load_evoked(self.fetch(self.evoked_step(r, fold, spec)).file("scores.npz")) for r in rows]
+            by_fold.append(join_evoked(parts, "predictors"))
+        return join_evoked(by_fold, "subjects")
+
     # ------------------------------------------------------------ evaluation
 
     def evaluation_step(self, row: Row, task_spec: ComponentSpec) -> Step:
@@ -417,6 +489,8 @@ class CohortRun:
         task = self.task(task_spec)
         if isinstance(task, ReconstructionTask):
             return self._reconstruction_evaluation(row, task_spec, task)
+        if isinstance(task, EvokedTask):
+            return self._evoked_evaluation(row, task_spec, task)
         assert isinstance(task, SubjectTask)
         return self._subject_evaluation(row, task_spec, task)
 
@@ -521,6 +595,21 @@ class CohortRun:
         def compute(folder: Path, advance: Advance) -> None:
             scores = self.reconstructions(row, masks, task.ratio)
             score = scoring.score_reconstruction(task, scores, row.label, self.headline_masks(task), seed=self.seed)
+            (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
+
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+
+    def _evoked_evaluation(self, row: Row, spec: ComponentSpec, task: EvokedTask) -> Step:
+        identity = {
+            "sources": [digest(self.evoked_step(r, f, spec).identity) for r in (row, FILLERS) for f in self.folds],
+            "row": row.label,
+            "task": self.component(spec),
+            "seed": self.seed,
+            "code": code_digest(evoked, evoked_scores, scoring, metrics),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            score = evoked_scores.score_evoked(task, self.evoked_scores(row, spec), row.label, seed=self.seed)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
@@ -632,6 +721,10 @@ class CohortRun:
                 if row.kind != "filler" or row.label == reconstruction.FILLERS[0]:
                     for mask, ratio in self.reconstruction_masks(row):
                         yield row, self.reconstruction_step(row, fold, mask, ratio)
+                    if "reconstruction" in row.provides:
+                        for task in self.tasks:
+                            if isinstance(self.task(task), EvokedTask):
+                                yield row, self.evoked_step(row, fold, task)
         for task in self.tasks:
             for row in self.rows:
                 if self.task(task).needs in row.provides:
