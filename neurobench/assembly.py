@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurobench import evoked_scores, reconstruction, results, scoring
+from neurobench import evoked_scores, reconstruction, results, scoring, window_scoring
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.contracts import EvokedTask, ReconstructionTask
@@ -38,7 +38,7 @@ class Scored:
     record
         Without comparisons yet.
     predictions
-        Held-out predictions of a subject task.
+        Held-out predictions of a task on subjects, or on windows.
     reconstructions, headline_masks
         Reconstruction scores, and the evaluation masks that count in the headline.
     evoked
@@ -50,6 +50,11 @@ class Scored:
     reconstructions: reconstruction.ReconstructionScores | None = None
     headline_masks: tuple[str, ...] = ()
     evoked: EvokedScores | None = None
+
+    @property
+    def of_windows(self) -> bool:
+        """Whether the predictions are of windows, not of subjects."""
+        return self.predictions is not None and bool(window_scoring.class_columns(self.predictions))
 
     @property
     def failed(self) -> bool:
@@ -327,6 +332,11 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
     first, second = ranked[0], ranked[1]
+    if first.of_windows and second.of_windows:
+        assert first.predictions is not None
+        assert second.predictions is not None
+        found = window_scoring.compare_windows(first.predictions, second.predictions, first.record.headline)
+        return first if found.winner == "first" else None
     if first.evoked is not None and second.evoked is not None:
         names = first.record.row, second.record.row
         found = evoked_scores.compare_evoked(first.evoked, names[0], second.evoked, names[1], first.record.headline)

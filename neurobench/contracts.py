@@ -26,6 +26,7 @@ from neurobench.records import (
     DatasetCard,
     Listing,
     RawRecording,
+    Recording,
     RecordingFile,
     SignalKind,
     SignalSpec,
@@ -48,6 +49,7 @@ __all__ = [
     "SubjectTask",
     "Task",
     "TokenBackbone",
+    "WindowTask",
     "feedforward_width",
     "patch_basis",
 ]
@@ -437,6 +439,24 @@ class EvokedTask(Task):
     @abstractmethod
     def peak_window_s(self, state: str, condition: str) -> tuple[float, float]:
         """Return where the peak of a response is looked for, in seconds from the event; both ends included."""
+
+
+class WindowTask(Task):
+    """Tell windows of recordings apart, two classes or more, by the common probe; folds are over subjects all the same.
+
+    Every window is a row of its own: backbones embed it, and baselines see it as if it were a subject's only recording.
+    """
+
+    needs = "features"
+
+    @property
+    @abstractmethod
+    def max_windows(self) -> int:
+        """Evenly spaced windows at most, a subject and class."""
+
+    @abstractmethod
+    def label(self, recording: Recording) -> str:
+        """Return the class of a recording's windows; empty: it is not used."""
 
 
 # ---------------------------------------------------------------- baseline

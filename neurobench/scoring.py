@@ -26,6 +26,7 @@ __all__ = [
     "compare",
     "compare_reconstruction",
     "compare_subjects",
+    "comparison",
     "holm",
     "percentile_interval",
     "score_reconstruction",
@@ -269,7 +270,7 @@ class Comparison:
     n_subjects: int
 
 
-def _comparison(difference: float, draws: Array, null: Array, higher_is_better: bool, n_subjects: int) -> Comparison:
+def comparison(difference: float, draws: Array, null: Array, higher_is_better: bool, n_subjects: int) -> Comparison:
     draws = draws[np.isfinite(draws)]
     low, high = (float(x) for x in np.percentile(draws, [2.5, 97.5]))
     as_large = np.abs(null) >= abs(difference) - 1e-12
@@ -322,7 +323,7 @@ def compare(
         [function(_with(a, np.where(s, q, p)), ones)[0] - function(_with(b, np.where(s, p, q)), ones)[0] for s in swap]
     )
     difference = float(function(a, ones)[0] - function(b, ones)[0])
-    return _comparison(difference, function(a, weights) - function(b, weights), null, higher, n)
+    return comparison(difference, function(a, weights) - function(b, weights), null, higher, n)
 
 
 def compare_subjects(
@@ -350,7 +351,7 @@ def compare_subjects(
     rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n))
     null = np.where(rng.random((n_permutations, n)) < 0.5, -each, each).mean(1)
     draws: Array = mean_over(each, bootstrap_weights(n, n_bootstrap, seed))
-    return _comparison(float(each.mean()), draws, null, higher_is_better, n)
+    return comparison(float(each.mean()), draws, null, higher_is_better, n)
 
 
 def _with(sample: Sample, p: Array) -> Sample:
@@ -501,7 +502,7 @@ def compare_reconstruction(
     each = np.nan_to_num(first.subject_r2(first_name)[rows] - second.subject_r2(second_name)[rows]).mean(0)
     rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n))
     null = (np.where(rng.random((n_permutations, n)) < 0.5, -each, each)).mean(1)
-    found = _comparison(difference, draws, null, True, n)
+    found = comparison(difference, draws, null, True, n)
     p_value = float((np.sum(np.abs(null) >= abs(each.mean()) - 1e-12) + 1) / (n_permutations + 1))
     return Comparison(**{**asdict(found), "p_value": p_value})
 

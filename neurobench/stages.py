@@ -34,6 +34,8 @@ from neurobench import (
     scoring,
     splits,
     tokens,
+    window_scoring,
+    windows,
 )
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
@@ -47,6 +49,7 @@ from neurobench.contracts import (
     ReconstructionTask,
     SubjectTask,
     Task,
+    WindowTask,
 )
 from neurobench.evoked import EvokedScores
 from neurobench.evoked_scores import join_evoked, load_evoked, save_evoked
@@ -56,6 +59,7 @@ from neurobench.progress import Advance
 from neurobench.reconstruction_io import join, load_scores, save_scores
 from neurobench.records import BackboneSpec, Cohort, Fold, SignalSpec
 from neurobench.store import Entry
+from neurobench.windows import WindowRows, window_rows
 
 __all__ = ["CohortRun", "Row", "Step"]
 
@@ -328,34 +332,61 @@ class CohortRun:
         label = self._title(f"embed {backbone.label} · {mask.label}", fold)
         return Step("embedding", label, identity, 0.02 * len(self.cohort.subjects), compute)
 
+    def window_embedding_step(
+        self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold, task: ComponentSpec
+    ) -> Step:
+        """Embed every window of a task with the frozen backbone of a fold."""
+        identity = {
+            "pretraining": digest(self.pretraining_step(backbone, mask, fold).identity),
+            "code": code_digest(adaptation, tokens),
+            "windows": self.window_rows(task).cohort.fingerprint,
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            net, _ = self.load_pretrained(backbone, mask, fold)
+            rows = self.window_rows(task).cohort
+            cut = tokens.evaluation_windows(rows, rows.subjects)
+            tokenizer = tokens.Tokenizer(rows, self.tokenizer(fold).scaler)
+            _save_features(folder, *adaptation.embed_subjects(net, tokenizer, cut, self.chunks, self.device))
+
+        label = self._title(f"embed windows for {task.label}, {backbone.label} · {mask.label}", fold)
+        return Step("embedding", label, identity, 0.01 * len(self.window_rows(task).subjects), compute)
+
+    def window_rows(self, task: ComponentSpec) -> WindowRows:
+        """Return the windows that a task is about, as rows of a cohort."""
+        if task not in self._window_rows:
+            built = self.task(task)
+            assert isinstance(built, WindowTask)
+            self._window_rows[task] = window_rows(self.cohort, built)
+        return self._window_rows[task]
+
+    @functools.cached_property
+    def _window_rows(self) -> dict[ComponentSpec, WindowRows]:
+        return {}
+
     def baseline_step(self, baseline: ComponentSpec, fold: Fold, task: ComponentSpec) -> Step:
         """Fit a baseline on the training subjects and give every subject its feature row."""
         cls: type[Baseline] = self.registry.get("baseline", baseline.name)
+        of_windows = isinstance(self.task(task), WindowTask)
         identity = {
             **self._fold_identity(fold),
             "baseline": self.component(baseline),
             "task": self.component(task) if cls.depends_on_task else None,
         }
+        if of_windows:
+            identity["windows"] = self.window_rows(task).cohort.fingerprint
 
         def compute(folder: Path, advance: Advance) -> None:
             built = cls(**baseline.parameters)
             hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
-            built.fit(self._without_targets(fold.train, hidden))
-            everyone = self._without_targets(self.cohort.subjects, hidden)
+            cohort = self.window_rows(task).cohort if of_windows else self.cohort
+            train = self.window_rows(task).of(fold.train) if of_windows else fold.train
+            built.fit(_without_targets(cohort, train, hidden))
+            everyone = _without_targets(cohort, cohort.subjects, hidden)
             _save_features(folder, everyone.subjects, built.transform(everyone))
 
-        what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task else "")
+        what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
         return Step("baseline", self._title(what, fold), identity, 0.02 * len(self.cohort.subjects), compute)
-
-    def _without_targets(self, subjects: tuple[str, ...], target: str) -> Cohort:
-        """Return the cohort of some subjects, with the covariates that are not the target and no other column."""
-        columns = [c for c in COVARIATES if c in self.cohort.participants and c != target]
-        chosen = set(subjects)
-        return replace(
-            self.cohort,
-            participants=self.cohort.participants.loc[[s for s in self.cohort.subjects if s in chosen], columns],
-            recordings=tuple(r for r in self.cohort.recordings if r.subject in chosen),
-        )
 
     def features(self, row: Row, task: ComponentSpec, fold: Fold) -> tuple[list[str], NDArray[np.float64]]:
         """Return subjects and their feature rows."""
@@ -367,6 +398,8 @@ class CohortRun:
         """Return the step that gives a row its features."""
         if row.baseline is not None:
             return self.baseline_step(row.baseline, fold, task)
+        if isinstance(self.task(task), WindowTask):
+            return self.window_embedding_step(*row.pretraining, fold, task)
         return self.embedding_step(*row.pretraining, fold)
 
     # ------------------------------------------------------------ reconstruction
@@ -491,6 +524,8 @@ class CohortRun:
             return self._reconstruction_evaluation(row, task_spec, task)
         if isinstance(task, EvokedTask):
             return self._evoked_evaluation(row, task_spec, task)
+        if isinstance(task, WindowTask):
+            return self._window_evaluation(row, task_spec, task)
         assert isinstance(task, SubjectTask)
         return self._subject_evaluation(row, task_spec, task)
 
@@ -561,23 +596,90 @@ class CohortRun:
         self, row: Row, task: SubjectTask, fold: Fold, targets: Mapping[str, float], test: list[str], seed: int
     ) -> adaptation.Prediction:
         """Train the row's backbone further on the training subjects of a fold; predict ``test``, in its order."""
+        return self._finetuned(row, fold, self.tokenizer(fold), targets, test, task.kind, seed)
+
+    def _finetuned(
+        self,
+        row: Row,
+        fold: Fold,
+        tokenizer: tokens.Tokenizer,
+        targets: Mapping[str, float],
+        test: Sequence[str],
+        kind: adaptation.Kind,
+        seed: int,
+    ) -> adaptation.Prediction:
+        """Train a row's backbone further on the rows of a tokenizer's cohort; predict ``test``, in its order."""
         net, _ = self.load_pretrained(*row.pretraining, fold)
         # Without pretraining there is nothing in the lower layers to preserve.
         recipe = finetuning.FinetuneRecipe(layer_decay=1.0 if row.kind == "untrained" else 0.75)
         subjects, prediction = finetuning.finetune(
             net,
-            self.tokenizer(fold),
-            tokens.evaluation_windows(self.cohort, list(targets)),
+            tokenizer,
+            tokens.evaluation_windows(tokenizer.cohort, list(targets)),
             targets,
-            tokens.evaluation_windows(self.cohort, test),
+            tokens.evaluation_windows(tokenizer.cohort, test),
             self.chunks,
-            task.kind,
+            kind,
             seed,
             recipe,
             self.device,
         )
         place = {s: i for i, s in enumerate(subjects)}
         return replace(prediction, values=prediction.values[[place[s] for s in test]])
+
+    def _window_evaluation(self, row: Row, spec: ComponentSpec, task: WindowTask) -> Step:
+        identity = {
+            "adaptation": "finetune" if self.finetunes(row) else "frozen",
+            "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
+            "task": self.component(spec),
+            "windows": self.window_rows(spec).cohort.fingerprint,
+            "folds": self.fold_fingerprint,
+            "cohort": self.cohort.fingerprint,
+            "seed": self.seed,
+            "code": code_digest(scoring, metrics, adaptation, finetuning, windows, window_scoring),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            tables, unsettled = [], 0
+            for done, fold in enumerate(self.folds, 1):
+                table, converged = self._predict_windows(row, spec, fold)
+                tables.append(table)
+                unsettled += not converged
+                advance(done, len(self.folds))
+            whole = pd.concat(tables, ignore_index=True)
+            score = window_scoring.score_window_task(task, whole, seed=self.seed).to_dict()
+            if unsettled:
+                score["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
+            whole.to_parquet(folder / "predictions.parquet", index=False)
+            (folder / "score.json").write_text(json.dumps(score), encoding="utf-8")
+
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+
+    def _predict_windows(self, row: Row, spec: ComponentSpec, fold: Fold) -> tuple[pd.DataFrame, bool]:
+        """Return the held-out predictions of one fold's windows, and whether the probe converged."""
+        rows = self.window_rows(spec)
+        train, test = rows.of(fold.train), rows.of(fold.test)
+        classes = np.asarray(rows.classes.loc[list(train)], np.int64)
+        groups = rows.subjects.loc[list(train)].tolist()
+        seed = seed_for(self.seed, "probe", spec.label, fold.index)
+        if self.finetunes(row):
+            tokenizer = tokens.Tokenizer(rows.cohort, self.tokenizer(fold).scaler)
+
+            def against_the_others(k: int) -> adaptation.Prediction:
+                targets = dict(zip(train, (classes == k).astype(float).tolist(), strict=True))
+                return self._finetuned(row, fold, tokenizer, targets, test, "classification", seed)
+
+            probability, converged = adaptation.one_against_the_others(against_the_others, len(rows.names))
+        else:
+            found, x = self.features(row, spec, fold)
+            place = {s: i for i, s in enumerate(found)}
+            x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
+            probability, converged = adaptation.fit_predict_classes(
+                x_train, classes, x_test, len(rows.names), groups, seed
+            )
+        truth = [rows.names[k] for k in rows.classes.loc[list(test)]]
+        people = rows.subjects.loc[list(test)].tolist()
+        return window_scoring.window_predictions(test, people, fold.index, truth, probability, rows.names), converged
 
     def _reconstruction_evaluation(self, row: Row, spec: ComponentSpec, task: ReconstructionTask) -> Step:
         masks = self.evaluation_masks(task)
@@ -772,6 +874,17 @@ def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _without_targets(cohort: Cohort, subjects: tuple[str, ...], target: str) -> Cohort:
+    """Return the cohort of some subjects, with the covariates that are not the target and no other column."""
+    columns = [c for c in COVARIATES if c in cohort.participants and c != target]
+    chosen = set(subjects)
+    return replace(
+        cohort,
+        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], columns],
+        recordings=tuple(r for r in cohort.recordings if r.subject in chosen),
+    )
 
 
 def _target_column(task: Task) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from neurobench.checks.common import Check, Skip, build, demand, watched_files
-from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask, Task
+from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask, Task, WindowTask
 from neurobench.errors import CheckError
 from neurobench.evoked import MIN_EPOCHS, evaluate, find_responses
 from neurobench.evoked_scores import score_evoked
@@ -23,6 +23,8 @@ from neurobench.records import Batch, Cohort
 from neurobench.scoring import Score, score_subject_task
 from neurobench.specimens import simulated_cohort, simulated_states
 from neurobench.tokens import Scaler, Tokenizer, unit_chunks
+from neurobench.window_scoring import score_window_task, window_predictions
+from neurobench.windows import window_rows
 
 
 def _subject_task(cls: type[Task]) -> SubjectTask:
@@ -143,6 +145,8 @@ def perfect_and_shuffled(cls: type[Task], registry: Registry | None, full: bool)
     task = build(cls)
     if isinstance(task, EvokedTask):
         return _evoked_perfect_and_shuffled(task)
+    if isinstance(task, WindowTask):
+        return _windows_perfect_and_shuffled(task)
     if not isinstance(task, SubjectTask):
         raise Skip("is not scored a subject at a time")
     truth = task.target(_participants(task)).dropna().to_numpy(float)
@@ -221,6 +225,55 @@ def _evoked_perfect_and_shuffled(task: EvokedTask) -> str:
     return f"{headline}: perfect {perfect:.3g}; above chance after shuffling: {above} of {n_shuffled}"
 
 
+def _windows_perfect_and_shuffled(task: WindowTask) -> str:
+    """Predict the class of every window, and classes shuffled within subjects."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = window_rows(simulated_states(Path(folder)), task)
+    n_classes = len(rows.names)
+    classes, subjects = rows.classes.to_numpy(int), rows.subjects.to_numpy(str)
+    rng = np.random.default_rng(seed_for(0, "permutation", "task-check"))
+
+    def score(said: np.ndarray[Any, Any]) -> Score:
+        noise = rng.uniform(0, 1e-3, (len(said), n_classes))
+        probability = (np.eye(n_classes)[said] + noise) / (1 + noise.sum(1, keepdims=True))
+        tables = [
+            window_predictions(
+                rows.subjects.index[subjects == s],
+                [s] * int((subjects == s).sum()),
+                i % 3,
+                [rows.names[k] for k in classes[subjects == s]],
+                probability[subjects == s],
+                rows.names,
+            )
+            for i, s in enumerate(np.unique(subjects))
+        ]
+        return score_window_task(task, pd.concat(tables), seed=0, n_bootstrap=200, n_permutations=99)
+
+    problems = []
+    perfect = score(classes)
+    for metric in task.metrics:
+        value = perfect.metrics[metric.name].value
+        if value is None or not np.isclose(value, metric.best, atol=1e-6):
+            problems.append(
+                f"a perfect prediction has {metric.name} {value}, and the best is said to be {metric.best:g}"
+            )
+    if not perfect.above_chance:
+        problems.append("a perfect prediction is not found to be above chance")
+    n_shuffled = 20
+    above = 0
+    for _ in range(n_shuffled):
+        said = classes.copy()
+        for s in np.unique(subjects):
+            said[subjects == s] = rng.permutation(said[subjects == s])
+        above += bool(score(said).above_chance)
+    if above >= 5:
+        problems.append(f"{above} of {n_shuffled} shuffled predictions are found to be above chance")
+    demand(problems[:4])
+    headline = task.metrics[0].name
+    best = perfect.metrics[headline].value
+    return f"{headline}: perfect {best:.3g}; above chance after shuffling: {above} of {n_shuffled}"
+
+
 def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
     """A cohort without the target is refused with a reason, one with it is not."""
     task = build(cls)
@@ -242,6 +295,8 @@ def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
                 problems.append(f"does not refuse a cohort in which {task.column!r} is missing for everybody")
         elif isinstance(task, EvokedTask):
             problems += _evoked_refusal(task, simulated_states(Path(folder) / "states", n_subjects=2))
+        elif isinstance(task, WindowTask):
+            problems += _windows_refusal(task, simulated_states(Path(folder) / "states", n_subjects=4))
         elif reason := task.refuses(cohort):
             problems.append(f"refuses a simulated cohort: {reason}")
     demand(problems)
@@ -261,6 +316,42 @@ def _evoked_refusal(task: EvokedTask, good: Cohort) -> list[str]:
             f"refuses a cohort without events and does not name the states {', '.join(unnamed)}: {reason!r}"
         )
     return problems
+
+
+def _windows_refusal(task: WindowTask, good: Cohort) -> list[str]:
+    problems = []
+    if reason := task.refuses(good):
+        problems.append(f"refuses a simulated cohort of several states: {reason}")
+    for label in sorted({task.label(r) for r in good.recordings} - {""}):
+        only = replace(good, recordings=tuple(r for r in good.recordings if task.label(r) == label))
+        if not (reason := task.refuses(only)):
+            problems.append(f"does not refuse a cohort in which everything is {label!r}")
+        elif label not in reason:
+            problems.append(f"refuses a cohort in which everything is {label!r} and does not name it: {reason!r}")
+    return problems
+
+
+def windows(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """Classes of windows are texts, and rows of the derived cohort say nothing of them but through the signal."""
+    task = build(cls)
+    if not isinstance(task, WindowTask):
+        raise Skip("is not about windows")
+    if task.max_windows < 1:
+        raise CheckError(f"`max_windows` is {task.max_windows}, below 1.")
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = simulated_states(Path(folder))
+        wrong = [label for r in cohort.recordings if not isinstance(label := task.label(r), str)]
+        if wrong:
+            raise CheckError(f"`label` returns {wrong[0]!r}, not a text.")
+        rows = window_rows(cohort, task)
+        counts = rows.classes.groupby([rows.subjects, rows.classes]).size()
+        if counts.max() > task.max_windows:
+            problems.append(f"a subject has {counts.max()} windows of one class; `max_windows` is {task.max_windows}")
+        if again := [r.id for r in cohort.recordings if task.label(r) != task.label(r)]:
+            problems.append(f"`label` of {again[0]} changes from call to call")
+    demand(problems)
+    return f"{len(rows.names)} classes of simulated states, {len(rows.subjects)} windows"
 
 
 def epochs(cls: type[Task], registry: Registry | None, full: bool) -> str:
@@ -318,5 +409,6 @@ CHECKS: dict[str, Check] = {
     "refusal": refusal,
     "evaluation-masks": evaluation_masks,
     "epochs": epochs,
+    "windows": windows,
     "reads-nothing": reads_nothing,
 }
