@@ -414,9 +414,16 @@ class ReconstructionTask(Task):
 
 
 class EvokedTask(Task):
-    """Hide every epoch around the events of held-out subjects piece by piece, and average what is filled in."""
+    """Hide every epoch around the events of held-out subjects piece by piece, and average what is filled in.
+
+    Attributes
+    ----------
+    MIN_EPOCHS
+        Epochs below which an average is mostly noise: such responses are left out and counted.
+    """
 
     needs = "reconstruction"
+    MIN_EPOCHS: ClassVar[int] = 10
 
     @property
     @abstractmethod

@@ -28,7 +28,6 @@ from neurobench.tokens import Tokenizer, Window, usable_span
 
 __all__ = [
     "MEASURES",
-    "MIN_EPOCHS",
     "QUANTITIES",
     "EvokedScores",
     "Response",
@@ -48,9 +47,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-MIN_EPOCHS = 10
-"""Epochs below which an average is mostly noise; such responses are left out and counted."""
-
 MEASURES = ("waveform_r", "gfp_r", "peak_latency_error", "peak_amplitude_ratio", "topography_r")
 """What :func:`measure` gives; the latency error in ms, the others pure numbers."""
 
@@ -68,8 +64,8 @@ QUANTITIES = (
 The measures; ``across_halves_r``, the waveform r of odd predicted epochs with even real ones and the other way round,
 in which no noise is shared; ``[null]``, the same with predictions at shifted events; ``[away]``, predicted against real
 at those shifted events: what background activity that spreads over sensors gives away; ``[ceiling]``, one half of the
-real epochs against the other, for the three r of :data:`MEASURES` after Spearman–Brown's correction to the full number
-of epochs.
+real epochs against the other: for an r what a prediction without noise can reach, the root of the reliability of the
+average (Spearman–Brown), for ``across_halves_r`` of a half.
 """
 
 
@@ -183,10 +179,14 @@ def measure(real: Array, predicted: Array, times: Array, window_s: tuple[float, 
 
 
 def _ceiling(odd: Array, even: Array, times: Array, window_s: tuple[float, float]) -> dict[str, float]:
-    """Return what one half of the real epochs reaches against the other; r corrected by Spearman–Brown."""
+    """Return what one half of the real epochs reaches against the other; of r, what a noise-free prediction can reach.
+
+    The correlation of two halves is the reliability of one, and Spearman–Brown's formula gives that of the whole; a
+    prediction without noise correlates with either as the root of its reliability.
+    """
     halves = measure(odd, even, times, window_s)
-    corrected = {n: 2 * r / (1 + r) if n.endswith("_r") and r > 0 else r for n, r in halves.items()}
-    return corrected | {"across_halves_r": halves["waveform_r"]}
+    whole = {n: math.sqrt(2 * max(r, 0.0) / (1 + max(r, 0.0))) for n, r in halves.items() if n.endswith("_r")}
+    return halves | whole | {"across_halves_r": math.sqrt(max(halves["waveform_r"], 0.0))}
 
 
 # ---------------------------------------------------------------- epochs
@@ -230,7 +230,7 @@ def patches_of_epoch(cohort: Cohort, span_s: tuple[float, float]) -> tuple[int, 
 def find_responses(
     cohort: Cohort, subjects: Sequence[str], task: EvokedTask, *, seed: int, span: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[tuple[Response, ...], int]:
-    """Return the responses of some subjects, and how many of below :data:`MIN_EPOCHS` epochs were left out.
+    """Return the responses of some subjects, and how many of too few epochs were left out.
 
     Parameters
     ----------
@@ -267,7 +267,7 @@ def find_responses(
                     left_out[key] += 1
     responses, n_small = [], 0
     for key, epochs in sorted(found.items()):
-        if len(epochs) < MIN_EPOCHS:
+        if len(epochs) < task.MIN_EPOCHS:
             n_small += 1
             continue
         if len(epochs) > task.max_epochs:
@@ -278,8 +278,8 @@ def find_responses(
     if not responses:
         most = max((len(e) for e in found.values()), default=0)
         raise DataError(
-            f"no subject of {len(chosen)} has {MIN_EPOCHS} usable epochs of one condition; the most are {most}, and "
-            f"{sum(left_out.values())} were left out as their window leaves the recording or touches a bad span.",
+            f"no subject of {len(chosen)} has {task.MIN_EPOCHS} usable epochs of one condition; the most are {most}, "
+            f"and {sum(left_out.values())} were left out as their window leaves the recording or touches a bad span.",
             next_step="Use a shorter --window-s, or see `neurobench data check` for the events.",
         )
     return tuple(responses), n_small

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neurobench.contracts import EvokedTask
 from neurobench.errors import ConfigError, DataError
-from neurobench.evoked import MIN_EPOCHS, QUANTITIES, EvokedScores
+from neurobench.evoked import QUANTITIES, EvokedScores
 from neurobench.identity import seed_for
 from neurobench.metrics import mean_over
 from neurobench.scoring import (
@@ -136,17 +136,18 @@ def _notes(
 
     notes = [
         "; ".join(counts),
-        f"{scores.n_left_out.sum()} epochs left out: their window leaves the recording or touches a bad span",
-        f"split-half noise ceiling (odd against even epochs; r after Spearman–Brown): waveform r "
+        f"{scores.n_left_out.sum()} epochs left out: their window leaves the recording, or its part for the test, "
+        "or touches a bad span",
+        "split-half noise ceiling (odd against even epochs; r: root of the reliability after Spearman–Brown): waveform r "
         f"{shown('waveform_r[ceiling]')}, GFP r {shown('gfp_r[ceiling]')}, topography r "
         f"{shown('topography_r[ceiling]')}, latency {shown('peak_latency_error[ceiling]')} ms, amplitude ratio "
-        f"{shown('peak_amplitude_ratio[ceiling]')}; predictions see noise of the same epochs and may lie above it, "
-        f"across_halves_r may not (ceiling {shown('across_halves_r[ceiling]')})",
+        f"{shown('peak_amplitude_ratio[ceiling]')}; predictions that share noise with the epochs may lie above it, "
+        f"which across_halves_r rules out (ceiling {shown('across_halves_r[ceiling]')})",
         f"null (predictions at shifted events): waveform r {shown('waveform_r[null]')}",
         f"background (predicted against real at shifted events): waveform r {shown('waveform_r[away]')}",
     ]
     if scores.n_small:
-        notes.append(f"{scores.n_small} responses of fewer than {MIN_EPOCHS} usable epochs are left out")
+        notes.append(f"{scores.n_small} responses of fewer than {EvokedTask.MIN_EPOCHS} usable epochs are left out")
     if not scores.clear.all():
         notes.append(
             f"events of {int((~scores.clear).sum())} of {len(scores.clear)} responses leave no room between them: "

@@ -79,6 +79,8 @@ PER_PART = {"metric_r2[": "by mask: R²", "metric_recall[": "by state: recall"}
 
 BESIDE = {
     "metric_waveform_r[null]": "null",
+    "metric_waveform_r[away]": "background",
+    "metric_across_halves_r": "across halves",
     "metric_gfp_r": "GFP r",
     "metric_topography_r": "topography r",
     "metric_peak_latency_error": "latency (ms)",
@@ -90,6 +92,7 @@ CEILING = {
     "metric_waveform_r[ceiling]": "waveform r",
     "metric_gfp_r[ceiling]": "GFP r",
     "metric_topography_r[ceiling]": "topography r",
+    "metric_across_halves_r[ceiling]": "across halves",
 }
 """Noise ceilings, the same for every row."""
 
@@ -133,8 +136,13 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
     ceilings = [f"{title} {scored[c].mean():.2f}" for c, title in CEILING.items() if c in scored and len(scored)]
     ceilings = [c for c in ceilings if not c.endswith("nan")]
     if ceilings:
-        footnotes.append(f"split-half noise ceiling (r after Spearman–Brown): {', '.join(ceilings)}")
-        footnotes.append("null: waveform r of predictions at shifted events; amplitude: predicted over real peak")
+        footnotes += [
+            f"split-half noise ceiling: {', '.join(ceilings)} (root of the reliability, Spearman–Brown)",
+            "null: predictions at shifted events against the response; background: against the signal there, which is "
+            "what sensors share without any event",
+            "across halves: odd predicted epochs against even real ones, so that no noise is shared; without it a "
+            "waveform r may lie above the ceiling",
+        ]
     if any(x.best for x in ok):
         footnotes.append("★ ahead of the next row: the interval of their difference excludes 0")
     n_seeds = block["seed"].nunique()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 import neurobench
 from neurobench import Metric, evoked, results
 from neurobench.checks import check_component
+from neurobench.console import print_results
 from neurobench.errors import ConfigError, DataError
 from neurobench.evoked_scores import (
     compare_evoked,
@@ -265,7 +268,10 @@ def test_a_perfect_and_an_empty_prediction(cohort: Cohort, how: str) -> None:
     assert abs(best.metrics["waveform_r[null]"].value) < 0.25, "real averages away from events are only noise"
     assert best.metrics["waveform_r[away]"].value == pytest.approx(1)
     assert 0.8 < best.metrics["waveform_r[ceiling]"].value < 1
-    assert best.metrics["across_halves_r"].value == pytest.approx(best.metrics["across_halves_r[ceiling]"].value)
+    # The real half is one noisy prediction of the other; one without noise would reach the root of that.
+    np.testing.assert_allclose(
+        scores.of("perfect", "across_halves_r") ** 0.5, scores.of("perfect", "across_halves_r[ceiling]")
+    )
 
 
 def test_fillers_find_the_planted_response_and_nothing_where_there_is_none(cohort: Cohort, null_cohort: Cohort) -> None:
@@ -348,7 +354,7 @@ def test_scores_are_means_over_subjects_of_means_over_conditions(cohort: Cohort,
         assert metric.low <= metric.value <= metric.high
     assert score.metrics["peak_latency_error"].unit == "ms"
     assert not score.metrics["peak_latency_error[null]"].higher_is_better
-    assert any("noise ceiling (odd against even epochs; r after Spearman–Brown)" in n for n in score.notes)
+    assert any("noise ceiling (odd against even epochs; r: root of the reliability" in n for n in score.notes)
     assert any(n.startswith("null (predictions at shifted events)") for n in score.notes)
     save_evoked(scores, tmp_path / "scores.npz")
     loaded = load_evoked(tmp_path / "scores.npz")
@@ -363,6 +369,23 @@ def test_scores_are_means_over_subjects_of_means_over_conditions(cohort: Cohort,
         compare_evoked(scores, "ridge", first, "ridge", "waveform_r")
     with pytest.raises(ValueError, match="different subjects"):
         join_evoked([first, second], "predictors")
+
+
+def test_the_ceiling_is_what_the_planted_response_itself_reaches(cohort: Cohort) -> None:
+    """The response without its noise, known here, correlates with the real average as the ceiling says."""
+    responses, _ = evoked.find_responses(cohort, cohort.subjects, Evoked(), seed=0)
+    first, _ = evoked.patches_of_epoch(cohort, (-0.2, 0.8))
+    times = evoked.epoch_times(cohort.sfreq, (-0.2, 0.8))
+    cuts = []
+    for response in (r for r in responses if r.state == "auditory"):
+        starts = [w.start + first * cohort.samples_per_patch for w in response.windows]
+        data = cohort.recordings[response.windows[0].recording].open()
+        cuts.append(evoked.average(np.stack([data[:, s : s + len(times)] for s in starts]), times))
+    clean = np.mean(cuts, 0)  # Over subjects, who share the response and not the noise.
+    reached = np.mean([evoked.waveform_r(c, clean) for c in cuts])
+    scores = evaluated(cohort, {"perfect": perfect}, subjects=cohort.subjects)
+    auditory = np.array(scores.states) == "auditory"
+    assert scores.of("perfect", "waveform_r[ceiling]")[auditory].mean() == pytest.approx(reached, abs=0.03)
 
 
 # ---------------------------------------------------------------- the task
@@ -475,6 +498,11 @@ def test_a_whole_run(data: Path, tmp_path: Path) -> None:
     assert responses.groupby("participant_id")["waveform_r"].mean().mean() == pytest.approx(
         record.metrics["waveform_r"].value
     )
+    shown = io.StringIO()
+    print_results(table, Console(file=shown, width=200))
+    assert "split-half noise ceiling: waveform r 0." in shown.getvalue()
+    for title in ("null", "background", "across halves", "GFP r", "topography r", "latency (ms)", "amplitude"):
+        assert title in shown.getvalue().splitlines()[3], title
     again = run(data, tmp_path / "out")
     pd.testing.assert_frame_equal(again, table)
 

@@ -14,7 +14,7 @@ import torch
 from neurobench.checks.common import Check, Skip, build, demand, watched_files
 from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask, Task, WindowTask
 from neurobench.errors import CheckError
-from neurobench.evoked import MIN_EPOCHS, evaluate, find_responses
+from neurobench.evoked import evaluate, find_responses
 from neurobench.evoked_scores import score_evoked
 from neurobench.identity import seed_for
 from neurobench.plugins import Registry
@@ -365,8 +365,8 @@ def epochs(cls: type[Task], registry: Registry | None, full: bool) -> str:
         problems.append(f"`span_s` is {task.span_s}, whose first sample is not before its last")
     if task.tile not in ("units", "time"):
         problems.append(f"`tile` is {task.tile!r}, not units or time")
-    if task.max_epochs < MIN_EPOCHS:
-        problems.append(f"`max_epochs` is {task.max_epochs}, below {MIN_EPOCHS}")
+    if task.max_epochs < task.MIN_EPOCHS:
+        problems.append(f"`max_epochs` is {task.max_epochs}, below {task.MIN_EPOCHS}")
     for state, condition in (("auditory", "tone"), ("somatosensory", "left"), ("no such state", "no such condition")):
         window = task.peak_window_s(state, condition)
         if not low <= window[0] < window[1] <= high:

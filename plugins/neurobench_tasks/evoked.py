@@ -6,9 +6,6 @@ import math
 
 from neurobench import Cohort, ConfigError, EvokedTask, Metric, hookimpl
 
-MIN_EVENTS = 10
-"""Events of one condition that some recording's subject needs; below that an average is mostly noise."""
-
 
 class Evoked(EvokedTask):
     """Evoked responses of held-out subjects, every row under the same masks.
@@ -56,8 +53,8 @@ class Evoked(EvokedTask):
                 f"evoked cannot take epochs from {tmin_s:g} to {tmax_s:g} s.",
                 allowed="tmin_s below tmax_s, and tmax_s above 0",
             )
-        if max_epochs < MIN_EVENTS:
-            raise ConfigError(f"evoked cannot average {max_epochs} epochs.", allowed=f"{MIN_EVENTS} or more")
+        if max_epochs < self.MIN_EPOCHS:
+            raise ConfigError(f"evoked cannot average {max_epochs} epochs.", allowed=f"{self.MIN_EPOCHS} or more")
         self._tile, self._span_s, self._max_epochs = tile, (tmin_s, tmax_s), max_epochs
         self._peaks = dict(_peak(part, tmax_s) for part in peaks.split("+")) if peaks else {}
 
@@ -94,11 +91,11 @@ class Evoked(EvokedTask):
         without = [s for s in states if not any(key[1] == s for key in counts)]
         if not counts:
             return f"{cohort.dataset} has no events: none in any recording of the states {', '.join(without)}"
-        if max(counts.values()) < MIN_EVENTS:
+        if max(counts.values()) < self.MIN_EPOCHS:
             found = ", ".join(sorted({f"{state}/{condition}" for _, state, condition in counts}))
             none = f"; states without any: {', '.join(without)}" if without else ""
             return (
-                f"no subject of {cohort.dataset} has {MIN_EVENTS} events of one condition in one state; "
+                f"no subject of {cohort.dataset} has {self.MIN_EPOCHS} events of one condition in one state; "
                 f"the most are {max(counts.values())}, of {found}{none}"
             )
         n_times = round(self._span_s[1] * cohort.sfreq) - round(self._span_s[0] * cohort.sfreq) + 1
