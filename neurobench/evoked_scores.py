@@ -138,7 +138,7 @@ def _notes(
         "; ".join(counts),
         f"{scores.n_left_out.sum()} epochs left out: their window leaves the recording, or its part for the test, "
         "or touches a bad span",
-        "split-half noise ceiling (odd against even epochs; r: root of the reliability after Spearman–Brown): waveform r "
+        "split-half noise ceiling (odd against even epochs; r: root of the reliability, Spearman–Brown): waveform r "
         f"{shown('waveform_r[ceiling]')}, GFP r {shown('gfp_r[ceiling]')}, topography r "
         f"{shown('topography_r[ceiling]')}, latency {shown('peak_latency_error[ceiling]')} ms, amplitude ratio "
         f"{shown('peak_amplitude_ratio[ceiling]')}; predictions that share noise with the epochs may lie above it, "
