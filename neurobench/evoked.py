@@ -230,7 +230,7 @@ def patches_of_epoch(cohort: Cohort, span_s: tuple[float, float]) -> tuple[int, 
 def find_responses(
     cohort: Cohort, subjects: Sequence[str], task: EvokedTask, *, seed: int, span: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[tuple[Response, ...], int]:
-    """Return the responses of some subjects, and how many of too few epochs were left out.
+    """Return the responses of some subjects, none maybe, and how many of too few epochs were left out.
 
     Parameters
     ----------
@@ -244,11 +244,6 @@ def find_responses(
         Of the shifts.
     span
         Part of every recording that may be used; a window lies in it as a whole.
-
-    Raises
-    ------
-    DataError
-        If no response is left.
     """
     found: dict[tuple[str, str, str], list[tuple[Window, int]]] = {}
     left_out: dict[tuple[str, str, str], int] = {}
@@ -275,13 +270,6 @@ def find_responses(
         rng = np.random.default_rng(seed_for(seed, "permutation", "evoked", *key))
         away, clear = _away(cohort, task, [i for _, i in epochs], span, rng)
         responses.append(Response(*key, tuple(w for w, _ in epochs), away, left_out[key], clear))
-    if not responses:
-        most = max((len(e) for e in found.values()), default=0)
-        raise DataError(
-            f"no subject of {len(chosen)} has {task.MIN_EPOCHS} usable epochs of one condition; the most are {most}, "
-            f"and {sum(left_out.values())} were left out as their window leaves the recording or touches a bad span.",
-            next_step="Use a shorter --window-s, or see `neurobench data check` for the events.",
-        )
     return tuple(responses), n_small
 
 

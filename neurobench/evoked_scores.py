@@ -65,7 +65,19 @@ def score_evoked(
         Every quantity of :data:`neurobench.evoked.QUANTITIES`; the task's metrics also a (state, condition), such as
         ``waveform_r[auditory/tone]``. The p-value is of the headline against its value at shifted events, with the sign
         of subjects' differences flipped at random; None below six subjects, and then nothing is called above chance.
+
+    Raises
+    ------
+    DataError
+        If there is no response.
     """
+    if not scores.subjects:
+        raise DataError(
+            f"there is no evoked response to score: each of the {scores.n_small} of held-out subjects has fewer than "
+            f"{task.MIN_EPOCHS} usable epochs.",
+            next_step="An epoch is used if its window lies in the recording and touches no bad span: use a shorter "
+            "--window-s, or see `neurobench data check` for the events.",
+        )
     unknown = [m.name for m in task.metrics if m.name not in QUANTITIES]
     if unknown:
         raise ConfigError(f"there is no evoked metric {unknown[0]!r}.", allowed=", ".join(QUANTITIES))

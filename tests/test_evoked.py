@@ -245,10 +245,8 @@ def test_only_the_span_is_used_and_the_number_of_epochs_is_capped(cohort: Cohort
     assert {len(r.windows) for r in few} == {10}
     starts = [w.start for w in few[0].windows]
     assert starts == sorted(starts)
-    with pytest.raises(
-        DataError, match=r"has 10 usable epochs of one condition; the most are \d, and \d+ were left out"
-    ):
-        evoked.find_responses(cohort, cohort.subjects, Evoked(), seed=0, span=(0.75, 1.0))
+    nobody, n_small = evoked.find_responses(cohort, cohort.subjects, Evoked(), seed=0, span=(0.75, 1.0))
+    assert (nobody, n_small) == ((), 16)
 
 
 # ---------------------------------------------------------------- predictors
@@ -386,6 +384,23 @@ def test_the_ceiling_is_what_the_planted_response_itself_reaches(cohort: Cohort)
     scores = evaluated(cohort, {"perfect": perfect}, subjects=cohort.subjects)
     auditory = np.array(scores.states) == "auditory"
     assert scores.of("perfect", "waveform_r[ceiling]")[auditory].mean() == pytest.approx(reached, abs=0.03)
+
+
+def test_a_fold_without_responses_is_no_reason_to_fail_and_no_response_at_all_is(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    cutter = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects))
+    none = evoked.evaluate({"perfect": perfect}, cutter, (), unit_chunks(cohort.units, 12), Evoked(), seed=0, n_small=3)
+    save_evoked(none, tmp_path / "none.npz")
+    none = load_evoked(tmp_path / "none.npz")
+    some = evaluated(cohort, {"perfect": perfect})
+    both = join_evoked([none, some], "subjects")
+    assert both.n_small == 3
+    np.testing.assert_array_equal(both.values, some.values)
+    score = score_evoked(Evoked(), both, "perfect", seed=0, n_bootstrap=50)
+    assert "3 responses of fewer than 10 usable epochs are left out" in score.notes
+    with pytest.raises(DataError, match=r"each of the 3 of held-out subjects has fewer than 10 usable epochs"):
+        score_evoked(Evoked(), none, "perfect", seed=0)
 
 
 # ---------------------------------------------------------------- the task
