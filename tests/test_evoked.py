@@ -180,13 +180,14 @@ def test_masks_tile_the_epoch(how: str) -> None:
         assert any(not np.array_equal(whole[0][0], whole[0][i]) for i in (1, 2)), "each window has its own halves"
 
 
-def test_hidden_values_do_not_reach_a_predictor_that_keeps_to_the_rules(cohort: Cohort) -> None:
-    def peeks_at_visible(batch, hidden):
-        # Fails if a predictor were given a context in which its target is visible.
-        return torch.where(hidden[..., None], torch.nan, batch.signal).nan_to_num(0.0)
+def test_only_what_is_said_of_hidden_places_counts(cohort: Cohort) -> None:
+    """A predictor that copies what it can see, and says nothing of the rest, has said nothing."""
 
-    scores = evaluated(cohort, {"visible": peeks_at_visible})
-    assert (scores.of("visible", "waveform_r") == 0).all()
+    def copies(batch, hidden):
+        return batch.signal.masked_fill(hidden[..., None], 0.0)
+
+    scores = evaluated(cohort, {"copies": copies})
+    assert (scores.of("copies", "waveform_r") == 0).all()
 
 
 def test_epochs_that_leave_the_recording_or_touch_a_bad_span_are_left_out_and_counted(cohort: Cohort) -> None:
