@@ -6,7 +6,7 @@ r .07 against .45).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ __all__ = [
     "Prediction",
     "embed_subjects",
     "fit_predict",
+    "fit_predict_classes",
+    "one_against_the_others",
     "pool",
 ]
 
@@ -195,6 +197,77 @@ def fit_predict(
     rng = np.random.default_rng(seed_for(seed, "probe", "inner"))
     inner = _inner_folds(y, kind, rng)
     return _ridge(a, y, b, inner) if kind == "regression" else _logistic(a, y, b, inner)
+
+
+def fit_predict_classes(
+    x_train: NDArray[np.floating[Any]],
+    classes: NDArray[np.int64],
+    x_test: NDArray[np.floating[Any]],
+    n_classes: int,
+    groups: Sequence[str],
+    seed: int,
+) -> tuple[Array, bool]:
+    """Fit the common probe to several classes, each against all others.
+
+    Parameters
+    ----------
+    x_train, x_test
+        As for :func:`fit_predict`.
+    classes
+        (rows,) class of every training row, from 0.
+    n_classes
+        Number of classes; one that is missing in training is never predicted.
+    groups
+        (rows,) subject of every training row; inner folds keep the rows of one together.
+    seed
+        Seed of the inner folds.
+
+    Returns
+    -------
+    probabilities, converged
+        (rows of ``x_test``, classes), rows summing to 1, each class weighing the same.
+    """
+    if len(x_train) != len(classes) or len(classes) != len(groups) or len(classes) == 0:
+        raise DataError(
+            f"a probe cannot be fitted: {len(x_train)} rows of features, {len(classes)} classes, {len(groups)} groups."
+        )
+    a, b = rotate(x_train, x_test)
+
+    def against_the_others(k: int) -> Prediction:
+        y = (np.asarray(classes) == k).astype(float)
+        if y.min() == y.max() or a.shape[1] == 0:
+            return Prediction(np.full(len(b), float(y[0]) if y.min() == y.max() else 0.5), None)
+        rng = np.random.default_rng(seed_for(seed, "probe", "inner", k))
+        return _logistic(a, y, b, _grouped_folds(y, groups, rng))
+
+    return one_against_the_others(against_the_others, n_classes)
+
+
+def one_against_the_others(predict: Callable[[int], Prediction], n_classes: int) -> tuple[Array, bool]:
+    """Return (rows, classes) probabilities from one prediction a class, or from a single one for two classes."""
+    if n_classes == 2:
+        only = predict(1)
+        return np.stack([1 - only.values, only.values], 1), only.converged
+    each = [predict(k) for k in range(n_classes)]
+    values = np.stack([p.values for p in each], 1)
+    total = values.sum(1, keepdims=True)
+    shares = np.divide(values, total, out=np.full_like(values, 1 / n_classes), where=total > 0)
+    return shares, all(p.converged for p in each)
+
+
+def _grouped_folds(y: Array, groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return (rows,) the inner fold of each row, a group's rows together; −1 everywhere: no choice."""
+    names, place = np.unique(np.asarray(groups, str), return_inverse=True)
+    holds = np.array([[(y[place == g] == c).any() for c in (0, 1)] for g in range(len(names))])
+    n_inner = min(N_INNER, *(int(h) for h in holds.sum(0)))
+    if n_inner < 2:
+        return np.full(len(y), -1)
+    # Groups that hold the same classes are dealt out in turn, so that every fold leaves both classes to train on.
+    kinds = holds @ np.array([1, 2])
+    order = np.concatenate([rng.permutation(np.flatnonzero(kinds == k)) for k in np.unique(kinds)])
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % n_inner
+    return fold[place]
 
 
 def rotate(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]]) -> tuple[Array, Array]:

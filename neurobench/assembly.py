@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurobench import reconstruction, results, scoring
+from neurobench import evoked_scores, reconstruction, results, scoring, window_scoring
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
-from neurobench.contracts import ReconstructionTask
+from neurobench.contracts import EvokedTask, ReconstructionTask
+from neurobench.evoked import EvokedScores
 from neurobench.identity import digest
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
@@ -37,15 +38,23 @@ class Scored:
     record
         Without comparisons yet.
     predictions
-        Held-out predictions of a subject task.
+        Held-out predictions of a task on subjects, or on windows.
     reconstructions, headline_masks
         Reconstruction scores, and the evaluation masks that count in the headline.
+    evoked
+        Scores of evoked responses.
     """
 
     record: Record
     predictions: pd.DataFrame | None = None
     reconstructions: reconstruction.ReconstructionScores | None = None
     headline_masks: tuple[str, ...] = ()
+    evoked: EvokedScores | None = None
+
+    @property
+    def of_windows(self) -> bool:
+        """Whether the predictions are of windows, not of subjects."""
+        return self.predictions is not None and bool(window_scoring.class_columns(self.predictions))
 
     @property
     def failed(self) -> bool:
@@ -145,6 +154,8 @@ def _score(
     if path.is_file():
         return Scored(record, predictions=pd.read_parquet(path))
     built = run.task(task)
+    if isinstance(built, EvokedTask):
+        return Scored(record, evoked=run.evoked_scores(row, task))
     masks = run.headline_masks(built) if isinstance(built, ReconstructionTask) else ()
     return Scored(record, reconstructions=run.evaluated(row, task), headline_masks=masks)
 
@@ -282,7 +293,8 @@ def finish(scored: Sequence[Scored], out: Path) -> pd.DataFrame:
         best = _best(group)
         for s in group:
             record = _with_skill(s.record, group)
-            results.write_record(out, record, s.predictions)
+            evidence = s.predictions if s.evoked is None else evoked_scores.response_table(s.evoked, record.row)
+            results.write_record(out, record, evidence)
             rows.append(results.as_row(record) | {"best": s is best})
     return pd.DataFrame(rows)
 
@@ -320,4 +332,13 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
     first, second = ranked[0], ranked[1]
+    if first.of_windows and second.of_windows:
+        assert first.predictions is not None
+        assert second.predictions is not None
+        found = window_scoring.compare_windows(first.predictions, second.predictions, first.record.headline)
+        return first if found.winner == "first" else None
+    if first.evoked is not None and second.evoked is not None:
+        names = first.record.row, second.record.row
+        found = evoked_scores.compare_evoked(first.evoked, names[0], second.evoked, names[1], first.record.headline)
+        return first if found.winner == "first" else None
     return first if scoring.ahead(first, second, first.headline_masks or None) else None

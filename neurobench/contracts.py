@@ -26,6 +26,7 @@ from neurobench.records import (
     DatasetCard,
     Listing,
     RawRecording,
+    Recording,
     RecordingFile,
     SignalKind,
     SignalSpec,
@@ -41,12 +42,14 @@ __all__ = [
     "Baseline",
     "Component",
     "Dataset",
+    "EvokedTask",
     "MaskingStrategy",
     "Metric",
     "ReconstructionTask",
     "SubjectTask",
     "Task",
     "TokenBackbone",
+    "WindowTask",
     "feedforward_width",
     "patch_basis",
 ]
@@ -408,6 +411,59 @@ class ReconstructionTask(Task):
     @abstractmethod
     def ratio(self) -> float:
         """Fraction of valid tokens that is scored."""
+
+
+class EvokedTask(Task):
+    """Hide every epoch around the events of held-out subjects piece by piece, and average what is filled in.
+
+    Attributes
+    ----------
+    MIN_EPOCHS
+        Epochs below which an average is mostly noise: such responses are left out and counted.
+    """
+
+    needs = "reconstruction"
+    MIN_EPOCHS: ClassVar[int] = 10
+
+    @property
+    @abstractmethod
+    def tile(self) -> Literal["units", "time"]:
+        """What is hidden together: ``units``: half of the sites for the whole epoch; ``time``: one patch of all units.
+
+        Either way every sample of an epoch is hidden, and so predicted, exactly once.
+        """
+
+    @property
+    @abstractmethod
+    def span_s(self) -> tuple[float, float]:
+        """First and last sample of an epoch in seconds from its event; both included."""
+
+    @property
+    @abstractmethod
+    def max_epochs(self) -> int:
+        """Evenly spaced epochs that are averaged at most, a subject, state and condition."""
+
+    @abstractmethod
+    def peak_window_s(self, state: str, condition: str) -> tuple[float, float]:
+        """Return where the peak of a response is looked for, in seconds from the event; both ends included."""
+
+
+class WindowTask(Task):
+    """Tell windows of recordings apart, two classes or more, by the common probe; folds are over subjects all the same.
+
+    Every window is a row of its own: backbones embed it, and baselines see it as if it were a subject's only recording.
+    """
+
+    needs = "features"
+
+    @property
+    @abstractmethod
+    def max_windows(self) -> int:
+        """Evenly spaced windows at most, a subject and class."""
+
+    @abstractmethod
+    def label(self, recording: Recording) -> str:
+        """Return the class of a recording's windows; empty: it is not used."""
 
 
 # ---------------------------------------------------------------- baseline

@@ -20,7 +20,9 @@ __all__ = [
     "CHANCE",
     "CLASSIFICATION_METRICS",
     "FUNCTIONS",
+    "WINDOW_METRICS",
     "Sample",
+    "auroc",
     "mean_over",
     "metric_function",
     "regression_metrics",
@@ -66,6 +68,14 @@ CLASSIFICATION_METRICS = (
     Metric("accuracy", "", True, math.nan, 1.0),
 )
 """Metrics of two classes; class 1 is the positive one. The chance of ``pr_auc`` is the prevalence."""
+
+
+WINDOW_METRICS = (
+    Metric("balanced_accuracy", "", True, math.nan, 1.0),
+    Metric("macro_auroc", "", True, 0.5, 1.0),
+)
+"""Metrics of windows of two classes or more; the chance of ``balanced_accuracy`` is 1 / classes. The recall of every
+class is reported besides."""
 
 
 # ---------------------------------------------------------------- a sample and its metrics
@@ -184,6 +194,14 @@ def _concordant(positive: Array, negative: Array, ends: NDArray[np.bool_]) -> Ar
     below = np.cumsum(n, -1) - n
     pairs: Array = (p * (below + n / 2)).sum(-1)
     return pairs
+
+
+def auroc(positive: Array, score: Array, w: Array) -> Array:
+    """Return (…,) the area under the ROC curve of a score for (rows,) positives, under (…, rows) weights."""
+    order = np.argsort(score, kind="stable")
+    ends = np.append(np.diff(score[order]) > 0, True)
+    above, below = (w * positive)[..., order], (w * (1 - positive))[..., order]
+    return _over(_concordant(above, below, ends), above.sum(-1) * below.sum(-1))
 
 
 def _auroc(s: Sample, w: Array) -> Array:

@@ -389,6 +389,8 @@ class Recording:
         (units,) row of each unit in the file, −1 where it is missing; None where the file has the cohort's order.
     events, bad_spans
         As in :class:`RawRecording`.
+    start
+        First sample in the file, where the recording is a piece of what the file holds.
     """
 
     id: str
@@ -403,13 +405,15 @@ class Recording:
     rows: NDArray[np.int64] | None = None
     events: tuple[Event, ...] = ()
     bad_spans: tuple[tuple[float, float], ...] = ()
+    start: int = 0
 
     def open(self) -> NDArray[np.floating[Any]]:
         """Return the signal in the cohort's order of units: a read-only memory map where the file has that order.
 
         Rows of units that are not in the file are NaN.
         """
-        stored: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        whole: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        stored = whole[:, self.start : self.start + self.n_times]
         if self.rows is None:
             return stored
         return self._taken(stored, np.arange(len(self.rows)))

@@ -260,7 +260,10 @@ def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
 
 
 def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:
-    """Load the held-out predictions of one record: participant_id, fold, truth, prediction and what they need."""
+    """Load the held-out predictions of one record: participant_id, fold, truth, prediction and what they need.
+
+    Of evoked responses: participant_id, state, condition, epochs and everything that was measured, one row a response.
+    """
     path = Path(out) / "predictions" / f"{record_id}.parquet"
     if not path.is_file():
         raise StoreError(f"record {record_id} has no stored predictions under {out}.")

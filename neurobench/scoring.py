@@ -25,7 +25,10 @@ __all__ = [
     "bootstrap_weights",
     "compare",
     "compare_reconstruction",
+    "compare_subjects",
+    "comparison",
     "holm",
+    "percentile_interval",
     "score_reconstruction",
     "score_subject_task",
 ]
@@ -101,7 +104,7 @@ def bootstrap_weights(n_subjects: int, n_bootstrap: int, seed: int) -> Array:
     return np.bincount(drawn.ravel(), minlength=n_bootstrap * n_subjects).reshape(n_bootstrap, -1).astype(float)
 
 
-def _interval(values: Array) -> tuple[float | None, float | None]:
+def percentile_interval(values: Array) -> tuple[float | None, float | None]:
     """Return the percentile interval over the draws in which a metric is defined (both classes drawn)."""
     values = values[np.isfinite(values)]
     if len(values) == 0:
@@ -172,7 +175,7 @@ def score_subject_task(
     per_fold: dict[str, tuple[float | None, ...]] = {}
     for metric in task.metrics:
         function = metric_function(task.kind, metric.name)
-        low, high = _interval(function(sample, draws))
+        low, high = percentile_interval(function(sample, draws))
         chance = float(CHANCE[metric.name](sample, ones)[0]) if metric.name in CHANCE else metric.chance
         value = _number(function(sample, ones)[0])
         if value is None:
@@ -199,7 +202,7 @@ def _above_chance(
     if score.value is None or p_value is None:
         return None
     if headline.name == "mae":
-        low, _ = _interval(FUNCTIONS["regression"]["skill"](sample, draws))
+        low, _ = percentile_interval(FUNCTIONS["regression"]["skill"](sample, draws))
         above = low is not None and low > 0
     elif score.chance is None or score.low is None or score.high is None:
         return None
@@ -267,7 +270,7 @@ class Comparison:
     n_subjects: int
 
 
-def _comparison(difference: float, draws: Array, null: Array, higher_is_better: bool, n_subjects: int) -> Comparison:
+def comparison(difference: float, draws: Array, null: Array, higher_is_better: bool, n_subjects: int) -> Comparison:
     draws = draws[np.isfinite(draws)]
     low, high = (float(x) for x in np.percentile(draws, [2.5, 97.5]))
     as_large = np.abs(null) >= abs(difference) - 1e-12
@@ -320,7 +323,35 @@ def compare(
         [function(_with(a, np.where(s, q, p)), ones)[0] - function(_with(b, np.where(s, p, q)), ones)[0] for s in swap]
     )
     difference = float(function(a, ones)[0] - function(b, ones)[0])
-    return _comparison(difference, function(a, weights) - function(b, weights), null, higher, n)
+    return comparison(difference, function(a, weights) - function(b, weights), null, higher, n)
+
+
+def compare_subjects(
+    first: Array,
+    second: Array,
+    *,
+    higher_is_better: bool = True,
+    seed: int = 0,
+    n_bootstrap: int = N_BOOTSTRAP,
+    n_permutations: int = N_PERMUTATIONS,
+) -> Comparison:
+    """Compare the means of two rows over the same subjects.
+
+    Parameters
+    ----------
+    first, second
+        (subjects,) each.
+    higher_is_better
+        Direction.
+    seed, n_bootstrap, n_permutations
+        As for :func:`compare`; the permutation flips the sign of subjects' differences.
+    """
+    each = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    n = len(each)
+    rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n))
+    null = np.where(rng.random((n_permutations, n)) < 0.5, -each, each).mean(1)
+    draws: Array = mean_over(each, bootstrap_weights(n, n_bootstrap, seed))
+    return comparison(float(each.mean()), draws, null, higher_is_better, n)
 
 
 def _with(sample: Sample, p: Array) -> Sample:
@@ -418,7 +449,7 @@ def score_reconstruction(
     metrics = {}
     for name, (value, drawn) in values.items():
         # Drawing one subject again and again is no interval.
-        low, high = _interval(drawn) if len(scores.subjects) > 1 else (None, None)
+        low, high = percentile_interval(drawn) if len(scores.subjects) > 1 else (None, None)
         metrics[name] = MetricScore(_number(float(value)), low, high, "", True, 0.0)
     first = metrics[task.metrics[0].name]
     left_out = [m for i, m in enumerate(scores.masks) if i not in rows]
@@ -471,7 +502,7 @@ def compare_reconstruction(
     each = np.nan_to_num(first.subject_r2(first_name)[rows] - second.subject_r2(second_name)[rows]).mean(0)
     rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n))
     null = (np.where(rng.random((n_permutations, n)) < 0.5, -each, each)).mean(1)
-    found = _comparison(difference, draws, null, True, n)
+    found = comparison(difference, draws, null, True, n)
     p_value = float((np.sum(np.abs(null) >= abs(each.mean()) - 1e-12) + 1) / (n_permutations + 1))
     return Comparison(**{**asdict(found), "p_value": p_value})
 

@@ -19,6 +19,7 @@ from neurobench.records import (
     Batch,
     Cohort,
     DatasetCard,
+    Event,
     Recording,
     SignalKind,
     SignalSpec,
@@ -28,7 +29,16 @@ from neurobench.records import (
 )
 from neurobench.tokens import statistics
 
-__all__ = ["part_of", "simulated_batch", "simulated_cohort", "simulated_spec", "simulated_units", "simulated_window"]
+__all__ = [
+    "part_of",
+    "simulated_batch",
+    "simulated_cohort",
+    "simulated_responses",
+    "simulated_spec",
+    "simulated_states",
+    "simulated_units",
+    "simulated_window",
+]
 
 CARD = DatasetCard(
     title="simulated specimen",
@@ -192,6 +202,108 @@ def simulated_cohort(
         spec=spec,
         fingerprint=f"specimen-{seed}-{n_subjects}-{n_units}",
         n_voxels=n_voxels,
+    )
+
+
+def simulated_responses(
+    n_units: int,
+    n_events: int,
+    sfreq: float,
+    condition: str,
+    rng: np.random.Generator,
+    *,
+    effect: float = 1.0,
+    peak_s: float = 0.1,
+) -> tuple[NDArray[np.float64], tuple[Event, ...]]:
+    """Return (units, times) white noise of s.d. 1 with a response planted at every event, and the events.
+
+    The response is a wave of ``effect`` s.d. with its peak at ``peak_s``, its topography a smooth one over the order of
+    units; both are the same in everybody. Events are 2.2 to 2.6 s apart.
+    """
+    onsets = 2.5 + np.cumsum(rng.uniform(2.2, 2.6, n_events))
+    data = rng.normal(0, 1, (n_units, int((onsets[-1] + 4) * sfreq)))
+    time = np.arange(round(0.5 * sfreq)) / sfreq
+    wave = np.exp(-(((time - peak_s) / 0.03) ** 2)) - 0.5 * np.exp(-(((time - peak_s - 0.1) / 0.05) ** 2))
+    topography = np.cos(np.linspace(0, 2 * np.pi, n_units, endpoint=False) + 0.3)
+    for onset in onsets:
+        at = round(onset * sfreq)
+        data[:, at : at + len(wave)] += effect * topography[:, None] * wave
+    return data, tuple(Event(float(onset), condition) for onset in onsets)
+
+
+def simulated_states(
+    folder: Path,
+    *,
+    n_subjects: int = 8,
+    n_units: int = 12,
+    n_events: int = 20,
+    states: Sequence[str] = ("rest", "auditory", "somatosensory"),
+    effect: float = 1.0,
+    seed: int = 0,
+) -> Cohort:
+    """Write a simulated MEG cohort: one recording a subject and state, with responses in all states but the first.
+
+    Parameters
+    ----------
+    folder
+        Where the recordings go.
+    n_events
+        Of each recording, see :func:`simulated_responses`. Prepared at 128 Hz, windows of 2 s, patches of 250 ms.
+    states
+        Names of the states, and of the conditions in them; each raises the power of units of its own. The peak lies at
+        100 ms in the second state, and at 50 ms in later ones.
+    effect
+        Strength of responses and of the difference between states; 0 for none.
+    """
+    rng = np.random.default_rng(seed_for(seed, "twin", "states", n_subjects, n_units))
+    spec = SignalSpec(window_s=2.0, patch_s=0.25, sfreq=128.0, band_hz=(1.0, 40.0), scaling="training")
+    subjects = tuple(f"sub-{i:03d}" for i in range(n_subjects))
+    folder.mkdir(parents=True, exist_ok=True)
+    recordings = []
+    for subject in subjects:
+        loudness = rng.uniform(0.8, 1.25)
+        for i, state in enumerate(states):
+            own = np.arange(n_units) % len(states) == i
+            data, events = simulated_responses(
+                n_units, n_events, 128.0, state, rng, effect=3 * effect * (i > 0), peak_s=0.1 if i < 2 else 0.05
+            )
+            data *= loudness * np.where(own, np.exp(0.4 * effect), 1.0)[:, None]
+            path = folder / f"{subject}_{state}.npy"
+            np.save(path, data.astype(np.float32))
+            centre, scale, robust = statistics(data)
+            recordings.append(
+                Recording(
+                    f"{subject}_{state}",
+                    subject,
+                    state,
+                    path,
+                    data.shape[1],
+                    np.ones(n_units, bool),
+                    centre,
+                    scale,
+                    robust,
+                    events=events if i > 0 else (),
+                )
+            )
+    people = pd.DataFrame(
+        {"site": [f"site{i % 2}" for i in range(n_subjects)]}, index=pd.Index(subjects, name="participant_id")
+    )
+    return Cohort(
+        dataset="simulated_specimen",
+        card=replace(CARD, modality="meg"),
+        signal="sensors",
+        modality="meg",
+        source="simulated",
+        participants=people,
+        recordings=tuple(recordings),
+        units=UnitTable.from_groups(
+            tuple(f"u{i:03d}" for i in range(n_units)),
+            tuple(f"g{i * 3 // n_units}" for i in range(n_units)),
+            types=("mag",) * n_units,
+            group_source="helmet",
+        ),
+        spec=spec,
+        fingerprint=f"states-{seed}-{n_subjects}-{n_units}-{effect:g}",
     )
 
 

@@ -24,6 +24,8 @@ import neurobench
 from neurobench import (
     adaptation,
     contracts,
+    evoked,
+    evoked_scores,
     finetuning,
     masking,
     metrics,
@@ -32,17 +34,32 @@ from neurobench import (
     scoring,
     splits,
     tokens,
+    window_scoring,
+    windows,
 )
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
 from neurobench.config import Combination, Grid, Profile
-from neurobench.contracts import COVARIATES, Backbone, Baseline, MaskingStrategy, ReconstructionTask, SubjectTask, Task
+from neurobench.contracts import (
+    COVARIATES,
+    Backbone,
+    Baseline,
+    EvokedTask,
+    MaskingStrategy,
+    ReconstructionTask,
+    SubjectTask,
+    Task,
+    WindowTask,
+)
+from neurobench.evoked import EvokedScores
+from neurobench.evoked_scores import join_evoked, load_evoked, save_evoked
 from neurobench.identity import digest, file_digest, seed_for
 from neurobench.plugins import Registry
 from neurobench.progress import Advance
 from neurobench.reconstruction_io import join, load_scores, save_scores
 from neurobench.records import BackboneSpec, Cohort, Fold, SignalSpec
 from neurobench.store import Entry
+from neurobench.windows import WindowRows, window_rows
 
 __all__ = ["CohortRun", "Row", "Step"]
 
@@ -315,34 +332,61 @@ class CohortRun:
         label = self._title(f"embed {backbone.label} · {mask.label}", fold)
         return Step("embedding", label, identity, 0.02 * len(self.cohort.subjects), compute)
 
+    def window_embedding_step(
+        self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold, task: ComponentSpec
+    ) -> Step:
+        """Embed every window of a task with the frozen backbone of a fold."""
+        identity = {
+            "pretraining": digest(self.pretraining_step(backbone, mask, fold).identity),
+            "code": code_digest(adaptation, tokens),
+            "windows": self.window_rows(task).cohort.fingerprint,
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            net, _ = self.load_pretrained(backbone, mask, fold)
+            rows = self.window_rows(task).cohort
+            cut = tokens.evaluation_windows(rows, rows.subjects)
+            tokenizer = tokens.Tokenizer(rows, self.tokenizer(fold).scaler)
+            _save_features(folder, *adaptation.embed_subjects(net, tokenizer, cut, self.chunks, self.device))
+
+        label = self._title(f"embed windows for {task.label}, {backbone.label} · {mask.label}", fold)
+        return Step("embedding", label, identity, 0.01 * len(self.window_rows(task).subjects), compute)
+
+    def window_rows(self, task: ComponentSpec) -> WindowRows:
+        """Return the windows that a task is about, as rows of a cohort."""
+        if task not in self._window_rows:
+            built = self.task(task)
+            assert isinstance(built, WindowTask)
+            self._window_rows[task] = window_rows(self.cohort, built)
+        return self._window_rows[task]
+
+    @functools.cached_property
+    def _window_rows(self) -> dict[ComponentSpec, WindowRows]:
+        return {}
+
     def baseline_step(self, baseline: ComponentSpec, fold: Fold, task: ComponentSpec) -> Step:
         """Fit a baseline on the training subjects and give every subject its feature row."""
         cls: type[Baseline] = self.registry.get("baseline", baseline.name)
+        of_windows = isinstance(self.task(task), WindowTask)
         identity = {
             **self._fold_identity(fold),
             "baseline": self.component(baseline),
             "task": self.component(task) if cls.depends_on_task else None,
         }
+        if of_windows:
+            identity["windows"] = self.window_rows(task).cohort.fingerprint
 
         def compute(folder: Path, advance: Advance) -> None:
             built = cls(**baseline.parameters)
             hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
-            built.fit(self._without_targets(fold.train, hidden))
-            everyone = self._without_targets(self.cohort.subjects, hidden)
+            cohort = self.window_rows(task).cohort if of_windows else self.cohort
+            train = self.window_rows(task).of(fold.train) if of_windows else fold.train
+            built.fit(_without_targets(cohort, train, hidden))
+            everyone = _without_targets(cohort, cohort.subjects, hidden)
             _save_features(folder, everyone.subjects, built.transform(everyone))
 
-        what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task else "")
+        what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
         return Step("baseline", self._title(what, fold), identity, 0.02 * len(self.cohort.subjects), compute)
-
-    def _without_targets(self, subjects: tuple[str, ...], target: str) -> Cohort:
-        """Return the cohort of some subjects, with the covariates that are not the target and no other column."""
-        columns = [c for c in COVARIATES if c in self.cohort.participants and c != target]
-        chosen = set(subjects)
-        return replace(
-            self.cohort,
-            participants=self.cohort.participants.loc[[s for s in self.cohort.subjects if s in chosen], columns],
-            recordings=tuple(r for r in self.cohort.recordings if r.subject in chosen),
-        )
 
     def features(self, row: Row, task: ComponentSpec, fold: Fold) -> tuple[list[str], NDArray[np.float64]]:
         """Return subjects and their feature rows."""
@@ -354,6 +398,8 @@ class CohortRun:
         """Return the step that gives a row its features."""
         if row.baseline is not None:
             return self.baseline_step(row.baseline, fold, task)
+        if isinstance(self.task(task), WindowTask):
+            return self.window_embedding_step(*row.pretraining, fold, task)
         return self.embedding_step(*row.pretraining, fold)
 
     # ------------------------------------------------------------ reconstruction
@@ -410,6 +456,65 @@ class CohortRun:
         own = load_scores(self.fetch(self.reconstruction_step(row, fold, mask, ratio)).file("scores.npz"))
         return join([own, fillers], "predictors")
 
+    # ------------------------------------------------------------ evoked responses
+
+    @functools.cached_property
+    def _events(self) -> str:
+        """Hash of when what happened in every recording, and of what cannot be used of it."""
+        return digest(
+            [
+                [r.id, r.state, [[e.onset_s, e.condition] for e in r.events], [list(b) for b in r.bad_spans]]
+                for r in self.cohort.recordings
+            ]
+        )
+
+    def evoked_step(self, row: Row, fold: Fold, spec: ComponentSpec) -> Step:
+        """Fill in the epochs of the test subjects and measure their averages, by a backbone or by the fillers."""
+        identity: dict[str, Any] = {
+            "task": self.component(spec),
+            "events": self._events,
+            "chunks": len(self.chunks),
+            "code": code_digest(evoked, reconstruction, tokens, masking),
+        }
+        if row.kind == "filler":
+            identity |= self._fold_identity(fold)
+            label = self._title(f"trivial fillers on {spec.label}", fold)
+        else:
+            identity["pretraining"] = digest(self.pretraining_step(*row.pretraining, fold).identity)
+            label = self._title(f"{spec.label} of {row.label}", fold)
+
+        def compute(folder: Path, advance: Advance) -> None:
+            task = self.task(spec)
+            assert isinstance(task, EvokedTask)
+            tokenizer = self.tokenizer(fold)
+            predictors: Mapping[str, reconstruction.Predictor]
+            if row.kind == "filler":
+                # Half of the units are hidden, so the ridge is tuned for that half.
+                predictors = reconstruction.fit_fillers(
+                    tokenizer, fold.train, ratio=0.5, seed=self.seed, span=fold.train_span
+                )
+            else:
+                net, decoder = self.load_pretrained(*row.pretraining, fold)
+                predictors = {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
+            responses, n_small = evoked.find_responses(
+                self.cohort, fold.test, task, seed=self.seed, span=fold.test_span
+            )
+            scores = evoked.evaluate(
+                predictors, tokenizer, responses, self.chunks, task, seed=self.seed, n_small=n_small, advance=advance
+            )
+            save_evoked(scores, folder / "scores.npz")
+
+        return Step("evoked", label, identity, 0.5 * len(fold.test), compute)
+
+    def evoked_scores(self, row: Row, spec: ComponentSpec) -> EvokedScores:
+        """Return a row's scores on the responses of every fold's test subjects, those of the fillers beside."""
+        by_fold = []
+        for fold in self.folds:
+            rows = (FILLERS,) if row.kind == "filler" else (row, FILLERS)
+            parts = [load_evoked(self.fetch(self.evoked_step(r, fold, spec)).file("scores.npz")) for r in rows]
+            by_fold.append(join_evoked(parts, "predictors"))
+        return join_evoked(by_fold, "subjects")
+
     # ------------------------------------------------------------ evaluation
 
     def evaluation_step(self, row: Row, task_spec: ComponentSpec) -> Step:
@@ -417,6 +522,10 @@ class CohortRun:
         task = self.task(task_spec)
         if isinstance(task, ReconstructionTask):
             return self._reconstruction_evaluation(row, task_spec, task)
+        if isinstance(task, EvokedTask):
+            return self._evoked_evaluation(row, task_spec, task)
+        if isinstance(task, WindowTask):
+            return self._window_evaluation(row, task_spec, task)
         assert isinstance(task, SubjectTask)
         return self._subject_evaluation(row, task_spec, task)
 
@@ -487,23 +596,90 @@ class CohortRun:
         self, row: Row, task: SubjectTask, fold: Fold, targets: Mapping[str, float], test: list[str], seed: int
     ) -> adaptation.Prediction:
         """Train the row's backbone further on the training subjects of a fold; predict ``test``, in its order."""
+        return self._finetuned(row, fold, self.tokenizer(fold), targets, test, task.kind, seed)
+
+    def _finetuned(
+        self,
+        row: Row,
+        fold: Fold,
+        tokenizer: tokens.Tokenizer,
+        targets: Mapping[str, float],
+        test: Sequence[str],
+        kind: adaptation.Kind,
+        seed: int,
+    ) -> adaptation.Prediction:
+        """Train a row's backbone further on the rows of a tokenizer's cohort; predict ``test``, in its order."""
         net, _ = self.load_pretrained(*row.pretraining, fold)
         # Without pretraining there is nothing in the lower layers to preserve.
         recipe = finetuning.FinetuneRecipe(layer_decay=1.0 if row.kind == "untrained" else 0.75)
         subjects, prediction = finetuning.finetune(
             net,
-            self.tokenizer(fold),
-            tokens.evaluation_windows(self.cohort, list(targets)),
+            tokenizer,
+            tokens.evaluation_windows(tokenizer.cohort, list(targets)),
             targets,
-            tokens.evaluation_windows(self.cohort, test),
+            tokens.evaluation_windows(tokenizer.cohort, test),
             self.chunks,
-            task.kind,
+            kind,
             seed,
             recipe,
             self.device,
         )
         place = {s: i for i, s in enumerate(subjects)}
         return replace(prediction, values=prediction.values[[place[s] for s in test]])
+
+    def _window_evaluation(self, row: Row, spec: ComponentSpec, task: WindowTask) -> Step:
+        identity = {
+            "adaptation": "finetune" if self.finetunes(row) else "frozen",
+            "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
+            "task": self.component(spec),
+            "windows": self.window_rows(spec).cohort.fingerprint,
+            "folds": self.fold_fingerprint,
+            "cohort": self.cohort.fingerprint,
+            "seed": self.seed,
+            "code": code_digest(scoring, metrics, adaptation, finetuning, windows, window_scoring),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            tables, unsettled = [], 0
+            for done, fold in enumerate(self.folds, 1):
+                table, converged = self._predict_windows(row, spec, fold)
+                tables.append(table)
+                unsettled += not converged
+                advance(done, len(self.folds))
+            whole = pd.concat(tables, ignore_index=True)
+            score = window_scoring.score_window_task(task, whole, seed=self.seed).to_dict()
+            if unsettled:
+                score["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
+            whole.to_parquet(folder / "predictions.parquet", index=False)
+            (folder / "score.json").write_text(json.dumps(score), encoding="utf-8")
+
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+
+    def _predict_windows(self, row: Row, spec: ComponentSpec, fold: Fold) -> tuple[pd.DataFrame, bool]:
+        """Return the held-out predictions of one fold's windows, and whether the probe converged."""
+        rows = self.window_rows(spec)
+        train, test = rows.of(fold.train), rows.of(fold.test)
+        classes = np.asarray(rows.classes.loc[list(train)], np.int64)
+        groups = rows.subjects.loc[list(train)].tolist()
+        seed = seed_for(self.seed, "probe", spec.label, fold.index)
+        if self.finetunes(row):
+            tokenizer = tokens.Tokenizer(rows.cohort, self.tokenizer(fold).scaler)
+
+            def against_the_others(k: int) -> adaptation.Prediction:
+                targets = dict(zip(train, (classes == k).astype(float).tolist(), strict=True))
+                return self._finetuned(row, fold, tokenizer, targets, test, "classification", seed)
+
+            probability, converged = adaptation.one_against_the_others(against_the_others, len(rows.names))
+        else:
+            found, x = self.features(row, spec, fold)
+            place = {s: i for i, s in enumerate(found)}
+            x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
+            probability, converged = adaptation.fit_predict_classes(
+                x_train, classes, x_test, len(rows.names), groups, seed
+            )
+        truth = [rows.names[k] for k in rows.classes.loc[list(test)]]
+        people = rows.subjects.loc[list(test)].tolist()
+        return window_scoring.window_predictions(test, people, fold.index, truth, probability, rows.names), converged
 
     def _reconstruction_evaluation(self, row: Row, spec: ComponentSpec, task: ReconstructionTask) -> Step:
         masks = self.evaluation_masks(task)
@@ -521,6 +697,21 @@ class CohortRun:
         def compute(folder: Path, advance: Advance) -> None:
             scores = self.reconstructions(row, masks, task.ratio)
             score = scoring.score_reconstruction(task, scores, row.label, self.headline_masks(task), seed=self.seed)
+            (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
+
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+
+    def _evoked_evaluation(self, row: Row, spec: ComponentSpec, task: EvokedTask) -> Step:
+        identity = {
+            "sources": [digest(self.evoked_step(r, f, spec).identity) for r in (row, FILLERS) for f in self.folds],
+            "row": row.label,
+            "task": self.component(spec),
+            "seed": self.seed,
+            "code": code_digest(evoked, evoked_scores, scoring, metrics),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            score = evoked_scores.score_evoked(task, self.evoked_scores(row, spec), row.label, seed=self.seed)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
@@ -632,6 +823,10 @@ class CohortRun:
                 if row.kind != "filler" or row.label == reconstruction.FILLERS[0]:
                     for mask, ratio in self.reconstruction_masks(row):
                         yield row, self.reconstruction_step(row, fold, mask, ratio)
+                    if "reconstruction" in row.provides:
+                        for task in self.tasks:
+                            if isinstance(self.task(task), EvokedTask):
+                                yield row, self.evoked_step(row, fold, task)
         for task in self.tasks:
             for row in self.rows:
                 if self.task(task).needs in row.provides:
@@ -679,6 +874,17 @@ def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _without_targets(cohort: Cohort, subjects: tuple[str, ...], target: str) -> Cohort:
+    """Return the cohort of some subjects, with the covariates that are not the target and no other column."""
+    columns = [c for c in COVARIATES if c in cohort.participants and c != target]
+    chosen = set(subjects)
+    return replace(
+        cohort,
+        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], columns],
+        recordings=tuple(r for r in cohort.recordings if r.subject in chosen),
+    )
 
 
 def _target_column(task: Task) -> str:

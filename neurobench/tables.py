@@ -74,8 +74,27 @@ def decimals(low: Sequence[float], high: Sequence[float]) -> int:
 
 # ---------------------------------------------------------------- results
 
-PER_MASK = "metric_r2["
-"""Start of the columns ``metric_r2[roi]`` that hold R² under one evaluation mask."""
+PER_PART = {"metric_r2[": "by mask: R²", "metric_recall[": "by state: recall"}
+"""Starts of columns such as ``metric_r2[roi]``, shown one by one under what is in brackets, and what they are."""
+
+BESIDE = {
+    "metric_waveform_r[null]": "null",
+    "metric_waveform_r[away]": "background",
+    "metric_across_halves_r": "across halves",
+    "metric_gfp_r": "GFP r",
+    "metric_topography_r": "topography r",
+    "metric_peak_latency_error": "latency (ms)",
+    "metric_peak_amplitude_ratio": "amplitude",
+}
+"""Columns that are shown beside the headline of evoked responses, and their titles."""
+
+CEILING = {
+    "metric_waveform_r[ceiling]": "waveform r",
+    "metric_gfp_r[ceiling]": "GFP r",
+    "metric_topography_r[ceiling]": "topography r",
+    "metric_across_halves_r[ceiling]": "across halves",
+}
+"""Noise ceilings, the same for every row."""
 
 _GROUPS = (
     ("pretrained", "pretrained"),
@@ -114,6 +133,16 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
     footnotes = [f"{line.label}: {line.error}" for line in lines if line.error]
     if any(x.stuck for x in ok):
         footnotes.append("† pretraining did not reach the best trivial filler on held-out subjects")
+    ceilings = [f"{title} {scored[c].mean():.2f}" for c, title in CEILING.items() if c in scored and len(scored)]
+    ceilings = [c for c in ceilings if not c.endswith("nan")]
+    if ceilings:
+        footnotes += [
+            f"split-half noise ceiling: {', '.join(ceilings)} (root of the reliability, Spearman–Brown)",
+            "null: predictions at shifted events against the response; background: against the signal there, which is "
+            "what sensors share without any event",
+            "across halves: odd predicted epochs against even real ones, so that no noise is shared; without it a "
+            "waveform r may lie above the ceiling",
+        ]
     if any(x.best for x in ok):
         footnotes.append("★ ahead of the next row: the interval of their difference excludes 0")
     n_seeds = block["seed"].nunique()
@@ -154,8 +183,9 @@ def _heading(first: Any, scored: pd.DataFrame, metric: str) -> Text:
         baselines = sorted({str(b) for b in trained.get("best_baseline", ()) if not missing(b)})
         if len(baselines) == 1:
             facts.append(f"skill over {baselines[0]}")
-        if any(c.startswith(PER_MASK) and scored[c].notna().any() for c in scored.columns):
-            facts.append("by mask: R²")
+        for start, what in PER_PART.items():
+            if any(c.startswith(start) and scored[c].notna().any() for c in scored.columns):
+                facts.append(what)
         text.append("\n" + " · ".join(facts), style="dim not bold")
     return text
 
@@ -177,13 +207,16 @@ class _Line:
     n_parameters: float
     n_subjects: float
     seconds: float
-    masks: Mapping[str, float]
+    parts: Mapping[str, float]
     error: str
 
 
 def _lines(block: pd.DataFrame) -> Iterator[_Line]:
     """Yield rows, the best of each kind first and failed ones last."""
-    masks = [c for c in block.columns if c.startswith(PER_MASK) and block[c].notna().any()]
+    parts = {c: BESIDE[c] for c in BESIDE if c in block}
+    for start in PER_PART:
+        parts |= {c: c.removeprefix(start).removesuffix("]") for c in block.columns if c.startswith(start)}
+    parts = {c: title for c, title in parts.items() if block[c].notna().any()}
     found: list[_Line] = []
     for (kind, label), rows in block.groupby(["kind", "row"], sort=False):
         good = rows[rows["status"] != "failed"]
@@ -210,7 +243,7 @@ def _lines(block: pd.DataFrame) -> Iterator[_Line]:
                 n_parameters=mean("n_parameters"),
                 n_subjects=mean("n_subjects"),
                 seconds=float(sum(float(v) for v in good["seconds"] if not missing(v))),
-                masks={c.removeprefix(PER_MASK).removesuffix("]"): mean(c) for c in masks},
+                parts={title: mean(c) for c, title in parts.items()},
                 error=errors[0] if errors and not len(good) else "",
             )
         )
@@ -247,8 +280,9 @@ def _columns(lines: Sequence[_Line], metric: str) -> list[_Column]:
         _Column("95 % interval", intervals, rank=1),
         _Column("skill", skills, rank=2),
     ]
-    for mask in lines[0].masks if lines else ():
-        columns.append(_Column(mask, [Text(number(x.masks[mask], 2)) for x in lines], rank=3))
+    for part in lines[0].parts if lines else ():
+        n = 0 if part.endswith("(ms)") else 2
+        columns.append(_Column(part, [Text(number(x.parts[part], n)) for x in lines], rank=3))
     if len({x.n_subjects for x in lines if not math.isnan(x.n_subjects)}) > 1:
         columns.append(_Column("n", [Text(number(x.n_subjects, 0)) for x in lines], rank=5))
     columns.append(_Column("parameters", [Text(count(x.n_parameters), style="dim") for x in lines], rank=6))
@@ -261,7 +295,7 @@ def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], list[str]]:
     kept, dropped = list(columns), []
     while sum(c.width for c in kept) + 1 > width and (last := max(kept, key=lambda c: c.rank)).rank > 0:
         same = [c for c in kept if c.rank == last.rank]
-        # The last one of a rank, so that the masks that are shown are the first ones.
+        # The last one of a rank, so that the parts that are shown are the first ones.
         kept.remove(same[-1])
         dropped.append(same[-1].title)
     return kept, dropped[::-1]

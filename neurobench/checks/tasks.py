@@ -9,15 +9,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from neurobench.checks.common import Check, Skip, build, demand, watched_files
-from neurobench.contracts import ReconstructionTask, SubjectTask, Task
+from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask, Task, WindowTask
 from neurobench.errors import CheckError
+from neurobench.evoked import evaluate, find_responses
+from neurobench.evoked_scores import score_evoked
 from neurobench.identity import seed_for
 from neurobench.plugins import Registry
-from neurobench.records import Cohort
+from neurobench.reconstruction import Predictor
+from neurobench.records import Batch, Cohort
 from neurobench.scoring import Score, score_subject_task
-from neurobench.specimens import simulated_cohort
+from neurobench.specimens import simulated_cohort, simulated_states
+from neurobench.tokens import Scaler, Tokenizer, unit_chunks
+from neurobench.window_scoring import score_window_task, window_predictions
+from neurobench.windows import window_rows
 
 
 def _subject_task(cls: type[Task]) -> SubjectTask:
@@ -135,7 +142,13 @@ def _scored(task: SubjectTask, truth: np.ndarray[Any, Any], prediction: np.ndarr
 
 def perfect_and_shuffled(cls: type[Task], registry: Registry | None, full: bool) -> str:
     """A perfect prediction reaches the best value of the headline and is above chance, a shuffled one is neither."""
-    task = _subject_task(cls)
+    task = build(cls)
+    if isinstance(task, EvokedTask):
+        return _evoked_perfect_and_shuffled(task)
+    if isinstance(task, WindowTask):
+        return _windows_perfect_and_shuffled(task)
+    if not isinstance(task, SubjectTask):
+        raise Skip("is not scored a subject at a time")
     truth = task.target(_participants(task)).dropna().to_numpy(float)
     headline = task.metrics[0]
     rng = np.random.default_rng(seed_for(0, "permutation", "task-check"))
@@ -163,6 +176,104 @@ def perfect_and_shuffled(cls: type[Task], registry: Registry | None, full: bool)
     return f"{headline.name}: perfect {value:.3g}; above chance after shuffling: {sum(shuffled)} of 20"
 
 
+def _evoked_perfect_and_shuffled(task: EvokedTask) -> str:
+    """Predict the signal itself, nothing, and the signal of another time of the same window, which is not locked."""
+
+    def shuffled(seed: int) -> Predictor:
+        rng = np.random.default_rng(seed_for(seed, "permutation", "task-check"))
+
+        def predict(batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+            flat = batch.signal.flatten(2)
+            n = flat.shape[2]
+            moved = [torch.roll(x, int(rng.integers(n // 8, n - n // 8)), 1) for x in flat]
+            return torch.stack(moved).view_as(batch.signal)
+
+        return predict
+
+    predictors: dict[str, Predictor] = {
+        "perfect": lambda batch, hidden: batch.signal,
+        "nothing": lambda batch, hidden: torch.zeros_like(batch.signal),
+    }
+    n_shuffled = 20
+    predictors |= {f"shuffled {i}": shuffled(i) for i in range(n_shuffled)}
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = simulated_states(Path(folder))
+        tokenizer = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects))
+        responses, _ = find_responses(cohort, cohort.subjects, task, seed=0)
+        scores = evaluate(predictors, tokenizer, responses, unit_chunks(cohort.units, len(cohort.units)), task, seed=0)
+    found = {name: score_evoked(task, scores, name, seed=0, n_bootstrap=200) for name in predictors}
+    problems = []
+    for metric in task.metrics:
+        value = found["perfect"].metrics[metric.name].value
+        if value is None or not np.isclose(value, metric.best, atol=1e-6):
+            problems.append(
+                f"a perfect prediction has {metric.name} {value}, and the best is said to be {metric.best:g}"
+            )
+        empty = found["nothing"].metrics[metric.name].value
+        if np.isfinite(metric.chance) and (empty is None or not np.isclose(empty, metric.chance, atol=1e-6)):
+            problems.append(
+                f"a prediction of zeros has {metric.name} {empty}, and chance is said to be {metric.chance:g}"
+            )
+    if not found["perfect"].above_chance:
+        problems.append("a perfect prediction is not found to be above chance")
+    above = sum(bool(found[f"shuffled {i}"].above_chance) for i in range(n_shuffled))
+    if above >= 5:
+        problems.append(f"{above} of {n_shuffled} shuffled predictions are found to be above chance")
+    demand(problems[:4])
+    headline = task.metrics[0].name
+    perfect = found["perfect"].metrics[headline].value
+    return f"{headline}: perfect {perfect:.3g}; above chance after shuffling: {above} of {n_shuffled}"
+
+
+def _windows_perfect_and_shuffled(task: WindowTask) -> str:
+    """Predict the class of every window, and classes shuffled within subjects."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = window_rows(simulated_states(Path(folder)), task)
+    n_classes = len(rows.names)
+    classes, subjects = rows.classes.to_numpy(int), rows.subjects.to_numpy(str)
+    rng = np.random.default_rng(seed_for(0, "permutation", "task-check"))
+
+    def score(said: np.ndarray[Any, Any]) -> Score:
+        noise = rng.uniform(0, 1e-3, (len(said), n_classes))
+        probability = (np.eye(n_classes)[said] + noise) / (1 + noise.sum(1, keepdims=True))
+        tables = [
+            window_predictions(
+                rows.subjects.index[subjects == s],
+                [s] * int((subjects == s).sum()),
+                i % 3,
+                [rows.names[k] for k in classes[subjects == s]],
+                probability[subjects == s],
+                rows.names,
+            )
+            for i, s in enumerate(np.unique(subjects))
+        ]
+        return score_window_task(task, pd.concat(tables), seed=0, n_bootstrap=200, n_permutations=99)
+
+    problems = []
+    perfect = score(classes)
+    for metric in task.metrics:
+        value = perfect.metrics[metric.name].value
+        if value is None or not np.isclose(value, metric.best, atol=1e-6):
+            problems.append(
+                f"a perfect prediction has {metric.name} {value}, and the best is said to be {metric.best:g}"
+            )
+    if not perfect.above_chance:
+        problems.append("a perfect prediction is not found to be above chance")
+    n_shuffled = 20
+    above = 0
+    for _ in range(n_shuffled):
+        said = classes.copy()
+        for s in np.unique(subjects):
+            said[subjects == s] = rng.permutation(said[subjects == s])
+        above += bool(score(said).above_chance)
+    if above >= 5:
+        problems.append(f"{above} of {n_shuffled} shuffled predictions are found to be above chance")
+    demand(problems[:4])
+    headline = task.metrics[0].name
+    best = perfect.metrics[headline].value
+    return f"{headline}: perfect {best:.3g}; above chance after shuffling: {above} of {n_shuffled}"
+
+
 def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
     """A cohort without the target is refused with a reason, one with it is not."""
     task = build(cls)
@@ -182,10 +293,86 @@ def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
             empty = good.participants.assign(**{task.column: np.nan})
             if not task.refuses(replace(good, participants=empty)):
                 problems.append(f"does not refuse a cohort in which {task.column!r} is missing for everybody")
+        elif isinstance(task, EvokedTask):
+            problems += _evoked_refusal(task, simulated_states(Path(folder) / "states", n_subjects=2))
+        elif isinstance(task, WindowTask):
+            problems += _windows_refusal(task, simulated_states(Path(folder) / "states", n_subjects=4))
         elif reason := task.refuses(cohort):
             problems.append(f"refuses a simulated cohort: {reason}")
     demand(problems)
     return ""
+
+
+def _evoked_refusal(task: EvokedTask, good: Cohort) -> list[str]:
+    problems = []
+    if reason := task.refuses(good):
+        problems.append(f"refuses a simulated cohort with events: {reason}")
+    reason = task.refuses(replace(good, recordings=tuple(replace(r, events=()) for r in good.recordings)))
+    unnamed = [s for s in sorted({r.state for r in good.recordings}) if s not in reason]
+    if not reason:
+        problems.append("does not refuse a cohort without events")
+    elif unnamed:
+        problems.append(
+            f"refuses a cohort without events and does not name the states {', '.join(unnamed)}: {reason!r}"
+        )
+    return problems
+
+
+def _windows_refusal(task: WindowTask, good: Cohort) -> list[str]:
+    problems = []
+    if reason := task.refuses(good):
+        problems.append(f"refuses a simulated cohort of several states: {reason}")
+    for label in sorted({task.label(r) for r in good.recordings} - {""}):
+        only = replace(good, recordings=tuple(r for r in good.recordings if task.label(r) == label))
+        if not (reason := task.refuses(only)):
+            problems.append(f"does not refuse a cohort in which everything is {label!r}")
+        elif label not in reason:
+            problems.append(f"refuses a cohort in which everything is {label!r} and does not name it: {reason!r}")
+    return problems
+
+
+def windows(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """Classes of windows are texts, and rows of the derived cohort say nothing of them but through the signal."""
+    task = build(cls)
+    if not isinstance(task, WindowTask):
+        raise Skip("is not about windows")
+    if task.max_windows < 1:
+        raise CheckError(f"`max_windows` is {task.max_windows}, below 1.")
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = simulated_states(Path(folder))
+        wrong = [label for r in cohort.recordings if not isinstance(label := task.label(r), str)]
+        if wrong:
+            raise CheckError(f"`label` returns {wrong[0]!r}, not a text.")
+        rows = window_rows(cohort, task)
+        counts = rows.classes.groupby([rows.subjects, rows.classes]).size()
+        if counts.max() > task.max_windows:
+            problems.append(f"a subject has {counts.max()} windows of one class; `max_windows` is {task.max_windows}")
+        if again := [r.id for r in cohort.recordings if task.label(r) != task.label(r)]:
+            problems.append(f"`label` of {again[0]} changes from call to call")
+    demand(problems)
+    return f"{len(rows.names)} classes of simulated states, {len(rows.subjects)} windows"
+
+
+def epochs(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """Epochs, what is hidden of them together, and where peaks are looked for, make sense."""
+    task = build(cls)
+    if not isinstance(task, EvokedTask):
+        raise Skip("is not about evoked responses")
+    problems = []
+    low, high = task.span_s
+    if not low < high:
+        problems.append(f"`span_s` is {task.span_s}, whose first sample is not before its last")
+    if task.tile not in ("units", "time"):
+        problems.append(f"`tile` is {task.tile!r}, not units or time")
+    if task.max_epochs < task.MIN_EPOCHS:
+        problems.append(f"`max_epochs` is {task.max_epochs}, below {task.MIN_EPOCHS}")
+    for state, condition in (("auditory", "tone"), ("somatosensory", "left"), ("no such state", "no such condition")):
+        window = task.peak_window_s(state, condition)
+        if not low <= window[0] < window[1] <= high:
+            problems.append(f"`peak_window_s` of {state}/{condition} is {window}, not within the epoch {task.span_s}")
+    demand(problems)
+    return f"{task.tile}, {low:g} to {high:g} s"
 
 
 def evaluation_masks(cls: type[Task], registry: Registry | None, full: bool) -> str:
@@ -221,5 +408,7 @@ CHECKS: dict[str, Check] = {
     "perfect-and-shuffled": perfect_and_shuffled,
     "refusal": refusal,
     "evaluation-masks": evaluation_masks,
+    "epochs": epochs,
+    "windows": windows,
     "reads-nothing": reads_nothing,
 }

@@ -1,0 +1,260 @@
+"""Scores of windows told apart: two classes or more, with intervals and permutations over subjects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from neurobench.contracts import WindowTask
+from neurobench.errors import ConfigError, DataError
+from neurobench.identity import seed_for
+from neurobench.metrics import auroc, mean_over
+from neurobench.scoring import (
+    N_BOOTSTRAP,
+    N_PERMUTATIONS,
+    Comparison,
+    MetricScore,
+    Score,
+    bootstrap_weights,
+    comparison,
+    percentile_interval,
+)
+
+__all__ = ["class_columns", "compare_windows", "score_window_task", "window_predictions"]
+
+Array = NDArray[np.float64]
+
+PREFIX = "p["
+"""Start of the columns ``p[rest]`` that hold probabilities."""
+
+AT_ONCE = 50
+"""Draws that are computed together: rows times draws is what takes memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Windows:
+    """Held-out predictions of windows.
+
+    Parameters
+    ----------
+    truth, subject, fold
+        (rows,) class, number of the subject and of the fold.
+    probability
+        (rows, classes).
+    names, subjects
+        Of classes and subjects.
+    """
+
+    truth: NDArray[np.int64]
+    subject: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    probability: Array
+    names: tuple[str, ...]
+    subjects: tuple[str, ...]
+
+    @property
+    def said(self) -> Array:
+        """(rows, classes) share of each class among the most probable ones: a tie is split."""
+        top: Array = (self.probability >= self.probability.max(1, keepdims=True) - 1e-12).astype(float)
+        shares: Array = top / top.sum(1, keepdims=True)
+        return shares
+
+    @property
+    def hits(self) -> Array:
+        """(rows,) 1 where the most probable class is the true one."""
+        right: Array = self.said[np.arange(len(self.truth)), self.truth]
+        return right
+
+
+def class_columns(predictions: pd.DataFrame) -> list[str]:
+    """Return the columns of a table of predictions that hold probabilities of classes; none if it is another table."""
+    return [c for c in predictions.columns if c.startswith(PREFIX)]
+
+
+def window_predictions(
+    rows: Sequence[str],
+    subjects: Sequence[str],
+    fold: int,
+    truth: Sequence[str],
+    probability: Array,
+    names: Sequence[str],
+) -> pd.DataFrame:
+    """Return held-out predictions as a table: one row a window, one column ``p[class]`` a class."""
+    table = pd.DataFrame({"window": rows, "participant_id": subjects, "fold": fold, "truth": truth})
+    return table.assign(**{f"{PREFIX}{n}]": probability[:, k] for k, n in enumerate(names)})
+
+
+def _windows(predictions: pd.DataFrame) -> _Windows:
+    columns = class_columns(predictions)
+    names = tuple(c[len(PREFIX) : -1] for c in columns)
+    if len(predictions) == 0 or len(names) < 2:
+        raise DataError(f"there is nothing to score: {len(predictions)} windows, {len(names)} classes.")
+    table = predictions.sort_values("window").reset_index(drop=True)
+    if table["window"].duplicated().any():
+        raise DataError(f"window {table['window'][table['window'].duplicated()].iloc[0]!r} is predicted twice.")
+    folds = table.groupby("participant_id")["fold"].nunique()
+    if (folds > 1).any():
+        raise DataError(f"windows of subject {folds.index[folds > 1][0]!r} are tested in {folds.max()} folds.")
+    probability = table[columns].to_numpy(float)
+    if not np.isfinite(probability).all() or not table["truth"].isin(names).all():
+        raise DataError("a probability is not a number, or a true class has none.", allowed=", ".join(names))
+    subjects, subject = np.unique(table["participant_id"].astype(str), return_inverse=True)
+    truth = np.array([names.index(t) for t in table["truth"]], np.int64)
+    fold = np.unique(table["fold"], return_inverse=True)[1]
+    return _Windows(truth, subject, fold, probability, names, tuple(subjects.tolist()))
+
+
+_Function = Callable[[_Windows, Array], Array]
+"""Takes windows and (draws, rows) weights; returns (draws,)."""
+
+
+def _recalls(w: _Windows, weights: Array) -> Array:
+    """Return (classes, draws) the share of each class's windows that is recognised; NaN where none was drawn."""
+    hits = w.hits
+    recalls: Array = np.stack([mean_over(hits, weights * (w.truth == k)) for k in range(len(w.names))])
+    return recalls
+
+
+def _balanced_accuracy(w: _Windows, weights: Array) -> Array:
+    mean: Array = _recalls(w, weights).mean(0)
+    return mean
+
+
+def _macro_auroc(w: _Windows, weights: Array) -> Array:
+    """Mean over classes of each against all others."""
+    each = [auroc((w.truth == k).astype(float), w.probability[:, k], weights) for k in range(len(w.names))]
+    mean: Array = np.stack(each).mean(0)
+    return mean
+
+
+_FUNCTIONS: dict[str, _Function] = {"balanced_accuracy": _balanced_accuracy, "macro_auroc": _macro_auroc}
+
+
+def _function(name: str) -> _Function:
+    if name not in _FUNCTIONS:
+        raise ConfigError(f"there is no metric {name!r} of windows.", allowed=", ".join(_FUNCTIONS))
+    return _FUNCTIONS[name]
+
+
+def _draw(function: Callable[[_Windows, Array], Array], w: _Windows, draws: Array) -> Array:
+    """Return a function's values for (draws, subjects) weights of subjects, some draws at a time."""
+    parts = [function(w, draws[i : i + AT_ONCE][:, w.subject]) for i in range(0, len(draws), AT_ONCE)]
+    return np.concatenate(parts, -1)
+
+
+def score_window_task(
+    task: WindowTask,
+    predictions: pd.DataFrame,
+    *,
+    seed: int,
+    n_bootstrap: int = N_BOOTSTRAP,
+    n_permutations: int = N_PERMUTATIONS,
+) -> Score:
+    """Score held-out predictions of windows.
+
+    Parameters
+    ----------
+    task
+        Says which metrics, the headline first.
+    predictions
+        As :func:`window_predictions` makes them, every subject in one fold.
+    seed
+        Base seed; the bootstrap draws the same subjects for every row.
+    n_bootstrap, n_permutations
+        Draws of subjects, and of classes permuted within each subject with predictions held fixed.
+
+    Returns
+    -------
+    Score
+        The task's metrics, and ``recall[class]`` of every class.
+
+    Raises
+    ------
+    DataError
+        If a window is predicted twice, a subject is tested in two folds, or a number is missing.
+    """
+    w = _windows(predictions)
+    n, n_classes = len(w.subjects), len(w.names)
+    ones = np.ones((1, len(w.truth)))
+    draws = bootstrap_weights(n, n_bootstrap, seed)
+    folds = (w.fold == np.arange(w.fold.max() + 1)[:, None]).astype(float)
+    metrics: dict[str, MetricScore] = {}
+    per_fold: dict[str, tuple[float | None, ...]] = {}
+    functions = {m.name: _function(m.name) for m in task.metrics}
+    for metric in task.metrics:
+        function = functions[metric.name]
+        chance = metric.chance if math.isfinite(metric.chance) else 1 / n_classes
+        metrics[metric.name] = _metric(function(w, ones)[0], _draw(function, w, draws), n, chance)
+        per_fold[metric.name] = tuple(float(v) if math.isfinite(v) else None for v in function(w, folds))
+    recall, recall_draws = _recalls(w, ones)[:, 0], _draw(_recalls, w, draws)
+    for k, name in enumerate(w.names):
+        metrics[f"recall[{name}]"] = _metric(recall[k], recall_draws[k], n, 1 / n_classes)
+    headline = metrics[task.metrics[0].name]
+    p_value = _permutation_p(w, functions[task.metrics[0].name], seed, n_permutations)
+    above = None
+    if headline.low is not None and headline.chance is not None and p_value is not None:
+        above = headline.low > headline.chance and p_value < 0.05
+    counts = np.bincount(w.truth, minlength=n_classes)
+    shown = ", ".join(f"{name} {count}" for name, count in zip(w.names, counts, strict=True))
+    return Score(
+        headline=task.metrics[0].name,
+        metrics=metrics,
+        per_fold=per_fold,
+        n_subjects=n,
+        p_value=p_value,
+        above_chance=above,
+        notes=(
+            f"windows: {shown}; {n_classes} classes, permuted within subjects for p",
+            "classes are recordings of their own: what else changed between them, such as the position of the head, "
+            "tells them apart as well",
+        ),
+    )
+
+
+def _metric(value: float, draws: Array, n_subjects: int, chance: float) -> MetricScore:
+    # Drawing one subject again and again is no interval.
+    defined = math.isfinite(value)
+    low, high = percentile_interval(draws) if defined and n_subjects > 1 else (None, None)
+    return MetricScore(float(value) if defined else None, low, high, "", True, chance)
+
+
+def _permutation_p(w: _Windows, function: _Function, seed: int, n_permutations: int) -> float | None:
+    """Return the share of permutations of classes within subjects that do at least as well, (b + 1) / (m + 1)."""
+    ones = np.ones((1, len(w.truth)))
+    observed = function(w, ones)[0]
+    if not math.isfinite(observed):
+        return None
+    rng = np.random.default_rng(seed_for(seed, "permutation", "windows", len(w.truth)))
+    own = [np.flatnonzero(w.subject == s) for s in range(len(w.subjects))]
+    as_good = 0
+    for _ in range(n_permutations):
+        truth = w.truth.copy()
+        for rows in own:
+            truth[rows] = rng.permutation(truth[rows])
+        shuffled = _Windows(truth, w.subject, w.fold, w.probability, w.names, w.subjects)
+        as_good += bool(function(shuffled, ones)[0] >= observed - 1e-12)
+    return (as_good + 1) / (n_permutations + 1)
+
+
+def compare_windows(
+    first: pd.DataFrame, second: pd.DataFrame, metric: str, *, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP
+) -> Comparison:
+    """Compare two rows on the same windows, by a paired bootstrap over subjects.
+
+    Raises
+    ------
+    DataError
+        If their windows differ.
+    """
+    a, b = _windows(first), _windows(second)
+    if a.names != b.names or not np.array_equal(np.sort(first["window"]), np.sort(second["window"])):
+        raise DataError("two rows cannot be compared: their windows differ.")
+    function, n = _function(metric), len(a.subjects)
+    ones, draws = np.ones((1, len(a.truth))), bootstrap_weights(n, n_bootstrap, seed)
+    difference = float(function(a, ones)[0] - function(b, ones)[0])
+    return comparison(difference, _draw(function, a, draws) - _draw(function, b, draws), np.empty(0), True, n)
