@@ -316,7 +316,7 @@ def test_camcan_trees_and_their_best_derivative(tmp_path: Path) -> None:
     mixed, findings = list_meg(tmp_path)
     assert mixed[0].path.parent == raw
     assert "mixed-derivatives" in {f.code for f in findings}
-    with pytest.raises(DataError, match="no resting MEG recording of Cam-CAN"):
+    with pytest.raises(DataError, match="no MEG recording of Cam-CAN in state rest"):
         list_meg(tmp_path / "dataman")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ STATES: Mapping[str, tuple[str, ...]] = {
     "somatosensory": ("somatosensory", "sef", "mns", "somato", "mediannerve"),
 }
 """State of a recording: task labels that mean it."""
+
+CAMCAN_STATES = ("rest", "passive", "smt")
+"""States of Cam-CAN's MEG, as its files name them."""
 
 WITH_STIMULI = frozenset({"auditory", "somatosensory", "passive", "smt"})
 """States in which something has to happen; a recording of one of these without events is said."""
@@ -56,7 +60,14 @@ class MegSettings:
 
     @classmethod
     def of(
-        cls, component: str, *, sensors: str = "mag", events: str = "", trigger: str = "", reject: str, whiten: str
+        cls,
+        component: str,
+        *,
+        sensors: str = "mag",
+        events: str = "",
+        trigger: str = "",
+        reject: str = "on",
+        whiten: str = "off",
     ) -> MegSettings:
         """Check the parameters as a user writes them.
 
@@ -95,6 +106,15 @@ class MegSettings:
         }
 
 
+def task_labels(rest: str, auditory: str, somatosensory: str) -> dict[str, tuple[str, ...]]:
+    """Return state to the task labels that mean it, from labels joined by ``+``."""
+    labels = {"rest": rest, "auditory": auditory, "somatosensory": somatosensory}
+    return {
+        state: tuple(re.sub(r"[^a-z0-9]", "", label.lower()) for label in text.split("+"))
+        for state, text in labels.items()
+    }
+
+
 def conditions(component: str, text: str) -> tuple[tuple[str, str], ...]:
     """Return the (code or text, condition) pairs of ``6:tone300+7:tone600``."""
     pairs: list[tuple[str, str]] = []
@@ -110,6 +130,17 @@ def conditions(component: str, text: str) -> tuple[tuple[str, str], ...]:
             raise ConfigError(f"events={text} of {component} names {code!r} twice.", next_step="Leave one out.")
         pairs.append((code.lower(), condition))
     return tuple(pairs)
+
+
+def camcan_settings(state: str, *, events: str, reject: str, whiten: str) -> tuple[tuple[str, ...], MegSettings]:
+    """Return the states of Cam-CAN to read, and how, from the parameters as a user writes them."""
+    allowed = (*CAMCAN_STATES, "all")
+    if state not in allowed:
+        raise ConfigError(
+            f"camcan has no MEG state {state!r}.", allowed=", ".join(allowed), likely=closest(state, allowed)
+        )
+    how = MegSettings.of("camcan", events=events, reject=reject, whiten=whiten)
+    return (CAMCAN_STATES if state == "all" else (state,)), how
 
 
 def _factor(component: str, text: str) -> float:

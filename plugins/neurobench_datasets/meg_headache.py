@@ -16,6 +16,7 @@ The simulated twin: see ``_meg_twin.py``.
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,7 @@ from neurobench import (
 )
 from neurobench_datasets._bold_twin import balanced_diagnosis, even_uniform
 from neurobench_datasets._meg_files import list_bids_meg, list_folder, read_meg_file
-from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings
+from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings, task_labels
 from neurobench_datasets._meg_twin import (
     NO_EFFECTS,
     Effects,
@@ -66,6 +67,10 @@ class MegHeadache(Dataset):
         left out. Empty: events keep the names that the recording gives them.
     trigger
         Name of the trigger channel; empty: found. Used where there is no ``events.tsv``.
+    reject
+        Artefacts, found by their peak-to-peak size in half-second segments: ``on``, ``off``, or a factor on the limits.
+    whiten
+        ``on``: sensors are whitened with the noise covariance of an empty-room recording or ``…-cov.fif``.
     """
 
     name = "meg_headache"
@@ -101,10 +106,13 @@ class MegHeadache(Dataset):
         somatosensory: str = "somatosensory+sef+mns+somato",
         events: str = "",
         trigger: str = "",
+        reject: str = "on",
+        whiten: str = "off",
     ) -> None:
-        self.how = MegSettings.of(self.name, sensors=sensors, events=events, trigger=trigger, reject="on", whiten="off")
-        labels = {"rest": rest, "auditory": auditory, "somatosensory": somatosensory}
-        self.states = {state: tuple(text.lower().split("+")) for state, text in labels.items()}
+        self.how = MegSettings.of(
+            self.name, sensors=sensors, events=events, trigger=trigger, reject=reject, whiten=whiten
+        )
+        self.states = task_labels(rest, auditory, somatosensory)
 
     @property
     def spec(self) -> SignalSpec:
@@ -131,7 +139,9 @@ class MegHeadache(Dataset):
         if "diagnosis" in participants:
             participants["diagnosis"] = _diagnosis(participants["diagnosis"], findings)
         # The label in a file name has `sub-`; a table may leave it out.
-        participants.index = [i if i.startswith("sub-") else f"sub-{i}" for i in participants.index]
+        # Letters with marks are one sign or two, depending on the system that wrote them.
+        ids = [unicodedata.normalize("NFC", i) for i in participants.index]
+        participants.index = [i if i.startswith("sub-") else f"sub-{i}" for i in ids]
         participants.index.name = "participant_id"
         found, more = list_bids_meg(root, self.states, self.how)
         findings += more
