@@ -99,10 +99,12 @@ def list_meg(
         text = f"{len(mismatched)} files name one state as session and another as task, and are left out"
         findings.append(Finding("warning", "unknown-name", text, path=str(mismatched[0])))
     files = []
+    # Named emptyroom_CC….fif in meg_emptyroom; other places hold copies of the recordings.
+    rooms = {m[0]: p for p in sorted(root.rglob("*emptyroom*CC*.fif")) if (m := re.search(r"CC\d{6}", p.name))}
     for (subject, state), path in sorted(found.items()):
         own = how if how.conditions or state == "rest" else replace(how, conditions=CONDITIONS[state])
         own = replace(own, button="button") if state == "smt" else own
-        file = list_one(subject, path, findings, how=own, state=state)
+        file = list_one(subject, path, findings, how=own, state=state, room=rooms.get(subject))
         if file is not None:
             files.append(replace(file, options={**file.options, "derivative": _rank(path, root)}))
     ranks = {f.options["derivative"] for f in files}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, RawRecording, RecordingFile, UnitTable
+from neurobench_datasets._meg_artefacts import without_artefacts
 from neurobench_datasets._meg_events import read_events
-from neurobench_datasets._meg_fieldtrip import open_fieldtrip
+from neurobench_datasets._meg_noise import with_noise
+from neurobench_datasets._meg_open import is_4d, is_sss, no_permission, open_raw, signal_file
 from neurobench_datasets._meg_settings import BAND_HZ, STATES, WITH_STIMULI, MegSettings
 from neurobench_datasets._meg_sidecars import (
     BIDS_NAME,
@@ -25,12 +27,12 @@ from neurobench_datasets._meg_sidecars import (
     VECTORVIEW,
     bad_channels,
     beside,
+    noise_file,
     normalised,
     settings,
     sidecar,
 )
 from neurobench_datasets._roi_series import position_groups
-from neurobench_datasets._tables import explain_unreadable
 
 LOBES = tuple(
     f"{side}-{lobe}" for side in ("Left", "Right") for lobe in ("temporal", "parietal", "occipital", "frontal")
@@ -40,16 +42,6 @@ FOLDERS = (".ds",)
 NOT_RAW = re.compile(r"[-_](ave|eve|cov|epo|fwd|inv|src|trans|ica|proj|evoked|crosstalk|calibration)(\.fif|\.fif\.gz)$")
 REDUCED = {"ave": "averages", "evoked": "averages", "epo": "epochs"}
 """What the names of files that hold less than a recording say; these are mentioned, since people expect them used."""
-
-CONTENTS = {
-    "evoked": "averages (evoked responses)",
-    "epochs": "epochs",
-    "ica": "an independent component analysis",
-    "cov": "a covariance",
-    "forward": "a forward solution",
-    "inverse": "an inverse operator",
-}
-"""What :func:`mne.what` calls a file without a recording; a recording cut off after its header is none of these."""
 
 CTF = re.compile(r"(M[LRZ][CFOPT])\d\d")
 HEAD_BYTES = 1 << 20
@@ -82,7 +74,7 @@ def candidates(root: Path, findings: list[Finding] | None = None, *, matlab: boo
             continue
         name = path.name
         if path.is_dir():
-            if _is_4d(path):
+            if is_4d(path):
                 inside_4d.append(path)
                 yield path
             elif name.endswith(FOLDERS):
@@ -101,17 +93,6 @@ def candidates(root: Path, findings: list[Finding] | None = None, *, matlab: boo
         text = f"{len(reduced)} files hold {kinds}, no continuous recordings, and are left out: {shown}"
         fix = "give the recordings that they were made from"
         findings.append(Finding("warning", "not-a-recording", text, fix=fix, path=str(reduced[0])))
-
-
-def _is_4d(folder: Path) -> bool:
-    """Whether a folder is a 4D/BTi recording: it holds a ``config`` and signals named after their filters."""
-    return (folder / "config").is_file() and bool(_signals_4d(folder) or folder.name.endswith("_meg"))
-
-
-def _signals_4d(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.glob("[ce],*") if p.is_file())
-    # Continuous before epoched, unfiltered before filtered.
-    return sorted(found, key=lambda p: (not p.name.startswith("c,"), not p.name.endswith("DC"), p.name))
 
 
 def list_bids_meg(
@@ -219,6 +200,7 @@ def list_one(
     state: str = "rest",
     run: str = "",
     expected: bool = True,
+    room: Path | None = None,
 ) -> RecordingFile | None:
     """Return a recording with what its header and sidecars say, or None and a finding.
 
@@ -237,6 +219,8 @@ def list_one(
         How it is read.
     expected
         Whether a state with stimuli has to have events.
+    room
+        Empty-room recording or noise covariance; None: looked for.
     """
     try:
         raw = open_raw(path)
@@ -247,6 +231,7 @@ def list_one(
     bads = bad_channels(path, names, findings, subject)
     events_file, events_hash = beside(path, sidecar(path, "events.tsv"))
     line = settings(path).get("PowerLineFrequency") or raw.info["line_freq"]
+    noise, noise_state = _beside_noise(path, room or noise_file(path, _day(raw)))
     options = {
         **how.options(),
         "bads": bads,
@@ -256,10 +241,24 @@ def list_one(
         "state": state,
         "line_hz": float(line) if isinstance(line, int | float) else 0.0,
         "parts": _later_parts(raw, path),
+        "noise_file": noise,
+        "noise": noise_state,
     }
     return RecordingFile(
         subject, path, float(raw.info["sfreq"]), session=session, state=state, run=run, options=options
     )
+
+
+def _day(raw: Any) -> str:
+    return raw.info["meas_date"].strftime("%Y%m%d") if raw.info["meas_date"] else ""
+
+
+def _beside_noise(path: Path, noise: Path | None) -> tuple[str, list[Any]]:
+    """Return where the noise recording lies from a recording, with its size and time of change: it may be large."""
+    if noise is None:
+        return "", []
+    state = signal_file(noise).stat()
+    return os.path.relpath(noise, path.parent), [state.st_size, state.st_mtime_ns]
 
 
 def _later_parts(raw: Any, path: Path) -> list[list[Any]]:
@@ -309,18 +308,12 @@ def without_copies(
     return [f for f in files if f.id not in dropped]
 
 
-def _signal_file(path: Path) -> Path:
-    """Return the file that holds the signal: the largest one of a vendor's folder."""
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    return max(files, key=lambda p: (p.stat().st_size, p.name))
-
-
 def _size(path: Path) -> int:
-    return _signal_file(path).stat().st_size
+    return signal_file(path).stat().st_size
 
 
 def _ends(path: Path) -> str:
-    file = _signal_file(path)
+    file = signal_file(path)
     with open(file, "rb") as f:
         sha = hashlib.sha256(f.read(HEAD_BYTES))
         f.seek(max(0, file.stat().st_size - HEAD_BYTES))
@@ -329,78 +322,6 @@ def _ends(path: Path) -> str:
 
 
 # ---------------------------------------------------------------- reading
-
-
-def open_raw(path: Path) -> Any:
-    """Open a recording without reading its signal.
-
-    Raises
-    ------
-    DataError
-        In plain words, if it cannot be opened.
-    """
-    try:
-        if why := explain_unreadable(path, whole=False) if not path.is_dir() else "":
-            raise DataError(f"{path.name} {why}.")
-    except PermissionError as error:
-        raise _no_permission(path) from error
-    # Recordings with internal active shielding are opened too; what is done about it is the reader's to say.
-    fif = path.name.endswith((".fif", ".fif.gz"))
-    options = {"allow_maxshield": "yes"} if fif else {}
-    try:
-        with warnings.catch_warnings(), mne.use_log_level("ERROR"):
-            warnings.simplefilter("ignore")
-            if path.suffix == ".mat":
-                return open_fieldtrip(path)
-            if path.is_dir() and _is_4d(path):
-                signal = next(iter(_signals_4d(path)), path / "c,rfDC")
-                shape = "hs_file" if (path / "hs_file").is_file() else None
-                return mne.io.read_raw_bti(signal, config_fname=path / "config", head_shape_fname=shape)
-            return mne.io.read_raw(path, preload=False, **options)
-    except DataError:
-        raise
-    except PermissionError as error:
-        raise _no_permission(path) from error
-    except Exception as error:
-        raise _cannot_open(path, error, fif) from error
-
-
-def _no_permission(path: Path) -> DataError:
-    return DataError(
-        f"{path.name} may not be read by you: permission denied.",
-        next_step="Ask its owner, or change its permissions (chmod u+r on Linux).",
-    )
-
-
-def _cannot_open(path: Path, error: Exception, fif: bool) -> DataError:
-    text = " ".join(str(error).split())
-    if missing := re.search(r"next file (\S+) does not exist", text):
-        return DataError(
-            f"{path.name} is the first part of a recording whose next part, {Path(missing[1]).name}, is not here.",
-            next_step="Copy all parts into one folder under the names that they were written with.",
-        )
-    content = _content(path) if fif else ""
-    if content:
-        return DataError(
-            f"{path.name} holds {content}, not a continuous recording.",
-            next_step="Give the recording that it was made from.",
-        )
-    # What MNE says of a .fif file without an end differs with where it ends.
-    reason = "is cut off or damaged" if fif else "cannot be opened"
-    return DataError(
-        f"{path.name} {reason} ({type(error).__name__}: {text[:160]}).",
-        next_step="Download or copy it again; `mne.io.read_raw` has to open it.",
-    )
-
-
-def _content(path: Path) -> str:
-    """Return in words what a .fif file without a recording holds; empty if nothing known."""
-    try:
-        with warnings.catch_warnings(), mne.use_log_level("CRITICAL"):
-            warnings.simplefilter("ignore")
-            return CONTENTS.get(str(mne.what(path)), "")
-    except Exception:
-        return ""
 
 
 def read_meg_file(file: RecordingFile) -> RawRecording:
@@ -414,7 +335,11 @@ def read_meg_file(file: RecordingFile) -> RawRecording:
     DataError
         If the file cannot be read or holds no MEG sensor.
     """
-    raw = open_raw(file.path)
+    with mne.use_log_level("ERROR"):
+        return _read(open_raw(file.path), file)
+
+
+def _read(raw: Any, file: RecordingFile) -> RawRecording:
     options = {**MegSettings().options(), **file.options}
     picks = mne.pick_types(raw.info, meg=True, ref_meg=False, exclude=())
     if len(picks) == 0:
@@ -431,7 +356,7 @@ def read_meg_file(file: RecordingFile) -> RawRecording:
     except DataError:
         raise
     except PermissionError as error:
-        raise _no_permission(file.path) from error
+        raise no_permission(file.path) from error
     except Exception as error:
         raise DataError(
             f"{file.path.name} opens, but its signal cannot be read ({type(error).__name__}: {error}).",
@@ -441,9 +366,13 @@ def read_meg_file(file: RecordingFile) -> RawRecording:
     names = [normalised(raw.ch_names[i]) for i in picks]
     bad = {normalised(b) for b in raw.info["bads"]} | set(options.get("bads", ()))
     data[[n in bad for n in names]] = np.nan
+    spans, cleaned, more = without_artefacts(data, raw, names, kinds, float(options["reject"]))
+    findings += more
+    data, heard, more = with_noise(data, mne.pick_info(raw.info, picks), names, kinds, file, options)
+    findings += more
     position, frame = _positions(raw.info, picks)
     groups, source = _groups(names, position)
-    provenance = [f"sensor positions in {frame} coordinates", *said]
+    provenance = [f"sensor positions in {frame} coordinates", *said, *cleaned, *heard]
     if raw.info.get("maxshield"):
         provenance.append("recorded with internal active shielding and not processed by MaxFilter: read as it is")
     if is_sss(raw.info):
@@ -464,13 +393,9 @@ def read_meg_file(file: RecordingFile) -> RawRecording:
         table,
         tuple(provenance),
         events=tuple(events),
+        bad_spans=tuple(spans),
         findings=tuple(findings),
     )
-
-
-def is_sss(info: Any) -> bool:
-    """Whether a recording went through signal-space separation."""
-    return any("sss" in str(p).lower() for p in info.get("proc_history") or ())
 
 
 def _of_the_whole(raw: Any, file: RecordingFile, names: Sequence[str]) -> list[Finding]:
@@ -500,7 +425,7 @@ def _of_the_whole(raw: Any, file: RecordingFile, names: Sequence[str]) -> list[F
         if few := sorted(s for s, n in sites.items() if n < usual):
             text = (
                 f"{len(few)} of {len(sites)} sites have fewer than {usual} sensors: "
-                + ", ".join(f"{s}·" for s in few[:4])
+                + ", ".join(f"{s}x" for s in few[:4])
                 + (" and more" if len(few) > 4 else "")
             )
             findings.append(
