@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +116,7 @@ def list_bids_meg(
     """
     findings: list[Finding] = []
     strange: list[Path] = []
+    later: list[Path] = []
     chosen: dict[tuple[str, ...], tuple[Path, str]] = {}
     for path in candidates(root, findings):
         match = BIDS_NAME.fullmatch(path.name)
@@ -124,11 +126,19 @@ def list_bids_meg(
             continue
         if match["sub"].lower() == "emptyroom" or (match["task"] or "").lower() in NOISE_TASKS:
             continue
-        if match["split"] not in (None, "01", "1") or match["acq"] in ("crosstalk", "calibration"):
+        if match["acq"] in ("crosstalk", "calibration"):
+            continue
+        if match["split"] not in (None, "01", "1"):
+            later.append(path)
             continue
         key = tuple(match[part] or "" for part in ("sub", "ses", "task", "acq", "run"))
         if key not in chosen or (match["proc"] and not chosen[key][1]):
             chosen[key] = (path, match["proc"] or "")
+    first = {re.sub(r"_split-[^_]+", "", path.name) for path, _ in chosen.values() if "_split-" in path.name}
+    for path in later:
+        if re.sub(r"_split-[^_]+", "", path.name) not in first:
+            text = f"{path.name} is a later part of a recording whose first part, split-01, is not here"
+            findings.append(Finding("error", "missing-part", text, fix="copy all parts", path=str(path)))
     if strange:
         shown = ", ".join(p.name for p in strange[:3])
         text = f"{len(strange)} files are not named as BIDS-MEG recordings and are left out: {shown}"
@@ -151,7 +161,7 @@ def list_bids_meg(
         if file is not None:
             files.append(file)
     files = without_copies(files, findings)
-    return sorted(files, key=lambda f: f.id), findings
+    return sorted(files, key=lambda f: f.id), _reasons(findings, files)
 
 
 def list_folder(root: Path, how: MegSettings | None = None) -> tuple[list[RecordingFile], list[Finding]]:
@@ -168,8 +178,8 @@ def list_folder(root: Path, how: MegSettings | None = None) -> tuple[list[Record
         file = list_one(name, path, findings, how=how or MegSettings(), expected=False)
         if file is not None:
             files.append(file)
-    later = {Path(part[0]).name for f in files for part in f.options["parts"]}
-    files = [f for f in files if f.path.name not in later]
+    later = {f.path.parent / part[0] for f in files for part in f.options["parts"]}
+    files = [f for f in files if f.path not in later]
     files = without_copies(files, findings, keep_first=True)
     if files:
         text = (
@@ -178,7 +188,14 @@ def list_folder(root: Path, how: MegSettings | None = None) -> tuple[list[Record
         findings.append(
             Finding("warning", "no-participants", text, fix="write participants.tsv, or use --split within-recording")
         )
-    return files, findings
+    return files, _reasons(findings, files)
+
+
+def _reasons(findings: list[Finding], files: list[RecordingFile]) -> list[Finding]:
+    """Return findings, where nothing is left to use with those on files left out as errors: they are the reason."""
+    if files:
+        return findings
+    return [replace(f, level="error") if f.code in ("not-a-recording", "unknown-name") else f for f in findings]
 
 
 def state_of(task: str, states: Mapping[str, tuple[str, ...]]) -> str:
