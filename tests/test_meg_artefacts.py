@@ -267,14 +267,14 @@ def test_noise_of_another_processing_is_not_the_recordings(shared_data: Path, tm
 @pytest.mark.parametrize(
     ("name", "codes", "n_missing"),
     [
-        ("141027_cropped_90Hz_raw.fif", {"loud-recording"}, 0),
-        ("neuromag122_test_file-raw.fif", {"short-for-filter", "flat-channels"}, 2),
+        ("141027_cropped_90Hz_raw.fif", {"loud-recording", "no-head-position"}, 0),
+        ("neuromag122_test_file-raw.fif", {"short-for-filter", "flat-channels", "no-head-position"}, 2),
         ("sample_audvis_trunc_raw_sss.fif", {"short-for-filter"}, 0),
-        ("triux_bmlhus_erm_raw_sss.fif", {"short-for-filter"}, 0),
+        ("triux_bmlhus_erm_raw_sss.fif", {"short-for-filter", "no-head-position"}, 0),
         ("testdata_ctf_short_discontinuous.ds_raw.fif", {"short-for-filter"}, 0),
         ("somMDYO-18av.ds", {"short-for-filter", "averaged", "loud-recording"}, 7),
         ("sample_audvis_5s_neuromag306_fieldtrip_raw_v7.mat", {"missing-sensors"}, 0),
-        ("test_elekta_3ch_raw.fif", set(), 0),
+        ("test_elekta_3ch_raw.fif", {"no-head-position"}, 0),
     ],
 )
 def test_what_real_files_say(shared_data: Path, name: str, codes: set[str], n_missing: int) -> None:

@@ -62,7 +62,7 @@ def read_events(raw: Any, options: Mapping[str, Any], folder: Path) -> tuple[lis
     if name:
         try:
             written = _written(folder / name)
-        except DataError as error:
+        except (DataError, OSError) as error:
             fix = "give it columns onset and trial_type (or value), onset in seconds from the first sample"
             findings.append(Finding("warning", "events-unreadable", str(error), fix=fix, path=str(folder / name)))
     channel, triggers = _triggers(raw, str(options.get("trigger", "")), bool(options.get("button")), findings)

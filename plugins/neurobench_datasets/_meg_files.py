@@ -388,6 +388,7 @@ def _read(raw: Any, file: RecordingFile) -> RawRecording:
     data, heard, more = with_noise(data, mne.pick_info(raw.info, picks), names, kinds, file, options)
     findings += more
     position, frame = _positions(raw.info, picks)
+    findings += _of_places(position, frame, names)
     groups, source = _groups(names, position)
     provenance = [f"sensor positions in {frame} coordinates", *said, *cleaned, *heard]
     if raw.info.get("maxshield"):
@@ -449,6 +450,19 @@ def _of_the_whole(raw: Any, file: RecordingFile, names: Sequence[str]) -> list[F
                 Finding("warning", "missing-sensors", text, fix="mark bad channels instead of removing them")
             )
     return findings
+
+
+def _of_places(position: NDArray[np.float32], frame: str, names: Sequence[str]) -> list[Finding]:
+    """Return what is to be said of sensors without a place, and of a head whose place is not known."""
+    unknown = [n for n, p in zip(names, position, strict=True) if not np.isfinite(p).all()]
+    if unknown:
+        text = f"{len(unknown)} of {len(names)} sensors have no position: {', '.join(unknown[:4])}"
+        fix = "take the recording as the device wrote it; masks that need neighbours cannot use these sensors"
+        return [Finding("warning", "no-positions", text, fix=fix)]
+    if frame == "device":
+        text = "where the head lay is not known: positions are those of the device (no device-to-head transform)"
+        return [Finding("info", "no-head-position", text)]
+    return []
 
 
 def _averaged_ctf(raw: Any, path: Path) -> str:

@@ -60,7 +60,12 @@ def beside(path: Path, other: Path | None) -> tuple[str, str]:
     """Return where ``other`` lies as seen from a recording's folder, and a hash of its content; empty for None."""
     if other is None:
         return "", ""
-    return os.path.relpath(other, path.parent), hashlib.sha256(other.read_bytes()).hexdigest()[:16]
+    try:
+        content = other.read_bytes()
+    except OSError:
+        # Said when it is read.
+        return os.path.relpath(other, path.parent), "unreadable"
+    return os.path.relpath(other, path.parent), hashlib.sha256(content).hexdigest()[:16]
 
 
 def bad_channels(path: Path, names: set[str], findings: list[Finding], subject: str) -> list[str]:
