@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,5 +47,8 @@ def make_raw(
 def save(raw: mne.io.BaseRaw, path: Path) -> Path:
     """Write a recording and return where."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    raw.save(path, overwrite=True, verbose="ERROR")
+    with warnings.catch_warnings():
+        # Cam-CAN's file names are not MNE's convention.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        raw.save(path, overwrite=True, verbose="ERROR")
     return path

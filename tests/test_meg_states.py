@@ -142,3 +142,15 @@ def test_bids_has_the_states_and_conditions_of_meg_headache(tmp_path: Path) -> N
     assert [e.condition for e in dataset.read(files[0]).events] == ["beep"]
     every = BIDS(signal="meg", sensors="all")
     assert len(every.read(every.list_recordings(tmp_path).recordings[0]).units) == 17
+
+
+def test_an_empty_room_of_the_release(everything: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(everything, root)
+    dataset = CamCAN(signal="meg")
+    subject = dataset.list_recordings(root).recordings[0].subject
+    room = root / f"cc700/meg/pipeline/release004/BIDS_20190411/meg_emptyroom/sub-{subject}/emptyroom"
+    save(make_raw(seconds=20, n=34), room / f"emptyroom_{subject}.fif")
+    first, second, _ = dataset.list_recordings(root).recordings
+    assert any(p.startswith(f"noise of the sensors in emptyroom_{subject}.fif") for p in dataset.read(first).provenance)
+    assert not any(p.startswith("noise") for p in dataset.read(second).provenance)

@@ -43,13 +43,39 @@ class Raised:
     code: str = ""
 
 
-def read_events(raw: Any, options: Mapping[str, Any], folder: Path) -> tuple[list[Event], list[str], list[Finding]]:
+def stimulus_picks(raw: Any, wanted: str) -> NDArray[np.int64]:
+    """Return the channels that may hold triggers: those of kind stimulus, and the named one whatever its kind."""
+    picks = mne.pick_types(raw.info, meg=False, stim=True).tolist()
+    if wanted in raw.ch_names and raw.ch_names.index(wanted) not in picks:
+        picks.append(raw.ch_names.index(wanted))
+    return np.array(picks, np.int64)
+
+
+def stimulus_channels(raw: Any, picks: NDArray[np.int64], values: NDArray[np.float64]) -> Any:
+    """Return the trigger channels alone, in memory: searching them in a file would read all of it for each.
+
+    Parameters
+    ----------
+    raw
+        The whole recording.
+    picks, values
+        The channels, and (channels, times) what they hold.
+    """
+    info = mne.create_info([raw.ch_names[i] for i in picks], raw.info["sfreq"], "stim", verbose="ERROR")
+    return mne.io.RawArray(values, info, first_samp=raw.first_samp, verbose="ERROR")
+
+
+def read_events(
+    raw: Any, stimulus: Any | None, options: Mapping[str, Any], folder: Path
+) -> tuple[list[Event], list[str], list[Finding]]:
     """Return the events of an open recording, sentences of provenance, and what was noticed.
 
     Parameters
     ----------
     raw
         As MNE opens it.
+    stimulus
+        As :func:`stimulus_channels` returns them; None: there are none.
     options
         Of the recording: ``events_file`` relative to ``folder``, ``conditions``, ``button``, ``trigger``,
         ``stimuli`` (whether there should be any).
@@ -65,7 +91,7 @@ def read_events(raw: Any, options: Mapping[str, Any], folder: Path) -> tuple[lis
         except (DataError, OSError) as error:
             fix = "give it columns onset and trial_type (or value), onset in seconds from the first sample"
             findings.append(Finding("warning", "events-unreadable", str(error), fix=fix, path=str(folder / name)))
-    channel, triggers = _triggers(raw, str(options.get("trigger", "")), bool(options.get("button")), findings)
+    channel, triggers = _triggers(stimulus, str(options.get("trigger", "")), bool(options.get("button")), findings)
     if written:
         source = Path(name).name
         written = _against_triggers(written, triggers, raw, channel, source, findings)
@@ -77,7 +103,7 @@ def read_events(raw: Any, options: Mapping[str, Any], folder: Path) -> tuple[lis
     written = _inside(written, duration, source, findings)
     events, used = _named(written, options, source, findings)
     if not events and options.get("stimuli"):
-        findings.append(_nothing(raw, source if written else "", options))
+        findings.append(_nothing(stimulus, source if written else "", options))
     provenance = [f"events from {'events.tsv' if name and source == Path(name).name else source}"] if events else []
     if events and used:
         provenance.append("events that no condition names are left out")
@@ -116,16 +142,16 @@ def _code(value: Any) -> str:
     return text[:-2] if text.endswith(".0") else text
 
 
-def _triggers(raw: Any, wanted: str, button: bool, findings: list[Finding]) -> tuple[str, list[Raised]]:
+def _triggers(raw: Any | None, wanted: str, button: bool, findings: list[Finding]) -> tuple[str, list[Raised]]:
     """Return the first trigger channel with an event, or the named one, and its events."""
-    stimulus = [raw.ch_names[i] for i in mne.pick_types(raw.info, meg=False, stim=True)]
-    if wanted and wanted not in raw.ch_names:
+    stimulus = list(raw.ch_names) if raw is not None else []
+    if wanted and wanted not in stimulus:
         shown = ", ".join(stimulus) or "none"
         text = f"there is no trigger channel {wanted}; the recording's stimulus channels: {shown}"
         findings.append(Finding("warning", "trigger-channel", text, fix="name one of them: trigger=…"))
         return "", []
     order = [wanted] if wanted else [n for n in TRIGGERS if n in stimulus] + [n for n in stimulus if n not in TRIGGERS]
-    for name in order:
+    for name in order if raw is not None else ():
         found = _codes(raw, name, button)
         if len(found):
             sfreq = float(raw.info["sfreq"])
@@ -281,8 +307,8 @@ def _named(
     return events, bool(others)
 
 
-def _nothing(raw: Any, source: str, options: Mapping[str, Any]) -> Finding:
-    stimulus = [raw.ch_names[i] for i in mne.pick_types(raw.info, meg=False, stim=True)]
+def _nothing(raw: Any | None, source: str, options: Mapping[str, Any]) -> Finding:
+    stimulus = list(raw.ch_names) if raw is not None else []
     state = options.get("state", "its")
     said = f"none of the events of {source} has a condition" if source else "there is no events.tsv and no trigger"
     channels = f"its stimulus channels: {', '.join(stimulus[:6])}" if stimulus else "it has no stimulus channel"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, RawRecording, RecordingFile, UnitTable
 from neurobench_datasets._meg_artefacts import without_artefacts
-from neurobench_datasets._meg_events import read_events
+from neurobench_datasets._meg_events import read_events, stimulus_channels, stimulus_picks
 from neurobench_datasets._meg_noise import with_noise
 from neurobench_datasets._meg_open import is_4d, is_sss, no_permission, open_raw, signal_file
 from neurobench_datasets._meg_settings import BAND_HZ, STATES, WITH_STIMULI, MegSettings
@@ -367,11 +367,10 @@ def _read(raw: Any, file: RecordingFile) -> RawRecording:
     if options["sensors"] == "mag":
         keep = _one_a_site(kinds, sites)
         picks, kinds, sites = picks[keep], kinds[keep], sites[keep]
+    triggers = stimulus_picks(raw, str(options["trigger"]))
     try:
-        data = raw.get_data(picks=picks)
-        events, said, more = read_events(raw, options, file.path.parent)
-    except DataError:
-        raise
+        # One reading for all: a file holds its channels interleaved.
+        whole = raw.get_data(picks=np.concatenate([picks, triggers]))
     except PermissionError as error:
         raise no_permission(file.path) from error
     except Exception as error:
@@ -379,6 +378,9 @@ def _read(raw: Any, file: RecordingFile) -> RawRecording:
             f"{file.path.name} opens, but its signal cannot be read ({type(error).__name__}: {error}).",
             next_step="It is probably cut off: download or copy it again.",
         ) from error
+    data = whole[: len(picks)]
+    stimulus = stimulus_channels(raw, triggers, whole[len(picks) :]) if len(triggers) else None
+    events, said, more = read_events(raw, stimulus, options, file.path.parent)
     findings += more
     names = [normalised(raw.ch_names[i]) for i in picks]
     bad = {normalised(b) for b in raw.info["bads"]} | set(options.get("bads", ()))

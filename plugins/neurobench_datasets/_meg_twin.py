@@ -13,7 +13,8 @@ codes in a trigger channel. The strongest sources of some people exceed the usua
 Measured on 48 subjects over seeds 0 to 11 with scikit-learn on band power a sensor and state, two folds, mean (s.d.):
 age r .69 (.09), its error below the mean predictor's with an interval that excludes it in 12 of 12; diagnosis AUROC
 .76, between .57 and .90 (the size of the effect was chosen on these seeds); with no effects −.09 (.09) and .51 (.10).
-The P60 of somatosensory responses came later and moved such an AUROC by .01. Ridge fills half of the sensors from the others with an R² of .80, three of six with .42.
+The P60 of somatosensory responses came later and moved such an AUROC by .01.
+Ridge fills half of the sensors from the others with an R² of .80, three of six with .42.
 """
 
 from __future__ import annotations
