@@ -178,6 +178,17 @@ def test_internal_active_shielding_is_said(tmp_path: Path) -> None:
     assert any("not processed by MaxFilter" in p for p in raw.provenance)
 
 
+def test_projectors_that_wait_are_said_and_not_applied(tmp_path: Path) -> None:
+    source = make_raw()
+    weights = np.ones((1, 17)) / np.sqrt(17)
+    names = source.ch_names[:-1]
+    content = {"nrow": 1, "ncol": 17, "row_names": None, "col_names": names, "data": weights}
+    source.add_proj(mne.Projection(active=False, kind=1, desc="room", explained_var=None, data=content))
+    raw = read(tmp_path, source)
+    assert "1 projectors against interference, which the file has, are not applied" in raw.provenance
+    np.testing.assert_allclose(raw.data, source.get_data(picks="mag"), rtol=1e-5)
+
+
 def test_short_recordings_and_the_high_pass(tmp_path: Path) -> None:
     assert "1 s is shorter than the 3 s" in said(read(tmp_path, make_raw(seconds=1)))["short-for-filter"]
     assert "short-for-filter" not in said(read(tmp_path, make_raw(seconds=4)))

@@ -225,6 +225,19 @@ def test_conditions_that_cannot_be_read(events: str) -> None:
         MegHeadache(events=events)
 
 
+def test_a_table_without_rows_is_right_at_rest(tmp_path: Path) -> None:
+    raw = read(folder_with(tmp_path, make_raw(), "onset\ttrial_type\n", name="sub-01_task-rest_meg.fif"))
+    assert raw.findings == ()
+
+
+def test_a_table_of_the_whole_data_set_holds_and_one_above_it_does_not(tmp_path: Path) -> None:
+    root = folder_with(tmp_path / "data", make_raw())
+    (tmp_path / "task-auditory_events.tsv").write_text("onset\ttrial_type\n1\twrong\n")
+    assert read(root).events == ()
+    (root / "task-auditory_events.tsv").write_text("onset\ttrial_type\n2\tright\n")
+    assert rows(read(root).events) == [(2.0, "right")]
+
+
 def test_the_shift_that_is_found_is_the_true_one() -> None:
     rng = np.random.default_rng(0)
     triggers = np.cumsum(rng.uniform(0.5, 1.5, 80))
@@ -263,3 +276,14 @@ def test_the_twins_events_reach_the_cohort(tmp_path: Path) -> None:
         conditions = {e.condition for r in cohort.recordings for e in r.events if r.state == "auditory"}
         assert conditions == {"auditory"}
         assert not [f for f in cohort.findings if f.code.startswith("event")]
+
+
+def test_a_button_held_down_hides_no_stimulus(tmp_path: Path) -> None:
+    source = make_raw(triggers=[(0.5, 1), (2.0, 2), (3.5, 3)])
+    source._data[-1, 1000:2500] += 4096  # pressed before the second stimulus, released after it
+    source._data[-1, 4000:4010] += 4096
+    source._data[-1, 5000:5010] += 16384  # another line, once
+    path = save(source, tmp_path / "smt_raw.fif")
+    how = MegSettings(conditions=(("1", "a"), ("2", "b"), ("3", "c")), button="button")
+    raw = read_meg_file(RecordingFile("s", path, 1000.0, options=how.options()))
+    assert rows(raw.events) == [(0.5, "a"), (1.0, "button"), (2.0, "b"), (3.5, "c"), (4.0, "button")]

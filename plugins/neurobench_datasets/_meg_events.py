@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurobench import DataError, Event, Finding
-from neurobench_datasets._tables import find_column, read_table
+from neurobench_datasets._tables import find_column, read_table, read_text
 
 TRIGGERS = ("STI101", "STI 014", "STI014", "STI201", "UPPT001", "UPPT002", "STIM", "TRIGGER")
 """Channels that carry whole codes, in the order in which they are tried; then every other stimulus channel."""
@@ -87,7 +87,8 @@ def read_events(
     name = str(options.get("events_file", ""))
     if name:
         try:
-            written = _written(folder / name)
+            if options.get("stimuli") or not _only_header(folder / name):
+                written = _written(folder / name)
         except (DataError, OSError) as error:
             fix = "give it columns onset and trial_type (or value), onset in seconds from the first sample"
             findings.append(Finding("warning", "events-unreadable", str(error), fix=fix, path=str(folder / name)))
@@ -135,6 +136,11 @@ def _written(path: Path) -> list[Raised]:
     if not rows:
         raise DataError(f"no row of {path.name} has both an onset and a trial_type or value.")
     return rows
+
+
+def _only_header(path: Path) -> bool:
+    """Whether a table has names of columns and no rows, as exporters write it for rest."""
+    return "\n" not in read_text(path).strip()
 
 
 def _code(value: Any) -> str:

@@ -397,6 +397,8 @@ def _read(raw: Any, file: RecordingFile) -> RawRecording:
         provenance.append("recorded with internal active shielding and not processed by MaxFilter: read as it is")
     if is_sss(raw.info):
         provenance.append("processed by signal-space separation (MaxFilter)")
+    if waiting := sum(not p["active"] for p in raw.info["projs"]):
+        provenance.append(f"{waiting} projectors against interference, which the file has, are not applied")
     if file.path.suffix == ".mat":
         provenance.append(str(raw.info["description"]))
     table = UnitTable.from_groups(

@@ -50,7 +50,8 @@ def sidecar(path: Path, suffix: str) -> Path | None:
         ]
         if applying:
             return max(applying, key=lambda p: len(p.name.split("_")))
-        if (folder / "dataset_description.json").is_file() or (folder / "participants.tsv").is_file():
+        # The folder that holds the subjects is the data set's; above it begins another.
+        if any(child.is_dir() for child in folder.glob("sub-*")):
             return None
         folder = folder.parent
     return None
