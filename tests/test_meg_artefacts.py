@@ -143,7 +143,7 @@ def test_interference_everywhere_is_said_and_rejects_nothing(tmp_path: Path) -> 
     raw = read(tmp_path, source)
     assert missing(raw) == set()
     assert raw.bad_spans == ()
-    assert said(raw)["loud-recording"].startswith("100% of the sensors are over the limit")
+    assert said(raw)["loud-recording"].startswith("100% of the sensors of kind mag are over the limit")
 
 
 def test_bad_spans_reach_the_cohort(tmp_path: Path) -> None:
@@ -160,6 +160,17 @@ def test_limits_are_those_of_the_kind_of_sensor() -> None:
     kinds = np.array(["mag", "grad"] * 4)
     assert find_artefacts(data, kinds, 1000.0, 1.0).spans == ((1.0, 1.5),)
     assert find_artefacts(data[1::2], kinds[1::2], 1000.0, 1.0).spans == ()
+
+
+def test_loud_sensors_of_one_kind_leave_the_other_to_judge() -> None:
+    data = np.random.default_rng(0).standard_normal((8, 4000)) * 1e-13
+    kinds = np.array(["mag", "grad"] * 4)
+    data[kinds == "mag"] *= 1000
+    data[1, 1200] += 1e-7
+    found = find_artefacts(data, kinds, 1000.0, 1.0)
+    assert found.loud == (("mag", 1.0),)
+    assert found.noisy == ()
+    assert found.spans == ((1.0, 1.5),)
 
 
 def test_spans_are_joined_and_cut() -> None:

@@ -97,12 +97,12 @@ class Artefacts:
     noisy
         Rows that are over their limit most of the time, few of them.
     loud
-        Share of the sensors that are so, where they are many: the limits then say nothing and there are no spans.
+        Kinds of sensors of which many are so, with their share: the limit then says nothing of that kind.
     """
 
     spans: tuple[tuple[float, float], ...] = ()
     noisy: tuple[int, ...] = ()
-    loud: float = 0.0
+    loud: tuple[tuple[str, float], ...] = ()
 
 
 def band_passed(data: Array, sfreq: float) -> Array:
@@ -144,13 +144,17 @@ def find_artefacts(data: Array, kinds: NDArray[Any], sfreq: float, factor: float
         limit = factor * np.array([LIMITS.get(str(k), np.inf) for k in kinds[block]])
         over[start : start + BLOCK] = swing > limit[:, None]
     noisy = over.mean(1) > NOISY_SHARE
-    if noisy.mean() > LOUD_SHARE:
-        # Interference that nobody removed, or another unit: it hides artefacts, and is no reason to use nothing.
-        return Artefacts(loud=float(noisy.mean()))
+    # Interference that nobody removed, or another unit, hides artefacts, and is no reason to use nothing.
+    loud = []
+    for kind in sorted(set(kinds[rows].tolist())):
+        own = kinds[rows] == kind
+        if (share := float(noisy[own].mean())) > LOUD_SHARE:
+            loud.append((str(kind), share))
+            noisy[own], over[own] = False, False
     hit = over[~noisy].any(0)
     ends = np.append(starts[1:], data.shape[1])
     spans = merged([(float(s / sfreq), float(e / sfreq)) for s, e, h in zip(starts, ends, hit, strict=True) if h])
-    return Artefacts(tuple(spans), tuple(int(r) for r in rows[noisy]))
+    return Artefacts(tuple(spans), tuple(int(r) for r in rows[noisy]), tuple(loud))
 
 
 def annotated_spans(raw: Any, begin: str = "bad") -> list[tuple[float, float]]:
@@ -211,10 +215,10 @@ def without_artefacts(
             shown = ", ".join(names[i] for i in rows[:6]) + (" and more" if len(rows) > 6 else "")
             text = f"{len(rows)} of {len(names)} sensors {what} and are left out: {shown}"
             findings.append(Finding("warning", code, text, fix="mark them as bad in channels.tsv"))
-    if found.loud:
+    for kind, share in found.loud:
         text = (
-            f"{found.loud:.0%} of the sensors are over the limit of artefacts most of the time, so interference hides "
-            "them and none are looked for"
+            f"{share:.0%} of the sensors of kind {kind} are over the limit of artefacts most of the time, so "
+            "interference hides them and none are looked for in these sensors"
         )
         fix = "remove interference first (MaxFilter, gradient compensation, projectors), or say reject=FACTOR"
         findings.append(Finding("warning", "loud-recording", text, fix=fix))
@@ -222,7 +226,7 @@ def without_artefacts(
     share, more = lost(spans, duration)
     how = (
         f"over {4 * factor:.3g} pT or pT/cm from peak to peak in {SEGMENT_S:g} s, {BAND_HZ[0]:g}–{BAND_HZ[1]:g} Hz"
-        if factor and not found.loud
+        if factor and len(found.loud) < len(set(kinds.tolist()))
         else "those marked in the file; limits not applied"
     )
     said = [f"artefacts ({how}): {share:.0%} of a recording left out"]

@@ -86,12 +86,18 @@ def noise_report(noise: Noise, names: Sequence[str], kinds: NDArray[Any]) -> tup
         if own:
             sd = np.sqrt(np.array([power[n] for n in own]))
             middle = float(np.median(sd))
-            sentences.append(f"noise of the sensors in {noise.source}: {middle * scale:.2g} {unit} (median {kind})")
+            sentences.append(
+                f"noise of the sensors in {noise.source}: {_two_digits(middle * scale)} {unit} (median {kind})"
+            )
             loud += [n for n, s in zip(own, sd, strict=True) if s > 5 * middle > 0]
     if not loud:
         return sentences, []
     text = f"{len(loud)} sensors have more than five times the usual noise in {noise.source}: {', '.join(loud[:4])}"
     return sentences, [Finding("info", "noisy-sensors", text, fix="mark them as bad in channels.tsv")]
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def whitened(data: Array, names: Sequence[str], info: Any, noise: Noise) -> Array:
