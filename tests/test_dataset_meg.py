@@ -89,9 +89,11 @@ def test_ctf_regions_are_the_letters_of_the_names(shared_data: Path) -> None:
 
 def test_a_plain_folder_of_real_files(shared_data: Path) -> None:
     files, findings = list_folder(shared_data / "meg")
-    assert len(files) == 7
-    assert [f.code for f in findings] == ["no-participants"]
-    assert "each of its 7 recordings counts as a subject of its own" in findings[0].message
+    assert len(files) == 8
+    assert [f.code for f in findings] == ["not-a-recording", "no-participants"]
+    assert "1 files hold averages, no continuous recordings" in findings[0].message
+    assert "mne-python_test-ave.fif.gz" in findings[0].message
+    assert "each of its 8 recordings counts as a subject of its own" in findings[1].message
     assert {round(f.sfreq) for f in files} == {90, 300, 1000, 1200, 1250}
 
 
@@ -102,7 +104,7 @@ def test_real_recordings_become_a_cohort_of_one_sensor_layout(shared_data: Path,
     source = CohortSource(dataset, "meg_headache", {"name": "meg_headache"}, spec, shared_data / "meg")
     cohort = source.load(Store(tmp_path / "out"))
     assert len(cohort.units) == 102
-    assert len(cohort.recordings) == 3
+    assert len(cohort.recordings) == 4
     assert sum(f.code == "units-differ" for f in cohort.findings) == 4
     # Everything goes down to the slowest recording, 90 Hz.
     assert cohort.sfreq == 90.0
@@ -314,7 +316,7 @@ def test_camcan_trees_and_their_best_derivative(tmp_path: Path) -> None:
     mixed, findings = list_meg(tmp_path)
     assert mixed[0].path.parent == raw
     assert "mixed-derivatives" in {f.code for f in findings}
-    with pytest.raises(DataError, match="no resting MEG recording of Cam-CAN"):
+    with pytest.raises(DataError, match="no MEG recording of Cam-CAN in state rest"):
         list_meg(tmp_path / "dataman")
 
 

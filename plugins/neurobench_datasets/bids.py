@@ -38,6 +38,7 @@ from neurobench_datasets._fmri_volumes import (
     mean_displacement,
     read_fmriprep,
 )
+from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings, task_labels
 from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from, read_table
 
 SIGNALS = ("fmri", "meg")
@@ -60,6 +61,8 @@ class BIDS(Dataset):
         Which code of a coded column ``sex`` means female; codes are never guessed.
     n_units
         fMRI: use only this many regions, evenly spaced in the order of the atlas; 0: all.
+    sensors, rest, auditory, somatosensory, events, trigger, reject, whiten
+        MEG: as of ``meg_headache``: which sensors, task labels of each state, conditions, artefacts, noise.
     """
 
     name = "bids"
@@ -75,6 +78,14 @@ class BIDS(Dataset):
         bids_task: str = "rest",
         female_code: str = "",
         n_units: int = 0,
+        sensors: str = "mag",
+        rest: str = "rest+resting",
+        auditory: str = "auditory+aef+passive",
+        somatosensory: str = "somatosensory+sef+mns+somato",
+        events: str = "",
+        trigger: str = "",
+        reject: str = "on",
+        whiten: str = "off",
     ) -> None:
         if signal not in SIGNALS:
             raise ConfigError(
@@ -82,6 +93,12 @@ class BIDS(Dataset):
             )
         if signal == "meg" and (atlas or n_units):
             raise ConfigError("atlas and n_units of bids are for signal=fmri.", next_step="Leave them out.")
+        self.how = MegSettings.of("bids", sensors=sensors, events=events, trigger=trigger, reject=reject, whiten=whiten)
+        self.states = task_labels(rest, auditory, somatosensory)
+        if signal != "meg" and self.how != MegSettings():
+            raise ConfigError(
+                "sensors, events, trigger, reject and whiten of bids are for signal=meg.", next_step="Leave them out."
+            )
         if n_units < 0:
             raise ConfigError("n_units of bids cannot be negative.")
         self.modality: Literal["fmri", "meg"] = "meg" if signal == "meg" else "fmri"
@@ -105,7 +122,7 @@ class BIDS(Dataset):
     def spec(self) -> SignalSpec:
         """FMRI: 150 s windows, 15 s patches, .01–.1 Hz. MEG: 4 s windows, 250 ms patches, 1–40 Hz, 128 Hz."""
         if self.modality == "meg":
-            return SignalSpec(window_s=4.0, patch_s=0.25, sfreq=128.0, band_hz=(1.0, 40.0), scaling="training")
+            return MEG_SPEC
         return SignalSpec(window_s=150.0, patch_s=15.0, band_hz=(0.01, 0.1))
 
     def list_recordings(self, root: Path) -> Listing:
@@ -114,7 +131,7 @@ class BIDS(Dataset):
         if self.modality == "meg":
             from neurobench_datasets._meg_files import list_bids_meg
 
-            recordings, findings = list_bids_meg(root)
+            recordings, findings = list_bids_meg(root, self.states, self.how)
         else:
             if not self.atlas:
                 raise DataError(

@@ -56,6 +56,7 @@ from neurobench_datasets._fmri_volumes import (
     mean_displacement,
     read_fmriprep,
 )
+from neurobench_datasets._meg_settings import MEG_SPEC, camcan_settings
 from neurobench_datasets._series_folder import list_series, read_listed_series
 from neurobench_datasets._tables import (
     missing_targets,
@@ -106,6 +107,14 @@ class CamCAN(Dataset):
         compcor joined by ``+``.
     n_units
         fMRI: use only this many regions, evenly spaced in the order of the table; 0: all.
+    state
+        MEG: ``rest``, ``passive`` (tones and checkerboards), ``smt`` (sensorimotor task) or ``all``.
+    events
+        MEG: codes and their conditions, such as ``6:tone300+7:tone600``; empty: those of the release.
+    reject
+        MEG: artefacts, ``on``, ``off``, or a factor on the peak-to-peak limits.
+    whiten
+        MEG: ``on`` whitens sensors with a noise covariance beside the recordings.
     """
 
     name = "camcan"
@@ -121,6 +130,10 @@ class CamCAN(Dataset):
         atlas: str = "",
         confounds: str = "motion+wm_csf+high_pass",
         n_units: int = 0,
+        state: str = "rest",
+        events: str = "",
+        reject: str = "on",
+        whiten: str = "off",
     ) -> None:
         if signal not in SIGNALS:
             raise ConfigError(
@@ -128,6 +141,11 @@ class CamCAN(Dataset):
             )
         if signal == "meg" and (atlas or n_units):
             raise ConfigError("atlas and n_units of camcan are for signal=fmri.", next_step="Leave them out.")
+        if signal != "meg" and (state, events, reject, whiten) != ("rest", "", "on", "off"):
+            raise ConfigError(
+                "state, events, reject and whiten of camcan are for signal=meg.", next_step="Say camcan[signal=meg,…]."
+            )
+        self.states, self.how = camcan_settings(state, events=events, reject=reject, whiten=whiten)
         if n_units < 0:
             raise ConfigError("n_units of camcan cannot be negative.")
         self.modality: Literal["fmri", "meg"] = "meg" if signal == "meg" else "fmri"
@@ -155,8 +173,6 @@ class CamCAN(Dataset):
     def spec(self) -> SignalSpec:
         """FMRI: 150 s windows of 15 s patches, .01–.1 Hz. MEG: see the MEG half."""
         if self.modality == "meg":
-            from neurobench_datasets._camcan_meg import MEG_SPEC
-
             return MEG_SPEC
         return SignalSpec(window_s=150.0, patch_s=15.0, band_hz=(0.01, 0.1))
 
@@ -170,7 +186,7 @@ class CamCAN(Dataset):
         if self.modality == "meg":
             from neurobench_datasets._camcan_meg import list_meg
 
-            recordings, more = list_meg(root)
+            recordings, more = list_meg(root, self.states, self.how)
         else:
             recordings, more = self._list_fmri(root, participants)
         findings += more
@@ -233,6 +249,7 @@ class CamCAN(Dataset):
                 people[["age", "sex", "fluid_intelligence"]],
                 seed=seed,
                 effects=variant != "null",
+                states=self.states,
             )
             return
         regions = synthetic_regions(64)

@@ -5,6 +5,7 @@
     participants.tsv        participant_id, age, sex, group (or diagnosis) [, site, attack_phase, …]
     sub-01/[ses-01/]meg/sub-01_task-rest_meg.fif            any system MNE reads; also split files, _meg.ds, .con
     sub-01/meg/sub-01_task-rest_channels.tsv                status good / bad
+    sub-01/meg/sub-01_task-auditory_events.tsv              onset, trial_type; else the trigger channel is read
 
 The study behind the name (doi:10.1088/1741-2552/ae2805: 362 people with headache, 54 controls) released no data. A
 plain folder of MEG files works too, for reconstruction: each file is then a subject of its own.
@@ -15,6 +16,7 @@ The simulated twin: see ``_meg_twin.py``.
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +24,6 @@ import numpy as np
 import pandas as pd
 
 from neurobench import (
-    ConfigError,
     DataError,
     Dataset,
     DatasetCard,
@@ -31,12 +32,12 @@ from neurobench import (
     RawRecording,
     RecordingFile,
     SignalSpec,
-    closest,
     hookimpl,
     seed_for,
 )
 from neurobench_datasets._bold_twin import balanced_diagnosis, even_uniform
-from neurobench_datasets._meg_files import SENSORS, list_bids_meg, list_folder, read_meg_file
+from neurobench_datasets._meg_files import list_bids_meg, list_folder, read_meg_file
+from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings, task_labels
 from neurobench_datasets._meg_twin import (
     NO_EFFECTS,
     Effects,
@@ -61,6 +62,15 @@ class MegHeadache(Dataset):
         ``mag``: one sensor a site (the magnetometer where there is one). ``all``: every sensor.
     rest, auditory, somatosensory
         Task labels that mean each state, joined by ``+``. Recordings of other tasks are states of their own.
+    events
+        Codes or texts of events and the conditions they mean, such as ``6:tone300+7:tone600``; other events are then
+        left out. Empty: events keep the names that the recording gives them.
+    trigger
+        Name of the trigger channel; empty: found. Used where there is no ``events.tsv``.
+    reject
+        Artefacts, found by their peak-to-peak size in half-second segments: ``on``, ``off``, or a factor on the limits.
+    whiten
+        ``on``: sensors are whitened with the noise covariance of an empty-room recording or ``…-cov.fif``.
     """
 
     name = "meg_headache"
@@ -94,27 +104,26 @@ class MegHeadache(Dataset):
         rest: str = "rest+resting",
         auditory: str = "auditory+aef+passive",
         somatosensory: str = "somatosensory+sef+mns+somato",
+        events: str = "",
+        trigger: str = "",
+        reject: str = "on",
+        whiten: str = "off",
     ) -> None:
-        if sensors not in SENSORS:
-            raise ConfigError(
-                f"meg_headache has no sensors {sensors!r}.",
-                allowed=", ".join(SENSORS),
-                likely=closest(sensors, SENSORS),
-            )
-        self.sensors = sensors
-        labels = {"rest": rest, "auditory": auditory, "somatosensory": somatosensory}
-        self.states = {state: tuple(text.lower().split("+")) for state, text in labels.items()}
+        self.how = MegSettings.of(
+            self.name, sensors=sensors, events=events, trigger=trigger, reject=reject, whiten=whiten
+        )
+        self.states = task_labels(rest, auditory, somatosensory)
 
     @property
     def spec(self) -> SignalSpec:
         """4 s windows of 250 ms patches, 1–40 Hz at 128 Hz, one robust scale a sensor type."""
-        return SignalSpec(window_s=4.0, patch_s=0.25, sfreq=128.0, band_hz=(1.0, 40.0), scaling="training")
+        return MEG_SPEC
 
     def list_recordings(self, root: Path) -> Listing:
         """Find participants and recordings; a folder without ``participants.tsv`` is a plain folder of files."""
         table = next((root / n for n in ("participants.tsv", "participants.csv") if (root / n).is_file()), None)
         if table is None:
-            files, findings = list_folder(root, self.sensors)
+            files, findings = list_folder(root, self.how)
             if not files and not findings:
                 raise DataError(
                     f"{root} holds no MEG recording.",
@@ -130,9 +139,11 @@ class MegHeadache(Dataset):
         if "diagnosis" in participants:
             participants["diagnosis"] = _diagnosis(participants["diagnosis"], findings)
         # The label in a file name has `sub-`; a table may leave it out.
-        participants.index = [i if i.startswith("sub-") else f"sub-{i}" for i in participants.index]
+        # Letters with marks are one sign or two, depending on the system that wrote them.
+        ids = [unicodedata.normalize("NFC", i) for i in participants.index]
+        participants.index = [i if i.startswith("sub-") else f"sub-{i}" for i in ids]
         participants.index.name = "participant_id"
-        found, more = list_bids_meg(root, self.states, self.sensors)
+        found, more = list_bids_meg(root, self.states, self.how)
         findings += more
         known = set(participants.index)
         for subject in sorted({f.subject for f in found} - known):

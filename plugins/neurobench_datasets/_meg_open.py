@@ -1,0 +1,118 @@
+"""Opening MEG recordings of any vendor, and saying in plain words why one cannot be opened."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mne
+
+from neurobench import DataError
+from neurobench_datasets._meg_fieldtrip import open_fieldtrip
+from neurobench_datasets._tables import explain_unreadable
+
+CONTENTS = {
+    "evoked": "averages (evoked responses)",
+    "epochs": "epochs",
+    "ica": "an independent component analysis",
+    "cov": "a covariance",
+    "forward": "a forward solution",
+    "inverse": "an inverse operator",
+}
+"""What :func:`mne.what` calls a file without a recording; a recording cut off after its header is none of these."""
+
+
+def is_4d(folder: Path) -> bool:
+    """Whether a folder is a 4D/BTi recording: it holds a ``config`` and signals named after their filters."""
+    return (folder / "config").is_file() and bool(_signals_4d(folder) or folder.name.endswith("_meg"))
+
+
+def _signals_4d(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.glob("[ce],*") if p.is_file())
+    # Continuous before epoched, unfiltered before filtered.
+    return sorted(found, key=lambda p: (not p.name.startswith("c,"), not p.name.endswith("DC"), p.name))
+
+
+def signal_file(path: Path) -> Path:
+    """Return the file that holds the signal: the largest one of a vendor's folder."""
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return max(files, key=lambda p: (p.stat().st_size, p.name))
+
+
+def is_sss(info: Any) -> bool:
+    """Whether a recording went through signal-space separation."""
+    return any("sss" in str(p).lower() for p in info.get("proc_history") or ())
+
+
+def open_raw(path: Path) -> Any:
+    """Open a recording without reading its signal.
+
+    Raises
+    ------
+    DataError
+        In plain words, if it cannot be opened.
+    """
+    try:
+        if why := explain_unreadable(path, whole=False) if not path.is_dir() else "":
+            raise DataError(f"{path.name} {why}.")
+    except PermissionError as error:
+        raise no_permission(path) from error
+    # Recordings with internal active shielding are opened too; what is done about it is the reader's to say.
+    fif = path.name.endswith((".fif", ".fif.gz"))
+    options = {"allow_maxshield": "yes"} if fif else {}
+    try:
+        with warnings.catch_warnings(), mne.use_log_level("ERROR"):
+            warnings.simplefilter("ignore")
+            if path.suffix == ".mat":
+                return open_fieldtrip(path)
+            if path.is_dir() and is_4d(path):
+                signal = next(iter(_signals_4d(path)), path / "c,rfDC")
+                shape = "hs_file" if (path / "hs_file").is_file() else None
+                return mne.io.read_raw_bti(signal, config_fname=path / "config", head_shape_fname=shape)
+            return mne.io.read_raw(path, preload=False, **options)
+    except DataError:
+        raise
+    except PermissionError as error:
+        raise no_permission(path) from error
+    except Exception as error:
+        raise _cannot_open(path, error, fif) from error
+
+
+def no_permission(path: Path) -> DataError:
+    return DataError(
+        f"{path.name} may not be read by you: permission denied.",
+        next_step="Ask its owner, or change its permissions (chmod u+r on Linux).",
+    )
+
+
+def _cannot_open(path: Path, error: Exception, fif: bool) -> DataError:
+    text = " ".join(str(error).split())
+    if missing := re.search(r"next file (\S+) does not exist", text):
+        return DataError(
+            f"{path.name} is the first part of a recording whose next part, {Path(missing[1]).name}, is not here.",
+            next_step="Copy all parts into one folder under the names that they were written with.",
+        )
+    content = _content(path) if fif else ""
+    if content:
+        return DataError(
+            f"{path.name} holds {content}, not a continuous recording.",
+            next_step="Give the recording that it was made from.",
+        )
+    # What MNE says of a .fif file without an end differs with where it ends.
+    reason = "is cut off or damaged" if fif else "cannot be opened"
+    return DataError(
+        f"{path.name} {reason} ({type(error).__name__}: {text[:160]}).",
+        next_step="Download or copy it again; `mne.io.read_raw` has to open it.",
+    )
+
+
+def _content(path: Path) -> str:
+    """Return in words what a .fif file without a recording holds; empty if nothing known."""
+    try:
+        with warnings.catch_warnings(), mne.use_log_level("CRITICAL"):
+            warnings.simplefilter("ignore")
+            return CONTENTS.get(str(mne.what(path)), "")
+    except Exception:
+        return ""
