@@ -31,7 +31,7 @@ from neurobench.records import Cohort, Finding, RawRecording, RecordingFile, Sig
 from neurobench.store import Store
 from neurobench.tokens import statistics
 
-__all__ = ["CODE", "prepare", "usable_units"]
+__all__ = ["CODE", "identity_of", "prepare", "usable_units", "write_prepared"]
 
 FLAT = 1e-6
 """A unit whose s.d. is below this fraction of the median unit's is constant."""
@@ -95,13 +95,14 @@ def _source_state(path: Path) -> list[list[Any]]:
     return [[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
-def _identity(dataset_code: Mapping[str, Any], file: RecordingFile, spec: SignalSpec) -> dict[str, Any]:
+def identity_of(dataset_code: Mapping[str, Any], file: RecordingFile, spec: SignalSpec) -> dict[str, Any]:
     """Return what determines a prepared recording: the state of its file, how it is read, what is done to it."""
     return {
         "dataset": dict(dataset_code),
         "recording": file.id,
         "options": dict(file.options),
         "source": _source_state(file.path),
+        "beside": {name: _source_state(path) for name, path in sorted(file.beside.items())},
         "listed_sfreq": file.sfreq,
         "sfreq": spec.sfreq,
         "band_hz": list(spec.band_hz) if spec.band_hz else None,
@@ -264,7 +265,7 @@ def prepare(
             next_step=f"`neurobench data check {dataset.name} --data-dir {root}` lists everything that was found.",
         )
     spec = replace(spec, sfreq=target_sfreq(listing.recordings, spec.sfreq))
-    identities = {f.id: _identity(code, f, spec) for f in listing.recordings}
+    identities = {f.id: identity_of(code, f, spec) for f in listing.recordings}
     todo = [f for f in listing.recordings if store.get("prepared", identities[f.id]) is None]
     total, stored = len(listing.recordings), len(listing.recordings) - len(todo)
     advance(stored, total)

@@ -61,6 +61,8 @@ class DatasetCard:
         What may leave the machine: ``aggregates`` (scores only), ``predictions`` (pseudonymised rows) or ``all``.
     traps
         Known ways in which a number from these data misleads.
+    inclusion
+        The rule by which participants and recordings are taken or left out.
     """
 
     title: str
@@ -73,6 +75,7 @@ class DatasetCard:
     revision: str
     may_leave: Literal["aggregates", "predictions", "all"]
     traps: tuple[str, ...] = ()
+    inclusion: str = ""
 
 
 # ---------------------------------------------------------------- units
@@ -251,7 +254,10 @@ class RecordingFile:
     sfreq
         Sampling frequency in Hz (fMRI: 1 / repetition time), as the sidecars and tables say.
     options
-        What the dataset's own ``read`` needs besides; plain values only.
+        What the dataset's own ``read`` needs besides; plain values only, and no paths.
+    beside
+        Other files that are read with it, by what they are, such as ``mask`` and ``confounds``. A change of one is a
+        change of the recording; where they lie is not.
     """
 
     subject: str
@@ -261,6 +267,7 @@ class RecordingFile:
     state: str = "rest"
     run: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -68,10 +68,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(image: Path, atlas: Path, **options: object) -> RawRecording:
-    own = {k: options.pop(k) for k in ("mask", "drop", "confounds_file") if k in options}
-    own = {"confounds" if k == "confounds_file" else k: v for k, v in own.items()}
-    settings = {"signal": "parcels", "confounds": (), "atlas": str(atlas)} | options
-    return read_bold(RecordingFile("s", image, 0.5, options=own), **settings)  # type: ignore[arg-type]
+    beside = {"atlas": atlas} | {k: Path(str(options.pop(k))) for k in ("mask", "confounds_file") if k in options}
+    beside = {"confounds" if k == "confounds_file" else k: v for k, v in beside.items()}
+    file = RecordingFile("s", image, 0.5, options={"drop": options.pop("drop", 0)}, beside=beside)
+    return read_bold(file, **({"signal": "parcels", "confounds": ()} | options))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- regions

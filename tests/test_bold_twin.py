@@ -10,7 +10,7 @@ from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from neurobench.preparation import band_pass
+from neurobench.filtering import band_pass
 from neurobench_datasets._bold_twin import (
     BoldTwin,
     Effects,

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from neurobench import ConfigError, DataError
-from neurobench_datasets.adhd200 import ADHD200, N_REGIONS, T_R, aal_regions
+from neurobench_datasets._atlases import aal_regions
+from neurobench_datasets.adhd200 import ADHD200, N_REGIONS, T_R
 
 HEADER = "ScanDir ID,Site,Gender,Age,Handedness,DX,Secondary Dx ,Full4 IQ,QC_Rest_1,QC_Rest_2\n"
 
@@ -156,7 +157,7 @@ def test_broken_recordings_are_named(tmp_path: Path) -> None:
         data.read(second)
     with pytest.raises(DataError, match="web page"):
         data.read(third)
-    assert "no-timeseries" in {f.code for f in data.list_recordings(tmp_path).findings}
+    assert "no-recording" in {f.code for f in data.list_recordings(tmp_path).findings}
 
 
 def test_other_parcellations_have_no_groups(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_other_parcellations_have_no_groups(tmp_path: Path) -> None:
     raw = data.read(data.list_recordings(tmp_path).recordings[0])
     assert raw.units.group_source == "none"
     assert raw.units.names[0] == "cc200-001"
-    with pytest.raises(DataError, match=r"no band-passed \(sfnwmrda\) time courses of atlas aal.*cc200 \(1 files\)"):
+    with pytest.raises(DataError, match=r"no band-passed \(sfnwmrda\) time courses.*cc200, filtered \(1 files\)"):
         ADHD200().list_recordings(tmp_path)
 
 
@@ -179,8 +180,14 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_parameters_are_checked() -> None:
-    with pytest.raises(ConfigError, match="cannot read 4-D volumes yet"):
-        ADHD200(signal="volume")
+    with pytest.raises(ConfigError, match="hold no volumes"):
+        ADHD200(signal="volume", layout="time_courses")
+    with pytest.raises(ConfigError, match="Did you mean 'athena'"):
+        ADHD200(layout="atena")
+    with pytest.raises(ConfigError, match="do not fill"):
+        ADHD200(signal="volume", spacing_mm=5.0)
+    with pytest.raises(ConfigError, match="for signal=volume"):
+        ADHD200(spacing_mm=2.0)
     with pytest.raises(ConfigError, match="Did you mean 'cc200'"):
         ADHD200(atlas="CC20")
     with pytest.raises(ConfigError, match="no signal"):

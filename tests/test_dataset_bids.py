@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurobench import ConfigError, DataError
+from neurobench import ConfigError, DataError, SignalSpec
+from neurobench.filtering import Temporal
+from neurobench.preparation import identity_of
+from neurobench_datasets._atlases import find_atlas, regions_of
 from neurobench_datasets.bids import BIDS
 
 SPACE = "space-MNI152NLin2009cAsym"
@@ -39,7 +42,7 @@ def write_run(root: Path, subject: str, *, task: str = "rest", space: str = SPAC
     voxels[1:3, 1:5, 1:5] += 10 * course
     voxels += 50 * motion
     image = nib.Nifti1Image(voxels, AFFINE)
-    image.header.set_zooms((8, 8, 8, 2.0))
+    image.header.set_zooms((8, 8, 8, 2.5 if sidecar else 2.0))
     image.header.set_xyzt_units("mm", "sec")
     stem = f"sub-{subject}_task-{task}"
     path = func / f"{stem}_{space}_desc-preproc_bold.nii.gz"
@@ -81,9 +84,11 @@ def test_reads_regions_without_motion(folder: Path, tmp_path: Path) -> None:
     assert raw.units.names == ("left", "low", "high")
     assert raw.units.groups == ("one", "two", "two")
     np.testing.assert_allclose(raw.units.position_mm[0], [-12, -4, -4])
-    assert abs(np.corrcoef(raw.data[0], np.sin(np.arange(N_TIMES) / 3))[0, 1]) > 0.9
+    # 24 motion regressors go through the band-pass with the data; a wide band shows what they take.
+    cleaned = Temporal(N_TIMES, raw.sfreq, raw.sfreq, None, raw.regressors)(raw.data)
+    assert abs(np.corrcoef(cleaned[0], np.sin(np.arange(N_TIMES) / 3))[0, 1]) > 0.9
     assert "confounds removed: motion" in raw.provenance
-    kept = BIDS(atlas=data.atlas, confounds="none").read(listing.recordings[0])
+    kept = BIDS(atlas=str(tmp_path / "tiny.nii.gz"), confounds="none").read(listing.recordings[0])
     assert abs(np.corrcoef(kept.data[0], np.sin(np.arange(N_TIMES) / 3))[0, 1]) < 0.5
 
 
@@ -144,13 +149,53 @@ def test_no_position_in_space(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_changed_atlas_is_another_one(folder: Path, tmp_path: Path) -> None:
-    data = BIDS(atlas=str(atlas_in(tmp_path)), confounds="none")
-    first = data.list_recordings(folder).recordings[0]
-    assert data.read(first).units.names[0] == "left"
-    (tmp_path / "tiny.csv").write_text("label,name\n3,other\n", encoding="utf-8")
-    again = data.list_recordings(folder).recordings[0]
-    assert again.options != first.options
-    assert data.read(again).units.names == ("other", "label-0007", "label-0012")
+    path = atlas_in(tmp_path)
+    data = BIDS(atlas=str(path))
+    spec = SignalSpec(window_s=40.0, patch_s=8.0, sfreq=0.4)
+    before = identity_of({}, data.list_recordings(folder).recordings[0], spec)
+    assert identity_of({}, data.list_recordings(folder).recordings[0], spec) == before
+    (tmp_path / "tiny.csv").write_text("label,name,group\n3,left,two\n7,low,two\n12,high,one\n", encoding="utf-8")
+    assert identity_of({}, data.list_recordings(folder).recordings[0], spec) != before
+
+
+def test_a_sidecar_against_the_header(folder: Path, tmp_path: Path) -> None:
+    image = next(folder.rglob("sub-01*_desc-preproc_bold.nii.gz"))
+    sidecar = image.with_name(image.name.replace(".nii.gz", ".json"))
+    for said, message in ((2500.0, "milliseconds"), (1.1, "the header of sub-01")):
+        sidecar.write_text(json.dumps({"RepetitionTime": said}))
+        listing = BIDS(atlas=str(atlas_in(tmp_path))).list_recordings(folder)
+        assert [r.subject for r in listing.recordings] == ["sub-02"]
+        assert message in next(f.message for f in listing.findings if f.code == "no-repetition-time")
+
+
+def test_one_recording_under_two_people(folder: Path, tmp_path: Path) -> None:
+    first = next(folder.rglob("sub-01*_desc-preproc_bold.nii.gz"))
+    second = next(folder.rglob("sub-02*_desc-preproc_bold.nii.gz"))
+    second.write_bytes(first.read_bytes())
+    listing = BIDS(atlas=str(atlas_in(tmp_path))).list_recordings(folder)
+    assert [r.subject for r in listing.recordings] == ["sub-01"]
+    assert "is a copy of" in next(f.message for f in listing.findings if f.code == "duplicate-recording")
+
+
+def test_patches_of_a_volume(folder: Path, tmp_path: Path) -> None:
+    data = BIDS(signal="volume", atlas=str(atlas_in(tmp_path)), confounds="none", spacing_mm=8.0, patch_voxels=3)
+    raw = data.read(data.list_recordings(folder).recordings[0])
+    assert data.signal == "volume"
+    assert raw.data.shape == (len(raw.units), N_TIMES, 27)
+    assert set(raw.units.types) == {"patch"}
+    assert "field-of-view" in {f.code for f in raw.findings}
+    with pytest.raises(ConfigError, match="n_units of bids is for signal=parcels"):
+        BIDS(signal="volume", n_units=5)
+
+
+def test_raw_images_are_counted(folder: Path, tmp_path: Path) -> None:
+    raw = folder / "sub-03" / "func" / "sub-03_task-rest_bold.nii.gz"
+    raw.parent.mkdir(parents=True)
+    raw.write_bytes(b"\x1f\x8b")
+    listing = BIDS(atlas=str(atlas_in(tmp_path))).list_recordings(folder)
+    finding = next(f for f in listing.findings if f.code == "raw-images")
+    assert "1 raw images of 1 people" in finding.message
+    assert "fMRIPrep" in finding.fix
 
 
 def test_errors_name_the_fix(folder: Path, tmp_path: Path) -> None:
@@ -179,9 +224,7 @@ def test_without_a_table_of_people(folder: Path, tmp_path: Path) -> None:
 
 
 def test_real_atlas(shared_data: Path) -> None:
-    from neurobench_datasets._fmri_volumes import atlas_regions
-
-    table = atlas_regions(shared_data / "atlas" / "pcp" / "aal_mask_pad.nii.gz", "")
+    table = regions_of(find_atlas(str(shared_data / "atlas" / "pcp" / "aal_mask_pad.nii.gz"), "bids"))
     assert len(table) == 116
     assert table["label"].iloc[0] == 2001
     assert table.loc[0, "x"] < 0 < table.loc[1, "x"]

@@ -114,7 +114,7 @@ def test_folders_and_parameters_that_cannot_be_used(tmp_path: Path) -> None:
         CamCAN().list_recordings(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'fmri'"):
         CamCAN(signal="fmr")
-    with pytest.raises(ConfigError, match="signal=fmri"):
+    with pytest.raises(ConfigError, match="are for fMRI"):
         CamCAN(signal="meg", atlas="x.nii")
 
 

@@ -94,9 +94,9 @@ def decompress(path: Path, opened: Callable[..., object]) -> float:
 
 def prepare(path: Path, atlas: Path, way: str) -> np.ndarray:
     """Read, filter and write one recording; return what was written."""
-    file = RecordingFile(path.name, path, 1 / T_R)
+    file = RecordingFile(path.name, path, 1 / T_R, beside={"atlas": atlas})
     with tempfile.TemporaryDirectory() as folder:
-        raw = read_bold(file, atlas=str(atlas), confounds=(), **WAYS[way])  # type: ignore[arg-type]
+        raw = read_bold(file, confounds=(), **WAYS[way])  # type: ignore[arg-type]
         write_prepared(raw, SPEC, Path(folder))
         return np.load(Path(folder) / "signal.npy")
 
@@ -182,7 +182,7 @@ def main() -> None:
             zlib, isal = (value / seconds[f"{z} and one pass"] for z in ("zlib", "isal"))
             table.add_row(what, f"{value:.2f}", f"{zlib:.2f}", f"{isal:.2f}")
         screen.print(table)
-        raw = read_bold(RecordingFile("x", path, 1 / T_R), signal="parcels", atlas=str(atlas), confounds=())
+        raw = read_bold(RecordingFile("x", path, 1 / T_R, beside={"atlas": atlas}), signal="parcels", confounds=())
         difference = float(np.abs(raw.data.T / with_nilearn(path, atlas) - 1).max())
         screen.print(f"largest relative difference of a region's mean from nilearn's: {difference:.1e}")
         memory = {way: memory_in_copies(path, atlas, way) for way in WAYS}

@@ -15,9 +15,11 @@ from neurobench_datasets._bold_twin import (
     Traits,
     balanced_diagnosis,
     even_uniform,
+    synthetic_regions,
     write_effects,
 )
 from neurobench_datasets._tables import number_text
+from neurobench_datasets._volume_twin import write_atlas, write_volume
 
 # Folder, site code, repetition time in s, volumes; Peking has three folders and one code.
 FOLDERS = (
@@ -42,15 +44,22 @@ COLUMNS = (
 )
 
 
-def simulate(root: Path, *, n_subjects: int, seed: int, variant: Literal["default", "null", "confounded"]) -> None:
-    """Write the twin: phenotype tables with their quirks, filtered and a few unfiltered time courses.
+def simulate(
+    root: Path,
+    *,
+    n_subjects: int,
+    seed: int,
+    variant: Literal["default", "null", "confounded"],
+    volumes: bool = False,
+) -> None:
+    """Write the twin: phenotype tables with their quirks, filtered and a few unfiltered time courses or ``volumes``.
 
     Brown's labels are ``pending``; a WashU subject has three sessions; some IQs are −999; one table is in latin-1.
     """
-    from neurobench_datasets.adhd200 import aal_regions
+    from neurobench_datasets._atlases import aal_regions
 
     rng = np.random.default_rng(seed_for(seed, "twin", "adhd200"))
-    regions = aal_regions()
+    regions = synthetic_regions(64) if volumes else aal_regions()
     twin = BoldTwin(regions[["x", "y", "z"]].to_numpy(float), seed=seed, effects=Effects.of(variant))
     counts = np.floor(np.array(SHARES) * n_subjects).astype(int)
     counts[np.argsort(-(np.array(SHARES) * n_subjects - counts), kind="stable")[: n_subjects - counts.sum()]] += 1
@@ -61,6 +70,10 @@ def simulate(root: Path, *, n_subjects: int, seed: int, variant: Literal["defaul
     diagnosis = balanced_diagnosis(rng, code, prevalence=0.45, confounded=variant == "confounded")
     subtype = np.where(diagnosis == 1, rng.choice([1, 2, 3], n_subjects, p=[0.58, 0.05, 0.37]), 0)
     mean_fd = rng.gamma(4.0, 0.04, n_subjects)
+    if volumes:
+        root.mkdir(parents=True, exist_ok=True)
+        write_atlas(root, regions)
+        regions = regions.assign(code=0)
     header = "File\tSub-brick\t" + "\t".join(f"Mean_{c} " for c in regions["code"])
     people: dict[str, list[dict[str, object]]] = {}
     for i in range(n_subjects):
@@ -78,6 +91,10 @@ def simulate(root: Path, *, n_subjects: int, seed: int, variant: Literal["defaul
             kinds = (("sfnwmrda", 1.0), ("snwmrda", 100.0)) if i % 16 == 0 else (("sfnwmrda", 1.0),)
             for prefix, gain in kinds:
                 scan = f"{prefix}{subject}_session_{session}_rest_1"
+                if volumes:
+                    own = np.random.default_rng(seed_for(seed, "twin", "voxels", scan))
+                    write_volume(place / f"{scan}.nii.gz", series, regions, t_r=t_r, rng=own)
+                    continue
                 rows = number_text(series * gain, "%.3f")
                 lines = [f"{scan}.nii.gz\t{t}[?]\t{row}" for t, row in enumerate(rows)]
                 path = place / f"{scan}_aal_TCs.1D"

@@ -383,7 +383,6 @@ def read_bold(
     file: RecordingFile,
     *,
     signal: str,
-    atlas: str,
     confounds: tuple[str, ...],
     n_units: int = 0,
     spacing_mm: float = 4.0,
@@ -395,12 +394,10 @@ def read_bold(
     Parameters
     ----------
     file
-        With options ``mask`` and ``confounds`` (paths as text, empty: none), ``drop`` (volumes to leave out at the
-        beginning) and ``layout``.
+        With an ``atlas`` beside it (a label image), where there are any a ``mask`` and ``confounds``, and an option
+        ``drop``: volumes to leave out at the beginning.
     signal
         ``parcels`` or ``volume``.
-    atlas
-        Path or name of a label image.
     confounds
         Parts of nilearn's reading of fMRIPrep's confounds, or empty.
     n_units
@@ -423,12 +420,11 @@ def read_bold(
     """
     from neurobench_datasets._confounds import regressors_of
 
-    found = find_atlas(atlas, component)
+    found = find_atlas(str(file.beside["atlas"]), component)
     bold = BoldFile.open(file.path)
-    options = file.options
-    drop = int(options.get("drop", 0))
-    mask = str(options.get("mask", ""))
-    brain = brain_of(bold, Path(mask)) if mask else None
+    drop = int(file.options.get("drop", 0))
+    mask = file.beside.get("mask")
+    brain = brain_of(bold, mask) if mask else None
     regressors, said = regressors_of(file, confounds, bold.n_times)
     said.append("inside the brain mask beside the image" if mask else "no brain mask beside the image")
     if drop:

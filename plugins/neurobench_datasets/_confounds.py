@@ -53,7 +53,7 @@ def regressors_of(
     Parameters
     ----------
     file
-        With options ``confounds`` (path of the table, empty: there is none) and ``layout``.
+        With the table of ``confounds`` beside it, if there is one.
     confounds
         What to remove.
     n_times
@@ -64,10 +64,10 @@ def regressors_of(
     DataError
         If the table cannot be read or belongs to another image.
     """
-    path = Path(str(file.options.get("confounds", "")))
+    path = file.beside.get("confounds")
     if not confounds:
         return None, ["no confounds removed"]
-    if not path.name:
+    if path is None:
         return None, ["no confounds removed: there is no table of them"]
     if path.name.endswith(".tsv"):
         table = _fmriprep(file.path, confounds)

@@ -1,22 +1,27 @@
-"""ADHD-200 as the Athena pipeline's ROI time courses, the form in which most people have it.
+"""ADHD-200 in the forms in which people have it: Athena's time courses and volumes, fMRIPrep's, nilearn's download.
 
 ::
 
-    <SITE>/<SITE>_phenotypic.csv                     or <SITE>_TestRelease_phenotypic.csv
-    <SITE>/<ID>/sfnwmrda<ID>_session_1_rest_1_aal_TCs.1D
-    templates/                                       ignored
+    <SITE>/<SITE>_phenotypic.csv                     and the other tables of ``_adhd200_phenotypes.py``
+    <SITE>/<ID>/sfnwmrda<ID>_session_1_rest_1_aal_TCs.1D                   layout=time_courses
+    <SITE>/<ID>/sfnwmrda<ID>_session_1_rest_1.nii.gz                       layout=athena
+    derivatives/…/sub-<ID>_…_space-MNI152…_desc-preproc_bold.nii.gz        layout=fmriprep
+    data/<ID>/<ID>_rest_tshift_RPI_voreg_mni.nii.gz                        layout=nilearn (fetch_adhd)
+    templates/                                                             ignored
 
 ``sfnwmrda`` files are band-passed (.009–.08 Hz) and ``snwmrda`` files are not; folders hold both, and the two are never
-mixed. The first four volumes are removed already. A subject's sessions and runs stay together.
+mixed. Athena has removed the first four volumes already. A subject's sessions and runs stay together. The raw images of
+the BIDS release are in the scanner's space: they are counted, and not used.
 
 Source: Bellec et al. 2017, doi:10.1016/j.neuroimage.2016.06.034. Repetition times come from a table by site: the
-headers of unfiltered Athena scans do not hold them.
+headers of unfiltered Athena scans do not hold them, and nilearn's download says 2 s of all.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -38,8 +43,21 @@ from neurobench import (
     closest,
     hookimpl,
 )
+from neurobench_datasets._adhd200_phenotypes import read_phenotypes
+from neurobench_datasets._atlases import FETCHED, aal_regions
+from neurobench_datasets._bold_layouts import (
+    BOLD,
+    list_athena,
+    list_fmriprep,
+    list_nilearn,
+    mean_displacement,
+    raw_finding,
+    raw_images,
+    without_copies,
+)
+from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
 from neurobench_datasets._roi_series import MIN_TIMES, evenly, read_series, units_of
-from neurobench_datasets._tables import find_column, missing_targets, read_table, typed
+from neurobench_datasets._tables import missing_targets
 
 T_R = {
     "Peking": 2.0,
@@ -53,38 +71,30 @@ T_R = {
 }
 """Repetition time of every site in seconds."""
 
-SITE_OF_CODE = {
-    "1": "Peking",
-    "2": "Brown",
-    "3": "KKI",
-    "4": "NeuroIMAGE",
-    "5": "NYU",
-    "6": "OHSU",
-    "7": "Pittsburgh",
-    "8": "WashU",
-}
-
 N_REGIONS = {"aal": 116, "cc200": 190, "cc400": 351, "ez": 116, "ho": 111, "tt": 97}
 """Regions of each parcellation in the release's files."""
 
-SUBTYPE = {"0": "control", "1": "combined", "2": "hyperactive-impulsive", "3": "inattentive"}
-
-ALIASES = {
-    "gender": "sex_code",
-    "age": "age",
-    "handedness": "handedness",
-    "dx": "dx",
-    "full4 iq": "full_iq",
-    "full2 iq": "full2_iq",
-    "verbal iq": "verbal_iq",
-    "performance iq": "performance_iq",
-    "adhd index": "adhd_index",
-    "inattentive": "inattentive",
-    "hyper/impulsive": "hyper_impulsive",
-}
-
 _FILE = re.compile(
     r"(?P<filtered>sf?nwmrda)(?P<id>\d+)_session_(?P<session>\d+)_rest_(?P<run>\d+)_(?P<atlas>[a-z0-9]+)_TCs\.1D"
+)
+
+
+IMAGES = {
+    "athena": "s*nwmrda*_rest_*.nii*",
+    "fmriprep": f"sub-*{BOLD}",
+    "nilearn": "*_rest_tshift_RPI_voreg_mni.nii.gz",
+}
+"""What the images of each layout are called."""
+
+LAYOUTS = ("time_courses", "athena", "fmriprep", "nilearn")
+"""In the order in which ``auto`` looks for them; without time courses for volumes."""
+
+INCLUSION = (
+    "Everybody with a row in a phenotype table of the release and a recording of one layout, one parcellation and one "
+    "filtering. qc=all: recordings that the release's visual control calls questionable (QC_Rest 0) are used and "
+    "counted; qc=passed: they are left out, and so are those that Athena's control failed (QC_Athena 0). Runs shorter "
+    "than 50 volumes, with another number of regions, or whose site and with it the repetition time is not known are "
+    "left out. Participants without a released diagnosis serve pretraining only."
 )
 
 
@@ -94,30 +104,41 @@ class ADHD200(Dataset):
     Parameters
     ----------
     signal
-        ``parcels``: ROI time courses.
+        ``parcels``: ROI time series. ``volume``: 3-D patches of the images.
     atlas
-        Which time courses: ``aal``, ``cc200``, ``cc400``, ``ez``, ``ho`` or ``tt``.
+        Which time courses: ``aal``, ``cc200``, ``cc400``, ``ez``, ``ho`` or ``tt``. For images: the path of a label
+        image or a name that nilearn fetches (aal3, aal, schaefer100, …); empty: ``aal`` for time courses, the
+        ``atlas.nii.gz`` of the folder for images.
+    layout
+        ``auto``: the first of time_courses, athena, fmriprep, nilearn that is there; or one of them.
     filtered
-        Use the files that Athena has band-passed (``sfnwmrda``) rather than those it has not (``snwmrda``).
+        Athena: use the files that are band-passed (``sfnwmrda``) rather than those that are not (``snwmrda``).
+    qc
+        ``all``, or ``passed``: only recordings that passed the release's visual control.
+    confounds
+        Images of fMRIPrep or nilearn: ``none``, or some of motion, wm_csf, high_pass, global_signal, compcor joined by
+        ``+``. Athena's are regressed already.
     n_units
         Use only this many regions, evenly spaced in the order of the files; 0: all.
+    spacing_mm, patch_voxels
+        ``signal=volume``: edge of a voxel in mm, and voxels along the edge of a patch.
     """
 
     name = "adhd200"
-    summary = "ADHD-200, Athena time courses: diagnosis, age, sex, full_iq; eight sites"
+    summary = "ADHD-200: time courses or 4-D volumes; diagnosis, age, sex, full_iq; eight sites"
     reference = "10.1016/j.neuroimage.2016.06.034"
     modality = "fmri"
     twin_subjects = 64
     default_grid = True
     card = DatasetCard(
-        title="ADHD-200 (Athena ROI time courses)",
+        title="ADHD-200",
         modality="fmri",
         licence="non-commercial research, attribution",
         access="register with NITRC (1000 Functional Connectomes Project); free",
         apply_at="https://www.nitrc.org/projects/neurobureau",
-        citation="ADHD-200 Consortium 2012; Athena pipeline: Bellec et al. 2017",
+        citation="ADHD-200 Consortium 2012; Athena pipeline: Bellec et al. 2017; the funding of the sites",
         doi="10.1016/j.neuroimage.2016.06.034",
-        revision="Athena filtfix time courses; reader 1",
+        revision="Athena filtfix time courses, Athena volumes, fMRIPrep derivatives or nilearn's 40; reader 2",
         may_leave="predictions",
         traps=(
             "Run length and repetition time identify the site: compare within sites, and look at the site-only row.",
@@ -125,40 +146,76 @@ class ADHD200(Dataset):
             "Brown's labels were never released; its recordings serve pretraining only.",
             "full_iq is a full-scale IQ, not a test of fluid intelligence; it is a target of its own.",
         ),
+        inclusion=INCLUSION,
     )
 
-    def __init__(self, *, signal: str = "parcels", atlas: str = "aal", filtered: bool = True, n_units: int = 0) -> None:
-        if signal == "volume":
+    def __init__(
+        self,
+        *,
+        signal: str = "parcels",
+        atlas: str = "",
+        layout: str = "auto",
+        filtered: bool = True,
+        qc: str = "all",
+        confounds: str = "motion+wm_csf",
+        n_units: int = 0,
+        spacing_mm: float = SPACING_MM,
+        patch_voxels: int = PATCH_VOXELS,
+    ) -> None:
+        allowed = {
+            "signal": (signal, ("parcels", "volume")),
+            "layout": (layout, ("auto", *LAYOUTS)),
+            "qc": (qc, ("all", "passed")),
+        }
+        for what, (value, values) in allowed.items():
+            if value not in values:
+                raise ConfigError(
+                    f"adhd200 has no {what} {value!r}.", allowed=", ".join(values), likely=closest(value, values)
+                )
+        if signal == "volume" and layout == "time_courses":
             raise ConfigError(
-                "adhd200 cannot read 4-D volumes yet.",
-                allowed="signal=parcels",
-                next_step="Use the time-course archives (ADHD200_AAL_TCs_filtfix.tar.gz), or bids with an atlas.",
+                "time courses of regions hold no volumes.", next_step="Say layout=athena or signal=parcels."
             )
-        if signal != "parcels":
-            raise ConfigError(f"adhd200 has no signal {signal!r}.", allowed="parcels")
-        if atlas not in N_REGIONS:
+        looks_like_a_name = bool(atlas) and "/" not in atlas and "." not in atlas
+        if looks_like_a_name and atlas not in (*N_REGIONS, *FETCHED):
             raise ConfigError(
-                f"adhd200 has no time courses of atlas {atlas!r}.",
-                allowed=", ".join(N_REGIONS),
-                likely=closest(atlas.lower(), N_REGIONS),
+                f"adhd200 has no atlas {atlas!r}.",
+                allowed=f"{', '.join(N_REGIONS)} (time courses); {', '.join(FETCHED)} or the path of a label image",
+                likely=closest(atlas.lower(), (*N_REGIONS, *FETCHED)),
             )
-        if n_units < 0:
-            raise ConfigError("n_units of adhd200 cannot be negative.")
-        self.signal: Literal["parcels"] = "parcels"
-        self.atlas, self.filtered, self.n_units = atlas, filtered, n_units
+        self.bold = BoldSettings.of(
+            "adhd200",
+            signal=signal,
+            atlas=atlas,
+            confounds=confounds,
+            n_units=n_units,
+            spacing_mm=spacing_mm,
+            patch_voxels=patch_voxels,
+        )
+        self.signal: Literal["parcels", "volume"] = self.bold.signal
+        # Only some of the parcellations are given out as time courses.
+        self.time_courses = atlas or "aal" if signal == "parcels" and atlas in ("", *N_REGIONS) else ""
+        self.layout, self.filtered, self.qc, self.n_units = layout, filtered, qc, n_units
 
     @property
     def spec(self) -> SignalSpec:
         """150 s windows of 15 s patches, .01–.1 Hz."""
-        return SignalSpec(window_s=150.0, patch_s=15.0, band_hz=(0.01, 0.1))
+        return BOLD_SPEC
 
     # ------------------------------------------------------------ listing
 
     def list_recordings(self, root: Path) -> Listing:
-        """Find phenotype tables and time courses of one parcellation and one filtering."""
+        """Find phenotype tables and the recordings of one layout, one parcellation and one filtering."""
         findings: list[Finding] = []
         participants = read_phenotypes(root, findings)
-        recordings = self._time_courses(root, participants, findings)
+        layout, found = self._found(root, findings)
+        recordings = self._usable(found, layout, participants, root, findings)
+        if "mean_fd" not in participants and any(r.beside.get("confounds") for r in recordings):
+            displacement: dict[str, list[float]] = {}
+            for r in recordings:
+                displacement.setdefault(r.subject, []).append(mean_displacement(r))
+            means = {s: float(np.mean(values)) for s, values in displacement.items()}
+            participants["mean_fd"] = pd.Series(means, dtype=float).reindex(participants.index)
         unlabelled = participants["diagnosis"].isna()
         if unlabelled.any():
             where = ", ".join(f"{s} {n}" for s, n in participants["site"][unlabelled].value_counts().items())
@@ -167,38 +224,107 @@ class ADHD200(Dataset):
         findings += missing_targets(participants, ("age", "sex", "full_iq"))
         without = sorted(set(participants.index) - {r.subject for r in recordings})
         if without:
-            text = f"{len(without)} of {len(participants)} participants have no usable time courses"
-            findings.append(Finding("warning", "no-timeseries", f"{text}: {', '.join(without[:4])}"))
+            text = f"{len(without)} of {len(participants)} participants have no usable recording"
+            findings.append(Finding("warning", "no-recording", f"{text}: {', '.join(without[:4])}"))
         return Listing(participants, tuple(sorted(recordings, key=lambda r: r.id)), tuple(findings))
 
-    def _time_courses(self, root: Path, participants: pd.DataFrame, findings: list[Finding]) -> list[RecordingFile]:
+    def _found(self, root: Path, findings: list[Finding]) -> tuple[str, list[RecordingFile]]:
+        """Return the layout that is used, and its recordings; what else is there is said.
+
+        Raises
+        ------
+        DataError
+            If there is nothing of the layouts that can be used.
+        """
+        there: dict[str, list[RecordingFile]] = {}
+        reasons: list[str] = []
+        for layout in LAYOUTS if self.layout == "auto" else (self.layout,):
+            noticed: list[Finding] = []
+            if layout == "time_courses":
+                if not self.time_courses:
+                    continue
+                files, why = self._time_courses(root, noticed)
+                reasons += [why] if why else []
+            elif not any(root.rglob(IMAGES[layout])):
+                continue
+            elif layout == "athena":
+                files = list_athena(root, filtered=self.filtered, beside=self.bold.atlas_beside(root), findings=noticed)
+                kind = "not filtered (snwmrda)" if self.filtered else "band-passed (sfnwmrda)"
+                reasons += [] if files or noticed else [f"its Athena volumes are all {kind}: say adhd200[filtered=…]"]
+            elif layout == "nilearn":
+                files = list_nilearn(root, beside=self.bold.atlas_beside(root), findings=noticed)
+            else:
+                files, noticed = list_fmriprep(root, bids_task="", beside=self.bold.atlas_beside(root))
+            if not there:
+                findings += noticed
+            if files:
+                there[layout] = files
+        raw = raw_images(root)
+        if raw:
+            findings.append(raw_finding(raw))
+        if not there:
+            more = "; ".join(reasons) or ("its images are raw" if raw else "")
+            raise DataError(
+                f"{root} has no recording that adhd200 can use" + (f": {more}." if more else "."),
+                allowed="time courses (…_aal_TCs.1D), Athena's volumes (sfnwmrda….nii.gz), fMRIPrep derivatives in MNI "
+                "space, or nilearn's fetch_adhd folder"
+                if self.layout == "auto"
+                else f"layout={self.layout}",
+                next_step="Run fMRIPrep on the raw images and give its derivatives."
+                if raw
+                else "Unpack ADHD200_AAL_TCs_filtfix.tar.gz there.",
+            )
+        first = next(iter(there))
+        others = [f"{layout} ({len(files)} recordings)" for layout, files in there.items() if layout != first]
+        if others:
+            text = f"layout {first} is used ({len(there[first])} recordings); there is also {', '.join(others)}"
+            findings.append(Finding("info", "other-layout", text, fix="say adhd200[layout=…] to use another"))
+        return first, there[first]
+
+    def _time_courses(self, root: Path, findings: list[Finding]) -> tuple[list[RecordingFile], str]:
+        """Return the time courses of one parcellation and filtering, and where there are none, what there is."""
         prefix = "sfnwmrda" if self.filtered else "snwmrda"
         found = [(p, _FILE.fullmatch(p.name)) for p in sorted(root.rglob("*_TCs.1D")) if "templates" not in p.parts]
         named = [(p, m) for p, m in found if m is not None]
-        atlases = Counter(m["atlas"] for _, m in named)
-        same = [(p, m) for p, m in named if m["atlas"] == self.atlas]
+        same = [(p, m) for p, m in named if m["atlas"] == self.time_courses]
         files = [(p, m) for p, m in same if m["filtered"] == prefix]
         if not files:
-            kind = "band-passed (sfnwmrda)" if self.filtered else "unfiltered (snwmrda)"
-            there = ", ".join(f"{a} ({n} files)" for a, n in sorted(atlases.items()))
-            raise DataError(
-                f"{root} has no {kind} time courses of atlas {self.atlas}.",
-                allowed=f"<SITE>/<ID>/{prefix}<ID>_session_1_rest_1_{self.atlas}_TCs.1D",
-                next_step=f"There are time courses of {there}: say adhd200[atlas=…] or adhd200[filtered=…]."
-                if there
-                else "Unpack ADHD200_AAL_TCs_filtfix.tar.gz there.",
+            there = Counter(
+                (m["atlas"], "filtered" if m["filtered"] == "sfnwmrda" else "not filtered") for _, m in named
             )
+            shown = ", ".join(f"{a}, {f} ({n} files)" for (a, f), n in sorted(there.items()))
+            kind = "band-passed (sfnwmrda)" if self.filtered else "unfiltered (snwmrda)"
+            why = f"it has no {kind} time courses of atlas {self.time_courses}, but those of {shown}"
+            return [], f"{why}: say adhd200[atlas=…] or adhd200[filtered=…]" if shown else ""
         if len(files) < len(same):
             text = f"{len(same) - len(files)} files of the other filtering lie beside the ones used and are ignored"
             findings.append(Finding("info", "other-filtering", text))
+        recordings = [
+            RecordingFile(m["id"].zfill(7), p, 1.0, m["session"], "rest", m["run"], {"layout": "time_courses"})
+            for p, m in files
+        ]
+        return without_copies(recordings, findings), ""
+
+    def _usable(
+        self,
+        found: list[RecordingFile],
+        layout: str,
+        participants: pd.DataFrame,
+        root: Path,
+        findings: list[Finding],
+    ) -> list[RecordingFile]:
+        """Return the recordings of known people at known sites that pass the rule of inclusion, with their rate."""
         recordings: list[RecordingFile] = []
-        seen: set[tuple[str, str, str]] = set()
+        seen: set[tuple[str, str, str, str]] = set()
         questionable = 0
-        for path, match in files:
-            subject = match["id"].zfill(7)
-            key = (subject, match["session"], match["run"])
+        for file in found:
+            subject, path = file.subject.zfill(7), file.path
+            # WashU's resting runs are called reststudy3 and the like.
+            state = "rest" if file.state.startswith("rest") else file.state
+            run = file.run or file.state.removeprefix("rest").strip("_-")
+            key = (subject, file.session, state, run)
             if subject not in participants.index:
-                text = f"{subject} has time courses and no row in a phenotype table"
+                text = f"{subject} has a recording and no row in a phenotype table"
                 findings.append(Finding("error", "unknown-id", text, subject=subject, path=str(path)))
                 continue
             if key in seen:
@@ -207,42 +333,53 @@ class ADHD200(Dataset):
                 continue
             seen.add(key)
             site = participants["site"][subject]
-            if site not in T_R:
-                text = f"site {site!r} of {subject} is none of ADHD-200's, so its repetition time is not known"
+            if layout != "fmriprep" and site not in T_R:
+                text = f"the site of {subject} is not known ({site}), so its repetition time is not either"
                 findings.append(Finding("error", "unknown-site", text, subject=subject, path=str(path)))
                 continue
-            questionable += participants.get(f"qc_rest_{match['run']}", pd.Series(dtype=float)).get(subject) == 0
-            recordings.append(
-                RecordingFile(
-                    subject, path, 1 / T_R[site], session=match["session"], run=match["run"], options={"site": site}
-                )
-            )
+            rest = participants.get(f"qc_rest_{run or 1}", pd.Series(dtype=float)).get(subject)
+            athena = participants.get("qc_athena", pd.Series(dtype=float)).get(subject)
+            failed = rest == 0 or (layout in ("athena", "time_courses") and athena == 0)
+            if failed and self.qc == "passed":
+                which = "QC_Rest" if rest == 0 else "QC_Athena"
+                text = f"{path.name} did not pass the release's visual control ({which} = 0)"
+                findings.append(Finding("error", "quality-control", text, subject=subject, path=str(path)))
+                continue
+            questionable += bool(failed)
+            sfreq = file.sfreq if layout == "fmriprep" else 1 / T_R[site]
+            recordings.append(replace(file, subject=subject, sfreq=sfreq, state=state, run=run))
         if questionable:
-            text = (
-                f"{questionable} recordings are questionable by the release's visual control (QC_Rest = 0) and are used"
-            )
-            findings.append(Finding("info", "questionable", text))
+            text = f"{questionable} recordings are questionable by the release's visual control and are used"
+            findings.append(Finding("info", "questionable", text, fix="say adhd200[qc=passed] to leave them out"))
         return recordings
 
     # ------------------------------------------------------------ reading
 
     def read(self, file: RecordingFile) -> RawRecording:
-        """Read one .1D file: header ``File Sub-brick Mean_2001 …``, one row a volume."""
+        """Read one image, or one .1D file: header ``File Sub-brick Mean_2001 …``, one row a volume."""
+        if file.options["layout"] != "time_courses":
+            # Athena's images are regressed already.
+            settings = replace(self.bold, confounds=()) if file.options["layout"] == "athena" else self.bold
+            raw = settings.read(file)
+            done = "Athena: first four volumes removed, nuisance regressed, warped to its paediatric template"
+            return replace(raw, provenance=(*raw.provenance, done)) if file.options["layout"] == "athena" else raw
         series = read_series(file.path)
-        expected = N_REGIONS[self.atlas]
+        expected = N_REGIONS[self.time_courses]
         names = [re.sub(r"^Mean_", "", c) for c in series.columns]
         if len(names) != series.values.shape[1] or not all(n.isdigit() for n in names):
             raise DataError(f"{file.path.name} has no header of region codes (Mean_2001, Mean_2002, …).")
         if len(names) != expected:
             detail = ""
-            if self.atlas == "aal":
+            if self.time_courses == "aal":
                 lost = sorted(set(aal_regions()["code"].astype(str)) - set(names))
                 detail = f" (missing: {', '.join(lost[:6])})" if lost else ""
-            raise DataError(f"{file.path.name} has {len(names)} regions, and {self.atlas} has {expected}{detail}.")
+            raise DataError(
+                f"{file.path.name} has {len(names)} regions, and {self.time_courses} has {expected}{detail}."
+            )
         if len(series.values) < MIN_TIMES:
             raise DataError(f"{file.path.name} has {len(series.values)} volumes, fewer than {MIN_TIMES}.")
         index = evenly(len(names), self.n_units)
-        units = atlas_units(self.atlas, tuple(names)).take(index)
+        units = atlas_units(self.time_courses, tuple(names)).take(index)
         said = "Athena: first four volumes removed, nuisance regressed, " + (
             "band-passed .009–.08 Hz" if self.filtered else "not filtered"
         )
@@ -254,116 +391,10 @@ class ADHD200(Dataset):
         """Write simulated time courses and phenotype tables in Athena's layout, quirks included."""
         from neurobench_datasets._adhd200_twin import simulate
 
-        simulate(root, n_subjects=n_subjects, seed=seed, variant=variant)
-
-
-# ---------------------------------------------------------------- phenotypes
-
-
-def read_phenotypes(root: Path, findings: list[Finding]) -> pd.DataFrame:
-    """Return the participants of all ``*_phenotypic.csv`` under a folder, indexed by seven-digit id.
-
-    Raises
-    ------
-    DataError
-        If there is none, or none has identifiers.
-    """
-    tables = [p for p in sorted(root.rglob("*_phenotypic*.csv")) if "templates" not in p.parts]
-    if not tables:
-        raise DataError(
-            f"{root} has no phenotype table.",
-            allowed="<SITE>/<SITE>_phenotypic.csv or <SITE>_TestRelease_phenotypic.csv",
-            next_step="They come with the time-course archives.",
-        )
-    parts = []
-    for path in tables:
-        try:
-            parts.append(_one_table(path))
-        except DataError as error:
-            findings.append(Finding("error", "unreadable", str(error), path=str(path)))
-    if not parts:
-        raise DataError(f"no phenotype table under {root} can be used: {findings[-1].message}")
-    whole = pd.concat(parts)
-    for subject in dict.fromkeys(whole.index[whole.index.duplicated()]):
-        rows = whole.loc[[subject]]
-        if rows["diagnosis"].nunique() > 1 or rows["site"].nunique() > 1:
-            text = f"{subject} has {len(rows)} rows that contradict each other; none is used"
-            findings.append(Finding("error", "duplicate-id", text, subject=str(subject), fix="keep the right row"))
-            whole = whole.drop(index=subject)
-    # A subject of the test release may have a second row, with the label that was withheld at first.
-    whole = whole.groupby(level=0, sort=True).first().dropna(axis=1, how="all")
-    for name in ("age", "sex", "diagnosis", "dx_subtype"):
-        if name not in whole:
-            whole[name] = None
-    if whole.empty:
-        raise DataError(f"no phenotype table under {root} has a usable identifier.")
-    return whole
-
-
-def _one_table(path: Path) -> pd.DataFrame:
-    frame = read_table(path)
-    id_column = find_column(list(frame.columns), ("scandir id", "scandirid", "id", "subject"))
-    if not id_column:
-        raise DataError(
-            f"{path.name} has no column of identifiers; it has {', '.join(frame.columns[:6])}.",
-            allowed="ScanDir ID, ScanDirID or ID",
-        )
-    ids = frame[id_column].str.replace(r"\.0$", "", regex=True)
-    frame = frame[ids.str.fullmatch(r"\d+").fillna(False).astype(bool)]
-    ids = ids[frame.index]
-    lower = {c.lower(): c for c in frame.columns}
-    table = pd.DataFrame(index=pd.Index(ids.str.zfill(7), name="participant_id", dtype=object))
-    for column, name in ALIASES.items():
-        if column in lower:
-            table[name] = typed(frame[lower[column]]).to_numpy()
-    for name in ("age", "full_iq", "full2_iq", "verbal_iq", "performance_iq"):
-        if name in table:
-            table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-    codes = table.pop("sex_code") if "sex_code" in table else pd.Series(np.nan, table.index)
-    # The release's key: 0 is female, 1 is male.
-    table["sex"] = pd.Series(
-        [{0: "F", 1: "M"}.get(c) for c in pd.to_numeric(codes, errors="coerce")], table.index, object
-    )
-    dx = frame[lower["dx"]].str.replace(r"\.0$", "", regex=True).to_numpy() if "dx" in lower else [None] * len(table)
-    subtype = [SUBTYPE.get(d) if isinstance(d, str) else None for d in dx]
-    table["dx_subtype"] = pd.Series(subtype, table.index, object)
-    diagnosis = [None if s is None else "control" if s == "control" else "adhd" for s in subtype]
-    table["diagnosis"] = pd.Series(diagnosis, table.index, object)
-    table = table.drop(columns="dx", errors="ignore")
-    site_codes = frame[lower["site"]].str.replace(r"\.0$", "", regex=True) if "site" in lower else None
-    folder = re.sub(r"(_TestRelease)?_phenotypic.*$", "", path.name)
-    fallback = re.sub(r"_\d$", "", folder)
-    sites = [fallback] * len(table) if site_codes is None else [SITE_OF_CODE.get(c, fallback) for c in site_codes]
-    table["site"] = pd.Series(sites, table.index, object)
-    # NYU's is a score from −1 to 1, the others' a code; L and R occur.
-    if "handedness" in table:
-        hand = table.pop("handedness")
-        table["handedness"] = pd.Series([_hand(h, s) for h, s in zip(hand, sites, strict=True)], table.index, object)
-    for name in ("qc_athena", "qc_rest_1", "qc_rest_2", "qc_rest_3", "qc_rest_4"):
-        if name in lower:
-            table[name] = pd.to_numeric(frame[lower[name]], errors="coerce").to_numpy(float)
-    return table
-
-
-def _hand(value: object, site: str) -> str | None:
-    """Return ``R``, ``L`` or ``both`` from a code (0 left, 1 right, 2 or 3 both), a letter or NYU's score."""
-    if isinstance(value, str) and value.strip().upper() in ("L", "R"):
-        return value.strip().upper()
-    number = pd.to_numeric(pd.Series([value]), errors="coerce").iloc[0]
-    if pd.isna(number):
-        return None
-    if site == "NYU":
-        return "R" if number > 0.4 else "L" if number < -0.4 else "both"
-    return {0: "L", 1: "R", 2: "both", 3: "both"}.get(int(number))
+        simulate(root, n_subjects=n_subjects, seed=seed, variant=variant, volumes=self.signal == "volume")
 
 
 # ---------------------------------------------------------------- parcellations
-
-
-@lru_cache(maxsize=1)
-def aal_regions() -> pd.DataFrame:
-    """Return the 116 regions of AAL: code, name, group, and centre (mm, MNI) as measured on the label image."""
-    return pd.read_csv(Path(__file__).with_name("_aal116.csv"))
 
 
 @lru_cache(maxsize=8)

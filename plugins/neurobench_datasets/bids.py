@@ -1,4 +1,4 @@
-"""Any BIDS data set: fMRIPrep derivatives read through an atlas, or BIDS-MEG.
+"""Any BIDS data set: fMRIPrep derivatives as regions of an atlas or as patches of the volume, or BIDS-MEG.
 
 ::
 
@@ -12,6 +12,7 @@ groups (columns label, name, group). Source of the layout: Gorgolewski et al. 20
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,18 +31,12 @@ from neurobench import (
     closest,
     hookimpl,
 )
-from neurobench_datasets._fmri_volumes import (
-    BOLD,
-    atlas_digest,
-    check_confounds,
-    list_fmriprep,
-    mean_displacement,
-    read_fmriprep,
-)
+from neurobench_datasets._bold_layouts import BOLD, list_fmriprep, mean_displacement, raw_finding, raw_images
+from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
 from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings, task_labels
 from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from, read_table
 
-SIGNALS = ("fmri", "meg")
+SIGNALS = ("fmri", "parcels", "volume", "meg")
 
 
 class BIDS(Dataset):
@@ -50,9 +45,10 @@ class BIDS(Dataset):
     Parameters
     ----------
     signal
-        ``fmri`` or ``meg``.
+        ``fmri`` or ``parcels``: regions of an atlas. ``volume``: 3-D patches of the images. ``meg``: sensors.
     atlas
-        fMRI: path of a label image in MNI space; required.
+        fMRI: path of a label image in MNI space, or a name that nilearn fetches (aal3, schaefer100, …); empty: the
+        ``atlas.nii.gz`` of the folder.
     confounds
         fMRI: ``none``, or some of motion, wm_csf, high_pass, global_signal, compcor joined by ``+``.
     bids_task
@@ -61,6 +57,8 @@ class BIDS(Dataset):
         Which code of a coded column ``sex`` means female; codes are never guessed.
     n_units
         fMRI: use only this many regions, evenly spaced in the order of the atlas; 0: all.
+    spacing_mm, patch_voxels
+        ``signal=volume``: edge of a voxel in mm, and voxels along the edge of a patch.
     sensors, rest, auditory, somatosensory, events, trigger, reject, whiten
         MEG: as of ``meg_headache``: which sensors, task labels of each state, conditions, artefacts, noise.
     """
@@ -78,6 +76,8 @@ class BIDS(Dataset):
         bids_task: str = "rest",
         female_code: str = "",
         n_units: int = 0,
+        spacing_mm: float = SPACING_MM,
+        patch_voxels: int = PATCH_VOXELS,
         sensors: str = "mag",
         rest: str = "rest+resting",
         auditory: str = "auditory+aef+passive",
@@ -92,19 +92,25 @@ class BIDS(Dataset):
                 f"bids has no signal {signal!r}.", allowed=", ".join(SIGNALS), likely=closest(signal, SIGNALS)
             )
         if signal == "meg" and (atlas or n_units):
-            raise ConfigError("atlas and n_units of bids are for signal=fmri.", next_step="Leave them out.")
+            raise ConfigError("atlas and n_units of bids are for fMRI.", next_step="Leave them out.")
         self.how = MegSettings.of("bids", sensors=sensors, events=events, trigger=trigger, reject=reject, whiten=whiten)
         self.states = task_labels(rest, auditory, somatosensory)
         if signal != "meg" and self.how != MegSettings():
             raise ConfigError(
                 "sensors, events, trigger, reject and whiten of bids are for signal=meg.", next_step="Leave them out."
             )
-        if n_units < 0:
-            raise ConfigError("n_units of bids cannot be negative.")
+        self.bold = BoldSettings.of(
+            "bids",
+            signal=signal,
+            atlas=atlas,
+            confounds=confounds,
+            n_units=n_units,
+            spacing_mm=spacing_mm,
+            patch_voxels=patch_voxels,
+        )
         self.modality: Literal["fmri", "meg"] = "meg" if signal == "meg" else "fmri"
-        self.signal: Literal["parcels", "sensors"] = "sensors" if signal == "meg" else "parcels"
-        self.atlas, self.confounds = atlas, check_confounds(confounds, "bids")
-        self.bids_task, self.female_code, self.n_units = bids_task, female_code, n_units
+        self.signal: Literal["parcels", "volume", "sensors"] = "sensors" if signal == "meg" else self.bold.signal
+        self.bids_task, self.female_code = bids_task, female_code
         self.card = DatasetCard(
             title="A BIDS folder of your own",
             modality=self.modality,
@@ -123,7 +129,7 @@ class BIDS(Dataset):
         """FMRI: 150 s windows, 15 s patches, .01–.1 Hz. MEG: 4 s windows, 250 ms patches, 1–40 Hz, 128 Hz."""
         if self.modality == "meg":
             return MEG_SPEC
-        return SignalSpec(window_s=150.0, patch_s=15.0, band_hz=(0.01, 0.1))
+        return BOLD_SPEC
 
     def list_recordings(self, root: Path) -> Listing:
         """Find recordings and match them to participants.tsv."""
@@ -133,24 +139,21 @@ class BIDS(Dataset):
 
             recordings, findings = list_bids_meg(root, self.states, self.how)
         else:
-            if not self.atlas:
-                raise DataError(
-                    "bids needs an atlas to make regions of images.",
-                    allowed="the path of a label image in MNI space",
-                    next_step="Say bids[atlas=/path/to/labels.nii.gz].",
-                )
-            recordings, findings = list_fmriprep(
-                root, bids_task=self.bids_task, atlas=atlas_digest(Path(self.atlas), "bids")
-            )
+            recordings, findings = list_fmriprep(root, bids_task=self.bids_task, beside=self.bold.atlas_beside(root))
+            raw = raw_images(root)
             if not recordings and not any(f.level == "error" for f in findings):
                 task = f" of task {self.bids_task}" if self.bids_task else ""
                 other = next((f.message for f in findings), "")
+                other = other or (raw_finding(raw).message if raw else "")
                 raise DataError(
                     f"{root} has no preprocessed BOLD in MNI space{task}."
                     + (f" {other[0].upper()}{other[1:]}." if other else ""),
                     allowed=f"sub-*{BOLD} with space-MNI152…",
                     next_step="Run fMRIPrep, or say bids[bids_task=…].",
                 )
+            with_derivatives = {r.subject for r in recordings}
+            only_raw = [p for p in raw if p.name.split("_")[0].removeprefix("sub-") not in with_derivatives]
+            findings += [raw_finding(only_raw)] if only_raw else []
         participants = self._participants(root, recordings, findings)
         matched = []
         for r in recordings:
@@ -159,9 +162,9 @@ class BIDS(Dataset):
                 text = f"{r.subject} has recordings and no row in participants.tsv"
                 findings.append(Finding("error", "unknown-id", text, subject=r.subject, path=str(r.path)))
                 continue
-            matched.append(RecordingFile(subject, r.path, r.sfreq, r.session, r.state, r.run, options=dict(r.options)))
+            matched.append(replace(r, subject=subject))
         if self.modality == "fmri" and "mean_fd" not in participants:
-            displacement = {r.subject: mean_displacement(r.path) for r in matched}
+            displacement = {r.subject: mean_displacement(r) for r in matched}
             participants["mean_fd"] = pd.Series(displacement, dtype=float).reindex(participants.index)
         findings += missing_targets(participants, STANDARD)
         return Listing(participants, tuple(sorted(matched, key=lambda r: r.id)), tuple(findings))
@@ -189,7 +192,7 @@ class BIDS(Dataset):
             from neurobench_datasets._meg_files import read_meg_file
 
             return read_meg_file(file)
-        return read_fmriprep(file, atlas=Path(self.atlas), confounds=self.confounds, n_units=self.n_units)
+        return self.bold.read(file)
 
 
 @hookimpl

@@ -39,6 +39,15 @@ from neurobench import (
     hookimpl,
     seed_for,
 )
+from neurobench_datasets._bold_layouts import (
+    BOLD,
+    list_fmriprep,
+    list_spm,
+    mean_displacement,
+    raw_finding,
+    raw_images,
+)
+from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
 from neurobench_datasets._bold_twin import (
     BoldTwin,
     Effects,
@@ -47,14 +56,6 @@ from neurobench_datasets._bold_twin import (
     fluid_z,
     synthetic_regions,
     write_effects,
-)
-from neurobench_datasets._fmri_volumes import (
-    BOLD,
-    atlas_digest,
-    check_confounds,
-    list_fmriprep,
-    mean_displacement,
-    read_fmriprep,
 )
 from neurobench_datasets._meg_settings import MEG_SPEC, camcan_settings
 from neurobench_datasets._series_folder import list_series, read_listed_series
@@ -67,7 +68,7 @@ from neurobench_datasets._tables import (
     write_tsv,
 )
 
-SIGNALS = ("fmri", "meg")
+SIGNALS = ("fmri", "parcels", "volume", "meg")
 T_R = 1.97
 """Repetition time of Cam-CAN's resting-state BOLD in seconds."""
 BIDS_MRI = "cc700/mri/pipeline/release004/BIDS_20190411"
@@ -99,14 +100,18 @@ class CamCAN(Dataset):
     Parameters
     ----------
     signal
-        ``fmri`` or ``meg``. Both have the same subject ids (CCID).
+        ``fmri`` or ``parcels``: regions; ``volume``: 3-D patches of the images; ``meg``: sensors. All have the same
+        subject ids (CCID).
     atlas
-        Path of a label image, for fMRIPrep derivatives; empty: ROI time series in ``timeseries/``.
+        For images: path of a label image in MNI space, or a name that nilearn fetches (aal3, schaefer100, …); empty:
+        the ROI time series in ``timeseries/``, else the ``atlas.nii.gz`` of the folder.
     confounds
         What is regressed out of fMRIPrep derivatives: ``none``, or some of motion, wm_csf, high_pass, global_signal,
         compcor joined by ``+``.
     n_units
         fMRI: use only this many regions, evenly spaced in the order of the table; 0: all.
+    spacing_mm, patch_voxels
+        ``signal=volume``: edge of a voxel in mm, and voxels along the edge of a patch.
     state
         MEG: ``rest``, ``passive`` (tones and checkerboards), ``smt`` (sensorimotor task) or ``all``.
     events
@@ -130,6 +135,8 @@ class CamCAN(Dataset):
         atlas: str = "",
         confounds: str = "motion+wm_csf+high_pass",
         n_units: int = 0,
+        spacing_mm: float = SPACING_MM,
+        patch_voxels: int = PATCH_VOXELS,
         state: str = "rest",
         events: str = "",
         reject: str = "on",
@@ -140,17 +147,23 @@ class CamCAN(Dataset):
                 f"camcan has no signal {signal!r}.", allowed=", ".join(SIGNALS), likely=closest(signal, SIGNALS)
             )
         if signal == "meg" and (atlas or n_units):
-            raise ConfigError("atlas and n_units of camcan are for signal=fmri.", next_step="Leave them out.")
+            raise ConfigError("atlas and n_units of camcan are for fMRI.", next_step="Leave them out.")
         if signal != "meg" and (state, events, reject, whiten) != ("rest", "", "on", "off"):
             raise ConfigError(
                 "state, events, reject and whiten of camcan are for signal=meg.", next_step="Say camcan[signal=meg,…]."
             )
         self.states, self.how = camcan_settings(state, events=events, reject=reject, whiten=whiten)
-        if n_units < 0:
-            raise ConfigError("n_units of camcan cannot be negative.")
+        self.bold = BoldSettings.of(
+            "camcan",
+            signal=signal,
+            atlas=atlas,
+            confounds=confounds,
+            n_units=n_units,
+            spacing_mm=spacing_mm,
+            patch_voxels=patch_voxels,
+        )
         self.modality: Literal["fmri", "meg"] = "meg" if signal == "meg" else "fmri"
-        self.signal: Literal["parcels", "sensors"] = "sensors" if signal == "meg" else "parcels"
-        self.atlas, self.confounds, self.n_units = atlas, check_confounds(confounds, "camcan"), n_units
+        self.signal: Literal["parcels", "volume", "sensors"] = "sensors" if signal == "meg" else self.bold.signal
         self.card = DatasetCard(
             title="Cam-CAN, stage 2 (cc700)",
             modality=self.modality,
@@ -174,7 +187,7 @@ class CamCAN(Dataset):
         """FMRI: 150 s windows of 15 s patches, .01–.1 Hz. MEG: see the MEG half."""
         if self.modality == "meg":
             return MEG_SPEC
-        return SignalSpec(window_s=150.0, patch_s=15.0, band_hz=(0.01, 0.1))
+        return BOLD_SPEC
 
     def list_recordings(self, root: Path) -> Listing:
         """Find the tables of participants and scores, and the recordings of one signal."""
@@ -199,30 +212,28 @@ class CamCAN(Dataset):
         return Listing(participants, kept, tuple(findings))
 
     def _list_fmri(self, root: Path, participants: pd.DataFrame) -> tuple[list[RecordingFile], list[Finding]]:
-        if not self.atlas and (root / "timeseries").is_dir():
+        if self.signal == "parcels" and not self.bold.atlas and (root / "timeseries").is_dir():
             found, findings = list_series(root, participants, component="camcan", t_r=0.0, default_t_r=T_R)
             return list(found), findings
-        recordings, findings = list_fmriprep(
-            root, bids_task="rest", atlas=atlas_digest(Path(self.atlas), "camcan") if self.atlas else ""
-        )
-        if not recordings and not findings:
-            raw = any(root.rglob("*_epi_rest.nii.gz"))
+        raw = raw_images(root)
+        findings = [raw_finding(raw)] if raw else []
+        images = any(root.rglob(f"sub-*{BOLD}")) or any(root.rglob("*w*sub-CC*.nii*"))
+        if not images:
             raise DataError(
                 f"{root} has no BOLD that can be used" + (": its images (epi_rest) are raw." if raw else "."),
-                allowed="timeseries/sub-CC…* with ROI time series, or fMRIPrep derivatives (…" + BOLD + ")",
+                allowed="timeseries/sub-CC…* with ROI time series, fMRIPrep derivatives (…" + BOLD + ") or SPM's "
+                "normalised images (wrsub-CC….nii)",
                 next_step="Run fMRIPrep and say camcan[atlas=IMAGE], or put your ROI time series in timeseries/.",
             )
-        if not self.atlas:
-            raise DataError(
-                f"{root} has {len(recordings)} preprocessed images, and no atlas is given.",
-                allowed="the path of a label image",
-                next_step="Say camcan[atlas=/path/to/labels.nii.gz].",
-            )
+        beside = self.bold.atlas_beside(root)
+        recordings, more = list_fmriprep(root, bids_task="rest", beside=beside)
+        if not recordings and not any(f.level == "error" for f in more):
+            recordings = list_spm(root, beside=beside, t_r=T_R, findings=more)
         participants["mean_fd"] = np.nan
         for r in recordings:
             if r.subject in participants.index:
-                participants.loc[r.subject, "mean_fd"] = mean_displacement(r.path)
-        return recordings, findings
+                participants.loc[r.subject, "mean_fd"] = mean_displacement(r)
+        return recordings, findings + more
 
     def read(self, file: RecordingFile) -> RawRecording:
         """Read one recording of either signal."""
@@ -230,9 +241,9 @@ class CamCAN(Dataset):
             from neurobench_datasets._camcan_meg import read_meg
 
             return read_meg(file)
-        if file.path.name.endswith(BOLD):
-            return read_fmriprep(file, atlas=Path(self.atlas), confounds=self.confounds, n_units=self.n_units)
-        return read_listed_series(file, variable="", n_units=self.n_units)
+        if "atlas" in file.beside:
+            return self.bold.read(file)
+        return read_listed_series(file, variable="", n_units=self.bold.n_units)
 
     def simulate(
         self, root: Path, *, n_subjects: int, seed: int, variant: Literal["default", "null", "confounded"]
