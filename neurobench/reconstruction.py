@@ -41,6 +41,9 @@ returns at visible places is ignored."""
 
 FILLERS = ("mean", "interpolation", "ridge")
 
+BATCH_VALUES = 1 << 22
+"""Values of a batch of held-out windows: larger ones spend their time on getting memory from the system."""
+
 RIDGE_PENALTIES = tuple(10.0**e for e in range(-6, 3))
 """In multiples of the mean variance of a unit."""
 
@@ -238,11 +241,12 @@ class _Moments:
     def of(cls, tokenizer: Tokenizer, windows: Sequence[Window]) -> _Moments:
         n, n_voxels = len(tokenizer.cohort.units), tokenizer.cohort.n_voxels
         total = cls(np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n_voxels)))
-        for low in range(0, len(windows), 16):
-            batch = tokenizer.batch(windows[low : low + 16], np.arange(n))
-            signal = batch.signal.numpy().astype(np.float64)
+        step = max(1, min(16, BATCH_VALUES // (n * tokenizer.cohort.samples_per_window * n_voxels)))
+        for low in range(0, len(windows), step):
+            batch = tokenizer.batch(windows[low : low + step], np.arange(n))
+            signal = batch.signal.numpy()
             signal = signal.reshape(*signal.shape[:2], -1, n_voxels)
-            mean = signal.mean(-1)
+            mean = signal.mean(-1, dtype=np.float64)
             valid = batch.table.valid.numpy().repeat(tokenizer.cohort.samples_per_patch, 2).astype(np.float64)
             total += cls(
                 np.einsum("but,bvt->uv", mean, mean, optimize=True),
@@ -431,7 +435,8 @@ def evaluate(
     counts = np.zeros((3, m))
     edges = np.zeros((m, p, s, 6))
     for c, chunk in enumerate(chunks):
-        for some in _by_subject(windows, batch_size):
+        values = len(chunk) * cohort.patches_per_window * cohort.n_features
+        for some in _by_subject(windows, max(1, min(batch_size, BATCH_VALUES // values))):
             batch = tokenizer.batch(some, chunk)
             tables = tokenizer.window_tables(batch)
             rows = np.array([place[x] for x in batch.subjects])
@@ -447,17 +452,17 @@ def evaluate(
                 scored &= _beyond_guard(hidden, batch.table.valid, guard)
                 for j, tokens in enumerate((batch.table.valid, hidden, scored)):
                     counts[j, i] += int(tokens.sum())
-                real = batch.signal.double() * scored[..., None]
+                real = batch.signal * scored[..., None]
                 np.add.at(n[i], at, scored.sum(2).numpy() * cohort.n_features)
-                np.add.at(total[i], at, real.sum((2, 3)).numpy())
-                np.add.at(sst[i], at, (real * real).sum((2, 3)).numpy())
+                np.add.at(total[i], at, _total(real))
+                np.add.at(sst[i], at, _total(real * real))
                 for j, predictor in enumerate(predictors.values()):
                     filled = predictor(batch, hidden)
-                    guess = filled.double() * scored[..., None]
-                    np.add.at(sse[i, j], at, ((guess - real) ** 2).sum((2, 3)).numpy())
-                    np.add.at(predicted[i, j], at, guess.sum((2, 3)).numpy())
-                    np.add.at(predicted_squares[i, j], at, (guess * guess).sum((2, 3)).numpy())
-                    np.add.at(products[i, j], at, (guess * real).sum((2, 3)).numpy())
+                    guess = filled * scored[..., None]
+                    np.add.at(sse[i, j], at, _total((guess - real).square_()))
+                    np.add.at(predicted[i, j], at, _total(guess))
+                    np.add.at(predicted_squares[i, j], at, _total(guess * guess))
+                    np.add.at(products[i, j], at, _total(guess * real))
                     replaced = torch.where(hidden[..., None], filled, batch.signal)
                     edges[i, j, np.unique(rows)] += _moments(fc, _connectivity(replaced, cohort.n_voxels, rows))
     return ReconstructionScores(
@@ -476,6 +481,11 @@ def evaluate(
         hidden_fraction=_ratio(counts[1], counts[0]),
         scored_fraction=_ratio(counts[2], counts[0]),
     )
+
+
+def _total(values: torch.Tensor) -> Array:
+    """Return (batch, units) sums over patches and features; torch sums in pairs, so single precision does for one."""
+    return np.asarray(values.sum(3).double().sum(2).numpy())
 
 
 def _by_subject(windows: Sequence[Window], size: int) -> list[list[Window]]:

@@ -121,6 +121,11 @@ class BIDS(Dataset):
             doi="",
             revision="reader 1",
             may_leave="aggregates",
+            inclusion=(
+                "Everybody with a row in participants.tsv and a preprocessed image in MNI space, or a MEG recording. "
+                "Damaged files, images without a repetition time, copies under two ids and recordings shorter than "
+                "half a window are left out, each with its reason."
+            ),
             traps=("Scanners, repetition times and run lengths can give the site away, and with it the diagnosis.",),
         )
 

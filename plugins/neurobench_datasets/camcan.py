@@ -174,6 +174,11 @@ class CamCAN(Dataset):
             doi="10.1016/j.neuroimage.2015.09.018",
             revision="cc700 release004/005; reader 1",
             may_leave="predictions",
+            inclusion=(
+                "Everybody with a CCID in a table of the release and a recording of the signal asked for; of several "
+                "derivatives of a MEG recording the best for comparing people. Damaged files, copies under two ids "
+                "and recordings shorter than half a window are left out, each with its reason."
+            ),
             traps=(
                 "Fluid intelligence falls so steeply with age that an age-only predictor does well: read the row of "
                 "covariates and the correlation given age.",

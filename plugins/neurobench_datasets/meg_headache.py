@@ -90,6 +90,11 @@ class MegHeadache(Dataset):
         doi="10.1088/1741-2552/ae2805",
         revision="BIDS-MEG; reader 1",
         may_leave="aggregates",
+        inclusion=(
+            "Everybody with a row in participants.tsv and a MEG recording, whatever the states; a recording of two "
+            "people is used for neither. Damaged files, averages and recordings shorter than half a window are left "
+            "out, each with its reason."
+        ),
         traps=(
             "With 362 patients and 54 controls 'always patient' is 87 % accurate: read AUROC and balanced accuracy.",
             "States of one subject are one subject: they never straddle folds.",

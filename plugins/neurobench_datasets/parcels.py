@@ -84,6 +84,10 @@ class Parcels(Dataset):
         doi="",
         revision="reader 1",
         may_leave="aggregates",
+        inclusion=(
+            "Everybody with a row in participants.tsv and a file in timeseries. Files that cannot be read, have "
+            "another number of regions or are shorter than half a window are left out, each with its reason."
+        ),
         traps=(
             "Run length and repetition time can give the site away, and with it the diagnosis.",
             "Regions of a cohort must come from one parcellation in one order.",
