@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neurobench.commands import DataDir, DatasetName, Out, PluginFiles, Verbose, build, guarded, open_registry
+from neurobench.commands import AsJson, DataDir, DatasetName, Out, PluginFiles, Verbose, build, guarded, open_registry
 
 __all__ = ["data"]
 
@@ -19,33 +19,59 @@ data = typer.Typer(name="data", help="Look at the recordings you have, and prepa
 def data_check(
     dataset: DatasetName,
     data_dir: DataDir = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every recording, too.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every recording to its end, too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there are warnings or errors.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0: as many as there are cores.")] = 0,
+    as_json: AsJson = False,
     plugin: PluginFiles = None,
     verbose: Verbose = False,
 ) -> None:
-    """Say what can be used of a folder and what cannot, with the reason; change nothing."""
+    """Say what can be used of a folder, for which task, and what is wrong where; change nothing.
+
+    Exit code 0: something can be used; 1: with --strict, and there are warnings or errors; 2: nothing can be used.
+    """
     from neurobench import console
     from neurobench.config import RunConfig, expand
 
     config = RunConfig.from_options(dataset=dataset, data_dir=data_dir, source="real", plugin_files=plugin)
     registry = open_registry(config.plugin_files)
     grid = expand(config, registry, data_only=True)
-    from neurobench.cohorts import check_data
+    from neurobench.data_check import check_data
+    from neurobench.errors import DataError
 
     (spec,) = grid.datasets
     folder = grid.root(spec)
     assert folder is not None
-    report = check_data(build(spec, registry), folder, deep=deep)
-    screen = console.make_console()
-    screen.print(f"{spec.label} in {folder}: {report.n_subjects} subjects, {report.n_recordings} recordings")
-    for title, table in (("sites and states", report.table), ("columns of the participants table", report.targets)):
-        if len(table):
-            columns = [str(c) for c in table.columns]
-            numbers = [c for c in columns if table[c].dtype.kind in "if"]
-            rows = [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in table.to_numpy().tolist()]
-            console.print_table(screen, columns, rows, title=title, right=numbers)
-    console.print_findings(screen, report.findings)
+    # A task that needs a parameter, such as target[column=…], is left to the list of columns.
+    tasks = {name: cls() for name, cls in sorted(registry.tasks.items()) if not cls.check_with}
+    screen, side = console.make_console(), console.make_console(stderr=True)
+    built = build(spec, registry)
+    try:
+        with console.Terminal(side) if side.is_terminal else contextlib.nullcontext() as progress:
+            stage = progress.stage(f"check {spec.label}") if progress else contextlib.nullcontext(lambda *_: None)
+            with stage as advance:
+                report = check_data(
+                    built, folder, label=spec.label, tasks=tasks, deep=deep, workers=workers, advance=advance
+                )
+    except DataError as error:
+        console.print_error(error, side)
+        raise typer.Exit(2) from None
+    if as_json:
+        console.print_json(screen, {"dataset": spec.label, "folder": str(folder)} | report.to_dict())
+    else:
+        lost = f" of {report.n_listed} found" if report.n_recordings < report.n_listed else ""
+        screen.print(f"{spec.label} in {folder}: {report.n_subjects} subjects, {report.n_recordings} recordings{lost}")
+        console.print_findings(screen, report.findings)
+        used_for = "what this folder can be used for" + ("" if deep else " (--deep reads every recording, too)")
+        for title, table in (
+            ("columns of the participants table", report.targets),
+            ("sites and states", report.table),
+            (used_for, report.tasks),
+        ):
+            console.print_frame(screen, table, title=title)
     if not report.usable:
+        raise typer.Exit(2)
+    if strict and any(f.level != "info" for f in report.findings):
         raise typer.Exit(1)
 
 

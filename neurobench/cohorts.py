@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 
 from neurobench import alignment, preparation
-from neurobench.alignment import some, unit_table
+from neurobench.alignment import unit_table
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.identity import digest, file_digest
-from neurobench.preparation import prepare, usable_units
-from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, SignalSpec
+from neurobench.preparation import prepare
+from neurobench.records import Cohort, Event, Finding, Recording, SignalSpec
 from neurobench.store import Entry, Store
 
-__all__ = ["CohortSource", "DataReport", "check_data", "twin"]
+__all__ = ["CohortSource", "twin"]
 
 
 CODE = file_digest(Path(__file__))
@@ -200,96 +200,3 @@ def twin(source: CohortSource, store: Store) -> Path:
     entry = store.get("twin", identity)
     assert entry is not None
     return entry.file("data")
-
-
-# ---------------------------------------------------------------- check
-
-
-@dataclass(frozen=True, eq=False)
-class DataReport:
-    """What `data check` found.
-
-    Parameters
-    ----------
-    findings
-        Everything noticed.
-    n_subjects, n_recordings
-        Found, before anything is read.
-    table
-        One row a site and state: subjects, recordings.
-    targets
-        One row a column of the participants table: kind, labelled subjects, values.
-    """
-
-    findings: tuple[Finding, ...]
-    n_subjects: int
-    n_recordings: int
-    table: pd.DataFrame
-    targets: pd.DataFrame
-
-    @property
-    def usable(self) -> bool:
-        """Whether anything can be used."""
-        return self.n_recordings > 0
-
-
-def check_data(dataset: Dataset, root: Path, *, deep: bool = False) -> DataReport:
-    """Look at everything under ``root``; change nothing.
-
-    Parameters
-    ----------
-    dataset
-        Finds and reads.
-    root
-        The user's folder.
-    deep
-        Read every recording too, not only the tables and names.
-    """
-    if not root.is_dir():
-        raise DataError(f"the folder {root} does not exist.", next_step="Give its place with --data-dir.")
-    listing = dataset.list_recordings(root)
-    findings = list(listing.findings)
-    kept: list[RecordingFile] = []
-    for file in listing.recordings:
-        if deep:
-            try:
-                raw = dataset.read(file)
-            except Exception as error:
-                findings.append(Finding("error", "unreadable", str(error), subject=file.subject, path=str(file.path)))
-                continue
-            finite, varying = usable_units(np.asarray(raw.data, np.float64))
-            if not (finite & varying).all():
-                names = [raw.units.names[i] for i in np.flatnonzero(~(finite & varying))]
-                text = f"{len(names)} units are constant or not finite: {some(names)}"
-                findings.append(Finding("warning", "unusable-units", text, subject=file.subject, path=str(file.path)))
-        kept.append(file)
-    people = listing.participants
-    rows = [{"site": _site(people, f.subject), "state": f.state, "subject": f.subject, "sfreq": f.sfreq} for f in kept]
-    frame = pd.DataFrame(rows, columns=["site", "state", "subject", "sfreq"])
-    grouped = frame.groupby(["site", "state"], dropna=False)
-    table = grouped.agg(
-        subjects=("subject", "nunique"),
-        recordings=("subject", "size"),
-        min_hz=("sfreq", "min"),
-        max_hz=("sfreq", "max"),
-    ).reset_index()
-    present = people[people.index.isin(set(frame["subject"]))]
-    targets = pd.DataFrame([_describe_column(present[c]) for c in present.columns])
-    return DataReport(tuple(findings), int(frame["subject"].nunique()), len(kept), table, targets)
-
-
-def _site(people: pd.DataFrame, subject: str) -> str:
-    return str(people["site"].get(subject, "")) if "site" in people else ""
-
-
-def _describe_column(column: pd.Series[Any]) -> dict[str, Any]:
-    known = column.dropna()
-    numbers = pd.to_numeric(known, errors="coerce")
-    if len(known) and numbers.notna().all() and known.nunique() > 2:
-        values = f"{numbers.min():g}–{numbers.max():g}"
-        kind = "number"
-    else:
-        counts = known.astype(str).value_counts()
-        values = ", ".join(f"{k} {v}" for k, v in counts.head(4).items())
-        kind = "two classes" if known.nunique() == 2 else "text"
-    return {"column": column.name, "kind": kind, "n": len(known), "values": values}

@@ -111,6 +111,15 @@ def print_table(
     console.print(table)
 
 
+def print_frame(console: Console, frame: pd.DataFrame, *, title: str) -> None:
+    """Print a table as it is; nothing if it has no rows."""
+    if len(frame):
+        columns = [str(c) for c in frame.columns]
+        numbers = [c for c in columns if frame[c].dtype.kind in "if"]
+        rows = [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in frame.to_numpy().tolist()]
+        print_table(console, columns, rows, title=title, right=numbers)
+
+
 def print_json(console: Console, value: Any) -> None:
     """Print JSON and nothing else; numbers that are not finite become null."""
     text = json.dumps(_plain(value), indent=1, ensure_ascii=False)

@@ -369,7 +369,7 @@ def test_data_check_reports_what_is_there(invoke: Invoke, tmp_path: Path) -> Non
     for part in ("3 subjects, 3 recordings", "age", "20–22", "warning odd × 1", "next: look at it"):
         assert part in result.stdout
     deep = invoke("data", "check", "people", "--data-dir", tmp_path, "--deep")
-    assert deep.exit_code == 1
+    assert deep.exit_code == 2
     assert "error unreadable × 3" in deep.stdout
     without = invoke("data", "check", "people")
     assert without.exit_code == 2

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from neurobench import preparation
-from neurobench.cohorts import CohortSource, check_data
+from neurobench.cohorts import CohortSource
+from neurobench.data_check import check_data
 from neurobench.errors import DataError
 from neurobench.filtering import band_pass, resample
 from neurobench.preparation import spatial_order

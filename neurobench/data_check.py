@@ -1,0 +1,365 @@
+"""Look at everything under a user's folder and change nothing: what is there, what is wrong where, what it can be
+used for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from scipy.stats.contingency import association
+from sklearn.metrics import roc_auc_score
+from sklearn.tree import DecisionTreeClassifier
+
+from neurobench.alignment import some
+from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
+from neurobench.errors import DataError
+from neurobench.preparation import usable_units
+from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
+
+__all__ = ["DataReport", "check_data"]
+
+LOST = 0.2
+"""Share of lost recordings from which on a cohort is another one than its name says."""
+
+PREDICTABLE = 0.7
+"""Cramér's V, or AUROC of a tree on one feature, from which on a label can be told without looking at a brain."""
+
+CODES = (-999.0, -9999.0)
+"""Numbers that stand for a missing value in many tables."""
+
+
+@dataclass(frozen=True, eq=False)
+class DataReport:
+    """What `data check` found.
+
+    Parameters
+    ----------
+    findings
+        Everything noticed.
+    n_subjects, n_recordings
+        That can be used, as far as was looked.
+    n_listed
+        Recordings found, before anything was read.
+    table
+        One row a site and state: subjects, recordings, sampling frequency, and subjects of each diagnosis.
+    targets
+        One row a column of the participants table: kind, labelled subjects, values.
+    tasks
+        One row a task: whether the folder can be used for it, subjects, what they are, and why not.
+    """
+
+    findings: tuple[Finding, ...]
+    n_subjects: int
+    n_recordings: int
+    n_listed: int
+    table: pd.DataFrame
+    targets: pd.DataFrame
+    tasks: pd.DataFrame
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything can be used."""
+        return self.n_recordings > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "n_subjects": self.n_subjects,
+            "n_recordings": self.n_recordings,
+            "n_listed": self.n_listed,
+            "sites_and_states": self.table.to_dict("records"),
+            "columns": self.targets.to_dict("records"),
+            "tasks": self.tasks.to_dict("records"),
+            "findings": [vars(f) for f in self.findings],
+        }
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What is kept of a recording that was read: nothing of its signal."""
+
+    findings: tuple[Finding, ...]
+    usable: bool
+    duration_s: float = float("nan")
+    events: tuple[Event, ...] = ()
+
+
+def check_data(
+    dataset: Dataset,
+    root: Path,
+    *,
+    label: str = "",
+    tasks: Mapping[str, Task] | None = None,
+    deep: bool = False,
+    workers: int = 1,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> DataReport:
+    """Look at everything under ``root``; change nothing.
+
+    Parameters
+    ----------
+    dataset
+        Finds and reads.
+    root
+        The user's folder.
+    label
+        The dataset as asked for.
+    tasks
+        Tasks to say of whether the folder can be used for them, by name.
+    deep
+        Read every recording too, to its end, not only the tables and names.
+    workers
+        Processes that read; 0: as many as there are cores.
+    advance
+        Called after each recording that was read, with the number done and the total.
+
+    Raises
+    ------
+    DataError
+        If nothing under ``root`` can be used.
+    """
+    if not root.is_dir():
+        raise DataError(f"the folder {root} does not exist.", next_step="Give its place with --data-dir.")
+    listing = dataset.list_recordings(root)
+    findings = list(listing.findings)
+    files = list(listing.recordings)
+    read: dict[str, _Read] = {}
+    if deep:
+        for done, (file, found) in enumerate(_read_all(dataset, files, workers), 1):
+            read[file.id] = found
+            advance(done, len(files))
+        for file in files:
+            findings += read[file.id].findings
+    kept = [f for f in files if f.id not in read or read[f.id].usable]
+    people = listing.participants
+    seconds: dict[str, float] = {}
+    for file in kept:
+        if file.id in read:
+            seconds[file.subject] = seconds.get(file.subject, 0.0) + read[file.id].duration_s
+    present = people[people.index.isin({f.subject for f in kept})].copy()
+    if seconds:
+        present["duration_s"] = pd.Series(seconds, dtype=float).reindex(present.index)
+    n_lost = len({(f.path, f.subject) for f in findings if f.level == "error" and f.path})
+    n_found = n_lost + len(kept)
+    if n_found and n_lost > LOST * n_found:
+        text = f"{n_lost} of {n_found} recordings cannot be used: what is left may be another group of people"
+        findings.append(Finding("warning", "many-lost", text, fix="mend what the errors name before comparing groups"))
+    findings += _codes_left(present)
+    findings += _predictable(present, kept, seconds)
+    shown = present.drop(columns="duration_s", errors="ignore")
+    return DataReport(
+        tuple(findings),
+        len(present),
+        len(kept),
+        len(files),
+        _by_site(present, kept),
+        pd.DataFrame([_describe_column(shown[c]) for c in shown.columns]),
+        _by_task(dataset, label or dataset.name, present, kept, read, tasks or {}),
+    )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read_all(dataset: Dataset, files: Sequence[RecordingFile], workers: int) -> Iterator[tuple[RecordingFile, _Read]]:
+    wanted = workers or joblib.cpu_count()
+    importable = importlib.util.find_spec(type(dataset).__module__.partition(".")[0]) is not None
+    if wanted == 1 or len(files) < 2 * wanted or not importable:
+        for file in files:
+            yield file, _read_one(dataset, file)
+        return
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=max(1, joblib.cpu_count() // wanted)):
+        jobs = (joblib.delayed(_read_one)(dataset, file) for file in files)
+        yield from zip(files, joblib.Parallel(n_jobs=wanted, return_as="generator")(jobs), strict=True)
+
+
+def _read_one(dataset: Dataset, file: RecordingFile) -> _Read:
+    """Read one recording and return what was noticed."""
+
+    def noticed(level: Any, code: str, text: str, fix: str = "") -> Finding:
+        return Finding(level, code, text, fix=fix, subject=file.subject, path=str(file.path))
+
+    try:
+        raw = dataset.read(file)
+    except DataError as error:
+        return _Read((noticed("error", "unreadable", str(error), error.next_step),), False)
+    except Exception as error:
+        return _Read((noticed("error", "unreadable", f"{type(error).__name__}: {error}"),), False)
+    findings = [replace(f, subject=f.subject or file.subject, path=f.path or str(file.path)) for f in raw.findings]
+    finite, varying = usable_units(raw.data)
+    if not (finite & varying).all():
+        names = [raw.units.names[i] for i in np.flatnonzero(~(finite & varying))]
+        text = f"{len(names)} of {len(finite)} units are constant or not finite: {some(names)}"
+        findings.append(noticed("warning", "unusable-units", text, "they are left out of this recording"))
+    return _Read(tuple(findings), True, raw.data.shape[1] / raw.sfreq, raw.events)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _by_site(people: pd.DataFrame, files: Sequence[RecordingFile]) -> pd.DataFrame:
+    """Return one row a site and state, with how many subjects of each diagnosis there are."""
+    site = people["site"].astype("object") if "site" in people else pd.Series("", people.index)
+    diagnosis = people["diagnosis"].astype("object") if "diagnosis" in people else None
+    rows = [
+        {"site": str(site.get(f.subject) or ""), "state": f.state, "subject": f.subject, "sfreq": f.sfreq}
+        for f in files
+    ]
+    frame = pd.DataFrame(rows, columns=["site", "state", "subject", "sfreq"])
+    grouped = frame.groupby(["site", "state"])
+    table = grouped.agg(
+        subjects=("subject", "nunique"),
+        recordings=("subject", "size"),
+        min_hz=("sfreq", "min"),
+        max_hz=("sfreq", "max"),
+    ).reset_index()
+    if diagnosis is not None:
+        named = frame.drop_duplicates(["site", "state", "subject"])
+        label = named["subject"].map(diagnosis).map(lambda v: "unlabelled" if v is None or pd.isna(v) else str(v))
+        counts = pd.crosstab([named["site"], named["state"]], label).reset_index()
+        table = table.merge(counts, on=["site", "state"], how="left")
+    return table
+
+
+def _describe_column(column: pd.Series[Any]) -> dict[str, Any]:
+    known = column.dropna()
+    numbers = pd.to_numeric(known, errors="coerce")
+    if len(known) and numbers.notna().all() and known.nunique() > 2:
+        values = f"{numbers.min():g}–{numbers.max():g}"
+        kind = "number"
+    else:
+        counts = known.astype(str).value_counts()
+        values = ", ".join(f"{k} {v}" for k, v in counts.head(4).items())
+        kind = "two classes" if known.nunique() == 2 else "text"
+    return {"column": column.name, "kind": kind, "n": len(known), "values": values}
+
+
+def _by_task(
+    dataset: Dataset,
+    label: str,
+    people: pd.DataFrame,
+    files: Sequence[RecordingFile],
+    read: Mapping[str, _Read],
+    tasks: Mapping[str, Task],
+) -> pd.DataFrame:
+    """Return one row a task: usable or not, subjects, what they are and why not."""
+    if not files:
+        return pd.DataFrame()
+    spec = dataset.spec
+    spec = replace(spec, sfreq=min([f.sfreq for f in files] + ([spec.sfreq] if spec.sfreq else [])))
+    assert spec.sfreq is not None
+    none = np.zeros(0, np.float32)
+    recordings = []
+    for file in files:
+        seen = read.get(file.id)
+        # Unread recordings count as long enough: their length is known only once they are read.
+        seconds = seen.duration_s if seen else 2 * spec.window_s
+        events = seen.events if seen else ()
+        n_times = round(seconds * spec.sfreq)
+        present = np.zeros(0, bool)
+        recordings.append(
+            Recording(file.id, file.subject, file.state, file.path, n_times, present, none, none, none, events=events)
+        )
+    cohort = Cohort(
+        dataset=label,
+        card=dataset.card,
+        signal=dataset.signal,
+        modality=dataset.modality,
+        source="real",
+        participants=people,
+        recordings=tuple(recordings),
+        units=UnitTable.from_groups((), ()),
+        spec=spec,
+        fingerprint="",
+        # Of a volume only that it has voxels is known before one is read.
+        n_voxels=2 if dataset.signal == "volume" else 1,
+    )
+    rows = []
+    for name, task in tasks.items():
+        values, n = _values(task, cohort)
+        if isinstance(task, EvokedTask) and not read:
+            rows.append((name, "?", n, values, "events are read with --deep"))
+            continue
+        why = task.refuses(cohort)
+        rows.append((name, "no" if why else "yes", 0 if why else n, "" if why else values, why))
+    return pd.DataFrame(rows, columns=["task", "usable", "subjects", "of these", "why not"])
+
+
+def _values(task: Task, cohort: Cohort) -> tuple[str, int]:
+    """Return what the subjects of a task are, and how many."""
+    people = cohort.participants
+    if isinstance(task, SubjectTask):
+        if task.column not in people:
+            return "", 0
+        known = task.target(people).dropna()
+        if task.kind == "regression":
+            return (f"{known.min():g}–{known.max():g}" if len(known) else ""), len(known)
+        counts = [int((known == c).sum()) for c in (0, 1)]
+        return ", ".join(f"{n} {c}" for c, n in zip(task.classes, counts, strict=True)), len(known)
+    if isinstance(task, ReconstructionTask):
+        return f"{len(cohort.recordings)} recordings", len(people)
+    states: dict[str, set[str]] = {}
+    for recording in cohort.recordings:
+        states.setdefault(recording.state, set()).add(recording.subject)
+    return ", ".join(f"{state} {len(s)}" for state, s in sorted(states.items())), len(people)
+
+
+# ---------------------------------------------------------------- what gives a label away
+
+
+def _codes_left(people: pd.DataFrame) -> list[Finding]:
+    findings = []
+    for name in people.columns:
+        numbers = pd.to_numeric(people[name], errors="coerce")
+        n = int(numbers.isin(CODES).sum())
+        if n:
+            text = f"{n} values of {name} are −999 or −9999, which stand for a missing value in most tables"
+            findings.append(Finding("warning", "missing-code", text, fix="write n/a where there is no value"))
+    return findings
+
+
+def _predictable(people: pd.DataFrame, files: Sequence[RecordingFile], seconds: Mapping[str, float]) -> list[Finding]:
+    """Return a finding for every two-class label that site, sampling or run length tells without a look at a brain."""
+    if "diagnosis" not in people:
+        return []
+    label = people["diagnosis"].dropna().astype(str)
+    if label.nunique() != 2 or label.value_counts().min() < 5:
+        return []
+    truth = (label == sorted(label.unique())[1]).astype(int)
+    findings = []
+    if "site" in people:
+        site = people["site"].reindex(label.index).fillna("").astype(str)
+        if site.nunique() > 1:
+            v = float(association(pd.crosstab(site, label).to_numpy(), method="cramer"))
+            if v > PREDICTABLE:
+                findings.append(_tells("site", f"Cramér's V {v:.2f}"))
+    rate: dict[str, float] = {}
+    for file in files:
+        rate[file.subject] = max(rate.get(file.subject, 0.0), file.sfreq)
+    for name, known in (("sampling frequency", rate), ("run length", seconds)):
+        values = pd.Series(known, dtype=float).reindex(label.index)
+        usable = values.notna()
+        if values[usable].nunique() < 2 or truth[usable].nunique() < 2:
+            continue
+        x = values[usable].to_numpy()[:, None]
+        smallest = max(2, int(0.05 * usable.sum()))
+        tree = DecisionTreeClassifier(max_depth=2, min_samples_leaf=smallest, random_state=0).fit(x, truth[usable])
+        auc = float(roc_auc_score(truth[usable], tree.predict_proba(x)[:, 1]))
+        if auc > PREDICTABLE:
+            findings.append(_tells(name, f"AUROC {auc:.2f}"))
+    return findings
+
+
+def _tells(what: str, figure: str) -> Finding:
+    return Finding(
+        "warning",
+        "predictable-label",
+        f"the diagnosis is predictable from {what} alone ({figure} on these people): a model need not look at a brain",
+        fix="compare within sites, and read the rows of covariates and the within-site figures",
+    )
