@@ -221,10 +221,14 @@ class Tokenizer:
         if units is not None:
             centre, factor = centre[units], factor[units]
         shape = (-1,) + (1,) * (data.ndim - 1)
-        scaled = (np.nan_to_num(data.astype(np.float32)) - centre.reshape(shape)) * factor.reshape(shape)
+        scaled = np.array(data, np.float32)
+        scaled -= centre.reshape(shape)
+        scaled *= factor.reshape(shape)
+        # Units without signal in this recording may be NaN.
+        scaled[factor == 0] = 0.0
         if self.scaler.mode == "training":
             np.clip(scaled, -CLIP, CLIP, out=scaled)
-        return scaled.astype(np.float32, copy=False)
+        return scaled
 
     def batch(self, windows: Sequence[Window], units: NDArray[np.int64]) -> Batch:
         """Return the tokens of some windows.
@@ -251,7 +255,8 @@ class Tokenizer:
             whole = np.arange(1, n_patches + 1) * per_patch <= length
             valid[row] = present[:, None] & whole & ~self._artefact(window)
         tokens = signal.reshape(len(windows), k, n_patches, per_patch * n_voxels)
-        tokens *= valid[..., None]
+        if not valid.all():
+            tokens *= valid[..., None]
         index = torch.from_numpy(units)
         table = TokenTable(
             unit=index,
