@@ -136,3 +136,16 @@ def test_null_and_confounded_twins(tmp_path: Path) -> None:
         noise.append(np.diff(signal, axis=1).std())
     # Motion, and with it noise, rises with age, and CCIDs are in the order of age.
     assert np.corrcoef(noise, np.arange(len(noise)))[0, 1] > 0.5
+
+
+def test_the_volume_twin_is_read_with_its_confounds(tmp_path: Path) -> None:
+    data = CamCAN(signal="volume", spacing_mm=8.0, patch_voxels=3)
+    data.simulate(tmp_path, n_subjects=4, seed=1, variant="default")
+    listing = data.list_recordings(tmp_path)
+    assert len(listing.recordings) == 4
+    assert listing.participants["mean_fd"].notna().all()
+    raw = data.read(listing.recordings[0])
+    assert raw.data.shape[1:] == (122, 27)
+    assert raw.regressors is not None
+    assert raw.regressors.shape == (122, 27)
+    assert len(raw.units.region_names) == 64

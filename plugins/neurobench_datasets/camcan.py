@@ -18,6 +18,7 @@ Source: Shafto et al. 2014, doi:10.1186/s12883-014-0204-1; Taylor et al. 2017, d
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,7 @@ from neurobench_datasets._tables import (
     read_text,
     write_tsv,
 )
+from neurobench_datasets._volume_twin import write_atlas, write_volume
 
 SIGNALS = ("fmri", "parcels", "volume", "meg")
 T_R = 1.97
@@ -270,19 +272,47 @@ class CamCAN(Dataset):
             return
         regions = synthetic_regions(64)
         twin = BoldTwin(regions[["x", "y", "z"]].to_numpy(float), seed=seed, effects=Effects.of(variant))
-        write_tsv(root / "regions.tsv", regions)
-        (root / "timeseries").mkdir()
-        header = "\t".join(regions["name"])
         fd = rng.gamma(4.0, 0.04, n_subjects)
         if variant == "confounded":
             fd = np.sort(fd)[people["age"].argsort().argsort()]
+        if self.signal == "volume":
+            write_atlas(root, regions)
+        else:
+            write_tsv(root / "regions.tsv", regions)
+            (root / "timeseries").mkdir()
+        header = "\t".join(regions["name"])
         for i, (ccid, person) in enumerate(people.iterrows()):
             traits = Traits(float(person["age_z"]), float(person["fluid_z"]), mean_fd=float(fd[i]))
             series = twin.recording(str(ccid), traits, n_times=122, t_r=T_R)
+            if self.signal == "volume":
+                _write_derivative(root, str(ccid), series, regions, float(fd[i]), seed)
+                continue
             lines = [header, *number_text(series)]
             path = root / "timeseries" / f"sub-{ccid}_task-rest_desc-synth64_timeseries.tsv"
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         write_effects(root, twin, variant=variant, seed=seed)
+
+
+def _write_derivative(
+    root: Path, ccid: str, series: np.ndarray, regions: pd.DataFrame, mean_fd: float, seed: int
+) -> None:
+    """Write one simulated image as fMRIPrep would name it, with its sidecar and a table of its motion."""
+    func = root / "derivatives" / "fmriprep" / f"sub-{ccid}" / "func"
+    stem = f"sub-{ccid}_task-rest"
+    path = func / f"{stem}_space-MNI152NLin2009cAsym_res-2{BOLD}"
+    write_volume(path, series, regions, t_r=T_R, rng=np.random.default_rng(seed_for(seed, "twin", "voxels", ccid)))
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps({"RepetitionTime": T_R}))
+    motion = np.random.default_rng(seed_for(seed, "twin", "motion", ccid)).normal(0, mean_fd, (len(series), 6))
+    names = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    table = pd.DataFrame(motion * [1, 1, 1, 0.02, 0.02, 0.02], columns=names)
+    for name in names:
+        table[f"{name}_derivative1"] = table[name].diff()
+        table[f"{name}_power2"], table[f"{name}_derivative1_power2"] = table[name] ** 2, table[name].diff() ** 2
+    for name in ("csf", "white_matter", "cosine00"):
+        table[name] = np.zeros(len(table))
+    table["framewise_displacement"] = [np.nan, *[round(mean_fd, 6)] * (len(table) - 1)]
+    write_tsv(func / f"{stem}_desc-confounds_timeseries.tsv", table)
+    (func / f"{stem}_desc-confounds_timeseries.json").write_text("{}\n")
 
 
 # ---------------------------------------------------------------- tables of the release
