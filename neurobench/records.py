@@ -419,16 +419,17 @@ class Recording:
 
         Rows of units that are not in the file are NaN.
         """
-        whole: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        stored = whole[:, self.start : self.start + self.n_times]
-        if self.rows is None:
-            return stored
-        return self._taken(stored, np.arange(len(self.rows)))
+        stored = self._stored()
+        return stored if self.rows is None else self._taken(stored, np.arange(len(self.rows)))
 
     def piece(self, start: int, stop: int, units: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """Return (units, times[, voxels]) of some units and samples; nothing else is read."""
-        stored: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)[:, start:stop]
+        stored = self._stored()[:, start:stop]
         return stored[units] if self.rows is None else self._taken(stored, units)
+
+    def _stored(self) -> NDArray[np.floating[Any]]:
+        whole: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return whole[:, self.start : self.start + self.n_times]
 
     def _taken(self, stored: NDArray[np.floating[Any]], units: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         assert self.rows is not None

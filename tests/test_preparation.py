@@ -260,3 +260,12 @@ def test_check_reads_everything_and_changes_nothing(tmp_path: Path, folder: Path
     assert report.table["subjects"].sum() == 6
     assert report.targets.set_index("column").loc["age", "kind"] == "number"
     assert report.targets.set_index("column").loc["sex", "kind"] == "two classes"
+
+
+def test_a_piece_is_what_the_whole_holds_there(tmp_path: Path, folder: Path) -> None:
+    recording = load(tmp_path).recordings[0]
+    units = np.array([4, 0, 3])
+    for start, rows in ((0, None), (7, None), (7, np.array([2, -1, 0, 1, 5, 3, 4]))):
+        part = replace(recording, start=start, n_times=40, rows=rows)
+        np.testing.assert_array_equal(part.piece(5, 30, units), part.open()[units, 5:30])
+    assert np.isnan(replace(recording, rows=np.array([2, -1, 0])).piece(0, 9, np.array([1]))).all()
