@@ -63,6 +63,8 @@ class DatasetCard:
         Known ways in which a number from these data misleads.
     inclusion
         The rule by which participants and recordings are taken or left out.
+    size
+        How many people the release has.
     """
 
     title: str
@@ -76,6 +78,7 @@ class DatasetCard:
     may_leave: Literal["aggregates", "predictions", "all"]
     traps: tuple[str, ...] = ()
     inclusion: str = ""
+    size: str = ""
 
 
 # ---------------------------------------------------------------- units

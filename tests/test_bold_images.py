@@ -278,6 +278,39 @@ def test_grids_that_do_not_fit() -> None:
     assert check_grid(2.0, 6, "adhd200").n_voxels == 96
 
 
+def test_places_that_contradict_each_other(tmp_path: Path, image: Path, atlas: Path) -> None:
+    one = nib.load(image)
+    flipped = one.affine.copy()
+    flipped[0] *= -1
+    header = one.header.copy()
+    header.set_qform(one.affine, 1)
+    header.set_sform(flipped, 4)
+    nib.save(nib.Nifti1Image(np.asarray(one.dataobj), None, header), tmp_path / "two.nii.gz")
+    assert "sform is used" in next(
+        f.message for f in read(tmp_path / "two.nii.gz", atlas).findings if f.code == "affines-disagree"
+    )
+    header.set_qform(one.affine, 0)
+    header.set_sform(one.affine, 0)
+    nib.save(nib.Nifti1Image(np.asarray(one.dataobj), None, header), tmp_path / "none.nii.gz")
+    with_codes = {f.code for f in read(image, atlas).findings}
+    assert "no-space-code" not in with_codes
+    assert "affines-disagree" not in with_codes
+    # Without codes the image lies around its own centre.
+    assert "no-space-code" in {f.code for f in read(tmp_path / "none.nii.gz", atlas).findings}
+
+
+def test_a_brain_that_is_not_where_mnis_is(tmp_path: Path, image: Path, atlas: Path) -> None:
+    affine, shape = grid_of(4.0)
+    standard = np.zeros(shape, np.uint8)
+    x, y, z = (4.0 * i + o for i, o in zip(np.indices(shape), affine[:3, 3], strict=True))
+    standard[(x / 70) ** 2 + ((y + 17) / 88) ** 2 + ((z - 8) / 72) ** 2 < 1] = 1
+    for shift, expected in ((0, False), (15, True)):
+        moved = np.roll(standard, shift, axis=2)
+        nib.save(nib.Nifti1Image(moved, affine), tmp_path / "mask.nii.gz")
+        found = {f.code for f in read(image, atlas, mask=str(tmp_path / "mask.nii.gz")).findings}
+        assert ("not-in-mni-space" in found) is expected
+
+
 # ---------------------------------------------------------------- confounds
 
 

@@ -31,6 +31,12 @@ FIELD_MM = 192.0
 FIELD_CORNER_MM = (-96.0, -112.0, -90.0)
 """Where the cube begins, to the nearest edge of a voxel."""
 
+APART_MM = 2.0
+"""Distance at a corner of the image from which on sform and qform contradict each other."""
+
+OVERLAP = 0.7
+"""Dice overlap with the MNI brain below which a brain mask is hardly one in MNI space."""
+
 COVERED = 0.5
 """A voxel of the grid that has less than this share inside the image and its brain mask has no signal."""
 
@@ -93,6 +99,26 @@ class BoldFile:
     def grid(self) -> tuple[tuple[int, int, int], tuple[float, ...]]:
         """Shape, and affine as a flat tuple: what identifies a grid."""
         return tuple(self.image.shape[:3]), tuple(np.asarray(self.image.affine, float).round(6).ravel().tolist())
+
+    def header_findings(self) -> list[Finding]:
+        """Return what the header says of the image's place in space that a reader should look at."""
+        header = self.image.header
+        if not hasattr(header, "get_sform"):
+            return []
+        sform, qform = header.get_sform(coded=True), header.get_qform(coded=True)
+        if not sform[1] and not qform[1]:
+            text = "the header does not say in which space the image is (sform and qform codes are 0)"
+            fix = "look whether it lies on the atlas; programs that lose the codes may have lost the place too"
+            return [Finding("warning", "no-space-code", text, fix=fix)]
+        if sform[1] and qform[1]:
+            corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.image.shape[:3]])).reshape(3, -1)
+            apart = (sform[0] - qform[0]) @ np.vstack([corners, np.ones(corners.shape[1])])
+            distance = float(np.linalg.norm(apart[:3], axis=0).max())
+            if distance > APART_MM:
+                text = f"the two places that the header gives (sform, qform) are {distance:.0f} mm apart; sform is used"
+                fix = "find out which is right: a wrong one may turn left into right"
+                return [Finding("warning", "affines-disagree", text, fix=fix)]
+        return []
 
     def volumes(self) -> Iterator[NDArray[Any]]:
         """Yield one volume after another, flat in Fortran order (x fastest), in the file's own numbers.
@@ -429,7 +455,9 @@ def read_bold(
     said.append("inside the brain mask beside the image" if mask else "no brain mask beside the image")
     if drop:
         said.append(f"the first {drop} volumes are left out")
-    findings: list[Finding] = []
+    findings = bold.header_findings()
+    if brain is not None:
+        findings += _overlap(bold, brain)
     if signal == "parcels":
         data, units = _read_regions(bold, found, brain, drop, findings)
         index = evenly(len(units), n_units)
@@ -515,6 +543,30 @@ def _read_patches(
         findings.append(Finding("warning", "field-of-view", text, fix="look at the image; see `neurobench data check`"))
     _say_bad(bad, findings)
     return data.reshape(bold.n_times, n_units, n_voxels)[drop:].transpose(1, 0, 2), units
+
+
+@lru_cache(maxsize=4)
+def _mni_brain(shape: tuple[int, int, int], affine: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Return (voxels,) the MNI152 brain on a grid, flat in Fortran order."""
+    from nibabel.affines import apply_affine
+    from nilearn.datasets import load_mni152_brain_mask
+
+    mask = load_mni152_brain_mask(resolution=2)
+    index = np.indices(shape).reshape(3, -1).T
+    there = apply_affine(np.linalg.inv(mask.affine) @ np.reshape(affine, (4, 4)), index).T
+    found = map_coordinates(mask.get_fdata(dtype=np.float32), there, order=1) > 0.5
+    return np.asarray(found.reshape(shape).ravel(order="F"))
+
+
+def _overlap(bold: BoldFile, brain: NDArray[np.bool_]) -> list[Finding]:
+    """Return a finding where a recording's brain mask is not where the MNI brain is."""
+    standard = _mni_brain(*bold.grid)
+    dice = 2 * float((brain & standard).sum()) / float(brain.sum() + standard.sum())
+    if dice >= OVERLAP:
+        return []
+    text = f"the brain mask overlaps with the MNI brain by {dice:.2f} only (Dice; {OVERLAP:g} is the least to expect)"
+    fix = "look whether the image is in MNI space; regions and patches are elsewhere if it is not"
+    return [Finding("warning", "not-in-mni-space", text, fix=fix)]
 
 
 def _finite(volume: NDArray[Any]) -> tuple[NDArray[Any], int]:

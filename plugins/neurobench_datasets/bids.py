@@ -121,6 +121,7 @@ class BIDS(Dataset):
             doi="",
             revision="reader 1",
             may_leave="aggregates",
+            size="yours: `neurobench data check` says how many",
             inclusion=(
                 "Everybody with a row in participants.tsv and a preprocessed image in MNI space, or a MEG recording. "
                 "Damaged files, images without a repetition time, copies under two ids and recordings shorter than "

@@ -176,6 +176,7 @@ class CamCAN(Dataset):
             doi="10.1016/j.neuroimage.2015.09.018",
             revision="cc700 release004/005; reader 1",
             may_leave="predictions",
+            size="about 650 people with images and 660 with Cattell scores (stage 2)",
             inclusion=(
                 "Everybody with a CCID in a table of the release and a recording of the signal asked for; of several "
                 "derivatives of a MEG recording the best for comparing people. Damaged files, copies under two ids "

@@ -90,6 +90,7 @@ class MegHeadache(Dataset):
         doi="10.1088/1741-2552/ae2805",
         revision="BIDS-MEG; reader 1",
         may_leave="aggregates",
+        size="the study had 362 patients and 54 controls; of your folder `neurobench data check` says how many",
         inclusion=(
             "Everybody with a row in participants.tsv and a MEG recording, whatever the states; a recording of two "
             "people is used for neither. Damaged files, averages and recordings shorter than half a window are left "
