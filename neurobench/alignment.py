@@ -42,17 +42,20 @@ def assemble(
     assert spec.sfreq is not None
     shortest = spec.window_s * spec.sfreq / 2
     recordings: list[Recording] = []
+    known = set(units.names)
     for file, entry, meta in keep:
         rows = _rows(units, meta)
         present = np.array([r >= 0 and meta["present"][r] for r in rows])
         for kind, text in (("not_finite", "NaN or infinite values"), ("constant", "a constant signal")):
-            if meta[kind]:
+            # Units that the cohort does not have are said once, not in every recording.
+            lost = [name for name in meta[kind] if name in known]
+            if lost:
                 findings.append(
                     Finding(
                         "warning",
                         f"{kind.replace('_', '-')}-units",
-                        f"{len(meta[kind])} of {len(rows)} units have {text} and are left out of this recording: "
-                        + some(meta[kind]),
+                        f"{len(lost)} of {len(rows)} units have {text} and are left out of this recording: "
+                        + some(lost),
                         subject=file.subject,
                         path=str(file.path),
                     )
