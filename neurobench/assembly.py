@@ -20,7 +20,8 @@ from neurobench.evoked import EvokedScores
 from neurobench.identity import digest
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
-from neurobench.stages import CohortRun, Row
+from neurobench.stages import CohortRun
+from neurobench.steps import Row
 from neurobench.store import Entry, Store
 
 __all__ = ["Scored", "cohort_failed", "collect", "finish"]

@@ -19,7 +19,8 @@ from neurobench.contracts import Dataset
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
-from neurobench.stages import CohortRun, Row, Step, protocol, seconds_per_step
+from neurobench.stages import CohortRun, protocol
+from neurobench.steps import Row, Step, seconds_per_step
 from neurobench.store import Entry, Store
 
 __all__ = ["Plan", "PlanItem", "RunResult", "execute", "plan", "run", "status"]

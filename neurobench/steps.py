@@ -1,0 +1,528 @@
+"""The stored steps of one cohort and seed: what identifies each, and how it is computed.
+
+A :class:`Step` knows its identity before anything is computed, because identities are built from identities, not from
+results. That is what makes a plan, a resumed run and a wider grid the same thing. What is scored, and in which order,
+is the business of ``stages.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+import neurobench
+from neurobench import (
+    adaptation,
+    contracts,
+    evoked,
+    masking,
+    pretraining,
+    reconstruction,
+    splits,
+    tokens,
+)
+from neurobench.cohorts import CohortSource
+from neurobench.components import ComponentSpec
+from neurobench.config import Grid, Profile
+from neurobench.contracts import (
+    COVARIATES,
+    Backbone,
+    Baseline,
+    EvokedTask,
+    MaskingStrategy,
+    SubjectTask,
+    Task,
+    WindowTask,
+)
+from neurobench.evoked import EvokedScores
+from neurobench.evoked_scores import join_evoked, load_evoked, save_evoked
+from neurobench.identity import digest, file_digest, seed_for
+from neurobench.plugins import Registry
+from neurobench.progress import Advance
+from neurobench.reconstruction_io import join, load_scores, save_scores
+from neurobench.records import BackboneSpec, Cohort, Fold
+from neurobench.store import Entry
+from neurobench.windows import WindowRows, window_rows
+
+__all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest", "seconds_per_step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artefact to find or to compute.
+
+    Parameters
+    ----------
+    stage
+        Folder of the store.
+    label
+        How people call it.
+    identity
+        Everything that determines it.
+    weight
+        Estimated seconds, for progress until a like step has been measured.
+    compute
+        Writes the artefact's files into a folder.
+    """
+
+    stage: str
+    label: str
+    identity: Mapping[str, Any]
+    weight: float
+    compute: Callable[[Path, Advance], None]
+
+
+Fetch = Callable[[Step], Entry]
+"""Returns the entry of a step, computing it if it is not stored."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the results table, before it is scored on a task.
+
+    Parameters
+    ----------
+    kind
+        ``pretrained``, ``untrained``, ``baseline`` or ``filler``.
+    label
+        Such as ``mamba · roi``.
+    backbone, mask, baseline
+        What it is made of; None where it does not apply. Fillers have none of them.
+    """
+
+    kind: Literal["pretrained", "untrained", "baseline", "filler"]
+    label: str
+    backbone: ComponentSpec | None = None
+    mask: ComponentSpec | None = None
+    baseline: ComponentSpec | None = None
+
+    @property
+    def pretraining(self) -> tuple[ComponentSpec, ComponentSpec]:
+        """Backbone and masking strategy of a row that has them."""
+        if self.backbone is None or self.mask is None:
+            raise ValueError(f"row {self.label!r} is not pretrained")
+        return self.backbone, self.mask
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What tasks can ask of it: ``features``, ``reconstruction``."""
+        if self.kind == "baseline":
+            return frozenset({"features"})
+        if self.kind == "filler":
+            return frozenset({"reconstruction"})
+        return frozenset({"features", "reconstruction"})
+
+
+FILLERS = Row("filler", "trivial fillers")
+"""Stands for all trivial fillers: one stored entry holds them."""
+
+
+def seconds_per_step(profile: Profile) -> float:
+    """Return a first guess of the seconds of one optimiser step, until a like pretraining has been measured.
+
+    Work grows with tokens, width and layers; the factor is what two CPU cores took.
+    """
+    return 3e-7 * profile.n_tokens * profile.width * profile.n_layers * profile.batch_size
+
+
+@functools.cache
+def code_digest(*modules: Any) -> str:
+    """Return a hash of the source of some core modules: a change of the code is a change of the identity.
+
+    Read once, as plugins are: what runs is what was imported.
+    """
+    return digest([file_digest(Path(m.__file__)) for m in modules])
+
+
+class CohortSteps:
+    """The steps of one (cohort, seed) that compute something on its folds: weights, features, reconstructions.
+
+    Parameters
+    ----------
+    cohort, source
+        Prepared recordings, and where they come from.
+    grid
+        What was asked for, resolved.
+    registry
+        Where components come from.
+    seed
+        Base seed.
+    device
+        Where backbones run.
+    fetch
+        Finds or computes a step that another one needs.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        source: CohortSource,
+        grid: Grid,
+        registry: Registry,
+        seed: int,
+        device: torch.device,
+        fetch: Fetch,
+    ) -> None:
+        self.cohort, self.source, self.grid, self.registry = cohort, source, grid, registry
+        self.seed, self.device, self.fetch = seed, device, fetch
+        profile = grid.profile
+        self.folds = splits.make_folds(cohort.participants, profile.n_folds, seed, grid.config.split)
+        splits.check_disjoint(self.folds)
+        self.fold_fingerprint = splits.fold_fingerprint(self.folds)
+        self.recipe = pretraining.Recipe.for_width(profile.width, profile.batch_size)
+        self.n_units = min(len(cohort.units), max(1, profile.n_tokens // cohort.patches_per_window))
+        self.chunks = tokens.unit_chunks(cohort.units, self.n_units)
+        self.spec = BackboneSpec(
+            n_units=len(cohort.units),
+            n_groups=len(cohort.units.group_names),
+            n_patches=cohort.patches_per_window,
+            n_features=cohort.n_features,
+            width=profile.width,
+            n_layers=profile.n_layers,
+        )
+
+    # ------------------------------------------------------------ shared pieces
+
+    @functools.cached_property
+    def _tokenizers(self) -> dict[int, tokens.Tokenizer]:
+        return {}
+
+    def tokenizer(self, fold: Fold) -> tokens.Tokenizer:
+        """Return the tokenizer of a fold, its scaler fitted on that fold's training subjects."""
+        if fold.index not in self._tokenizers:
+            self._tokenizers.clear()  # One fold's scaled signal in memory at a time.
+            scaler = tokens.Scaler.fit(self.cohort, fold.train, fold.train_span)
+            self._tokenizers[fold.index] = tokens.Tokenizer(self.cohort, scaler)
+        return self._tokenizers[fold.index]
+
+    def component(self, spec: ComponentSpec) -> dict[str, Any]:
+        """Return what identifies a component: name, parameters, distribution, version, digest of its source."""
+        provenance = self.registry.provenance(spec.kind, spec.name)
+        cls = self.registry.get(spec.kind, spec.name)
+        return {**spec.identity(), **asdict(provenance), "score_version": cls.score_version}
+
+    def strategy(self, spec: ComponentSpec) -> MaskingStrategy:
+        """Build a masking strategy."""
+        strategy: MaskingStrategy = self.registry.get("mask", spec.name)(**spec.parameters)
+        return strategy
+
+    def task(self, spec: ComponentSpec) -> Task:
+        """Build a task."""
+        task: Task = self.registry.get("task", spec.name)(**spec.parameters)
+        return task
+
+    def _fold_identity(self, fold: Fold) -> dict[str, Any]:
+        return {
+            "cohort": self.cohort.fingerprint,
+            "train": digest(list(fold.train)),
+            "test": digest(list(fold.test)),
+            "spans": [list(fold.train_span), list(fold.test_span)],
+            "seed": self.seed,
+            "neurobench": neurobench.__version__,
+        }
+
+    def _title(self, what: str, fold: Fold | None = None) -> str:
+        where = f" · fold {fold.index + 1}/{len(self.folds)}" if fold is not None else ""
+        return f"{what} · {self.cohort.dataset} · seed {self.seed}{where}"
+
+    # ------------------------------------------------------------ pretraining
+
+    def pretraining_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
+        """Pretrain a backbone under a masking strategy on the training subjects of a fold."""
+        strategy = self.strategy(mask)
+        n_steps = self.grid.profile.n_steps if strategy.pretrains else 0
+        ratio = self.grid.config.ratio
+        identity = {
+            **self._fold_identity(fold),
+            "backbone": self.component(backbone),
+            "mask": self.component(mask),
+            "spec": asdict(self.spec),
+            "n_steps": n_steps,
+            "n_tokens": self.grid.profile.n_tokens,
+            "recipe": asdict(self.recipe),
+            "ratio": ratio if strategy.pretrains else 0.0,
+            "device": self.device.type,
+            "code": code_digest(contracts, pretraining, tokens, masking),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            net, decoder = self._build(backbone)
+            tokenizer = self.tokenizer(fold)
+            windows = tokens.TrainingWindows(
+                tokenizer, fold.train, self.grid.profile.n_tokens, self.seed, fold.train_span
+            )
+            history = pretraining.pretrain(
+                net,
+                decoder,
+                strategy,
+                windows,
+                recipe=self.recipe,
+                n_steps=n_steps,
+                ratio=ratio,
+                seed=self.seed,
+                device=self.device,
+                on_step=lambda step, loss: advance(step + 1, n_steps),
+            )
+            weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
+            weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "weights.safetensors")
+            summary = history.to_dict() | {
+                "n_parameters": pretraining.count_parameters(net),
+                "scaler": tokenizer.scaler.to_dict(),
+                "device": str(self.device),
+            }
+            (folder / "pretraining.json").write_text(json.dumps(summary), encoding="utf-8")
+
+        label = self._title(f"pretrain {backbone.label} · {mask.label}", fold)
+        return Step("pretraining", label, identity, seconds_per_step(self.grid.profile) * n_steps, compute)
+
+    def _build(self, backbone: ComponentSpec) -> tuple[Backbone, pretraining.Decoder]:
+        # One initialisation a (seed, backbone): every mask and fold starts from the same weights.
+        cls = self.registry.get("backbone", backbone.name)
+        net, decoder = pretraining.build(
+            cls, self.spec, backbone.parameters, seed_for(self.seed, "pretrain-init", backbone.label)
+        )
+        return net.to(self.device), decoder.to(self.device)
+
+    def load_pretrained(
+        self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold
+    ) -> tuple[Backbone, pretraining.Decoder]:
+        """Return backbone and decoder with their pretrained weights."""
+        entry = self.fetch(self.pretraining_step(backbone, mask, fold))
+        net, decoder = self._build(backbone)
+        weights = load_file(entry.file("weights.safetensors"), device=str(self.device))
+        for prefix, module in (("backbone.", net), ("decoder.", decoder)):
+            module.load_state_dict({k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
+        return net.eval(), decoder.eval()
+
+    # ------------------------------------------------------------ features
+
+    def embedding_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
+        """Embed every subject with the frozen backbone of a fold."""
+        parent = self.pretraining_step(backbone, mask, fold)
+        identity = {
+            "pretraining": digest(parent.identity),
+            "code": code_digest(adaptation, tokens),
+            "subjects": digest(list(self.cohort.subjects)),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            net, _ = self.load_pretrained(backbone, mask, fold)
+            windows = tokens.evaluation_windows(self.cohort, self.cohort.subjects)
+            subjects, features = adaptation.embed_subjects(net, self.tokenizer(fold), windows, self.chunks, self.device)
+            _save_features(folder, subjects, features)
+
+        label = self._title(f"embed {backbone.label} · {mask.label}", fold)
+        return Step("embedding", label, identity, 0.02 * len(self.cohort.subjects), compute)
+
+    def window_embedding_step(
+        self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold, task: ComponentSpec
+    ) -> Step:
+        """Embed every window of a task with the frozen backbone of a fold."""
+        identity = {
+            "pretraining": digest(self.pretraining_step(backbone, mask, fold).identity),
+            "code": code_digest(adaptation, tokens),
+            "windows": self.window_rows(task).cohort.fingerprint,
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            net, _ = self.load_pretrained(backbone, mask, fold)
+            rows = self.window_rows(task).cohort
+            cut = tokens.evaluation_windows(rows, rows.subjects)
+            tokenizer = tokens.Tokenizer(rows, self.tokenizer(fold).scaler)
+            _save_features(folder, *adaptation.embed_subjects(net, tokenizer, cut, self.chunks, self.device))
+
+        label = self._title(f"embed windows for {task.label}, {backbone.label} · {mask.label}", fold)
+        return Step("embedding", label, identity, 0.01 * len(self.window_rows(task).subjects), compute)
+
+    def window_rows(self, task: ComponentSpec) -> WindowRows:
+        """Return the windows that a task is about, as rows of a cohort."""
+        if task not in self._window_rows:
+            built = self.task(task)
+            assert isinstance(built, WindowTask)
+            self._window_rows[task] = window_rows(self.cohort, built)
+        return self._window_rows[task]
+
+    @functools.cached_property
+    def _window_rows(self) -> dict[ComponentSpec, WindowRows]:
+        return {}
+
+    def baseline_step(self, baseline: ComponentSpec, fold: Fold, task: ComponentSpec) -> Step:
+        """Fit a baseline on the training subjects and give every subject its feature row."""
+        cls: type[Baseline] = self.registry.get("baseline", baseline.name)
+        of_windows = isinstance(self.task(task), WindowTask)
+        identity = {
+            **self._fold_identity(fold),
+            "baseline": self.component(baseline),
+            "task": self.component(task) if cls.depends_on_task else None,
+        }
+        if of_windows:
+            identity["windows"] = self.window_rows(task).cohort.fingerprint
+
+        def compute(folder: Path, advance: Advance) -> None:
+            built = cls(**baseline.parameters)
+            hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
+            cohort = self.window_rows(task).cohort if of_windows else self.cohort
+            train = self.window_rows(task).of(fold.train) if of_windows else fold.train
+            built.fit(_without_targets(cohort, train, hidden))
+            everyone = _without_targets(cohort, cohort.subjects, hidden)
+            _save_features(folder, everyone.subjects, built.transform(everyone))
+
+        what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
+        return Step("baseline", self._title(what, fold), identity, 0.02 * len(self.cohort.subjects), compute)
+
+    def features(self, row: Row, task: ComponentSpec, fold: Fold) -> tuple[list[str], NDArray[np.float64]]:
+        """Return subjects and their feature rows."""
+        entry = self.fetch(self.feature_step(row, task, fold))
+        features = np.load(entry.file("features.npy"), allow_pickle=False).astype(np.float64)
+        return entry.json("subjects.json"), features
+
+    def feature_step(self, row: Row, task: ComponentSpec, fold: Fold) -> Step:
+        """Return the step that gives a row its features."""
+        if row.baseline is not None:
+            return self.baseline_step(row.baseline, fold, task)
+        if isinstance(self.task(task), WindowTask):
+            return self.window_embedding_step(*row.pretraining, fold, task)
+        return self.embedding_step(*row.pretraining, fold)
+
+    # ------------------------------------------------------------ reconstruction
+
+    def reconstruction_step(self, row: Row, fold: Fold, mask: ComponentSpec, ratio: float) -> Step:
+        """Fill hidden tokens of the test subjects under one evaluation mask, by a backbone or by the fillers."""
+        identity: dict[str, Any] = {
+            "mask": self.component(mask),
+            "ratio": ratio,
+            "chunks": len(self.chunks),
+            "code": code_digest(reconstruction, tokens, masking),
+        }
+        if row.kind == "filler":
+            identity |= self._fold_identity(fold)
+            label = self._title(f"trivial fillers under {mask.label}", fold)
+        else:
+            identity["pretraining"] = digest(self.pretraining_step(*row.pretraining, fold).identity)
+            label = self._title(f"reconstruct {row.label} under {mask.label}", fold)
+
+        def compute(folder: Path, advance: Advance) -> None:
+            tokenizer = self.tokenizer(fold)
+            predictors: Mapping[str, reconstruction.Predictor]
+            if row.kind == "filler":
+                predictors = reconstruction.fit_fillers(
+                    tokenizer, fold.train, ratio=ratio, seed=self.seed, span=fold.train_span
+                )
+            else:
+                net, decoder = self.load_pretrained(*row.pretraining, fold)
+                predictors = {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
+            windows = tokens.evaluation_windows(self.cohort, fold.test, fold.test_span)
+            strategies = {mask.label: self.strategy(mask)}
+            scores = reconstruction.evaluate(
+                predictors, tokenizer, windows, self.chunks, strategies, ratio=ratio, seed=self.seed
+            )
+            save_scores(scores, folder / "scores.npz")
+
+        return Step("reconstruction", label, identity, 0.02 * len(fold.test), compute)
+
+    def reconstructions(
+        self, row: Row, masks: Sequence[ComponentSpec], ratio: float
+    ) -> reconstruction.ReconstructionScores:
+        """Return a row's scores on the test subjects of every fold under several masks, those of the fillers beside."""
+        by_fold = [
+            join([self._reconstructed(row, fold, mask, ratio) for mask in masks], "masks") for fold in self.folds
+        ]
+        return join(by_fold, "subjects")
+
+    def _reconstructed(
+        self, row: Row, fold: Fold, mask: ComponentSpec, ratio: float
+    ) -> reconstruction.ReconstructionScores:
+        fillers = load_scores(self.fetch(self.reconstruction_step(FILLERS, fold, mask, ratio)).file("scores.npz"))
+        if row.kind == "filler":
+            return fillers
+        own = load_scores(self.fetch(self.reconstruction_step(row, fold, mask, ratio)).file("scores.npz"))
+        return join([own, fillers], "predictors")
+
+    # ------------------------------------------------------------ evoked responses
+
+    @functools.cached_property
+    def _events(self) -> str:
+        """Hash of when what happened in every recording, and of what cannot be used of it."""
+        return digest(
+            [
+                [r.id, r.state, [[e.onset_s, e.condition] for e in r.events], [list(b) for b in r.bad_spans]]
+                for r in self.cohort.recordings
+            ]
+        )
+
+    def evoked_step(self, row: Row, fold: Fold, spec: ComponentSpec) -> Step:
+        """Fill in the epochs of the test subjects and measure their averages, by a backbone or by the fillers."""
+        identity: dict[str, Any] = {
+            "task": self.component(spec),
+            "events": self._events,
+            "chunks": len(self.chunks),
+            "code": code_digest(evoked, reconstruction, tokens, masking),
+        }
+        if row.kind == "filler":
+            identity |= self._fold_identity(fold)
+            label = self._title(f"trivial fillers on {spec.label}", fold)
+        else:
+            identity["pretraining"] = digest(self.pretraining_step(*row.pretraining, fold).identity)
+            label = self._title(f"{spec.label} of {row.label}", fold)
+
+        def compute(folder: Path, advance: Advance) -> None:
+            task = self.task(spec)
+            assert isinstance(task, EvokedTask)
+            tokenizer = self.tokenizer(fold)
+            predictors: Mapping[str, reconstruction.Predictor]
+            if row.kind == "filler":
+                # Half of the units are hidden, so the ridge is tuned for that half.
+                predictors = reconstruction.fit_fillers(
+                    tokenizer, fold.train, ratio=0.5, seed=self.seed, span=fold.train_span
+                )
+            else:
+                net, decoder = self.load_pretrained(*row.pretraining, fold)
+                predictors = {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
+            responses, n_small = evoked.find_responses(
+                self.cohort, fold.test, task, seed=self.seed, span=fold.test_span
+            )
+            scores = evoked.evaluate(
+                predictors, tokenizer, responses, self.chunks, task, seed=self.seed, n_small=n_small, advance=advance
+            )
+            save_evoked(scores, folder / "scores.npz")
+
+        return Step("evoked", label, identity, 0.5 * len(fold.test), compute)
+
+    def evoked_scores(self, row: Row, spec: ComponentSpec) -> EvokedScores:
+        """Return a row's scores on the responses of every fold's test subjects, those of the fillers beside."""
+        by_fold = []
+        for fold in self.folds:
+            rows = (FILLERS,) if row.kind == "filler" else (row, FILLERS)
+            parts = [load_evoked(self.fetch(self.evoked_step(r, fold, spec)).file("scores.npz")) for r in rows]
+            by_fold.append(join_evoked(parts, "predictors"))
+        return join_evoked(by_fold, "subjects")
+
+
+def _without_targets(cohort: Cohort, subjects: tuple[str, ...], target: str) -> Cohort:
+    """Return the cohort of some subjects, with the covariates that are not the target and no other column."""
+    columns = [c for c in COVARIATES if c in cohort.participants and c != target]
+    chosen = set(subjects)
+    return replace(
+        cohort,
+        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], columns],
+        recordings=tuple(r for r in cohort.recordings if r.subject in chosen),
+    )
+
+
+def _target_column(task: Task) -> str:
+    return task.column if isinstance(task, SubjectTask) else ""
+
+
+def _save_features(folder: Path, subjects: tuple[str, ...], features: NDArray[np.floating[Any]]) -> None:
+    np.save(folder / "features.npy", np.asarray(features, np.float32), allow_pickle=False)
+    (folder / "subjects.json").write_text(json.dumps(list(subjects)), encoding="utf-8")
