@@ -23,7 +23,8 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def null(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     out = tmp_path_factory.mktemp("acceptance-null") / "out"
-    return neurobench.run(backbone="mamba", mask="none", variant="null", out=out)
+    tasks = "age,diagnosis,sex,fluid_intelligence"
+    return neurobench.run(backbone="mamba", mask="none", variant="null", task=tasks, out=out)
 
 
 DATASETS = ("adhd200", "camcan", "meg_headache")
@@ -62,6 +63,19 @@ def test_training_helps_every_backbone(default: pd.DataFrame, dataset: str) -> N
         trained = found.loc[f"{backbone} · roi", "metric_r2[roi]"]
         assert trained > found.loc[f"{backbone} · untrained", "metric_r2[roi]"]
         assert trained > 0, "the mean filler has an R² of 0"
+
+
+def test_responses_and_states_are_found_in_the_meg_twin(default: pd.DataFrame) -> None:
+    responses = rows(default, "meg_headache", "evoked")
+    assert responses.loc["ridge", "score"] > 0.3
+    assert abs(responses.loc["ridge", "metric_waveform_r[null]"]) < 0.1
+    assert responses.loc["mean", "score"] == 0
+    for backbone in ("transformer", "mamba", "hybrid"):
+        assert responses.loc[f"{backbone} · roi", "score"] > responses.loc[f"{backbone} · untrained", "score"]
+    states = rows(default, "meg_headache", "state")
+    assert states.loc["tangent", "low"] > 1 / 3
+    assert states.loc["tangent", "above_chance"]
+    assert not states.loc["covariates", "above_chance"]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
