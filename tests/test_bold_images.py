@@ -388,6 +388,27 @@ def test_real_atlases(folder: str, n: int, groups: int) -> None:
 
 
 @needs_shared
+def test_a_real_table_whose_label_is_a_name() -> None:
+    table = regions_of(find_atlas(str(SHARED / "rpn_mist122" / "MIST_122.nii.gz"), "test"))
+    assert len(table) == 122
+    assert table["name"].iloc[0] == "SUPERIOR_PARIETAL_LOBULE"
+
+
+@needs_shared
+def test_every_real_atlas_is_read_or_refused_with_the_reason() -> None:
+    images = sorted((SHARED / "atlas").rglob("*.nii.gz"))
+    assert len(images) > 15
+    refused = []
+    for path in images:
+        try:
+            assert len(regions_of(find_atlas(str(path), "test"))) >= 7
+        except DataError as error:
+            refused.append((path.parent.name, "calls label 1 the background" in str(error)))
+    # The tables of these two are off by one.
+    assert refused == [("schaefer_100_7net", True), ("schaefer_200_7net", True)]
+
+
+@needs_shared
 def test_a_table_that_is_off_by_one() -> None:
     with pytest.raises(DataError, match="calls label 1 the background"):
         regions_of(find_atlas(str(SHARED / "atlas" / "neurostorm" / "schaefer_100_7net" / "atlas.nii.gz"), "test"))

@@ -227,4 +227,5 @@ def test_real_atlas(shared_data: Path) -> None:
     table = regions_of(find_atlas(str(shared_data / "atlas" / "pcp" / "aal_mask_pad.nii.gz"), "bids"))
     assert len(table) == 116
     assert table["label"].iloc[0] == 2001
+    assert table["name"].iloc[0] == "Precentral_L"
     assert table.loc[0, "x"] < 0 < table.loc[1, "x"]

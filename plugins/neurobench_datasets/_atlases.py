@@ -195,6 +195,9 @@ def regions_of(atlas: Atlas) -> pd.DataFrame:
             )
         table["name"] = [named["name"].get(i, n) for i, n in zip(ids, table["name"], strict=True)]
         table["group"] = [named["group"].get(i, "") for i in ids]
+    aal = aal_regions().set_index("code")
+    if named is None and set(ids.tolist()) <= set(aal.index):
+        table["name"] = aal["name"].loc[ids.tolist()].tolist()
     if not any(table["group"]):
         table["group"] = _known_groups(ids, table["name"].tolist())
     nth = table.groupby("name").cumcount() + 1
@@ -222,12 +225,17 @@ def read_names(path: Path) -> pd.DataFrame:
                     rows.append((int(parts[0]), parts[1], ""))
         else:
             frame = read_table(path)
-            key = find_column(list(frame.columns), ("label", "index", "id", "code", "value"))
+            # MIST's column `label` is a short name, and `roi` the number.
+            keys = [find_column(list(frame.columns), (k,)) for k in ("label", "index", "id", "code", "value", "roi")]
+            columns = [pd.to_numeric(frame[k], errors="coerce") for k in keys if k]
+            numbers = next((c for c in columns if c.notna().mean() > 0.5), None)
             name_column = find_column(list(frame.columns), ("name", "region", "region_name"))
-            if not key or not name_column:
-                raise DataError(f"{path.name} has no columns label and name; it has {', '.join(frame.columns)}.")
+            if numbers is None or not name_column:
+                raise DataError(
+                    f"{path.name} has no column label of numbers, or no column name; it has "
+                    f"{', '.join(map(str, frame.columns))}."
+                )
             group = frame["group"].fillna("") if "group" in frame else pd.Series("", frame.index)
-            numbers = pd.to_numeric(frame[key], errors="coerce")
             for i in frame.index[numbers.notna() & frame[name_column].notna()]:
                 rows.append((int(numbers[i]), str(frame[name_column][i]), str(group[i])))
     except (ET.ParseError, ValueError) as error:
