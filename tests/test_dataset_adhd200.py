@@ -150,14 +150,16 @@ def test_broken_recordings_are_named(tmp_path: Path) -> None:
     cut = write_run(tmp_path, "NYU", "0010003")
     cut.write_text("<html>login</html>")
     data = ADHD200()
-    first, second, third = data.list_recordings(tmp_path).recordings
+    listing = data.list_recordings(tmp_path)
+    first, second = listing.recordings
     with pytest.raises(DataError, match=r"115 regions, and aal has 116 \(missing: 9170\)"):
         data.read(first)
     with pytest.raises(DataError, match="40 volumes, fewer than 50"):
         data.read(second)
-    with pytest.raises(DataError, match="web page"):
-        data.read(third)
-    assert "no-recording" in {f.code for f in data.list_recordings(tmp_path).findings}
+    said = {f.code: f for f in listing.findings}
+    assert "web page" in said["unreadable"].message
+    assert said["unreadable"].subject == "0010003"
+    assert "no-recording" in said
 
 
 def test_other_parcellations_have_no_groups(tmp_path: Path) -> None:

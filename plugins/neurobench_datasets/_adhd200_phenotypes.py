@@ -172,7 +172,12 @@ def _diagnoses(frame: pd.DataFrame, lower: dict[str, str]) -> tuple[list[str | N
         return [None] * len(frame), [None] * len(frame)
     said = frame[lower["dx"]].str.replace(r"\.0$", "", regex=True)
     subtype = [_subtype(v) if isinstance(v, str) else None for v in said]
-    return subtype, [None if s is None else "control" if s == "control" else "adhd" for s in subtype]
+    # Words may say ADHD of no kind that the release numbers.
+    adhd = said.str.lower().str.startswith("adhd").fillna(False)
+    return subtype, [
+        "control" if s == "control" else "adhd" if s is not None or a else None
+        for s, a in zip(subtype, adhd, strict=True)
+    ]
 
 
 def _subtype(text: str) -> str | None:

@@ -26,8 +26,9 @@ SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152Lin", "MNI152NLin6Sym
 """Spaces that atlases in MNI coordinates fit, in order of preference."""
 
 ATHENA = re.compile(r"(?P<kind>sf?nwmrda)(?P<id>\d+)_session_(?P<session>\d+)_rest_(?P<run>\d+)\.nii(\.gz)?")
+NIAK = re.compile(r"fmri_.*_session_?\d+_run_?\d+.*\.nii(\.gz)?|tseries_.*\.mat")
 NILEARN = re.compile(r"(?P<id>\d+)_rest_tshift_RPI_voreg_mni\.nii\.gz")
-SPM = re.compile(r"s?wa?r?a?(?P<name>sub-(?P<sub>[A-Za-z0-9]+).*)\.nii(\.gz)?")
+SPM = re.compile(r"(?P<smoothed>s\d*)?w(?P<steps>[aru]*)(?P<name>sub-(?P<sub>[A-Za-z0-9]+)(?P<what>.*))\.nii(\.gz)?")
 RAW = re.compile(r"(sub-(?P<sub>[A-Za-z0-9]+)_.*_bold|sub-(?P<cc>CC\d{6})_epi_rest)\.nii(\.gz)?")
 
 T_R_LIMITS = (0.3, 5.0)
@@ -37,7 +38,7 @@ SAME_BYTES = 1 << 20
 """Files of one size that agree in this many first bytes are copies."""
 
 
-def _checked(files: Iterable[RecordingFile], findings: list[Finding]) -> list[RecordingFile]:
+def openable(files: Iterable[RecordingFile], findings: list[Finding]) -> list[RecordingFile]:
     """Return the recordings whose files are what their names say; the others become findings."""
     kept = []
     for file in files:
@@ -129,7 +130,7 @@ def list_fmriprep(
         if table is not None:
             files["confounds"] = table
         found.append(RecordingFile(subject, path, 1.0, session, task, run, {"layout": "fmriprep"}, files))
-    kept = _with_repetition_time(_checked(found, findings), root, findings)
+    kept = _with_repetition_time(openable(found, findings), root, findings)
     if other_tasks:
         text = f"other tasks are there and not used: {', '.join(sorted(other_tasks))}"
         findings.append(Finding("info", "other-tasks", text, fix="say bids_task="))
@@ -167,13 +168,6 @@ def repetition_time(path: Path, root: Path) -> float:
 
     said, where = _sidecar_time(path, root)
     low, high = T_R_LIMITS
-    if said is not None and not low <= said <= high:
-        ms = "; it may be in milliseconds" if low <= said / 1000 <= high else ""
-        raise DataError(
-            f"{where} says a RepetitionTime of {said:g} s, which is none{ms}.",
-            allowed=f"{low:g} to {high:g} s",
-            next_step="Correct the sidecar: RepetitionTime is in seconds.",
-        )
     try:
         header: Any = nib.load(path).header
         zooms, unit = header.get_zooms(), header.get_xyzt_units()[1]
@@ -214,7 +208,7 @@ def _sidecar_time(path: Path, root: Path) -> tuple[float | None, str]:
                     raise DataError(f"{name} is not JSON: {error}.") from error
                 if "RepetitionTime" in content:
                     try:
-                        return float(content["RepetitionTime"]), name
+                        return _plausible(float(content["RepetitionTime"]), name), name
                     except (TypeError, ValueError) as error:
                         raise DataError(
                             f"{name}: RepetitionTime {content['RepetitionTime']!r} is no number."
@@ -222,6 +216,18 @@ def _sidecar_time(path: Path, root: Path) -> tuple[float | None, str]:
         if folder == root:
             break
     return None, ""
+
+
+def _plausible(seconds: float, where: str) -> float:
+    low, high = T_R_LIMITS
+    if low <= seconds <= high:
+        return seconds
+    ms = "; it may be in milliseconds" if low <= seconds / 1000 <= high else ""
+    raise DataError(
+        f"{where} says a RepetitionTime of {seconds:g} s, which is none{ms}.",
+        allowed=f"{low:g} to {high:g} s",
+        next_step="Correct the sidecar: RepetitionTime is in seconds.",
+    )
 
 
 def confounds_file(path: Path) -> Path | None:
@@ -257,6 +263,14 @@ def mean_displacement(file: RecordingFile) -> float:
     return float((change[:, :3].sum(1) + change[:, 3:].sum(1) * 50).mean())
 
 
+def mean_displacements(recordings: Iterable[RecordingFile]) -> pd.Series:
+    """Return the mean framewise displacement of every subject in mm: the mean of those recordings that say one."""
+    rows = [(r.subject, mean_displacement(r)) for r in recordings]
+    table = pd.DataFrame(rows, columns=["subject", "mean_fd"]).astype({"mean_fd": float})
+    means: pd.Series = table.groupby("subject")["mean_fd"].mean()
+    return means
+
+
 # ---------------------------------------------------------------- ADHD-200's own
 
 
@@ -280,7 +294,7 @@ def list_athena(
         options = {"layout": "athena"}
         subject = match["id"].zfill(7)
         files.append(RecordingFile(subject, path, 1.0, match["session"], "rest", match["run"], options, own))
-    return without_copies(_checked(files, findings), findings)
+    return without_copies(openable(files, findings), findings)
 
 
 def list_nilearn(root: Path, *, beside: Mapping[str, Path], findings: list[Finding]) -> list[RecordingFile]:
@@ -294,33 +308,61 @@ def list_nilearn(root: Path, *, beside: Mapping[str, Path], findings: list[Findi
             if table.is_file():
                 own["confounds"] = table
             files.append(RecordingFile(match["id"].zfill(7), path, 1.0, options={"layout": "nilearn"}, beside=own))
-    return without_copies(_checked(files, findings), findings)
+    return without_copies(openable(files, findings), findings)
 
 
 # ---------------------------------------------------------------- SPM, raw
 
 
+def spm_images(root: Path) -> list[tuple[Path, re.Match[str]]]:
+    """Return images that SPM has normalised (``wrsub-…``, ``swuasub-…``, ``wsub-…``), and what their names say."""
+    found = [(p, SPM.fullmatch(p.name)) for p in sorted(root.rglob("*w*sub-*.nii*"))]
+    return [(p, m) for p, m in found if m is not None]
+
+
 def list_spm(root: Path, *, beside: Mapping[str, Path], t_r: float, findings: list[Finding]) -> list[RecordingFile]:
-    """List SPM's normalised images (``wrsub-…``; smoothed ones too), with the motion parameters beside them.
+    """List SPM's normalised images at rest, with the motion parameters beside them; not smoothed ones are preferred.
 
     Parameters
     ----------
     t_r
         Repetition time in seconds of images that no sidecar says one of.
     """
-    best: dict[str, RecordingFile] = {}
-    for path in sorted(root.rglob("*wr*sub-*.nii*")) + sorted(root.rglob("*wa*sub-*.nii*")):
-        match = SPM.fullmatch(path.name)
-        if match is None or (match["name"] in best and path.name.startswith("s")):
+    best: dict[tuple[str, str, str], RecordingFile] = {}
+    others: list[Path] = []
+    # Not smoothed ones come first, and so win.
+    for path, match in sorted(spm_images(root), key=lambda i: bool(i[1]["smoothed"])):
+        # A T1 is normalised under the same prefix, and so are films and tasks, whose repetition time is another.
+        if match["what"] and "rest" not in match["what"].lower():
+            others.append(path)
+            continue
+        entities = dict(re.findall(r"_(ses|run)-([A-Za-z0-9]+)", match["what"]))
+        key = (match["sub"], entities.get("ses", ""), entities.get("run", ""))
+        if key in best:
+            if not match["smoothed"]:
+                text = f"{path.name} is a second image of one recording; {best[key].path.name} is used"
+                findings.append(Finding("warning", "duplicate-recording", text, subject=match["sub"], path=str(path)))
             continue
         own = dict(beside)
-        stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
-        names = [f"rp_{re.sub(r'^s?wr?', '', stem)}.txt", f"rp_{match['name']}.txt"]
+        # Realignment names its parameters after what it was given: the image, or the one with corrected slice times.
+        names = [f"rp_{match['name']}.txt", f"rp_a{match['name']}.txt"]
         motion = next((path.with_name(n) for n in names if path.with_name(n).is_file()), None)
         if motion is not None:
             own["confounds"] = motion
-        best[match["name"]] = RecordingFile(match["sub"], path, 1 / t_r, options={"layout": "spm"}, beside=own)
-    return without_copies(_checked(best.values(), findings), findings)
+        try:
+            # Sidecars keep the name that the image had before SPM.
+            said, _ = _sidecar_time(path, root)
+            said = said or _sidecar_time(path.with_name(f"{match['name']}.nii"), root)[0]
+        except DataError as error:
+            findings.append(Finding("error", "no-repetition-time", str(error), subject=match["sub"], path=str(path)))
+            continue
+        best[key] = RecordingFile(
+            match["sub"], path, 1 / (said or t_r), key[1], "rest", key[2], {"layout": "spm"}, beside=own
+        )
+    if others:
+        text = f"{len(others)} normalised images are not of rest and not used ({others[0].name}, …)"
+        findings.append(Finding("info", "other-tasks", text, path=str(others[0])))
+    return without_copies(openable(best.values(), findings), findings)
 
 
 def raw_images(root: Path) -> list[Path]:

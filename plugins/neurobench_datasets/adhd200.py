@@ -47,10 +47,12 @@ from neurobench_datasets._adhd200_phenotypes import read_phenotypes
 from neurobench_datasets._atlases import FETCHED, aal_regions
 from neurobench_datasets._bold_layouts import (
     BOLD,
+    NIAK,
     list_athena,
     list_fmriprep,
     list_nilearn,
-    mean_displacement,
+    mean_displacements,
+    openable,
     raw_finding,
     raw_images,
     without_copies,
@@ -213,11 +215,7 @@ class ADHD200(Dataset):
         layout, found = self._found(root, findings)
         recordings = self._usable(found, layout, participants, root, findings)
         if "mean_fd" not in participants and any(r.beside.get("confounds") for r in recordings):
-            displacement: dict[str, list[float]] = {}
-            for r in recordings:
-                displacement.setdefault(r.subject, []).append(mean_displacement(r))
-            means = {s: float(np.mean(values)) for s, values in displacement.items()}
-            participants["mean_fd"] = pd.Series(means, dtype=float).reindex(participants.index)
+            participants["mean_fd"] = mean_displacements(recordings).reindex(participants.index)
         unlabelled = participants["diagnosis"].isna()
         if unlabelled.any():
             where = ", ".join(f"{s} {n}" for s, n in participants["site"][unlabelled].value_counts().items())
@@ -242,6 +240,7 @@ class ADHD200(Dataset):
         reasons: list[str] = []
         for layout in LAYOUTS if self.layout == "auto" else (self.layout,):
             noticed: list[Finding] = []
+            # Only the layout that is used needs an atlas; what lies beside it is counted.
             if layout == "time_courses":
                 if not self.time_courses:
                     continue
@@ -250,13 +249,16 @@ class ADHD200(Dataset):
             elif not any(root.rglob(IMAGES[layout])):
                 continue
             elif layout == "athena":
-                files = list_athena(root, filtered=self.filtered, beside=self.bold.atlas_beside(root), findings=noticed)
+                beside = {} if there else self.bold.atlas_beside(root)
+                files = list_athena(root, filtered=self.filtered, beside=beside, findings=noticed)
                 kind = "not filtered (snwmrda)" if self.filtered else "band-passed (sfnwmrda)"
                 reasons += [] if files or noticed else [f"its Athena volumes are all {kind}: say adhd200[filtered=…]"]
             elif layout == "nilearn":
-                files = list_nilearn(root, beside=self.bold.atlas_beside(root), findings=noticed)
+                beside = {} if there else self.bold.atlas_beside(root)
+                files = list_nilearn(root, beside=beside, findings=noticed)
             else:
-                files, noticed = list_fmriprep(root, bids_task="", beside=self.bold.atlas_beside(root))
+                beside = {} if there else self.bold.atlas_beside(root)
+                files, noticed = list_fmriprep(root, bids_task="", beside=beside)
             if not there:
                 findings += noticed
             if files:
@@ -264,7 +266,13 @@ class ADHD200(Dataset):
         raw = raw_images(root)
         if raw:
             findings.append(raw_finding(raw))
+        niak = [p for p in (*root.rglob("fmri_*.nii*"), *root.rglob("tseries_*.mat")) if NIAK.fullmatch(p.name)]
+        if niak:
+            text = f"{len(niak)} files are of the NIAK release ({niak[0].name}, …), which adhd200 does not read"
+            fix = "take Athena's files, or give its time series (.mat, variable tseries) to the dataset parcels"
+            findings.append(Finding("warning", "niak-files", text, fix=fix, path=str(niak[0])))
         if not there:
+            reasons += [f"{findings[-1].message} ({findings[-1].fix})"] if niak else []
             more = "; ".join(reasons) or ("its images are raw" if raw else "")
             raise DataError(
                 f"{root} has no recording that adhd200 can use" + (f": {more}." if more else "."),
@@ -305,7 +313,7 @@ class ADHD200(Dataset):
             RecordingFile(m["id"].zfill(7), p, 1.0, m["session"], "rest", m["run"], {"layout": "time_courses"})
             for p, m in files
         ]
-        return without_copies(recordings, findings), ""
+        return without_copies(openable(recordings, findings), findings), ""
 
     def _usable(
         self,
@@ -321,9 +329,10 @@ class ADHD200(Dataset):
         questionable = 0
         for file in found:
             subject, path = file.subject.zfill(7), file.path
-            # WashU's resting runs are called reststudy3 and the like.
+            # WashU's resting runs are called reststudy3 and the like, and may have numbers of their own.
             state = "rest" if file.state.startswith("rest") else file.state
-            run = file.run or file.state.removeprefix("rest").strip("_-")
+            study = file.state.removeprefix("rest").strip("_-") if state == "rest" else ""
+            run = "-".join(part for part in (study, file.run) if part)
             key = (subject, file.session, state, run)
             if subject not in participants.index:
                 text = f"{subject} has a recording and no row in a phenotype table"
@@ -339,7 +348,7 @@ class ADHD200(Dataset):
                 text = f"the site of {subject} is not known ({site}), so its repetition time is not either"
                 findings.append(Finding("error", "unknown-site", text, subject=subject, path=str(path)))
                 continue
-            rest = participants.get(f"qc_rest_{run or 1}", pd.Series(dtype=float)).get(subject)
+            rest = participants.get(f"qc_rest_{run.lstrip('0') or 1}", pd.Series(dtype=float)).get(subject)
             athena = participants.get("qc_athena", pd.Series(dtype=float)).get(subject)
             failed = rest == 0 or (layout in ("athena", "time_courses") and athena == 0)
             if failed and self.qc == "passed":

@@ -31,7 +31,7 @@ from neurobench import (
     closest,
     hookimpl,
 )
-from neurobench_datasets._bold_layouts import BOLD, list_fmriprep, mean_displacement, raw_finding, raw_images
+from neurobench_datasets._bold_layouts import BOLD, list_fmriprep, mean_displacements, raw_finding, raw_images
 from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
 from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings, task_labels
 from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from, read_table
@@ -170,8 +170,7 @@ class BIDS(Dataset):
                 continue
             matched.append(replace(r, subject=subject))
         if self.modality == "fmri" and "mean_fd" not in participants:
-            displacement = {r.subject: mean_displacement(r) for r in matched}
-            participants["mean_fd"] = pd.Series(displacement, dtype=float).reindex(participants.index)
+            participants["mean_fd"] = mean_displacements(matched).reindex(participants.index)
         findings += missing_targets(participants, STANDARD)
         return Listing(participants, tuple(sorted(matched, key=lambda r: r.id)), tuple(findings))
 

@@ -44,9 +44,10 @@ from neurobench_datasets._bold_layouts import (
     BOLD,
     list_fmriprep,
     list_spm,
-    mean_displacement,
+    mean_displacements,
     raw_finding,
     raw_images,
+    spm_images,
 )
 from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
 from neurobench_datasets._bold_twin import (
@@ -225,7 +226,7 @@ class CamCAN(Dataset):
             return list(found), findings
         raw = raw_images(root)
         findings = [raw_finding(raw)] if raw else []
-        images = any(root.rglob(f"sub-*{BOLD}")) or any(root.rglob("*w*sub-CC*.nii*"))
+        images = any(root.rglob(f"sub-*{BOLD}")) or bool(spm_images(root))
         if not images:
             raise DataError(
                 f"{root} has no BOLD that can be used" + (": its images (epi_rest) are raw." if raw else "."),
@@ -237,10 +238,7 @@ class CamCAN(Dataset):
         recordings, more = list_fmriprep(root, bids_task="rest", beside=beside)
         if not recordings and not any(f.level == "error" for f in more):
             recordings = list_spm(root, beside=beside, t_r=T_R, findings=more)
-        participants["mean_fd"] = np.nan
-        for r in recordings:
-            if r.subject in participants.index:
-                participants.loc[r.subject, "mean_fd"] = mean_displacement(r)
+        participants["mean_fd"] = mean_displacements(recordings).reindex(participants.index)
         return recordings, findings + more
 
     def read(self, file: RecordingFile) -> RawRecording:
