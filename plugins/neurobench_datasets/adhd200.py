@@ -94,9 +94,10 @@ LAYOUTS = ("time_courses", "athena", "fmriprep", "nilearn")
 INCLUSION = (
     "Everybody with a row in a phenotype table of the release and a recording of one layout, one parcellation and one "
     "filtering. qc=all: recordings that the release's visual control calls questionable (QC_Rest 0) are used and "
-    "counted; qc=passed: they are left out, and so are those that Athena's control failed (QC_Athena 0). Runs shorter "
-    "than 50 volumes, with another number of regions, or whose site and with it the repetition time is not known are "
-    "left out. Participants without a released diagnosis serve pretraining only."
+    "counted; qc=passed: they are left out, and so are those that Athena's control failed (QC_Athena 0); "
+    "recordings without a value stay. Runs shorter than 50 volumes, with another number of regions, or whose site and "
+    "with it the repetition time is not known are left out. Participants without a released diagnosis serve "
+    "pretraining only."
 )
 
 
