@@ -12,6 +12,7 @@ TITLES = {
     "dataset": "Datasets",
     "task": "Tasks",
     "baseline": "Baselines",
+    "figure": "Figures",
 }
 
 

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data)
 
-KINDS: tuple[str, ...] = ("backbone", "mask", "dataset", "task", "baseline")
+KINDS: tuple[str, ...] = ("backbone", "mask", "dataset", "task", "baseline", "figure")
 
 
 WHAT, HOW, DATA, OUTPUT = "What", "How", "Data", "Output"
@@ -305,7 +305,7 @@ def list_components(
     plugin: PluginFiles = None,
     verbose: Verbose = False,
 ) -> None:
-    """List backbones, masks, datasets, tasks and baselines."""
+    """List backbones, masks, datasets, tasks, baselines and figures."""
     from neurobench import console
 
     kinds = KINDS

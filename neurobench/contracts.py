@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from neurobench.evidence import Evidence
 from neurobench.records import (
     BackboneSpec,
     Cohort,
@@ -35,6 +36,10 @@ from neurobench.records import (
     WindowTable,
 )
 
+if TYPE_CHECKING:
+    # Only a report draws: nobody else should wait for matplotlib.
+    from matplotlib.figure import Figure as MplFigure
+
 __all__ = [
     "COVARIATES",
     "PARAMETERS_PER_PASS",
@@ -42,7 +47,9 @@ __all__ = [
     "Baseline",
     "Component",
     "Dataset",
+    "Drawing",
     "EvokedTask",
+    "Figure",
     "MaskingStrategy",
     "Metric",
     "ReconstructionTask",
@@ -491,4 +498,46 @@ class Baseline(Component, ABC):
         """Return (subjects, features), rows in the order of ``cohort.subjects``; zero columns are allowed.
 
         A feature that a subject's recordings do not have (a missing unit) is NaN: the probe fills in the training mean.
+        """
+
+
+# ---------------------------------------------------------------- figure
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """One picture of a report.
+
+    Parameters
+    ----------
+    name
+        Slug, unique among the drawings of a cohort, such as ``age-predicted``.
+    title, caption
+        What it is, and what one sees: axes with units, how many subjects, what intervals are.
+    alt
+        What somebody who cannot see it has to know of it.
+    figure
+        Drawn with matplotlib; the report saves and closes it.
+    section
+        ``task:LABEL``, ``reconstruction``, ``evoked``, ``comparison``, ``pretraining`` or ``interpretation``: where it
+        is put.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: MplFigure
+    section: str
+
+
+class Figure(Component, ABC):
+    """Draws pictures of a cohort for a report, from what a run left on disk; computes no score of its own."""
+
+    @abstractmethod
+    def draw(self, evidence: Evidence) -> Iterator[Drawing]:
+        """Yield drawings; none where the evidence does not hold what they need.
+
+        Figures are made without pyplot's state (``matplotlib.figure.Figure``), legible at 680 px wide, and in colours
+        that people with a colour vision deficiency can tell apart.
         """

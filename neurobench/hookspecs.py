@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from neurobench.contracts import Backbone, Baseline, Dataset, MaskingStrategy, Task
+    from neurobench.contracts import Backbone, Baseline, Dataset, Figure, MaskingStrategy, Task
 
 PROJECT = "neurobench"
 
@@ -49,3 +49,8 @@ def register_tasks() -> list[type[Task]]:  # type: ignore[empty-body]
 @hookspec
 def register_baselines() -> list[type[Baseline]]:  # type: ignore[empty-body]
     """Return baselines: recordings to one feature row a subject, no pretraining."""
+
+
+@hookspec
+def register_figures() -> list[type[Figure]]:  # type: ignore[empty-body]
+    """Return figures: what a run left on disk to pictures of a report."""

@@ -9,12 +9,12 @@ from typing import Literal
 
 import pluggy
 
-from neurobench.contracts import Backbone, Baseline, Component, Dataset, MaskingStrategy, Task
+from neurobench.contracts import Backbone, Baseline, Component, Dataset, Figure, MaskingStrategy, Task
 from neurobench.errors import closest
 
 __all__ = ["HOOKS", "KINDS", "NAME", "Kind", "wrong_class", "wrong_hooks"]
 
-Kind = Literal["backbone", "mask", "dataset", "task", "baseline"]
+Kind = Literal["backbone", "mask", "dataset", "task", "baseline", "figure"]
 
 KINDS: Mapping[Kind, type[Component]] = {
     "backbone": Backbone,
@@ -22,6 +22,7 @@ KINDS: Mapping[Kind, type[Component]] = {
     "dataset": Dataset,
     "task": Task,
     "baseline": Baseline,
+    "figure": Figure,
 }
 HOOKS: Mapping[str, Kind] = {f"register_{kind}s": kind for kind in KINDS}
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 import pluggy
 
 from neurobench import hookspecs
-from neurobench.contracts import Backbone, Baseline, Component, Dataset, MaskingStrategy, Task
+from neurobench.contracts import Backbone, Baseline, Component, Dataset, Figure, MaskingStrategy, Task
 from neurobench.errors import ConfigError, PluginError, closest, unknown_name
 from neurobench.plugin_rules import HOOKS, KINDS, NAME, Kind, wrong_class, wrong_hooks
 
@@ -98,6 +98,7 @@ class Registry:
     datasets: Mapping[str, type[Dataset]]
     tasks: Mapping[str, type[Task]]
     baselines: Mapping[str, type[Baseline]]
+    figures: Mapping[str, type[Figure]] = field(default_factory=dict)
     plugins: tuple[PluginInfo, ...] = ()
     unusable: Mapping[tuple[Kind, str], PluginError] = field(default_factory=dict, repr=False)
     sources: Mapping[tuple[Kind, str], tuple[PluginInfo, tuple[Path, ...]]] = field(default_factory=dict, repr=False)
@@ -454,6 +455,7 @@ def load_registry(
         datasets=_sorted(found["dataset"]),
         tasks=_sorted(found["task"]),
         baselines=_sorted(found["baseline"]),
+        figures=_sorted(found["figure"]),
         plugins=tuple(sorted(infos, key=lambda p: (p.distribution, p.entry_point))),
         unusable=unusable,
         sources=sources,

@@ -1,0 +1,170 @@
+"""What lies behind the numbers of a run, beside its records: held-out predictions, maps, curves, signals, the cohort.
+
+Everything is a table (.parquet), a bundle of arrays (.npz) or JSON, so that reports and figures read an output folder
+alone and never a model. Folders of an output::
+
+    records/<id>.json                 the number, and how it was made
+    predictions/<id>.parquet          one row a held-out subject (window, response, subject × mask)
+    evidence/<id>/<kind>.parquet      units, curves, geometry, attribution
+    evidence/<id>/<kind>.npz          responses, traces
+    cohorts/<fingerprint>/            cohort.json, units.parquet
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from neurobench.errors import DataError
+
+__all__ = ["ARRAYS", "TABLES", "Evidence", "write_arrays", "write_table"]
+
+TABLES: Mapping[str, str] = {
+    "units": "of a reconstruction, one row a unit: unit, r2 (mean over headline masks), r2[MASK] of each mask",
+    "curves": "of a pretraining, one row a step that was kept: fold, step, loss",
+    "geometry": "of embeddings, one row a held-out subject: participant_id, fold, pc1, pc2, site, age",
+    "attribution": "of a pretrained row: task, group, control, n_units, value, low, high, metric, unit",
+}
+"""Tables that may lie beside a record."""
+
+ARRAYS: Mapping[str, str] = {
+    "responses": "grand averages of evoked responses over held-out subjects: keys (c,) such as auditory/tone, "
+    "n_subjects (c,), times_s (t,), units (u,), real and predicted (c, u, t) in native units (T, T/m)",
+    "traces": "one held-out window a mask: masks (m,), subjects are not named, units (m, k), times_s (t,), real, "
+    "predicted (m, k, t) in scaled units, hidden (m, k, t) bool, r2 (m, k)",
+}
+"""Bundles of arrays that may lie beside a record."""
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table, moved into place once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    table.to_parquet(beside, index=False)
+    os.replace(beside, path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays, moved into place once they are whole; nothing is pickled."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez(beside, allow_pickle=False, **arrays)
+    os.replace(beside, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that is known of one cohort in an output folder: what a figure draws from.
+
+    Parameters
+    ----------
+    folder
+        The output folder.
+    dataset, title
+        As asked for, such as ``camcan[signal=meg]``, and the name that people know.
+    source
+        ``real`` or ``simulated``; a drawing of simulated data says so.
+    modality, signal
+        ``fmri`` or ``meg``; ``parcels``, ``sensors`` or ``volume``.
+    table
+        Rows of :func:`neurobench.load_results` of this cohort: one row a (task, row, seed), ``id`` among the columns.
+    cohort
+        What ``cohort.json`` holds: flow, sites, card.
+    """
+
+    folder: Path
+    dataset: str
+    title: str
+    source: Literal["real", "simulated"]
+    modality: Literal["fmri", "meg"]
+    signal: Literal["parcels", "sensors", "volume"]
+    table: pd.DataFrame
+    cohort: Mapping[str, Any]
+    _cache: dict[Path, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def units(self) -> pd.DataFrame:
+        """One row a unit: unit, group, type, site, x, y, z in mm (MNI for fMRI, head frame for MEG; NaN: unknown)."""
+        return self._table(self.folder / "cohorts" / self.cohort["fingerprint"] / "units.parquet")
+
+    def rows(self, task: str = "", **columns: Any) -> pd.DataFrame:
+        """Return the scored rows of a task (all without one) whose columns have the values given.
+
+        Parameters
+        ----------
+        task
+            Label of the task.
+        **columns
+            Such as ``kind="pretrained"`` or ``kind=("baseline", "untrained")``.
+        """
+        table = self.table[self.table["status"] == "ok"]
+        if task:
+            table = table[table["task"] == task]
+        for name, value in columns.items():
+            wanted = list(value) if isinstance(value, tuple | list | set) else [value]
+            table = table[table[name].isin(wanted)]
+        return table
+
+    def tasks(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yield every task with its scored rows, in the order of the table."""
+        for task in dict.fromkeys(self.table["task"]):
+            if len(found := self.rows(task)):
+                yield task, found
+
+    def predictions(self, record_id: str) -> pd.DataFrame | None:
+        """Return the held-out predictions of a record, None where there are none."""
+        return self._optional(self.folder / "predictions" / f"{record_id}.parquet")
+
+    def frame(self, record_id: str, kind: str) -> pd.DataFrame | None:
+        """Return a table of :data:`TABLES` that lies beside a record, None where there is none."""
+        if kind not in TABLES:
+            raise DataError(f"there is no evidence {kind!r}.", allowed=", ".join(TABLES))
+        return self._optional(self.folder / "evidence" / record_id / f"{kind}.parquet")
+
+    def arrays(self, record_id: str, kind: str) -> Mapping[str, NDArray[Any]] | None:
+        """Return the arrays of :data:`ARRAYS` that lie beside a record, None where there are none."""
+        if kind not in ARRAYS:
+            raise DataError(f"there is no evidence {kind!r}.", allowed=", ".join(ARRAYS))
+        path = self.folder / "evidence" / record_id / f"{kind}.npz"
+        if path not in self._cache:
+            if not path.is_file():
+                return None
+            with np.load(path, allow_pickle=False) as stored:
+                self._cache[path] = dict(stored)
+        found: Mapping[str, NDArray[Any]] = self._cache[path]
+        return found
+
+    def _optional(self, path: Path) -> pd.DataFrame | None:
+        return self._table(path) if path.is_file() else None
+
+    def _table(self, path: Path) -> pd.DataFrame:
+        if path not in self._cache:
+            self._cache[path] = pd.read_parquet(path)
+        table: pd.DataFrame = self._cache[path]
+        return table.copy()
+
+
+def read_cohort(folder: Path, fingerprint: str) -> Mapping[str, Any]:
+    """Return what ``cohort.json`` holds.
+
+    Raises
+    ------
+    DataError
+        If it is missing or unreadable.
+    """
+    path = folder / "cohorts" / fingerprint / "cohort.json"
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}.", next_step="Run the same `neurobench run` again: it is written anew."
+        ) from error
+    return found

@@ -1,0 +1,1 @@
+"""Built-in figures of neurobench; each file is one plugin, loaded through its entry point."""
