@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from neurobench import evoked_scores, reconstruction, results, scoring, window_scoring
+from neurobench import evoked_scores, gather, reconstruction, results, scoring, window_scoring
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.contracts import EvokedTask, ReconstructionTask
@@ -25,6 +26,9 @@ from neurobench.steps import Row
 from neurobench.store import Entry, Store
 
 __all__ = ["Scored", "cohort_failed", "collect", "finish"]
+
+COVARIATES_ROW = "covariates"
+"""The baseline that knows who was scanned, where and how long, and nothing of the brain."""
 
 CONTROLS = ("baseline", "filler", "untrained")
 """Kinds of rows that a pretrained one has to beat."""
@@ -44,6 +48,10 @@ class Scored:
         Reconstruction scores, and the evaluation masks that count in the headline.
     evoked
         Scores of evoked responses.
+    held_out
+        What is kept of the held-out subjects beside the record.
+    tables, arrays
+        The rest of the evidence, by kind, see :mod:`neurobench.evidence`.
     """
 
     record: Record
@@ -51,6 +59,9 @@ class Scored:
     reconstructions: reconstruction.ReconstructionScores | None = None
     headline_masks: tuple[str, ...] = ()
     evoked: EvokedScores | None = None
+    held_out: pd.DataFrame | None = None
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
 
     @property
     def of_windows(self) -> bool:
@@ -93,6 +104,7 @@ def collect(run: CohortRun, failures: Mapping[Row, BaseException], store: Store)
         "data": _data_record(run),
         "protocol": results.ProtocolRecord(**run.protocol()),
     }
+    gather.write_cohort(run, store.out)
     scored = []
     for row in run.rows:
         summary = None if row in failures or row.kind != "pretrained" else _pretraining_record(run, row, store)
@@ -149,16 +161,43 @@ def _score(
         p_value=score["p_value"],
         above_chance=score["above_chance"],
         cost=_cost(run, row, task, entry, store),
+        confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
         notes=score["notes"],
     )
+    tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
     path = entry.file("predictions.parquet")
     if path.is_file():
-        return Scored(record, predictions=pd.read_parquet(path))
+        predictions = pd.read_parquet(path)
+        return Scored(record, predictions=predictions, held_out=predictions, tables=tables)
     built = run.task(task)
     if isinstance(built, EvokedTask):
-        return Scored(record, evoked=run.evoked_scores(row, task))
+        evoked = run.evoked_scores(row, task)
+        averages = gather.responses(run, row, task, store)
+        return Scored(
+            record,
+            evoked=evoked,
+            held_out=evoked_scores.response_table(evoked, row.label),
+            tables=tables,
+            arrays={} if averages is None else {"responses": averages},
+        )
     masks = run.headline_masks(built) if isinstance(built, ReconstructionTask) else ()
-    return Scored(record, reconstructions=run.evaluated(row, task), headline_masks=masks)
+    scores = run.evaluated(row, task)
+    traces = None if row.kind == "filler" else gather.examples(run, row, task, store)
+    return Scored(
+        record,
+        reconstructions=scores,
+        headline_masks=masks,
+        held_out=gather.subject_reconstructions(run, row, scores, masks),
+        tables=tables | {"units": gather.unit_scores(row, scores, masks)},
+        arrays={} if traces is None else {"traces": traces},
+    )
+
+
+def _leak(run: CohortRun, row: Row, store: Store) -> dict[str, MetricRecord]:
+    """Return how well a row's features tell the site, if that was asked."""
+    step = run.leak_step(row)
+    entry = None if step is None else store.get(step.stage, step.identity)
+    return {} if entry is None else {"site_leak": MetricRecord(**entry.json("leak.json"))}
 
 
 def _components(row: Row) -> dict[str, ComponentSpec | None]:
@@ -204,6 +243,7 @@ def _pretraining_record(run: CohortRun, row: Row, store: Store) -> PretrainingRe
     return PretrainingRecord(
         loss_first=mean("loss_first"),
         loss_last=mean("loss_last"),
+        loss_held_out=float(scores.sse[0, scores.predictors.index(row.label)].sum() / scores.n[0].sum()),
         hidden_fraction=mean("hidden_fraction"),
         scored_fraction=mean("scored_fraction"),
         r2_own_mask=own,
@@ -293,9 +333,8 @@ def finish(scored: Sequence[Scored], out: Path) -> pd.DataFrame:
     for group in groups.values():
         best = _best(group)
         for s in group:
-            record = _with_skill(s.record, group)
-            evidence = s.predictions if s.evoked is None else evoked_scores.response_table(s.evoked, record.row)
-            results.write_record(out, record, evidence)
+            record = _beyond_covariates(s, _with_skill(s.record, group), group)
+            results.write_record(out, record, s.held_out, s.tables, s.arrays)
             rows.append(results.as_row(record) | {"best": s is best})
     return pd.DataFrame(rows)
 
@@ -322,13 +361,36 @@ def _with_skill(record: Record, group: Sequence[Scored]) -> Record:
     return record.model_copy(update={"skill": skill, "best_baseline": name})
 
 
+def _beyond_covariates(scored: Scored, record: Record, group: Sequence[Scored]) -> Record:
+    """Return the record with its difference to the row that knows the covariates alone, on the same subjects."""
+    covariates = next((s for s in group if s.record.row == COVARIATES_ROW and s.predictions is not None), None)
+    if scored.predictions is None or scored.of_windows or covariates is None or covariates is scored:
+        return record
+    assert covariates.predictions is not None
+    found = scoring.compare(scored.predictions, covariates.predictions, record.headline, n_permutations=0)
+    metric = record.metrics[record.headline]
+    beyond = MetricRecord(
+        value=found.difference,
+        low=found.low,
+        high=found.high,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        chance=0.0,
+    )
+    return record.model_copy(update={"confounds": record.confounds | {"over_covariates": beyond}})
+
+
 def _best(group: Sequence[Scored]) -> Scored | None:
     """Return the leading row if the interval of its difference to the next one excludes 0, else None.
 
-    Within recordings nothing is ranked: the test signal is the training people's.
+    Within recordings nothing is ranked: the test signal is the training people's. Nor is reconstruction after a
+    transductive pretraining, which has seen that signal.
     """
     ranked = [s for s in group if _headline(s.record) is not None]
-    if len(ranked) < 2 or ranked[0].record.protocol.split == "within-recording":
+    if len(ranked) < 2:
+        return None
+    protocol = ranked[0].record.protocol
+    if protocol.split == "within-recording" or (protocol.transductive and ranked[0].predictions is None):
         return None
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)

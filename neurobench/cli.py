@@ -88,9 +88,12 @@ def run(
         typer.Option("--seed", metavar="N,…", help="Such as 0,1,2.", rich_help_panel=WHAT),
     ] = None,
     suite: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--suite", metavar="FILE", help="YAML file with settings; options go over it.", rich_help_panel=WHAT
+            "--suite",
+            metavar="NAME|FILE",
+            help="core-v1, or a YAML file with settings; options go over it.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     profile: Annotated[
@@ -117,6 +120,23 @@ def run(
             metavar="subjects|site|within-recording",
             help="What is held out; subjects without it.",
             autocompletion=choice("subjects", "site", "within-recording"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    transductive: Annotated[
+        bool,
+        typer.Option(
+            "--transductive",
+            help="Pretrain on the test subjects' recordings too, without labels; every record says so.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
+    harmonise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|site",
+            help="site: take the sites' location and scale out of features, fitted on training subjects; none without.",
+            autocompletion=choice("none", "site"),
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -217,6 +237,8 @@ def run(
         sfreq=sfreq,
         n_steps=steps,
         plugin_files=plugin,
+        transductive=transductive or None,
+        harmonise=harmonise,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)
     shown = side.is_terminal and not (quiet or as_json)

@@ -199,6 +199,11 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
     for option, number, least in (("steps", config.n_steps, 1), ("n-subjects", config.n_subjects, 4)):
         if number is not None and number < least:
             yield ConfigError(f"--{option} cannot be {number}.", allowed=f"{least} or more")
+    if config.transductive and config.split == "within-recording":
+        yield ConfigError(
+            "--transductive has no meaning with --split within-recording: everybody is in training there.",
+            next_step="Leave one of them out.",
+        )
     if any(seed < 0 for seed in config.seeds):
         yield ConfigError("a seed cannot be negative.", allowed="whole numbers from 0, such as --seed 0,1,2")
     for option in ("window_s", "patch_s", "sfreq"):

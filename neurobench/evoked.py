@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from neurobench.contracts import EvokedTask
 from neurobench.errors import DataError
+from neurobench.grand_average import GrandAverage
 from neurobench.identity import seed_for
 from neurobench.masking import mask_generator
 from neurobench.progress import Advance
@@ -425,6 +426,7 @@ def evaluate(
     n_small: int = 0,
     batch_size: int = 32,
     advance: Advance | None = None,
+    grand: GrandAverage | None = None,
 ) -> EvokedScores:
     """Fill in the hidden epochs of every response, average, and measure.
 
@@ -448,6 +450,8 @@ def evaluate(
         Windows at a time; does not change the result.
     advance
         Told how many responses are done.
+    grand
+        Given the averages of every response in native units.
     """
     cohort = tokenizer.cohort
     times = epoch_times(cohort.sfreq, task.span_s)
@@ -470,6 +474,10 @@ def evaluate(
             without_baseline(total[:, :, known].sum(0) / count[:, known].sum(0)[:, None] / scale[:, None], times)
             for total, count in sums
         )
+        if grand is not None:
+            native = np.full((1 + len(predictors), len(known), len(times)), np.nan)
+            native[:, known] = whole * scale[:, None]
+            grand.add(response.state, response.condition, native)
         ceiling = _ceiling(near[0, 0], near[1, 0], times, window_s)
         for p in range(len(predictors)):
             each = measure(whole[0], whole[p + 1], times, window_s)

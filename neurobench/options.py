@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -10,8 +11,9 @@ from typing import Any, Literal, get_args
 
 from neurobench.components import split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
+from neurobench.identity import digest
 
-__all__ = ["CHOICES", "PROFILES", "Profile", "RunConfig", "load_suite"]
+__all__ = ["CHOICES", "PROFILES", "Profile", "RunConfig", "frozen_suites", "load_suite"]
 
 
 # ---------------------------------------------------------------- profiles
@@ -61,6 +63,7 @@ Split = Literal["subjects", "site", "within-recording"]
 Device = Literal["auto", "cpu", "cuda"]
 Source = Literal["auto", "real", "simulated"]
 Variant = Literal["default", "null", "confounded"]
+Harmonise = Literal["none", "site"]
 
 _Names = str | Iterable[str] | None
 
@@ -101,6 +104,12 @@ class RunConfig:
         Seconds, seconds, Hz; None: the dataset's own.
     plugin_files
         Python files to load besides the installed plugins.
+    transductive
+        Pretrain on the recordings of test subjects too, without labels; every record says so.
+    harmonise
+        ``site``: take location and scale of the training subjects' sites out of features, fitted inside the fold.
+    suite
+        ``NAME@HASH`` of the suite file that this comes from, with what was changed of it; not set by hand.
     """
 
     backbones: tuple[str, ...] = ()
@@ -124,6 +133,9 @@ class RunConfig:
     sfreq: float | None = None
     n_steps: int | None = None
     plugin_files: tuple[Path, ...] = ()
+    transductive: bool = False
+    harmonise: Harmonise = "none"
+    suite: str = ""
 
     @classmethod
     def from_options(
@@ -151,6 +163,8 @@ class RunConfig:
         sfreq: float | None = None,
         n_steps: int | None = None,
         plugin_files: str | Path | Iterable[str | Path] | None = None,
+        transductive: bool | None = None,
+        harmonise: str | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -179,10 +193,19 @@ class RunConfig:
             "sfreq": sfreq,
             "n_steps": n_steps,
             "plugin_files": None if plugin_files is None else tuple(Path(f) for f in _listed(plugin_files)),
+            "transductive": transductive,
+            "harmonise": harmonise,
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        over = sorted(k for k, v in changes.items() if k not in _NOT_OF_A_SUITE and v != getattr(base, k))
+        if base.suite and over:
+            changes["suite"] = f"{base.suite}, changed: {', '.join(over)}"
         return replace(base, **changes)
+
+
+_NOT_OF_A_SUITE = ("data_dirs", "source", "out", "device", "plugin_files")
+"""What every user of a suite sets for themselves: where the data are, where results go, what they are computed on."""
 
 
 def _listed(value: Any) -> list[Any]:
@@ -232,6 +255,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "device": get_args(Device),
     "source": get_args(Source),
     "variant": get_args(Variant),
+    "harmonise": get_args(Harmonise),
 }
 
 
@@ -239,7 +263,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 def load_suite(path: Path | str) -> RunConfig:
-    """Read a suite file: YAML, with the fields of :class:`RunConfig` less ``out``.
+    """Read a suite: the name of a frozen one, or a YAML file with fields of :class:`RunConfig`.
 
     Relative paths in it are relative to its folder.
 
@@ -251,14 +275,14 @@ def load_suite(path: Path | str) -> RunConfig:
     import pydantic
     import yaml
 
-    path = Path(path).expanduser()
+    path = _suite_file(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the suite file {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"the suite file {path} is no YAML: {' '.join(str(error).split())}.") from None
-    known = [f.name for f in fields(RunConfig) if f.name != "out"]
+    known = [f.name for f in fields(RunConfig) if f.name not in ("out", "suite")]
     if not isinstance(content, dict):
         raise ConfigError(f"the suite file {path} holds no settings.", allowed=", ".join(known))
     problems: list[NeurobenchError] = [
@@ -284,10 +308,42 @@ def load_suite(path: Path | str) -> RunConfig:
         raise ConfigErrors(problems) from None
     if problems:
         raise ConfigErrors(problems)
+    fingerprint = digest(content)
+    frozen = frozen_suites().get(path.stem)
+    if frozen is not None and frozen != fingerprint:
+        raise ConfigError(
+            f"{path} calls itself {path.stem}, and is not: that suite is frozen, and this file's content differs.",
+            allowed=f"{path.stem} as it was published (content {frozen[:12]})",
+            next_step=f"Give the file another name, or use `--suite {path.stem}` and options over it.",
+        )
     return replace(
         config,
+        suite=f"{path.stem}@{fingerprint[:12]}",
         data_dirs={k: path.parent / v.expanduser() for k, v in config.data_dirs.items()},
         plugin_files=tuple(path.parent / f.expanduser() for f in config.plugin_files),
+    )
+
+
+SUITES = Path(__file__).with_name("suites")
+
+
+def frozen_suites() -> dict[str, str]:
+    """Return the content hash of every suite that comes with neurobench, by name."""
+    found: dict[str, str] = json.loads((SUITES / "frozen.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _suite_file(suite: Path | str) -> Path:
+    """Return the file of a suite: a path, or the name of one that comes with neurobench."""
+    path = Path(suite).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    if str(suite) in frozen_suites():
+        return SUITES / f"{suite}.yaml"
+    raise ConfigError(
+        f"there is no suite {str(suite)!r}.",
+        allowed=f"{', '.join(frozen_suites())}, or a .yaml file",
+        likely=closest(str(suite), frozen_suites()),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "ReconstructionScores",
     "RidgeFiller",
     "evaluate",
+    "example",
     "fill_by_mean",
     "fit_fillers",
     "headline_masks",
@@ -481,6 +483,60 @@ def evaluate(
         hidden_fraction=_ratio(counts[1], counts[0]),
         scored_fraction=_ratio(counts[2], counts[0]),
     )
+
+
+def example(
+    predictor: Predictor,
+    tokenizer: Tokenizer,
+    window: Window,
+    chunk: NDArray[np.int64],
+    label: str,
+    strategy: MaskingStrategy,
+    *,
+    ratio: float,
+    seed: int,
+    n_units: int = 4,
+) -> dict[str, NDArray[Any]]:
+    """Return what a reconstruction looks like: some units of one held-out window under the mask that was scored.
+
+    Parameters
+    ----------
+    predictor, tokenizer, label, strategy, ratio, seed
+        As for :func:`evaluate`.
+    window, chunk
+        A window, and the first chunk of units.
+    n_units
+        Units that are kept: those with hidden tokens, evenly spaced in the order of the table.
+
+    Returns
+    -------
+    arrays
+        ``units`` (k,) names; ``times_s`` (t,); ``real``, ``predicted`` (k, t) in scaled units, voxels averaged;
+        ``hidden`` (k, t) bool; ``r2`` (k,) over the hidden samples against zero, each unit's own mean.
+    """
+    cohort = tokenizer.cohort
+    batch = tokenizer.batch([window], chunk)
+    (table,) = tokenizer.window_tables(batch)
+    name = f"evaluation/{label}/0"
+    drawn = draw(strategy, table, ratio, mask_generator(seed, name, batch.subjects[0], batch.windows[0]))
+    hidden = torch.from_numpy(drawn.hidden[None])
+    filled = torch.where(hidden[..., None], predictor(batch, hidden), batch.signal)
+    real, guess = (
+        x[0].reshape(len(chunk), -1, cohort.n_voxels).mean(-1).double().numpy() for x in (batch.signal, filled)
+    )
+    at = drawn.hidden.repeat(cohort.samples_per_patch, 1)
+    able = np.flatnonzero(at.any(1))
+    kept = able[np.linspace(0, len(able) - 1, min(n_units, len(able))).round().astype(int)] if len(able) else able
+    real, guess, at = real[kept], guess[kept], at[kept]
+    sse, sst = ((guess - real) ** 2 * at).sum(1), (real**2 * at).sum(1)
+    return {
+        "units": np.array([cohort.units.names[i] for i in chunk[kept]], dtype=str),
+        "times_s": np.arange(real.shape[1]) / cohort.sfreq,
+        "real": real,
+        "predicted": guess,
+        "hidden": at,
+        "r2": 1 - _ratio(sse, sst),
+    }
 
 
 def _total(values: torch.Tensor) -> Array:

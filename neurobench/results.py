@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neurobench.errors import StoreError
+from neurobench.evidence import Evidence, read_cohort, write_arrays, write_table
 from neurobench.identity import digest
 from neurobench.store import atomic_write, disk_errors
 
-__all__ = ["Record", "environment", "load_predictions", "load_results", "read_record", "schema", "write_record"]
+__all__ = [
+    "Record",
+    "environment",
+    "load_evidence",
+    "load_predictions",
+    "load_results",
+    "read_record",
+    "schema",
+    "write_record",
+]
 
 SCHEMA_VERSION = 1
 
@@ -93,6 +104,9 @@ class ProtocolRecord(_Strict):
     n_steps: int
     batch_size: int
     recipe: dict[str, bool | int | float | str | list[float]]
+    transductive: bool = Field(default=False, description="pretrained on the test subjects' recordings too, unlabelled")
+    harmonise: Literal["none", "site"] = "none"
+    suite: str = Field(default="", description="NAME@HASH of the suite, with what was changed of it")
     seed: int
 
 
@@ -101,6 +115,9 @@ class PretrainingRecord(_Strict):
 
     loss_first: float | None
     loss_last: float | None
+    loss_held_out: float | None = Field(
+        default=None, description="mean squared error of the same kind of tokens in held-out subjects"
+    )
     hidden_fraction: float | None
     scored_fraction: float | None
     r2_own_mask: float | None = Field(description="held-out R² under the mask it was pretrained with")
@@ -142,6 +159,10 @@ class Record(_Strict):
     best_baseline: str = ""
     p_value: float | None = None
     above_chance: bool | None = None
+    confounds: dict[str, MetricRecord] = Field(
+        default={},
+        description="correlations with covariates, what is left given them, site leak, difference to covariates alone",
+    )
     pretraining: PretrainingRecord | None
     cost: CostRecord
     notes: list[str] = []
@@ -164,24 +185,27 @@ _OF_THE_RUN = ("environment", "written", "content_hash")
 """Fields that differ from run to run when nothing else does."""
 
 
-def write_record(out: Path, record: Record, predictions: pd.DataFrame | None = None) -> Path:
-    """Write a record, and its held-out predictions beside it; return the record's path.
+def write_record(
+    out: Path,
+    record: Record,
+    held_out: pd.DataFrame | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    arrays: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
+) -> Path:
+    """Write a record, and its evidence beside it (:mod:`neurobench.evidence`); return the record's path.
 
     A record that is there already and says the same is left as it is.
     """
-    folder = out / "records"
-    path = folder / f"{record.id}.json"
-    plain = record.model_dump(mode="json")
-    if path.is_file() and _says(path, plain):
-        return path
-    if predictions is not None:
-        table = out / "predictions" / f"{record.id}.parquet"
-        with disk_errors(table):
-            table.parent.mkdir(parents=True, exist_ok=True)
-            beside = table.with_name(f".{table.name}.{os.getpid()}")
-            predictions.to_parquet(beside, index=False)
-            os.replace(beside, table)
-    atomic_write(path, json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    path = out / "records" / f"{record.id}.json"
+    with disk_errors(path):
+        if held_out is not None:
+            write_table(out / "predictions" / f"{record.id}.parquet", held_out)
+        for kind, table in (tables or {}).items():
+            write_table(out / "evidence" / record.id / f"{kind}.parquet", table)
+        for kind, bundle in (arrays or {}).items():
+            write_arrays(out / "evidence" / record.id / f"{kind}.npz", bundle)
+    if not (path.is_file() and _says(path, record.model_dump(mode="json"))):
+        atomic_write(path, json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -256,7 +280,7 @@ def load_results(out: str | Path) -> pd.DataFrame:
 
 def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
     """Return what a user sets of a protocol; the folds and the recipe follow from the data and the code."""
-    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe"})
+    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite"})
 
 
 def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:
@@ -270,12 +294,44 @@ def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
+def load_evidence(out: str | Path) -> tuple[Evidence, ...]:
+    """Load what an output folder knows of each cohort, for figures and reports; one a (cohort, protocol).
+
+    Seeds share a protocol; another profile, split, window or adaptation is another one.
+
+    Raises
+    ------
+    StoreError, DataError
+        If the folder holds no record, a record was changed, or a cohort's page is missing.
+    """
+    folder = Path(out)
+    table = load_results(folder)
+    found = []
+    known = table[table["fingerprint"] != ""]
+    for (fingerprint, _), own in known.groupby(["fingerprint", "protocol"], sort=False):
+        cohort = read_cohort(folder, str(fingerprint))
+        found.append(
+            Evidence(
+                folder=folder,
+                dataset=cohort["dataset"],
+                title=cohort["card"]["title"],
+                source=cohort["source"],
+                modality=cohort["modality"],
+                signal=cohort["signal"],
+                table=own.reset_index(drop=True),
+                cohort=cohort,
+            )
+        )
+    return tuple(found)
+
+
 def as_row(record: Record) -> dict[str, Any]:
     """Return a record as one flat row of the results table."""
     head = record.metrics.get(record.headline)
     row: dict[str, Any] = {
         "dataset": record.dataset.label,
         "source": record.data.source if record.data else "",
+        "fingerprint": record.data.fingerprint if record.data else "",
         "task": record.task.label,
         "row": record.row,
         "kind": record.kind,
@@ -300,6 +356,9 @@ def as_row(record: Record) -> dict[str, Any]:
         "profile": record.protocol.profile,
         "adaptation": record.protocol.adaptation,
         "split": record.protocol.split,
+        "transductive": record.protocol.transductive,
+        "suite": record.protocol.suite,
+        "protocol": digest({k: v for k, v in _settings(record.protocol).items() if k != "seed"}),
         "status": record.status,
         "error": record.error,
         "id": record.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 
 from neurobench import (
     adaptation,
+    confounds,
     evoked,
     evoked_scores,
     finetuning,
@@ -41,6 +42,9 @@ from neurobench.steps import FILLERS, CohortSteps, Row, Step, code_digest
 
 __all__ = ["CohortRun", "protocol"]
 
+LEAK_SITE = 6
+"""People below which a site is left out when sites are told apart."""
+
 
 class CohortRun(CohortSteps):
     """The rows of one (cohort, seed), the tasks that they are scored on, and every step that this takes."""
@@ -63,29 +67,47 @@ class CohortRun(CohortSteps):
         identity = {
             "adaptation": "finetune" if self.finetunes(row) else "frozen",
             "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
+            "harmonise": self.grid.config.harmonise,
             "task": self.component(spec),
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, adaptation, finetuning),
+            "code": code_digest(scoring, metrics, adaptation, finetuning, confounds),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
             target = task.target(self.cohort.participants).dropna()
-            tables, unsettled = [], 0
-            for done, fold in enumerate(self.folds, 1):
-                table, prediction = self._predict(row, spec, task, fold, target)
-                tables.append(table)
-                unsettled += not prediction.converged
-                advance(done, len(self.folds))
-            whole = pd.concat(tables, ignore_index=True)
-            score = scoring.score_subject_task(task, whole, seed=self.seed).to_dict()
-            if unsettled:
-                score["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
-            whole.to_parquet(folder / "predictions.parquet", index=False)
-            (folder / "score.json").write_text(json.dumps(score), encoding="utf-8")
+            self._score_folds(
+                folder,
+                advance,
+                lambda fold: self._predict(row, spec, task, fold, target),
+                lambda whole: scoring.score_subject_task(task, whole, seed=self.seed),
+                lambda whole: confounds.confound_scores(whole, seed=self.seed),
+            )
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+
+    def _score_folds(
+        self,
+        folder: Path,
+        advance: Advance,
+        predict: Callable[[Fold], tuple[pd.DataFrame, bool]],
+        score: Callable[[pd.DataFrame], scoring.Score],
+        beside: Callable[[pd.DataFrame], Mapping[str, scoring.MetricScore]] = lambda whole: {},
+    ) -> None:
+        """Predict the test rows of every fold, score them all together, and write both."""
+        tables, unsettled = [], 0
+        for done, fold in enumerate(self.folds, 1):
+            table, converged = predict(fold)
+            tables.append(table)
+            unsettled += not converged
+            advance(done, len(self.folds))
+        whole = pd.concat(tables, ignore_index=True)
+        found = score(whole).to_dict() | {"confounds": {k: asdict(m) for k, m in beside(whole).items()}}
+        if unsettled:
+            found["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
+        whole.to_parquet(folder / "predictions.parquet", index=False)
+        (folder / "score.json").write_text(json.dumps(found), encoding="utf-8")
 
     def _source_step(self, row: Row, spec: ComponentSpec, fold: Fold) -> Step:
         """Return the step whose result a prediction is made from."""
@@ -95,8 +117,11 @@ class CohortRun(CohortSteps):
 
     def _predict(
         self, row: Row, spec: ComponentSpec, task: SubjectTask, fold: Fold, target: pd.Series[float]
-    ) -> tuple[pd.DataFrame, adaptation.Prediction]:
-        """Return the held-out predictions of one fold; ``target`` holds labelled subjects only."""
+    ) -> tuple[pd.DataFrame, bool]:
+        """Return the held-out predictions of one fold, and whether the probe converged.
+
+        ``target`` holds labelled subjects only.
+        """
         train = [s for s in fold.train if s in target.index]
         test = [s for s in fold.test if s in target.index]
         y = np.asarray(target.loc[train], np.float64)
@@ -108,7 +133,6 @@ class CohortRun(CohortSteps):
             place = {s: i for i, s in enumerate(subjects)}
             x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
             prediction = adaptation.fit_predict(x_train, y, x_test, task.kind, seed)
-        people = self.cohort.participants.loc[test]
         table = pd.DataFrame(
             {
                 "participant_id": test,
@@ -116,11 +140,10 @@ class CohortRun(CohortSteps):
                 "truth": np.asarray(target.loc[test], np.float64),
                 "prediction": prediction.values,
                 "train_mean": float(y.mean()),
-                "site": people["site"].astype(str).to_numpy() if "site" in people else "",
-                "age": pd.to_numeric(people["age"], errors="coerce").to_numpy(float) if "age" in people else np.nan,
             }
         )
-        return table, prediction
+        covariates = confounds.covariate_columns(self.cohort.participants.loc[test])
+        return table.assign(**covariates), prediction.converged
 
     def _finetune(
         self, row: Row, task: SubjectTask, fold: Fold, targets: Mapping[str, float], test: list[str], seed: int
@@ -170,18 +193,12 @@ class CohortRun(CohortSteps):
         }
 
         def compute(folder: Path, advance: Advance) -> None:
-            tables, unsettled = [], 0
-            for done, fold in enumerate(self.folds, 1):
-                table, converged = self._predict_windows(row, spec, fold)
-                tables.append(table)
-                unsettled += not converged
-                advance(done, len(self.folds))
-            whole = pd.concat(tables, ignore_index=True)
-            score = window_scoring.score_window_task(task, whole, seed=self.seed).to_dict()
-            if unsettled:
-                score["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
-            whole.to_parquet(folder / "predictions.parquet", index=False)
-            (folder / "score.json").write_text(json.dumps(score), encoding="utf-8")
+            self._score_folds(
+                folder,
+                advance,
+                lambda fold: self._predict_windows(row, spec, fold),
+                lambda whole: window_scoring.score_window_task(task, whole, seed=self.seed),
+            )
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
 
@@ -210,6 +227,58 @@ class CohortRun(CohortSteps):
         truth = [rows.names[k] for k in rows.classes.loc[list(test)]]
         people = rows.subjects.loc[list(test)].tolist()
         return window_scoring.window_predictions(test, people, fold.index, truth, probability, rows.names), converged
+
+    # ------------------------------------------------------------ site leak
+
+    def leak_step(self, row: Row) -> Step | None:
+        """Tell the site from a row's features by the common probe; None where that has no meaning.
+
+        It has none with a single site, where sites are what is held out, and for features that hold the site itself.
+        """
+        sites = self._leak_sites
+        spec = next((t for t in self.tasks if isinstance(self.task(t), SubjectTask)), None)
+        if spec is None or not len(sites) or "features" not in row.provides or self.finetunes(row):
+            return None
+        if row.baseline is not None and self.registry.get("baseline", row.baseline.name).depends_on_task:
+            return None
+        identity = {
+            "sources": [digest(self.feature_step(row, spec, f).identity) for f in self.folds],
+            "what": "site leak",
+            "harmonise": self.grid.config.harmonise,
+            "folds": self.fold_fingerprint,
+            "cohort": self.cohort.fingerprint,
+            "seed": self.seed,
+            "code": code_digest(adaptation, confounds),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            names = sorted(set(sites))
+            tables = []
+            for done, fold in enumerate(self.folds, 1):
+                train, test = ([s for s in people if s in sites.index] for people in (fold.train, fold.test))
+                subjects, x = self.features(row, spec, fold)
+                place = {s: i for i, s in enumerate(subjects)}
+                classes = np.array([names.index(sites[s]) for s in train], np.int64)
+                x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
+                seed = seed_for(self.seed, "probe", "site leak", fold.index)
+                probability, _ = adaptation.fit_predict_classes(x_train, classes, x_test, len(names), train, seed)
+                said = [names[k] for k in probability.argmax(1)]
+                tables.append(pd.DataFrame({"participant_id": test, "site": sites.loc[test].to_numpy(), "said": said}))
+                advance(done, len(self.folds))
+            score = confounds.site_leak(pd.concat(tables, ignore_index=True), seed=self.seed)
+            (folder / "leak.json").write_text(json.dumps(asdict(score)), encoding="utf-8")
+
+        return Step("confounds", self._title(f"site leak of {row.label}"), identity, 0.5, compute)
+
+    @functools.cached_property
+    def _leak_sites(self) -> pd.Series[str]:
+        """The site of everybody at a site of at least :data:`LEAK_SITE` people; empty where fewer than two are left."""
+        people = self.cohort.participants
+        if "site" not in people or self.grid.config.split != "subjects":
+            return pd.Series(dtype=str)
+        site = people["site"].dropna().astype(str)
+        site = site[site.map(site.value_counts()) >= LEAK_SITE]
+        return site if site.nunique() > 1 else site.iloc[:0]
 
     def _reconstruction_evaluation(self, row: Row, spec: ComponentSpec, task: ReconstructionTask) -> Step:
         masks = self.evaluation_masks(task)
@@ -247,10 +316,15 @@ class CohortRun(CohortSteps):
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
 
     def evaluated(self, row: Row, spec: ComponentSpec) -> reconstruction.ReconstructionScores:
-        """Return the reconstruction scores that a row's evaluation rests on."""
+        """Return a row's reconstruction scores: under the task's masks, and under every mask that pretrained somebody.
+
+        The latter are detail and no part of the row's score, which must not depend on what else is in the grid.
+        """
         task = self.task(spec)
         assert isinstance(task, ReconstructionTask)
-        return self.reconstructions(row, self.evaluation_masks(task), task.ratio)
+        masks = self.evaluation_masks(task)
+        others = [m for m, ratio in self.reconstruction_masks(row) if ratio == task.ratio and m not in masks]
+        return self.reconstructions(row, [*masks, *others], task.ratio)
 
     def headline_masks(self, task: ReconstructionTask) -> tuple[str, ...]:
         """Return the evaluation masks that count in the headline on this kind of signal."""
@@ -333,8 +407,8 @@ class CohortRun(CohortSteps):
             if isinstance(task, ReconstructionTask)
             for m in self.evaluation_masks(task)
         ]
-        pretrained = [c.mask for c in self.combinations if self.registry.get("mask", c.mask.name).pretrains]
-        own = pretrained if row.kind == "filler" else [row.mask] if row.kind == "pretrained" and row.mask else []
+        # Whoever was pretrained by whatever mask is scored under all of them: the matrix has no holes.
+        own = [c.mask for c in self.combinations if self.registry.get("mask", c.mask.name).pretrains]
         return list(dict.fromkeys([*pairs, *((m, self.grid.config.ratio) for m in own)]))
 
     def steps(self) -> Iterator[tuple[Row, Step]]:
@@ -361,6 +435,9 @@ class CohortRun(CohortSteps):
             for row in self.rows:
                 if self.task(task).needs in row.provides:
                     yield row, self.evaluation_step(row, task)
+        for row in self.rows:
+            if (leak := self.leak_step(row)) is not None:
+                yield row, leak
 
     def notes(self) -> list[str]:
         """Return what a reader of this cohort's tables should know."""
@@ -398,6 +475,9 @@ def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
         "n_steps": profile.n_steps,
         "batch_size": profile.batch_size,
         "recipe": {},
+        "transductive": grid.config.transductive,
+        "harmonise": grid.config.harmonise,
+        "suite": grid.config.suite,
         "seed": seed,
     }
 

@@ -24,6 +24,7 @@ from neurobench import (
     adaptation,
     contracts,
     evoked,
+    harmonisation,
     masking,
     pretraining,
     reconstruction,
@@ -45,6 +46,7 @@ from neurobench.contracts import (
 )
 from neurobench.evoked import EvokedScores
 from neurobench.evoked_scores import join_evoked, load_evoked, save_evoked
+from neurobench.grand_average import GrandAverage
 from neurobench.identity import digest, file_digest, seed_for
 from neurobench.plugins import Registry
 from neurobench.progress import Advance
@@ -241,8 +243,11 @@ class CohortSteps:
         strategy = self.strategy(mask)
         n_steps = self.grid.profile.n_steps if strategy.pretrains else 0
         ratio = self.grid.config.ratio
+        # Transductive: on everybody's recordings, without labels; scaling is fitted on training subjects all the same.
+        people = self.cohort.subjects if self.grid.config.transductive else fold.train
         identity = {
             **self._fold_identity(fold),
+            "people": digest(list(people)),
             "backbone": self.component(backbone),
             "mask": self.component(mask),
             "spec": asdict(self.spec),
@@ -257,9 +262,7 @@ class CohortSteps:
         def compute(folder: Path, advance: Advance) -> None:
             net, decoder = self._build(backbone)
             tokenizer = self.tokenizer(fold)
-            windows = tokens.TrainingWindows(
-                tokenizer, fold.train, self.grid.profile.n_tokens, self.seed, fold.train_span
-            )
+            windows = tokens.TrainingWindows(tokenizer, people, self.grid.profile.n_tokens, self.seed, fold.train_span)
             history = pretraining.pretrain(
                 net,
                 decoder,
@@ -384,7 +387,18 @@ class CohortSteps:
         """Return subjects and their feature rows."""
         entry = self.fetch(self.feature_step(row, task, fold))
         features = np.load(entry.file("features.npy"), allow_pickle=False).astype(np.float64)
-        return entry.json("subjects.json"), features
+        subjects = entry.json("subjects.json")
+        if self._harmonises(row, task):
+            people, train = self.cohort.participants.loc[subjects], np.isin(subjects, fold.train)
+            features = harmonisation.by_site(features, people, train, _target_column(self.task(task)))
+        return subjects, features
+
+    def _harmonises(self, row: Row, task: ComponentSpec) -> bool:
+        """Whether sites are taken out of a row's features: not of covariates, which know the site themselves."""
+        if self.grid.config.harmonise == "none" or "site" not in self.cohort.participants:
+            return False
+        of_covariates = row.baseline is not None and self.registry.get("baseline", row.baseline.name).depends_on_task
+        return isinstance(self.task(task), SubjectTask) and not of_covariates
 
     def feature_step(self, row: Row, task: ComponentSpec, fold: Fold) -> Step:
         """Return the step that gives a row its features."""
@@ -427,6 +441,19 @@ class CohortSteps:
                 predictors, tokenizer, windows, self.chunks, strategies, ratio=ratio, seed=self.seed
             )
             save_scores(scores, folder / "scores.npz")
+            if row.kind != "filler" and fold.index == 0:
+                only = predictors[row.label]
+                shown = reconstruction.example(
+                    only,
+                    tokenizer,
+                    windows[0],
+                    self.chunks[0],
+                    mask.label,
+                    strategies[mask.label],
+                    ratio=ratio,
+                    seed=self.seed,
+                )
+                np.savez(folder / "example.npz", allow_pickle=False, **shown)
 
         return Step("reconstruction", label, identity, 0.02 * len(fold.test), compute)
 
@@ -491,10 +518,20 @@ class CohortSteps:
             responses, n_small = evoked.find_responses(
                 self.cohort, fold.test, task, seed=self.seed, span=fold.test_span
             )
+            grand = GrandAverage(tuple(predictors), evoked.epoch_times(self.cohort.sfreq, task.span_s))
             scores = evoked.evaluate(
-                predictors, tokenizer, responses, self.chunks, task, seed=self.seed, n_small=n_small, advance=advance
+                predictors,
+                tokenizer,
+                responses,
+                self.chunks,
+                task,
+                seed=self.seed,
+                n_small=n_small,
+                advance=advance,
+                grand=grand,
             )
             save_evoked(scores, folder / "scores.npz")
+            grand.save(folder / "grand_average.npz")
 
         return Step("evoked", label, identity, 0.5 * len(fold.test), compute)
 

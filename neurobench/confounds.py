@@ -1,0 +1,177 @@
+"""What a prediction owes to age, sex, site, motion and scan length: how it goes with them, and what is left given them.
+
+A confound is anything that a probe could have read instead of what it was asked for. Partial correlations take the
+linear part of every covariate out of truth and prediction alike, in the held-out subjects; they cannot take out what
+enters otherwise, and a report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from neurobench.contracts import COVARIATES
+from neurobench.scoring import N_BOOTSTRAP, MetricScore, bootstrap_weights, percentile_interval
+
+__all__ = ["MIN_KNOWN", "confound_scores", "covariate_columns", "site_leak"]
+
+Array = NDArray[np.float64]
+
+MIN_KNOWN = 20
+"""Held-out subjects with a known covariate below which nothing is said about it."""
+
+
+def covariate_columns(participants: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    """Return the covariates that are known, as predictions keep them: numbers, and text for ``sex`` and ``site``."""
+    found: dict[str, NDArray[Any]] = {}
+    for name in COVARIATES:
+        if name in participants:
+            text = name in ("sex", "site")
+            values = participants[name]
+            found[name] = (
+                values.where(values.notna(), "").astype(str).to_numpy()
+                if text
+                else pd.to_numeric(values, errors="coerce").to_numpy(float)
+            )
+    return found
+
+
+def _designs(predictions: pd.DataFrame) -> dict[str, Array]:
+    """Return (subjects, columns) of every covariate that varies and of all together; NaN where it is not known."""
+    truth = predictions["truth"].to_numpy(float)
+    designs: dict[str, Array] = {}
+    for name in COVARIATES:
+        if name not in predictions:
+            continue
+        values = predictions[name]
+        known: NDArray[np.bool_]
+        if name in ("sex", "site"):
+            known = (values != "").to_numpy(bool)
+            columns = np.array(pd.get_dummies(values.where(known), dtype=float))[:, 1:]
+            columns[~known] = np.nan
+        else:
+            columns = values.to_numpy(float)[:, None]
+            known = np.asarray(np.isfinite(columns[:, 0]))
+        if known.sum() < MIN_KNOWN or columns.shape[1] == 0 or np.nanstd(columns, 0).max() == 0:
+            continue
+        if columns.shape[1] == 1 and abs(stats.pearsonr(columns[known, 0], truth[known]).statistic) > 1 - 1e-9:
+            continue  # The target itself.
+        designs[name] = columns
+    if len(designs) > 1:
+        designs["all"] = np.concatenate(list(designs.values()), 1)
+    return designs
+
+
+def confound_scores(
+    predictions: pd.DataFrame, *, seed: int, n_bootstrap: int = N_BOOTSTRAP
+) -> Mapping[str, MetricScore]:
+    """Return what is known of held-out predictions beside their covariates.
+
+    Parameters
+    ----------
+    predictions
+        As for :func:`neurobench.scoring.score_subject_task`, with the columns of :func:`covariate_columns`.
+    seed, n_bootstrap
+        Of the bootstrap over subjects.
+
+    Returns
+    -------
+    scores
+        ``r[NAME]``: Pearson's r of the prediction with a numeric covariate. ``truth_r[NAME]``: of the truth with it.
+        ``partial_r[NAME]``: of truth and prediction given a covariate (for a class: point-biserial), also given
+        ``all`` of them; ``delta_r2[all]``: what the prediction adds to the R² of a linear regression of the truth on
+        all covariates. Nothing for a prediction that is the same for everybody.
+    """
+    y, p = predictions["truth"].to_numpy(float), predictions["prediction"].to_numpy(float)
+    if len(y) < MIN_KNOWN or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):
+        return {}
+    draws = np.concatenate([np.ones((1, len(y))), bootstrap_weights(len(y), n_bootstrap, seed)])
+    scores: dict[str, MetricScore] = {}
+    for name, columns in _designs(predictions).items():
+        known = np.logical_and.reduce(np.isfinite(columns), 1)
+        if known.sum() < MIN_KNOWN:
+            continue
+        covariance = _covariances(np.column_stack([y, p, np.where(known[:, None], columns, 0.0)]), draws * known)
+        if columns.shape[1] == 1 and name not in ("sex", "site"):
+            scores[f"r[{name}]"] = _score(_correlation(covariance, 1, 2), None)
+            scores[f"truth_r[{name}]"] = _score(_correlation(covariance, 0, 2), None)
+        given = _given(covariance)
+        partial = _correlation(given, 0, 1)
+        scores[f"partial_r[{name}]"] = _score(partial, 0.0)
+        if name == "all":
+            left = np.divide(
+                given[:, 0, 0], covariance[:, 0, 0], out=np.zeros(len(draws)), where=covariance[:, 0, 0] > 0
+            )
+            scores["delta_r2[all]"] = _score(left * partial**2, 0.0)
+    return scores
+
+
+def _covariances(columns: Array, weights: Array) -> Array:
+    """Return (draws, columns, columns) weighted covariances of (subjects, columns)."""
+    q = columns.shape[1]
+    total = weights.sum(1)
+    centred = columns - columns.mean(0)  # Against cancellation; the weighted mean is taken off below.
+    mean = weights @ centred / total[:, None]
+    second = (weights @ (centred[:, :, None] * centred[:, None, :]).reshape(len(columns), -1)).reshape(-1, q, q)
+    found: Array = second / total[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    return found
+
+
+def _given(covariance: Array) -> Array:
+    """Return (draws, 2, 2) covariance of the first two columns given all others."""
+    inverse = np.linalg.pinv(covariance[:, 2:, 2:], rcond=1e-10, hermitian=True)
+    cross = covariance[:, :2, 2:]
+    given: Array = covariance[:, :2, :2] - cross @ inverse @ cross.transpose(0, 2, 1)
+    return given
+
+
+def _correlation(covariance: Array, i: int, j: int) -> Array:
+    power = covariance[:, i, i] * covariance[:, j, j]
+    found: Array = np.divide(
+        covariance[:, i, j], np.sqrt(np.maximum(power, 0)), out=np.full(len(power), np.nan), where=power > 1e-24
+    )
+    return found
+
+
+def _score(values: Array, chance: float | None) -> MetricScore:
+    low, high = percentile_interval(values[1:])
+    value = float(values[0]) if np.isfinite(values[0]) else None
+    return MetricScore(
+        value=value,
+        low=None if value is None else low,
+        high=None if value is None else high,
+        unit="",
+        higher_is_better=True,
+        chance=chance,
+    )
+
+
+# ---------------------------------------------------------------- site
+
+
+def site_leak(predictions: pd.DataFrame, *, seed: int, n_bootstrap: int = N_BOOTSTRAP) -> MetricScore:
+    """Return how well the site can be told from a representation: balanced accuracy over sites, held out.
+
+    Parameters
+    ----------
+    predictions
+        One row a held-out subject: ``participant_id``, ``site``, ``said``.
+    seed, n_bootstrap
+        Of the bootstrap over subjects.
+    """
+    table = predictions.sort_values("participant_id")
+    sites, place = np.unique(table["site"].astype(str), return_inverse=True)
+    right = (table["said"].astype(str) == table["site"].astype(str)).to_numpy(float)
+    weights = np.concatenate([np.ones((1, len(table))), bootstrap_weights(len(table), n_bootstrap, seed)])
+    recalls = []
+    for k in range(len(sites)):
+        own = weights * (place == k)
+        n = own.sum(1)
+        recalls.append(np.divide(own @ right, n, out=np.full(len(n), np.nan), where=n > 0))
+    values = np.mean(recalls, axis=0)  # NaN where a draw holds nobody of a site: those draws say nothing.
+    return _score(values, 1 / len(sites))

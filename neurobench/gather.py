@@ -1,0 +1,232 @@
+"""From stored steps to the evidence that lies beside a record: maps, curves, traces, responses, and the cohort."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from neurobench.components import ComponentSpec
+from neurobench.contracts import ReconstructionTask
+from neurobench.evidence import write_table
+from neurobench.grand_average import GrandAverage
+from neurobench.reconstruction import ReconstructionScores
+from neurobench.records import Cohort
+from neurobench.stages import CohortRun
+from neurobench.steps import Row
+from neurobench.store import Store, atomic_write, disk_errors
+
+__all__ = ["curves", "examples", "responses", "subject_reconstructions", "unit_scores", "write_cohort"]
+
+CURVE_POINTS = 200
+"""Points of a learning curve that are kept: each the mean loss over as many steps as it takes."""
+
+
+def subject_reconstructions(
+    run: CohortRun, row: Row, scores: ReconstructionScores, headline: tuple[str, ...]
+) -> pd.DataFrame:
+    """Return one row a (subject, mask): fold, whether the mask counts in the headline, and sums of squares.
+
+    R² pooled over subjects is 1 − Σ ``sse`` / Σ ``sst``; the skill puts ``sse_best_filler`` in the place of ``sst``.
+    """
+    fold = {s: f.index for f in run.folds for s in f.test}
+    own = scores.sse[:, scores.predictors.index(row.label)].sum(-1)
+    best = [scores.predictors.index(name) for name in scores.best_filler()]
+    tables = [
+        pd.DataFrame(
+            {
+                "participant_id": scores.subjects,
+                "fold": [fold[s] for s in scores.subjects],
+                "mask": mask,
+                "headline": mask in headline,
+                "n": scores.n[m].sum(-1),
+                "sse": own[m],
+                "sst": scores.sst[m].sum(-1),
+                "sse_best_filler": scores.sse[m, best[m]].sum(-1),
+                "fc_similarity": scores.fc_similarity[m, scores.predictors.index(row.label)],
+            }
+        )
+        for m, mask in enumerate(scores.masks)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def unit_scores(row: Row, scores: ReconstructionScores, headline: tuple[str, ...]) -> pd.DataFrame:
+    """Return one row a unit: ``r2`` over headline masks, that of each mask's best filler, and ``r2[MASK]``."""
+    own = scores.unit_r2(row.label)
+    best = np.stack([scores.unit_r2(name)[m] for m, name in enumerate(scores.best_filler())])
+    # If every mask is trivial on this signal there is no better headline than all of them.
+    counted = [m for m, mask in enumerate(scores.masks) if mask in headline] or list(range(len(scores.masks)))
+    table = {"unit": scores.units, "r2": _mean(own[counted]), "r2_filler": _mean(best[counted])}
+    return pd.DataFrame(table | {f"r2[{mask}]": own[m] for m, mask in enumerate(scores.masks)})
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over masks in which a unit was scored; NaN where it never was."""
+    known = np.isfinite(values)
+    n = known.sum(0)
+    mean: NDArray[np.float64] = np.divide(
+        np.where(known, values, 0.0).sum(0), n, out=np.full(values.shape[1], np.nan), where=n > 0
+    )
+    return mean
+
+
+def curves(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
+    """Return the loss of a pretraining: fold, step (the last one averaged over), loss; None without a step."""
+    tables = []
+    for fold in run.folds:
+        step = run.pretraining_step(*row.pretraining, fold)
+        entry = store.get(step.stage, step.identity)
+        losses = np.asarray(entry.json("pretraining.json")["losses"] if entry else [], float)
+        if len(losses):
+            ends = np.unique(np.linspace(0, len(losses), min(CURVE_POINTS, len(losses)) + 1).round().astype(int))
+            means = np.add.reduceat(losses, ends[:-1]) / np.diff(ends)
+            tables.append(pd.DataFrame({"fold": fold.index, "step": ends[1:], "loss": means}))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def examples(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Mapping[str, NDArray[Any]] | None:
+    """Return the examples of a row under every mask of a task, as :data:`neurobench.evidence.ARRAYS` says of traces."""
+    task = run.task(spec)
+    assert isinstance(task, ReconstructionTask)
+    found: dict[str, Mapping[str, NDArray[Any]]] = {}
+    for mask in run.evaluation_masks(task):
+        step = run.reconstruction_step(row, run.folds[0], mask, task.ratio)
+        entry = store.get(step.stage, step.identity)
+        if entry is not None and (path := entry.file("example.npz")).is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                found[mask.label] = dict(stored)
+    n = min((len(e["units"]) for e in found.values()), default=0)
+    if n == 0:
+        return None
+    stacked = {k: np.stack([e[k][:n] for e in found.values()]) for k in ("units", "real", "predicted", "hidden", "r2")}
+    return {"masks": np.array(list(found), dtype=str), "times_s": next(iter(found.values()))["times_s"], **stacked}
+
+
+def responses(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Mapping[str, NDArray[Any]] | None:
+    """Return the grand averages of a row's evoked responses over every fold's test subjects."""
+    steps = [run.evoked_step(row, fold, spec) for fold in run.folds]
+    entries = [e for s in steps if (e := store.get(s.stage, s.identity)) is not None]
+    return GrandAverage.joined([e.file("grand_average.npz") for e in entries], row.label, run.cohort.units.names)
+
+
+# ---------------------------------------------------------------- the cohort
+
+
+def write_cohort(run: CohortRun, out: Path) -> None:
+    """Write who is in a cohort, who was left out and why, its units and its card, for reports."""
+    cohort = run.cohort
+    folder = out / "cohorts" / cohort.fingerprint
+    path = folder / "cohort.json"
+    with disk_errors(path):
+        if not (folder / "units.parquet").is_file():
+            write_table(folder / "units.parquet", _units(cohort))
+    atomic_write(path, json.dumps(_cohort(run), indent=1, ensure_ascii=False) + "\n")
+
+
+def _units(cohort: Cohort) -> pd.DataFrame:
+    units = cohort.units
+    return pd.DataFrame(
+        {
+            "unit": units.names,
+            "group": units.groups,
+            "type": units.types,
+            "site": units.sites,
+            **{axis: units.position_mm[:, i].astype(float) for i, axis in enumerate("xyz")},
+        }
+    )
+
+
+def _cohort(run: CohortRun) -> dict[str, Any]:
+    """Return plain values; no participant is named where only aggregates may leave the machine."""
+    cohort = run.cohort
+    people = cohort.participants
+    named = cohort.card.may_leave != "aggregates"
+    left_out: dict[str, dict[str, Any]] = {}
+    for f in cohort.findings:
+        entry = left_out.setdefault(f.code, {"level": f.level, "n": 0, "subjects": set(), "fix": f.fix, "example": ""})
+        entry["n"] += 1
+        entry["subjects"] |= {f.subject} - {""}
+        entry["example"] = entry["example"] or (f.message if named or not f.subject else "")
+    flow = [
+        {
+            "code": code,
+            "level": entry["level"],
+            "n": entry["n"],
+            "n_subjects": len(entry["subjects"]),
+            "example": entry["example"],
+            "fix": entry["fix"],
+        }
+        for code, entry in sorted(left_out.items(), key=lambda item: (-item[1]["n"], item[0]))
+    ]
+    states = Counter(r.state for r in cohort.recordings)
+    families = people["family"].dropna().value_counts() if "family" in people else pd.Series(dtype=int)
+    return {
+        "fingerprint": cohort.fingerprint,
+        "dataset": cohort.dataset,
+        "card": asdict(cohort.card),
+        "source": cohort.source,
+        "variant": run.grid.config.variant if cohort.source == "simulated" else "",
+        "modality": cohort.modality,
+        "signal": cohort.signal,
+        "n_subjects": len(people),
+        "n_recordings": len(cohort.recordings),
+        "n_units": len(cohort.units),
+        "group_source": cohort.units.group_source,
+        "sfreq": cohort.sfreq,
+        "states": dict(sorted(states.items())),
+        "provenance": list(cohort.provenance),
+        "findings": flow,
+        "columns": _columns(people),
+        "sites": _by_site(people),
+        "n_families": int((families > 1).sum()),
+        "n_in_families": int(families[families > 1].sum()),
+        "recording_s": _spread(pd.Series([r.n_times / cohort.sfreq for r in cohort.recordings], dtype=float)),
+    }
+
+
+def _spread(values: pd.Series[float]) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=0)),
+        "low": float(values.min()),
+        "high": float(values.max()),
+    }
+
+
+def _columns(people: pd.DataFrame) -> dict[str, Any]:
+    """Return for every column how many know it, and its spread, or its classes where they are few."""
+    found: dict[str, Any] = {}
+    for name in people:
+        known = people[name].dropna()
+        numbers = pd.to_numeric(known, errors="coerce")
+        entry: dict[str, Any] = {"n": len(known)}
+        if len(known) and numbers.notna().all() and known.nunique() > 2:
+            entry |= _spread(numbers.astype(float))
+        elif 0 < known.nunique() <= 12:
+            entry["classes"] = {str(k): int(n) for k, n in known.astype(str).value_counts().sort_index().items()}
+        found[str(name)] = entry
+    return found
+
+
+def _by_site(people: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return per site how many people it has, of which diagnosis, of which age and motion."""
+    if "site" not in people:
+        return []
+    rows = []
+    for site, own in people.groupby(people["site"].fillna("unknown").astype(str)):
+        row: dict[str, Any] = {"site": str(site), "n": len(own)}
+        if "diagnosis" in own:
+            row["diagnosis"] = {str(k): int(n) for k, n in own["diagnosis"].value_counts().sort_index().items()}
+        for name in ("age", "mean_fd", "duration_s"):
+            if name in own and len(values := pd.to_numeric(own[name], errors="coerce").dropna()):
+                row[name] = _spread(values.astype(float))
+        rows.append(row)
+    return rows
