@@ -19,6 +19,7 @@ from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
 from neurobench.results import MetricRecord, Record
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
+from neurobench.tables import metric_name
 
 __all__ = ["Caveat", "caveats", "detectable"]
 
@@ -353,7 +354,7 @@ def detectable(records: Sequence[Record], evidence: Evidence) -> tuple[float, in
         return None
     record = rows[0][0]
     unit = record.metrics[record.headline].unit
-    return float(np.median(sizes)), record.n_subjects, f" {unit}" if unit else "", record.headline
+    return float(np.median(sizes)), record.n_subjects, f" {unit}" if unit else "", metric_name(record.headline)
 
 
 # ---------------------------------------------------------------- words

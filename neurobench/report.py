@@ -1,0 +1,628 @@
+"""From an output folder to a report that answers a reviewer's questions: HTML in one file, Markdown, CSV, pictures.
+
+Everything is read from records and evidence; nothing is computed that a record does not hold, except differences
+between rows. What is said in words comes from :mod:`neurobench.caveats`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import neurobench
+from neurobench.caveats import Caveat, caveats
+from neurobench.contracts import Drawing
+from neurobench.errors import ConfigError
+from neurobench.evidence import Evidence
+from neurobench.plugins import Kind, Registry
+from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
+from neurobench.store import atomic_write, disk_errors
+from neurobench.tables import count, decimals, duration, metric_name, missing
+
+__all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
+
+KINDS = {
+    "pretrained": "pretrained",
+    "untrained": "untrained (control)",
+    "baseline": "baselines",
+    "filler": "trivial fillers",
+}
+
+METHODS = (
+    "Intervals: percentile bootstrap over subjects, 2,000 draws (Efron & Tibshirani 1993, doi:10.1201/9780429246593).",
+    "Permutation p-values (b + 1) / (m + 1) (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585), labels permuted within "
+    "sites against fixed held-out predictions; between rows, predictions of random subjects exchanged.",
+    "Many comparisons of one task: Holm 1979 (Scandinavian Journal of Statistics 6:65–70).",
+    "Dependence between folds, as a check: Nadeau & Bengio 2003, doi:10.1023/A:1024068626366.",
+)
+
+DPI = 160
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A table of text: columns, rows, and which rows start a new block under a heading."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    headings: Mapping[int, str] = field(default_factory=dict)
+    bold: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A drawing as PNG."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    section: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as it stands in HTML."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSection:
+    """One task of a cohort."""
+
+    task: str
+    heading: str
+    results: Grid
+    details: Grid
+    confounds: Grid | None
+    notes: Sequence[str]
+    caveats: Sequence[Caveat]
+    pictures: Sequence[Picture]
+    comparisons: Sequence[tuple[str, Grid | None]] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """One cohort under one protocol."""
+
+    anchor: str
+    title: str
+    dataset: str
+    simulated: bool
+    summary: Sequence[str]
+    caveats: Sequence[Caveat]
+    cohort: Sequence[tuple[str, str]]
+    flow: Grid | None
+    sites: Grid | None
+    columns: Grid
+    protocol: Sequence[tuple[str, str]]
+    tasks: Sequence[TaskSection]
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that a report shows."""
+
+    out: str
+    written: str
+    version: str
+    sections: Sequence[Section]
+    commands: Sequence[str]
+    software: Sequence[tuple[str, str]]
+    components: Grid
+    citations: Sequence[str]
+    methods: Sequence[str]
+    restricted: Sequence[str]
+
+
+# ---------------------------------------------------------------- building
+
+
+def build_report(
+    out: Path,
+    registry: Registry,
+    *,
+    figures: bool = True,
+    compared: Mapping[tuple[str, str], Sequence[tuple[str, Grid | None]]] | None = None,
+) -> Report:
+    """Read an output folder and say what it holds.
+
+    Parameters
+    ----------
+    out
+        Output folder of one or more runs.
+    registry
+        Figures to draw, and what components cite.
+    figures
+        Whether to draw.
+    compared
+        Sentences and tables of comparisons by (dataset, task).
+
+    Raises
+    ------
+    StoreError, DataError
+        If the folder holds no records, or one that was changed.
+    """
+    sections, everything = [], []
+    for n, evidence in enumerate(load_evidence(out)):
+        records = [read_record(Path(p)) for p in evidence.table["record"]]
+        everything += records
+        sections.append(_section(n, evidence, records, registry if figures else None, compared or {}))
+    if not sections:
+        raise ConfigError(
+            f"{out} holds failed rows only: there is nothing to report.",
+            next_step="See the errors: `neurobench run` with the same options prints them again.",
+        )
+    environments = [r.environment for r in everything]
+    return Report(
+        out=out.resolve().name,
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        version=neurobench.__version__,
+        sections=sections,
+        commands=list(dict.fromkeys(e["command"] for e in environments)),
+        software=_software(environments),
+        components=_components(everything),
+        citations=list(_citations(everything, load_evidence(out), registry)),
+        methods=METHODS,
+        restricted=sorted({s.title for s, e in zip(sections, load_evidence(out), strict=True) if _restricted(e)}),
+    )
+
+
+def _restricted(evidence: Evidence) -> bool:
+    return evidence.source == "real" and evidence.cohort["card"]["may_leave"] == "aggregates"
+
+
+def _section(
+    n: int,
+    evidence: Evidence,
+    records: Sequence[Record],
+    registry: Registry | None,
+    compared: Mapping[tuple[str, str], Sequence[tuple[str, Grid | None]]],
+) -> Section:
+    said = caveats(evidence, records)
+    pictures, broken = _pictures(evidence, registry) if registry is not None else ([], [])
+    said += broken
+    tasks = [_task(task, rows, records, said, pictures, evidence, compared) for task, rows in evidence.tasks()]
+    cohort = evidence.cohort
+    return Section(
+        anchor=f"cohort-{n + 1}",
+        title=evidence.title,
+        dataset=evidence.dataset,
+        simulated=evidence.source == "simulated",
+        summary=[_one_line(task, rows) for task, rows in evidence.tasks()],
+        caveats=[c for c in said if not c.task],
+        cohort=list(_facts(evidence)),
+        flow=_flow(cohort),
+        sites=_sites(cohort),
+        columns=_participants(cohort),
+        protocol=list(_protocol(records[0])),
+        tasks=tasks,
+        pictures=[p for p in pictures if not p.section.startswith("task:")],
+    )
+
+
+def _pictures(evidence: Evidence, registry: Registry) -> tuple[list[Picture], list[Caveat]]:
+    """Draw everything; a figure that fails is said, and the others go on."""
+    found: list[Picture] = []
+    broken: list[Caveat] = []
+    for name, cls in registry.figures.items():
+        try:
+            found += [_picture(d) for d in cls().draw(evidence)]
+        except Exception as error:  # whatever a plugin raises must not cost the report
+            broken.append(Caveat("warning", "figure-failed", f"Figure {name} failed: {type(error).__name__}: {error}"))
+    return found, broken
+
+
+def _picture(drawing: Drawing) -> Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(drawing.figure)
+    buffer = io.BytesIO()
+    drawing.figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    return Picture(drawing.name, drawing.title, drawing.caption, drawing.alt, drawing.section, buffer.getvalue())
+
+
+# ---------------------------------------------------------------- a task
+
+
+def _task(
+    task: str,
+    rows: pd.DataFrame,
+    records: Sequence[Record],
+    said: Sequence[Caveat],
+    pictures: Sequence[Picture],
+    evidence: Evidence,
+    compared: Mapping[tuple[str, str], Sequence[tuple[str, Grid | None]]],
+) -> TaskSection:
+    own = [r for r in records if r.task.label == task and r.status == "ok"]
+    head = rows.iloc[0]
+    facts = [metric_name(str(head["metric"])) + (f" in {head['unit']}" if head["unit"] else "")]
+    facts.append("higher is better" if head["higher_is_better"] else "lower is better")
+    if not missing(head["chance"]):
+        facts.append(f"chance {head['chance']:.3g}")
+    facts.append(f"n = {int(rows['n_subjects'].max())} held-out subjects")
+    return TaskSection(
+        task=task,
+        heading=" · ".join(facts),
+        results=_results(rows),
+        details=_details(own),
+        confounds=_confounds(own),
+        notes=list(dict.fromkeys(note for r in own if r.kind != "filler" for note in r.notes)),
+        caveats=[c for c in said if c.task == task],
+        pictures=[p for p in pictures if p.section == f"task:{task}"],
+        comparisons=compared.get((evidence.dataset, task), ()),
+    )
+
+
+def _ordered(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (kind, row, its seeds), the best of each kind first."""
+    better = -1.0 if bool(rows["higher_is_better"].iloc[0]) else 1.0
+    for kind in KINDS:
+        own = rows[rows["kind"] == kind]
+        means = own.groupby("row")["score"].mean().fillna(float("inf") * better)
+        for row in (better * means).sort_values(kind="stable").index:
+            yield kind, str(row), own[own["row"] == row]
+
+
+def _results(rows: pd.DataFrame) -> Grid:
+    places = decimals(
+        [float(v) for v in rows["low"] if not missing(v)] or [0.0],
+        [float(v) for v in rows["high"] if not missing(v)] or [0.0],
+    )
+    n_seeds = rows["seed"].nunique()
+    columns = ["row", metric_name(str(rows["metric"].iloc[0])), "95 % interval"]
+    columns += ["s.d. over seeds"] if n_seeds > 1 else []
+    columns += ["skill", "p", "signal", "parameters", "time"]
+    lines: list[list[str]] = []
+    headings: dict[int, str] = {}
+    last = ""
+    for kind, name, own in _ordered(rows):
+        if kind != last:
+            headings[len(lines)] = last = kind
+        mean = own["score"].mean()
+        low, high = own["low"].min(), own["high"].max()
+        above = [bool(v) for v in own["above_chance"] if not missing(v)]
+        stuck = any(not missing(v) and not v for v in own["learned"])
+        line = [
+            name + (" †" if stuck else ""),
+            f"{mean:.{places}f}" if pd.notna(mean) else "–",
+            f"{low:.{places}f} to {high:.{places}f}" if pd.notna(low) else "–",
+        ]
+        if n_seeds > 1:
+            line.append(f"{own['score'].std():.{places + 1}f}" if len(own) > 1 else "–")
+        skill, p = own["skill"].mean(), own["p_value"].max()
+        line += [
+            f"{skill:+.2f}" if pd.notna(skill) else "–",
+            (f"{p:.3f}" if p >= 0.001 else "< .001") if pd.notna(p) else "–",
+            "" if not above else "above chance" if all(above) else "no signal",
+            count(own["n_parameters"].mean()) or "–",
+            duration(float(own["seconds"].sum())),
+        ]
+        lines.append(line)
+    return Grid(columns, lines, {i: KINDS[k] for i, k in headings.items()})
+
+
+def _details(records: Sequence[Record]) -> Grid:
+    names = list(dict.fromkeys(name for r in records for name in r.metrics))
+    seeds = len({r.protocol.seed for r in records}) > 1
+    rows = [
+        [r.row + (f" · seed {r.protocol.seed}" if seeds else ""), *(_interval(r.metrics.get(name)) for name in names)]
+        for r in records
+    ]
+    titles = [metric_name(n) + _unit(next(r.metrics[n] for r in records if n in r.metrics)) for n in names]
+    return Grid(["row", *titles], rows)
+
+
+CONFOUNDS = {
+    "site_leak": "site told from the features (balanced accuracy)",
+    "over_covariates": "difference to covariates alone",
+    "partial_r[all]": "partial r given all covariates",
+    "delta_r2[all]": "ΔR² over all covariates",
+    "partial_r[age]": "partial r given age",
+    "partial_r[sex]": "partial r given sex",
+    "partial_r[site]": "partial r given site",
+    "partial_r[mean_fd]": "partial r given motion",
+    "partial_r[duration_s]": "partial r given scan length",
+    "r[age]": "r of the prediction with age",
+    "r[mean_fd]": "r of the prediction with motion",
+    "r[duration_s]": "r of the prediction with scan length",
+    "truth_r[age]": "r of the target with age",
+    "truth_r[mean_fd]": "r of the target with motion",
+    "truth_r[duration_s]": "r of the target with scan length",
+}
+"""What is known of confounds, in the order in which it is shown."""
+
+
+def _confounds(records: Sequence[Record]) -> Grid | None:
+    names = [n for n in CONFOUNDS if any(n in r.confounds for r in records)]
+    shown = [r for r in records if r.confounds]
+    if not names:
+        return None
+    seeds = len({r.protocol.seed for r in shown}) > 1
+    rows = [
+        [r.row + (f" · seed {r.protocol.seed}" if seeds else ""), *(_interval(r.confounds.get(name)) for name in names)]
+        for r in shown
+    ]
+    return Grid(["row", *(CONFOUNDS[n] for n in names)], rows)
+
+
+def _interval(m: MetricRecord | None) -> str:
+    if m is None or m.value is None:
+        return "–"
+    places = decimals([m.low], [m.high]) if m.low is not None and m.high is not None else 2
+    value = f"{m.value:.{places}f}"
+    return value if m.low is None else f"{value} ({m.low:.{places}f} to {m.high:.{places}f})"
+
+
+def _unit(m: MetricRecord) -> str:
+    return f" ({m.unit})" if m.unit else ""
+
+
+def _one_line(task: str, rows: pd.DataFrame) -> str:
+    """Return the task's best pretrained row beside its best control, in words."""
+    metric, unit = metric_name(str(rows["metric"].iloc[0])), str(rows["unit"].iloc[0])
+    higher = bool(rows["higher_is_better"].iloc[0])
+    shown = []
+    for words, kinds in (("best pretrained", ("pretrained",)), ("best control", ("baseline", "untrained", "filler"))):
+        own = rows[rows["kind"].isin(kinds)].dropna(subset=["score"])
+        if len(own):
+            means = own.groupby("row")["score"].mean()
+            name = str(means.idxmax() if higher else means.idxmin())
+            one = own[own["row"] == name]
+            low, high = one["low"].min(), one["high"].max()
+            interval = f" ({low:.3g} to {high:.3g})" if pd.notna(low) else ""
+            above = [bool(v) for v in one["above_chance"] if not missing(v)]
+            silent = "" if not above or all(above) else ", no signal"
+            shown.append(f"{words} {name} {means[name]:.3g}{interval}{silent}")
+    return f"{task}: {metric}{f' in {unit}' if unit else ''}: " + "; ".join(shown)
+
+
+# ---------------------------------------------------------------- the cohort and the protocol
+
+
+def _facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    c, card = evidence.cohort, evidence.cohort["card"]
+    yield "dataset", f"{card['title']} ({evidence.dataset})"
+    yield (
+        "source",
+        "SIMULATED" + (f", variant {c['variant']}" if c["variant"] else "") if c["source"] == "simulated" else "real",
+    )
+    yield "subjects, recordings", f"{c['n_subjects']}, {c['n_recordings']}"
+    yield "states", ", ".join(f"{k} × {n}" for k, n in c["states"].items())
+    yield "recording length", _spread(c["recording_s"], " s")
+    yield "units", f"{c['n_units']} ({c['signal']}); groups: {c['group_source']}"
+    yield "sampling", f"{c['sfreq']:.4g} Hz"
+    yield "signal", "; ".join(c["provenance"])
+    yield "revision", card["revision"]
+    if card["inclusion"]:
+        yield "inclusion", card["inclusion"]
+    yield "licence", card["licence"]
+    yield "access", card["access"]
+    for trap in card["traps"]:
+        yield "known trap", trap
+
+
+def _spread(s: Mapping[str, float], unit: str = "") -> str:
+    return f"{s['mean']:.4g} ± {s['sd']:.3g}{unit} ({s['low']:.4g} to {s['high']:.4g})"
+
+
+def _flow(cohort: Mapping[str, Any]) -> Grid | None:
+    if not cohort["findings"]:
+        return None
+    rows = [
+        [
+            f["code"],
+            {"error": "left out", "warning": "used, with a warning", "info": "noted"}[f["level"]],
+            str(f["n"]),
+            f["example"],
+        ]
+        for f in cohort["findings"]
+    ]
+    return Grid(["finding", "what became of it", "n", "what it says"], rows)
+
+
+def _sites(cohort: Mapping[str, Any]) -> Grid | None:
+    if not cohort["sites"]:
+        return None
+    names = [n for n in ("age", "mean_fd", "duration_s") if any(n in s for s in cohort["sites"])]
+    titles = {"age": "age (years)", "mean_fd": "motion (mm)", "duration_s": "scan length (s)"}
+    classes = any("diagnosis" in s for s in cohort["sites"])
+    rows = [
+        [
+            s["site"],
+            str(s["n"]),
+            *([", ".join(f"{k} {n}" for k, n in s.get("diagnosis", {}).items())] if classes else []),
+            *(_spread(s[n]) if n in s else "–" for n in names),
+        ]
+        for s in cohort["sites"]
+    ]
+    return Grid(["site", "n", *(["diagnosis"] if classes else []), *(titles[n] for n in names)], rows)
+
+
+def _participants(cohort: Mapping[str, Any]) -> Grid:
+    rows = []
+    for name, entry in cohort["columns"].items():
+        what = _spread(entry) if "mean" in entry else ", ".join(f"{k} {n}" for k, n in entry.get("classes", {}).items())
+        rows.append([name, str(entry["n"]), what or "many values"])
+    return Grid(["column", "known", "values"], rows)
+
+
+def _protocol(record: Record) -> Iterator[tuple[str, str]]:
+    p = record.protocol
+    yield "suite", p.suite or "none: options of the command line"
+    held = {"subjects": "by subject", "site": "one site at a time", "within-recording": "later part of each recording"}
+    yield "held out", f"{held[p.split]}, {p.n_folds} folds, split {p.fold_fingerprint[:12]}"
+    yield (
+        "pretraining",
+        "masked reconstruction of "
+        + (
+            "everybody's recordings, the test subjects' among them, without labels (TRANSDUCTIVE)"
+            if p.transductive
+            else "the training subjects' recordings of each fold"
+        ),
+    )
+    yield (
+        "budget",
+        f"{p.n_steps} steps of {p.batch_size} windows of at most {p.n_tokens} tokens; {p.ratio:.0%} of valid ones scored",
+    )
+    yield "size", f"profile {p.profile}: width {p.width}, {p.n_layers} layers"
+    yield "recipe", ", ".join(f"{k} {v}" for k, v in p.recipe.items())
+    yield "windows", f"{p.window_s:g} s in patches of {p.patch_s:g} s"
+    yield "adaptation", p.adaptation
+    yield "harmonisation", "site, fitted on the training subjects of each fold" if p.harmonise == "site" else "none"
+    yield "uncertainty", "95 % intervals of 2,000 bootstraps over subjects; 1,000 permutations within sites"
+
+
+# ---------------------------------------------------------------- how to repeat it, and whom to cite
+
+
+def _software(environments: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    names = dict.fromkeys(k for e in environments for k in e if k != "command")
+    return [(n, ", ".join(dict.fromkeys(e[n] for e in environments if e.get(n)))) for n in names]
+
+
+def _components(records: Sequence[Record]) -> Grid:
+    found = {}
+    for r in records:
+        for kind in ("backbone", "mask", "baseline", "dataset", "task"):
+            c = getattr(r, kind)
+            if c is not None:
+                found[kind, c.label, c.digest] = [
+                    f"{kind} {c.label}",
+                    ", ".join(f"{k}={v}" for k, v in c.parameters.items()) or "–",
+                    f"{c.distribution} {c.version}".strip(),
+                    c.digest[:12],
+                ]
+    return Grid(["component", "parameters", "from", "sha256 of its code"], [found[k] for k in sorted(found)])
+
+
+def _citations(records: Sequence[Record], cohorts: Sequence[Evidence], registry: Registry) -> Iterator[str]:
+    seen = set()
+    for evidence in cohorts:
+        card = evidence.cohort["card"]
+        text = f"{card['title']}: {card['citation']}" + (
+            f" doi:{card['doi']}" if card["doi"] and card["doi"] not in card["citation"] else ""
+        )
+        if text not in seen:
+            seen.add(text)
+            yield text
+    kinds: tuple[Kind, ...] = ("backbone", "mask", "task", "baseline")
+    for kind in kinds:
+        for name in sorted({c.name for r in records if (c := getattr(r, kind)) is not None}):
+            cls = registry.of(kind).get(name)
+            if cls is not None and cls.reference:
+                yield f"{kind} {name}: {cls.reference}"
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_report(report: Report, table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write ``report.html`` (one file that needs no other), ``report.md`` with ``figures/``, and ``report.csv``.
+
+    Returns
+    -------
+    paths
+        Of the three.
+    """
+    html, markdown, csv = (folder / f"report.{end}" for end in ("html", "md", "csv"))
+    with disk_errors(html):
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for old in (folder / "figures").glob("*.png"):
+            old.unlink()
+        for section in report.sections:
+            for picture in (*section.pictures, *(p for t in section.tasks for p in t.pictures)):
+                (folder / _file(section, picture)).write_bytes(picture.png)
+    atomic_write(html, _html(report))
+    atomic_write(markdown, "\n".join(_markdown(report)) + "\n")
+    atomic_write(csv, table.drop(columns="record").to_csv(index=False))
+    return [html, markdown, csv]
+
+
+def report_table(out: Path) -> pd.DataFrame:
+    """Return the rows of the report's CSV."""
+    return load_results(out)
+
+
+def _html(report: Report) -> str:
+    import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("report.html.j2").render(report=report, flush_right=_flush_right)
+
+
+_NUMBER = re.compile(r"[<+−-]?\s?\d*\.?\d+%?( ?[a-zA-Z]{1,3})?( \(.*\)| to .*| ± .*)?|–|")
+
+
+def _flush_right(grid: Grid) -> list[bool]:
+    """Return for every column whether all of its cells are numbers, intervals or empty."""
+    return [all(_NUMBER.fullmatch(str(row[i])) for row in grid.rows) for i in range(len(grid.columns))]
+
+
+def _file(section: Section, picture: Picture) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", picture.name).strip("-")
+    return f"figures/{section.anchor}-{name}.png"
+
+
+def _markdown(report: Report) -> Iterator[str]:
+    yield f"# neurobench report: {report.out}\n"
+    yield f"Written {report.written} by neurobench {report.version}.\n"
+    for title in report.restricted:
+        yield f"**{title}: only aggregates may leave this machine; some pictures here show single subjects.**\n"
+    for s in report.sections:
+        yield f"## {s.title} ({s.dataset}){' — SIMULATED' if s.simulated else ''}\n"
+        yield from (f"- {line}" for line in s.summary)
+        yield "\n### What to know first\n"
+        yield from (f"- **{c.level}** {c.text}" for c in s.caveats)
+        yield "\n### Who is in it\n"
+        yield from (f"- {k}: {v}" for k, v in s.cohort)
+        for grid in (s.flow, s.sites, s.columns):
+            if grid is not None:
+                yield "\n" + _markdown_table(grid)
+        yield "\n### Protocol\n"
+        yield from (f"- {k}: {v}" for k, v in s.protocol)
+        for t in s.tasks:
+            yield f"\n### {t.task}\n\n{t.heading}\n"
+            yield from (f"- **{c.level}** {c.text}" for c in t.caveats)
+            yield "\n" + _markdown_table(t.results)
+            for words, grid in t.comparisons:
+                yield f"\n{words}\n" + ("\n" + _markdown_table(grid) if grid is not None else "")
+            if t.confounds is not None:
+                yield "\n#### Confounds\n\n" + _markdown_table(t.confounds)
+            yield "\n#### All metrics\n\n" + _markdown_table(t.details)
+            yield from (f"\n- {note}" for note in t.notes)
+            yield from (f"\n![{p.alt}]({_file(s, p)})\n\n*{p.title}.* {p.caption}" for p in t.pictures)
+        yield from (f"\n![{p.alt}]({_file(s, p)})\n\n*{p.title}.* {p.caption}" for p in s.pictures)
+    yield "\n## To repeat it\n"
+    yield from (f"    {c}" for c in report.commands)
+    yield "\n" + _markdown_table(Grid(["software", "version"], report.software))
+    yield "\n" + _markdown_table(report.components)
+    yield "\n## Methods and sources\n"
+    yield from (f"- {line}" for line in (*report.methods, *report.citations))
+
+
+def _markdown_table(grid: Grid) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+    rows = [line(grid.columns), "|" + "---|" * len(grid.columns)]
+    for i, row in enumerate(grid.rows):
+        if i in grid.headings:
+            rows.append(line([f"*{grid.headings[i]}*", *[""] * (len(grid.columns) - 1)]))
+        rows.append(line(row))
+    return "\n".join(rows)
