@@ -52,6 +52,7 @@ _PUBLIC = {
     "closest": "neurobench.errors",
     "seed_for": "neurobench.identity",
     "run": "neurobench.runner",
+    "compare_results": "neurobench.comparisons",
     "load_results": "neurobench.results",
 }
 

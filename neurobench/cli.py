@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from neurobench.cli_compare import compare
 from neurobench.cli_data import data
 from neurobench.cli_report import report
 from neurobench.commands import AsJson, Names, Out, PluginFiles, Verbose, choice, complete, guarded, open_registry
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data)
+app.command()(compare)
 app.command()(report)
 
 KINDS: tuple[str, ...] = ("backbone", "mask", "dataset", "task", "baseline", "figure")

@@ -19,13 +19,14 @@ import pandas as pd
 
 import neurobench
 from neurobench.caveats import Caveat, caveats
+from neurobench.comparisons import Comparisons, compare_all
 from neurobench.contracts import Drawing
 from neurobench.errors import ConfigError
 from neurobench.evidence import Evidence
 from neurobench.plugins import Kind, Registry
 from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
-from neurobench.tables import count, decimals, duration, metric_name, missing
+from neurobench.tables import comparison_cells, count, decimals, duration, metric_name, missing, p_value
 
 __all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
 
@@ -127,13 +128,7 @@ class Report:
 # ---------------------------------------------------------------- building
 
 
-def build_report(
-    out: Path,
-    registry: Registry,
-    *,
-    figures: bool = True,
-    compared: Mapping[tuple[str, str], Sequence[tuple[str, Grid | None]]] | None = None,
-) -> Report:
+def build_report(out: Path, registry: Registry, *, figures: bool = True) -> Report:
     """Read an output folder and say what it holds.
 
     Parameters
@@ -144,8 +139,6 @@ def build_report(
         Figures to draw, and what components cite.
     figures
         Whether to draw.
-    compared
-        Sentences and tables of comparisons by (dataset, task).
 
     Raises
     ------
@@ -153,10 +146,12 @@ def build_report(
         If the folder holds no records, or one that was changed.
     """
     sections, everything = [], []
-    for n, evidence in enumerate(load_evidence(out)):
+    cohorts = load_evidence(out)
+    compared = {(c.dataset, c.protocol, c.task): c for c in compare_all(out)}
+    for n, evidence in enumerate(cohorts):
         records = [read_record(Path(p)) for p in evidence.table["record"]]
         everything += records
-        sections.append(_section(n, evidence, records, registry if figures else None, compared or {}))
+        sections.append(_section(n, evidence, records, registry if figures else None, compared))
     if not sections:
         raise ConfigError(
             f"{out} holds failed rows only: there is nothing to report.",
@@ -171,9 +166,9 @@ def build_report(
         commands=list(dict.fromkeys(e["command"] for e in environments)),
         software=_software(environments),
         components=_components(everything),
-        citations=list(_citations(everything, load_evidence(out), registry)),
+        citations=list(_citations(everything, cohorts, registry)),
         methods=METHODS,
-        restricted=sorted({s.title for s, e in zip(sections, load_evidence(out), strict=True) if _restricted(e)}),
+        restricted=sorted({s.title for s, e in zip(sections, cohorts, strict=True) if _restricted(e)}),
     )
 
 
@@ -186,7 +181,7 @@ def _section(
     evidence: Evidence,
     records: Sequence[Record],
     registry: Registry | None,
-    compared: Mapping[tuple[str, str], Sequence[tuple[str, Grid | None]]],
+    compared: Mapping[tuple[str, str, str], Comparisons],
 ) -> Section:
     said = caveats(evidence, records)
     pictures, broken = _pictures(evidence, registry) if registry is not None else ([], [])
@@ -241,10 +236,11 @@ def _task(
     said: Sequence[Caveat],
     pictures: Sequence[Picture],
     evidence: Evidence,
-    compared: Mapping[tuple[str, str], Sequence[tuple[str, Grid | None]]],
+    compared: Mapping[tuple[str, str, str], Comparisons],
 ) -> TaskSection:
     own = [r for r in records if r.task.label == task and r.status == "ok"]
     head = rows.iloc[0]
+    comparison = compared[evidence.dataset, str(head["protocol"]), task]
     facts = [metric_name(str(head["metric"])) + (f" in {head['unit']}" if head["unit"] else "")]
     facts.append("higher is better" if head["higher_is_better"] else "lower is better")
     if not missing(head["chance"]):
@@ -253,13 +249,13 @@ def _task(
     return TaskSection(
         task=task,
         heading=" · ".join(facts),
-        results=_results(rows),
+        results=_results(rows, comparison.ranks),
         details=_details(own),
         confounds=_confounds(own),
         notes=list(dict.fromkeys(note for r in own if r.kind != "filler" for note in r.notes)),
         caveats=[c for c in said if c.task == task],
         pictures=[p for p in pictures if p.section == f"task:{task}"],
-        comparisons=compared.get((evidence.dataset, task), ()),
+        comparisons=list(_comparisons(comparison)),
     )
 
 
@@ -273,7 +269,14 @@ def _ordered(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
             yield kind, str(row), own[own["row"] == row]
 
 
-def _results(rows: pd.DataFrame) -> Grid:
+def _comparisons(found: Comparisons) -> Iterator[tuple[str, Grid | None]]:
+    """Yield every sentence with the table that it rests on."""
+    for by, sentence in found.sentences.items():
+        own = found.table[found.table["by"] == by]
+        yield sentence, Grid(*comparison_cells(own)) if len(own) else None
+
+
+def _results(rows: pd.DataFrame, ranks: Mapping[str, tuple[int, int]]) -> Grid:
     places = decimals(
         [float(v) for v in rows["low"] if not missing(v)] or [0.0],
         [float(v) for v in rows["high"] if not missing(v)] or [0.0],
@@ -281,7 +284,7 @@ def _results(rows: pd.DataFrame) -> Grid:
     n_seeds = rows["seed"].nunique()
     columns = ["row", metric_name(str(rows["metric"].iloc[0])), "95 % interval"]
     columns += ["s.d. over seeds"] if n_seeds > 1 else []
-    columns += ["skill", "p", "signal", "parameters", "time"]
+    columns += ["rank", "skill", "p", "signal", "parameters", "time"]
     lines: list[list[str]] = []
     headings: dict[int, str] = {}
     last = ""
@@ -300,9 +303,11 @@ def _results(rows: pd.DataFrame) -> Grid:
         if n_seeds > 1:
             line.append(f"{own['score'].std():.{places + 1}f}" if len(own) > 1 else "–")
         skill, p = own["skill"].mean(), own["p_value"].max()
+        first, last_rank = ranks.get(name, (0, 0))
         line += [
+            "–" if not first else str(first) if first == last_rank else f"{first}–{last_rank}",
             f"{skill:+.2f}" if pd.notna(skill) else "–",
-            (f"{p:.3f}" if p >= 0.001 else "< .001") if pd.notna(p) else "–",
+            p_value(p),
             "" if not above else "above chance" if all(above) else "no signal",
             count(own["n_parameters"].mean()) or "–",
             duration(float(own["seconds"].sum())),
@@ -472,7 +477,8 @@ def _protocol(record: Record) -> Iterator[tuple[str, str]]:
     )
     yield (
         "budget",
-        f"{p.n_steps} steps of {p.batch_size} windows of at most {p.n_tokens} tokens; {p.ratio:.0%} of valid ones scored",
+        f"{p.n_steps} steps of {p.batch_size} windows of at most {p.n_tokens} tokens; "
+        f"{p.ratio:.0%} of valid ones scored",
     )
     yield "size", f"profile {p.profile}: width {p.width}, {p.n_layers} layers"
     yield "recipe", ", ".join(f"{k} {v}" for k, v in p.recipe.items())

@@ -15,7 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["duration", "missing", "plural", "results_table"]
+__all__ = ["comparison_cells", "duration", "missing", "p_value", "plural", "results_table"]
 
 
 # ---------------------------------------------------------------- words and numbers
@@ -299,3 +299,40 @@ def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], list[str]]:
         kept.remove(same[-1])
         dropped.append(same[-1].title)
     return kept, dropped[::-1]
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def p_value(p: float | None) -> str:
+    """Return a p-value as it is written: three decimals, ``< .001``, a dash where there is none."""
+    if p is None or math.isnan(p):
+        return "–"
+    return "< .001" if p < 0.001 else f"{p:.3f}"
+
+
+def comparison_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of a table of comparisons of one kind, see :func:`neurobench.compare_results`."""
+    of_cells = bool((table["by"] == "interaction").all())
+    places = decimals(table["low"].tolist(), table["high"].tolist())
+    seeds = bool((table["n_seeds"] > 1).any())
+    titles = ["backbone", "mask", "beyond both"] if of_cells else ["first", "second", "first − second"]
+    titles += ["95 % interval", "p" if of_cells else "p (Holm)", *([] if of_cells else ["p (Nadeau–Bengio)", "better"])]
+    titles += ["detectable", "subjects needed", *(["s.d. over seeds", "SE subjects", "SE both"] if seeds else [])]
+    rows = []
+    for r in table.to_dict("records"):
+        row = [
+            r["first"],
+            r["second"],
+            f"{r['difference']:+.{places}f}",
+            f"{r['low']:.{places}f} to {r['high']:.{places}f}",
+        ]
+        row += (
+            [p_value(r["p"])] if of_cells else [p_value(r["p_holm"]), p_value(r["p_nadeau_bengio"]), r["winner"] or "–"]
+        )
+        n = r["n_needed"]
+        row += [f"{r['detectable']:.{places}f}", f"{n:,.0f}" if math.isfinite(n) and n < 1e7 else "–"]
+        if seeds:
+            row += [f"{r[c]:.{places + 1}f}" for c in ("sd_seeds", "se_subjects", "se_combined")]
+        rows.append(row)
+    return titles, rows

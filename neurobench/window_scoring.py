@@ -25,7 +25,7 @@ from neurobench.scoring import (
     percentile_interval,
 )
 
-__all__ = ["class_columns", "compare_windows", "score_window_task", "window_predictions"]
+__all__ = ["class_columns", "compare_windows", "score_window_task", "window_hits", "window_predictions"]
 
 Array = NDArray[np.float64]
 
@@ -214,6 +214,13 @@ def score_window_task(
             "tells them apart as well",
         ),
     )
+
+
+def window_hits(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a window: ``participant_id``, ``truth``, and ``hit``: 1 where its most probable class is true."""
+    w = _windows(predictions)
+    names, people = np.array(w.names), np.array(w.subjects)
+    return pd.DataFrame({"participant_id": people[w.subject], "truth": names[w.truth], "hit": w.hits})
 
 
 def _metric(value: float, draws: Array, n_subjects: int, chance: float) -> MetricScore:

@@ -1,0 +1,73 @@
+"""``neurobench compare``: which backbone and which mask is better, and whether that can be said at all."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from neurobench.commands import AsJson, Verbose, choice, guarded
+from neurobench.errors import ConfigError, closest
+
+if TYPE_CHECKING:
+    from neurobench.comparisons import By
+
+__all__ = ["compare"]
+
+BY = ("backbone", "mask", "untrained", "baseline", "interaction")
+
+
+@guarded
+def compare(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of one or more runs.")] = Path(
+        "neurobench-results"
+    ),
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="One dataset only.")] = "",
+    task: Annotated[str, typer.Option("--task", "-t", help="One task only.")] = "",
+    by: Annotated[
+        str, typer.Option(metavar="|".join(BY), help="One kind of comparison only.", autocompletion=choice(*BY))
+    ] = "",
+    csv: Annotated[Path | None, typer.Option(help="Write every comparison to this file, too.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare the rows of a grid on the same held-out subjects: backbones, masks, their interaction, controls.
+
+    Says plainly where nothing separates them, and about how many subjects would be needed.
+
+    Example: neurobench compare neurobench-results --by mask
+    """
+    if by and by not in BY:
+        raise ConfigError(f"--by cannot be {by!r}.", allowed=", ".join(BY), likely=closest(by, BY))
+    from neurobench import console
+    from neurobench.comparisons import compare_all
+    from neurobench.tables import comparison_cells
+
+    chosen = cast("tuple[By, ...]", (by,) if by else BY)
+    screen, side = console.make_console(), console.make_console(stderr=True)
+    with side.status("comparing") if side.is_terminal and not as_json else contextlib.nullcontext():
+        found = compare_all(out, dataset=dataset, task=task, by=chosen)
+    rows = [r for c in found for r in c.table.to_dict("records")]
+    if csv is not None:
+        import pandas as pd
+
+        pd.DataFrame(rows).to_csv(csv, index=False)
+    if as_json:
+        console.print_json(screen, {"comparisons": rows, "sentences": [dict(c.sentences) for c in found]})
+        return
+    for c in found:
+        simulated = f" ({console.SIMULATED})" if c.source == "simulated" else ""
+        screen.print(f"\n{c.task} on {c.dataset}{simulated}", style="bold", markup=False)
+        for sentence in c.sentences.values():
+            screen.print(sentence, markup=False)
+        for kind in chosen:
+            own = c.table[c.table["by"] == kind]
+            if len(own):
+                columns, cells = comparison_cells(own)
+                console.print_table(screen, columns, cells, right=tuple(columns[2:]))
+        if c.ranks:
+            rank = [(row, f"{low}" if low == high else f"{low}–{high}") for row, (low, high) in c.ranks.items()]
+            rank.sort(key=lambda r: c.ranks[r[0]])
+            console.print_table(screen, ("row", "rank"), rank, right=("rank",), title="ranks that each row may have")
