@@ -28,7 +28,7 @@ from neurobench.metrics import auroc
 from neurobench.results import load_evidence
 from neurobench.scoring import N_BOOTSTRAP, N_PERMUTATIONS, bootstrap_weights, holm
 
-__all__ = ["By", "Comparisons", "compare_results", "nadeau_bengio", "needed"]
+__all__ = ["By", "Comparisons", "Paired", "compare_all", "compare_results", "nadeau_bengio", "needed", "row_of"]
 
 Array = NDArray[np.float64]
 
@@ -116,10 +116,10 @@ class _Area:
         return area
 
 
-_Row = _Ratios | _Area
+Row = _Ratios | _Area
 
 
-def _row(metric: str, held_out: pd.DataFrame) -> _Row:
+def row_of(metric: str, held_out: pd.DataFrame) -> Row:
     """Return a row as a function of its subjects.
 
     Raises
@@ -188,8 +188,87 @@ class _Key:
     mask: str
 
 
-class _Task:
-    """The rows of one (cohort, task), every seed of them, under one bootstrap of subjects.
+class Paired:
+    """Rows that were scored on the same subjects, under one bootstrap and one set of exchanges.
+
+    Parameters
+    ----------
+    n_subjects
+        Subjects of every row.
+    seed
+        Of both.
+    """
+
+    def __init__(self, n_subjects: int, *, seed: int = 0) -> None:
+        self.n, self.seed = n_subjects, seed
+        self.weights = bootstrap_weights(n_subjects, N_BOOTSTRAP, seed) if n_subjects else np.zeros((0, 0))
+        rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
+        self.swap = rng.random((N_PERMUTATIONS, n_subjects)) < 0.5
+        self._drawn: dict[int, tuple[float, Array, Array]] = {}
+
+    def drawn(self, row: Row) -> tuple[float, Array, Array]:
+        """Return value, (draws,) bootstrap values and (folds,) values of a row, computed once."""
+        if id(row) not in self._drawn:
+            folds = (row.fold == np.unique(row.fold)[:, None]).astype(float)
+            value = float(row.values(np.ones((1, self.n)))[0])
+            self._drawn[id(row)] = value, row.values(self.weights), row.values(folds)
+        return self._drawn[id(row)]
+
+    def difference(self, terms: Sequence[tuple[Row, Row]], n_seeds: int = 1) -> dict[str, Any]:
+        """Return the mean difference over pairs of rows: first minus second, with everything that is known of it.
+
+        Parameters
+        ----------
+        terms
+            Pairs of rows; as many a seed, in seeds' order.
+        n_seeds
+            Number of seeds.
+        """
+        drawn = [(self.drawn(a), self.drawn(b)) for a, b in terms]
+        each = np.array([a[0] - b[0] for a, b in drawn])
+        draws = np.stack([a[1] - b[1] for a, b in drawn])
+        folds = np.stack([a[2] - b[2] for a, b in drawn])
+        difference, mean = float(each.mean()), draws.mean(0)
+        known = mean[np.isfinite(mean)]
+        low, high = (float(x) for x in np.percentile(known, [2.5, 97.5])) if len(known) else (math.nan, math.nan)
+        null = np.mean([_exchanged(a, b, self.swap) for a, b in terms], 0)
+        # The difference without any exchange, in the form that the null has: of ranks, where those are exchanged.
+        observed = np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms])
+        p = (np.sum(np.abs(null) >= abs(observed) - 1e-12) + 1) / (len(null) + 1)
+        by_seed = each.reshape(n_seeds, -1).mean(1)
+        by_fold = folds.reshape(n_seeds, -1, folds.shape[1]).mean(1).ravel()
+        se = float(known.std())
+        together = self._combined(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
+        return {
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "p": float(p),
+            "p_nadeau_bengio": nadeau_bengio(by_fold, folds.shape[1]),
+            "detectable": POWER * se,
+            "n_subjects": self.n,
+            "n_needed": needed(difference, se, self.n),
+            "n_seeds": n_seeds,
+            "sd_seeds": float(by_seed.std(ddof=1)) if n_seeds > 1 else math.nan,
+            "se_subjects": se,
+            "se_combined": together,
+        }
+
+    def _combined(self, draws: Array) -> float:
+        """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) differences."""
+        rng = np.random.default_rng(seed_for(self.seed, "bootstrap", "seeds", len(draws)))
+        chosen = rng.integers(len(draws), size=draws.shape)
+        mean = np.take_along_axis(draws, chosen, 0).mean(0)
+        return float(mean[np.isfinite(mean)].std())
+
+
+def _exchanged(a: Row, b: Row, swap: NDArray[np.bool_]) -> Array:
+    assert type(a) is type(b)
+    return a.exchanged(b, swap)  # type: ignore[arg-type]
+
+
+class _Task(Paired):
+    """The rows of one (cohort, task), every seed of them.
 
     A row that is not above chance is never called better than another one: where there is nothing to find, held-out
     scores scatter below chance, and who scatters least is no winner.
@@ -199,16 +278,16 @@ class _Task:
         self.evidence, self.task = evidence, task
         self.metric, self.unit = str(rows["metric"].iloc[0]), str(rows["unit"].iloc[0])
         self.higher = bool(rows["higher_is_better"].iloc[0])
-        self.of: dict[_Key, dict[int, _Row]] = {}
+        self.of: dict[_Key, dict[int, Row]] = {}
         self.left_out: list[str] = []
         self.silent: set[int] = set()
-        first: _Row | None = None
+        first: Row | None = None
         for r in rows.to_dict("records"):
             held_out = evidence.predictions(r["id"])
             if held_out is None:
                 self.left_out.append(f"{r['row']}: its held-out predictions are not in the folder")
                 continue
-            built = _row(self.metric, held_out)
+            built = row_of(self.metric, held_out)
             if first is None:
                 first = built
             elif built.subjects != first.subjects:
@@ -218,22 +297,9 @@ class _Task:
             self.of.setdefault(key, {})[int(r["seed"])] = built
             if r["above_chance"] is False or str(r["above_chance"]) == "False":
                 self.silent.add(id(built))
-        self.n = 0 if first is None else len(first.subjects)
-        self.seed = seed
-        self.weights = bootstrap_weights(self.n, N_BOOTSTRAP, seed) if self.n else np.zeros((0, 0))
-        rng = np.random.default_rng(seed_for(seed, "permutation", "swap", self.n))
-        self.swap = rng.random((N_PERMUTATIONS, self.n)) < 0.5
-        self._drawn: dict[int, tuple[float, Array, Array]] = {}
+        super().__init__(0 if first is None else len(first.subjects), seed=seed)
 
-    def drawn(self, row: _Row) -> tuple[float, Array, Array]:
-        """Return value, (draws,) bootstrap values and (folds,) values of a row, computed once."""
-        if id(row) not in self._drawn:
-            folds = (row.fold == np.unique(row.fold)[:, None]).astype(float)
-            value = float(row.values(np.ones((1, self.n)))[0])
-            self._drawn[id(row)] = value, row.values(self.weights), row.values(folds)
-        return self._drawn[id(row)]
-
-    def grid(self) -> tuple[list[str], list[str], dict[tuple[str, str], dict[int, _Row]]]:
+    def grid(self) -> tuple[list[str], list[str], dict[tuple[str, str], dict[int, Row]]]:
         """Return backbones, masks and the cells of the pretrained rows; only masks that every backbone has."""
         cells = {(k.backbone, k.mask): v for k, v in self.of.items() if k.kind == "pretrained"}
         backbones = sorted({b for b, _ in cells})
@@ -241,27 +307,18 @@ class _Task:
         return backbones, masks, cells
 
     def contrast(
-        self, terms: Sequence[tuple[_Row, _Row]], by: By, first: str, second: str, seeds: Sequence[int]
+        self, terms: Sequence[tuple[Row, Row]], by: By, first: str, second: str, seeds: Sequence[int]
     ) -> dict[str, Any]:
-        """Return the mean difference over pairs of rows; ``terms`` hold the same number of pairs a seed, in seeds' "
-        "order."""
-        drawn = [(self.drawn(a), self.drawn(b)) for a, b in terms]
-        each = np.array([a[0] - b[0] for a, b in drawn])
-        draws = np.stack([a[1] - b[1] for a, b in drawn])
-        folds = np.stack([a[2] - b[2] for a, b in drawn])
-        difference, mean = float(each.mean()), draws.mean(0)
-        known = mean[np.isfinite(mean)]
-        low, high = (float(x) for x in np.percentile(known, [2.5, 97.5])) if len(known) else (math.nan, math.nan)
-        null = np.mean([a.exchanged(b, self.swap) for a, b in terms], 0)  # type: ignore[arg-type]
-        p = (np.sum(np.abs(null) >= abs(np.mean(self._observed(terms))) - 1e-12) + 1) / (len(null) + 1)
-        by_seed = each.reshape(len(seeds), -1).mean(1)
-        by_fold = folds.reshape(len(seeds), -1, folds.shape[1]).mean(1).ravel()
-        se, combined = float(known.std()), self._combined(draws.reshape(len(seeds), -1, draws.shape[1]).mean(1))
+        """Return a difference as a row of the table of comparisons."""
+        found = self.difference(terms, len(seeds))
         winner = ""
-        if low > 0 or high < 0:
-            ahead = (low > 0) == self.higher
+        if found["low"] > 0 or found["high"] < 0:
+            ahead = (found["low"] > 0) == self.higher
             heard = any(id(pair[0 if ahead else 1]) not in self.silent for pair in terms)
             winner = (first if ahead else second) if heard else ""
+        return self._where(by, first, second) | found | {"winner": winner}
+
+    def _where(self, by: By, first: str, second: str) -> dict[str, Any]:
         return {
             "dataset": self.evidence.dataset,
             "source": self.evidence.source,
@@ -271,31 +328,7 @@ class _Task:
             "by": by,
             "first": first,
             "second": second,
-            "difference": difference,
-            "low": low,
-            "high": high,
-            "p": float(p),
-            "p_nadeau_bengio": nadeau_bengio(by_fold, folds.shape[1]),
-            "winner": winner,
-            "detectable": POWER * se,
-            "n_subjects": self.n,
-            "n_needed": needed(difference, se, self.n),
-            "n_seeds": len(seeds),
-            "sd_seeds": float(by_seed.std(ddof=1)) if len(seeds) > 1 else math.nan,
-            "se_subjects": se,
-            "se_combined": combined if len(seeds) > 1 else math.nan,
         }
-
-    def _observed(self, terms: Sequence[tuple[_Row, _Row]]) -> list[float]:
-        nobody = np.zeros((1, self.n), bool)
-        return [float(a.exchanged(b, nobody)[0]) for a, b in terms]  # type: ignore[arg-type]
-
-    def _combined(self, draws: Array) -> float:
-        """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) differences."""
-        rng = np.random.default_rng(seed_for(self.seed, "bootstrap", "seeds", len(draws)))
-        chosen = rng.integers(len(draws), size=draws.shape)
-        mean = np.take_along_axis(draws, chosen, 0).mean(0)
-        return float(mean[np.isfinite(mean)].std())
 
     # ------------------------------------------------------------ tables
 
@@ -304,7 +337,7 @@ class _Task:
         backbones, masks, cells = self.grid()
         names, others = (backbones, masks) if by == "backbone" else (masks, backbones)
 
-        def cell(name: str, other: str) -> dict[int, _Row]:
+        def cell(name: str, other: str) -> dict[int, Row]:
             return cells[(name, other) if by == "backbone" else (other, name)]
 
         order = sorted(names, key=lambda n: not n.startswith("roi"))  # roi first, so that its controls stand beside it.
@@ -355,15 +388,8 @@ class _Task:
             se = float(left_draws[i, j].std())
             rows.append(
                 dict.fromkeys(COLUMNS, math.nan)
+                | self._where("interaction", b, m)
                 | {
-                    "dataset": self.evidence.dataset,
-                    "source": self.evidence.source,
-                    "task": self.task,
-                    "metric": self.metric,
-                    "unit": self.unit,
-                    "by": "interaction",
-                    "first": b,
-                    "second": m,
                     "difference": float(left[i, j]),
                     "low": low,
                     "high": high,
@@ -400,7 +426,7 @@ class _Task:
         return {n: (1 + ahead[n], len(names) - behind[n]) for n in names}
 
 
-def _common(rows: Sequence[Mapping[int, _Row]]) -> list[int]:
+def _common(rows: Sequence[Mapping[int, Row]]) -> list[int]:
     return sorted(set.intersection(*(set(r) for r in rows))) if rows else []
 
 

@@ -64,6 +64,8 @@ class MetricRecord(_Strict):
     unit: str
     higher_is_better: bool
     chance: float | None = None
+    p_value: float | None = Field(default=None, description="against labels permuted within sites")
+    above_chance: bool | None = Field(default=None, description="interval above chance and p < .05")
 
 
 class DataRecord(_Strict):

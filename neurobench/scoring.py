@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from neurobench.contracts import Metric, ReconstructionTask, SubjectTask
+from neurobench.contracts import ReconstructionTask, SubjectTask
 from neurobench.errors import ConfigError, DataError
 from neurobench.identity import seed_for
 from neurobench.metrics import CHANCE, FUNCTIONS, Sample, mean_over, metric_function
@@ -49,7 +49,11 @@ def _number(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class MetricScore:
-    """One metric: value, 95 % interval, unit, direction and chance level; None where it is not defined."""
+    """One metric: value, 95 % interval, unit, direction and chance level; None where it is not defined.
+
+    ``p_value`` is against labels permuted within sites, and ``above_chance`` says whether that and the interval alike
+    allow to speak of a signal; None for a metric without a chance level.
+    """
 
     value: float | None
     low: float | None
@@ -57,6 +61,8 @@ class MetricScore:
     unit: str
     higher_is_better: bool
     chance: float | None
+    p_value: float | None = None
+    above_chance: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -171,62 +177,55 @@ def score_subject_task(
     ones = np.ones((1, n))
     draws = bootstrap_weights(n, n_bootstrap, seed)
     folds = (sample.fold == np.arange(sample.fold.max() + 1)[:, None]).astype(float)
+    permuted = _permuted(sample, seed, n_permutations)
     metrics: dict[str, MetricScore] = {}
     per_fold: dict[str, tuple[float | None, ...]] = {}
     for metric in task.metrics:
         function = metric_function(task.kind, metric.name)
-        low, high = percentile_interval(function(sample, draws))
+        drawn = function(sample, draws)
+        low, high = percentile_interval(drawn)
         chance = float(CHANCE[metric.name](sample, ones)[0]) if metric.name in CHANCE else metric.chance
         value = _number(function(sample, ones)[0])
+        p_value, above = None, None
         if value is None:
             low = high = None
-        metrics[metric.name] = MetricScore(value, low, high, metric.unit, metric.higher_is_better, _number(chance))
+        elif math.isfinite(chance):
+            p_value = _permutation_p(value, function(permuted, ones), metric.higher_is_better)
+            # The chance of an error is an estimate itself: the same draws of subjects decide on both.
+            level = CHANCE[metric.name](sample, draws) if metric.name in CHANCE else chance
+            gain, _ = percentile_interval(drawn - level if metric.higher_is_better else level - drawn)
+            above = gain is not None and gain > 0 and p_value < 0.05
+        metrics[metric.name] = MetricScore(
+            value, low, high, metric.unit, metric.higher_is_better, _number(chance), p_value, above
+        )
         per_fold[metric.name] = tuple(_number(v) for v in function(sample, folds))
-    headline = task.metrics[0]
-    p_value = _permutation_p(sample, task.kind, headline, seed, n_permutations)
+    headline = metrics[task.metrics[0].name]
     return Score(
-        headline=headline.name,
+        headline=task.metrics[0].name,
         metrics=metrics,
         per_fold=per_fold,
         n_subjects=n,
-        p_value=p_value,
-        above_chance=_above_chance(sample, task.kind, headline, metrics[headline.name], draws, p_value),
+        p_value=headline.p_value,
+        above_chance=headline.above_chance,
         notes=_notes(sample, task),
     )
 
 
-def _above_chance(
-    sample: Sample, kind: str, headline: Metric, score: MetricScore, draws: Array, p_value: float | None
-) -> bool | None:
-    """Interval above chance and p < .05. Chance of an error is itself an estimate, so there the skill decides."""
-    if score.value is None or p_value is None:
-        return None
-    if headline.name == "mae":
-        low, _ = percentile_interval(FUNCTIONS["regression"]["skill"](sample, draws))
-        above = low is not None and low > 0
-    elif score.chance is None or score.low is None or score.high is None:
-        return None
-    else:
-        above = score.low > score.chance if headline.higher_is_better else score.high < score.chance
-    return bool(above and p_value < 0.05)
-
-
-def _permutation_p(sample: Sample, kind: str, headline: Metric, seed: int, n_permutations: int) -> float | None:
-    """Return the share of within-site permutations of the truth that do at least as well, (b + 1) / (m + 1)."""
-    function = metric_function(kind, headline.name)
-    ones = np.ones((1, len(sample.p)))
-    observed = function(sample, ones)[0]
-    if not math.isfinite(observed):
-        return None
+def _permuted(sample: Sample, seed: int, n_permutations: int) -> Sample:
+    """Return the sample with (permutations, subjects) truths, permuted within sites; predictions are held fixed."""
     rng = np.random.default_rng(seed_for(seed, "permutation", len(sample.p)))
     y = np.tile(sample.y, (n_permutations, 1))
     for site in np.unique(sample.site):
         here = np.flatnonzero(sample.site == site)
         y[:, here] = rng.permuted(y[:, here], axis=1)
-    null = function(Sample(y, sample.p, sample.train_mean, sample.fold, sample.site, sample.age), ones)
+    return replace(sample, y=y)
+
+
+def _permutation_p(observed: float, null: Array, higher_is_better: bool) -> float:
+    """Return the share of permutations that do at least as well, (b + 1) / (m + 1); undefined ones do."""
     tolerance = 1e-12 * max(1.0, abs(observed))
-    as_good = null >= observed - tolerance if headline.higher_is_better else null <= observed + tolerance
-    return float((as_good.sum() + 1) / (n_permutations + 1))
+    worse = null < observed - tolerance if higher_is_better else null > observed + tolerance
+    return float(((~worse).sum() + 1) / (len(null) + 1))
 
 
 def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:

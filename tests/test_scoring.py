@@ -218,7 +218,8 @@ def test_the_order_of_rows_does_not_matter():
 def test_json_without_nan():
     data = people(30, 0, slope=1.0)
     text = json.dumps(score_subject_task(TWO_CLASSES, data, seed=0, n_bootstrap=50).to_dict(), allow_nan=False)
-    assert set(json.loads(text)["metrics"]["auroc"]) == {"value", "low", "high", "unit", "higher_is_better", "chance"}
+    known = {"value", "low", "high", "unit", "higher_is_better", "chance", "p_value", "above_chance"}
+    assert set(json.loads(text)["metrics"]["auroc"]) == known
     json.dumps(
         score_subject_task(REGRESSION, table(np.arange(30.0), np.arange(30.0)), seed=0, n_bootstrap=50).to_dict(),
         allow_nan=False,
