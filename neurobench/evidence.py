@@ -37,7 +37,8 @@ TABLES: Mapping[str, str] = {
 
 ARRAYS: Mapping[str, str] = {
     "responses": "grand averages of evoked responses over held-out subjects: keys (c,) such as auditory/tone, "
-    "n_subjects (c,), times_s (t,), units (u,), real and predicted (c, u, t) in native units (T, T/m)",
+    "n_subjects (c,), peak_window_s (c, 2) where the task looks for the peak, times_s (t,), units (u,), real and "
+    "predicted (c, u, t) in native units (T, T/m)",
     "traces": "one held-out window a mask: masks (m,), subjects are not named, units (m, k), times_s (t,), real, "
     "predicted (m, k, t) in scaled units, hidden (m, k, t) bool, r2 (m, k)",
 }

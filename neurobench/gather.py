@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurobench.components import ComponentSpec
-from neurobench.contracts import ReconstructionTask
+from neurobench.contracts import EvokedTask, ReconstructionTask
 from neurobench.evidence import write_table
 from neurobench.grand_average import GrandAverage
 from neurobench.reconstruction import ReconstructionScores
@@ -112,9 +112,15 @@ def examples(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Map
 
 def responses(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Mapping[str, NDArray[Any]] | None:
     """Return the grand averages of a row's evoked responses over every fold's test subjects."""
+    task = run.task(spec)
+    assert isinstance(task, EvokedTask)
     steps = [run.evoked_step(row, fold, spec) for fold in run.folds]
     entries = [e for s in steps if (e := store.get(s.stage, s.identity)) is not None]
-    return GrandAverage.joined([e.file("grand_average.npz") for e in entries], row.label, run.cohort.units.names)
+    joined = GrandAverage.joined([e.file("grand_average.npz") for e in entries], row.label, run.cohort.units.names)
+    if joined is None:
+        return None
+    keys = [key.partition("/") for key in joined["keys"].tolist()]
+    return {**joined, "peak_window_s": np.array([task.peak_window_s(state, what) for state, _, what in keys])}
 
 
 # ---------------------------------------------------------------- the cohort

@@ -14,9 +14,9 @@ from typing import Literal
 
 import torch
 
-from neurobench.checks import backbones, baselines, common, datasets, masks, tasks
+from neurobench.checks import backbones, baselines, common, datasets, figures, masks, tasks
 from neurobench.checks.common import Check, Skip
-from neurobench.contracts import Backbone, Baseline, Component, Dataset, MaskingStrategy, Task
+from neurobench.contracts import Backbone, Baseline, Component, Dataset, Figure, MaskingStrategy, Task
 from neurobench.errors import CheckError, NeurobenchError
 from neurobench.plugins import Registry
 
@@ -30,6 +30,7 @@ _BY_KIND: Mapping[type[Component], Mapping[str, Check]] = {
     Dataset: datasets.CHECKS,
     Task: tasks.CHECKS,
     Baseline: baselines.CHECKS,
+    Figure: figures.CHECKS,
 }
 
 
