@@ -43,7 +43,7 @@ def _drawing(evidence: Evidence, source: str, task: str, rows: pd.DataFrame, bot
     head = rows.iloc[0]
     sign = 1.0 if bool(head["higher_is_better"]) else -1.0
     trained = both[both["kind_x"] == "pretrained"]
-    enough = len(trained) >= MIN_ROWS
+    enough = len(trained) >= MIN_ROWS and min(trained[c].nunique() for c in ("score_x", "score_y")) > 1
     rho = float(stats.spearmanr(trained["score_x"], sign * trained["score_y"]).statistic) if enough else float("nan")
     figure = canvas(3.6, evidence)
     axes = tidy(figure.add_subplot())
@@ -64,7 +64,7 @@ def _drawing(evidence: Evidence, source: str, task: str, rows: pd.DataFrame, bot
     unit = str(head["unit"])
     axes.set(xlabel=f"{source}: R²", ylabel=f"{task}: {with_unit(words(str(head['metric'])), unit)}")
     axes.legend(fontsize=SMALL, frameon=False)
-    said = f"{len(trained)} pretrained rows are too few for a ρ"
+    said = f"{len(trained)} pretrained rows are too few, or too equal, for a ρ"
     if enough:
         said = f"Spearman ρ {rho:+.2f} over {len(trained)} pretrained rows"
     axes.set_title(said, fontsize=SMALL + 1)
