@@ -26,7 +26,7 @@ class Transfer(Figure):
                 continue
             x = _rows(first)
             for task, rows in evidence.tasks():
-                both = x.join(_rows(rows), lsuffix="_x", rsuffix="_y", how="inner") if task != source else x.iloc[:0]
+                both = x.merge(_rows(rows), left_index=True, right_index=True) if task != source else x.iloc[:0]
                 if len(both) >= MIN_ROWS and both["score_y"].nunique() > 1:
                     yield _drawing(evidence, source, task, rows, both)
 

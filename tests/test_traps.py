@@ -1,0 +1,125 @@
+"""Cohorts and plugins that are built to deceive: the report has to catch each of them, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import neurobench
+from neurobench.caveats import Caveat, caveats
+from neurobench.results import load_evidence, read_record
+from tests import traps
+
+PLUGINS = Path(__file__).with_name("trap_plugins.py")
+
+
+def run(root: Path, out: Path, **options: object) -> tuple[pd.DataFrame, list[Caveat]]:
+    """Run a small grid on a folder; return its table and everything that the report says of it."""
+    wanted = {
+        "backbone": "transformer",
+        "mask": "random_tube",
+        "dataset": "parcels",
+        "n_steps": 5,
+        "folds": 4,
+    } | options
+    neurobench.run(data_dir=root, out=out, **({"window_s": 60.0, "patch_s": 10.0} | wanted))
+    (evidence,) = load_evidence(out)
+    return evidence.table, caveats(evidence, [read_record(Path(p)) for p in evidence.table["record"]])
+
+
+def said(found: list[Caveat], code: str, task: str = "") -> str:
+    texts = [c.text for c in found if c.code == code and c.task == task]
+    assert texts, f"nothing is said of {code!r}; said was {[(c.code, c.task) for c in found]}"
+    return " ".join(texts)
+
+
+def score(table: pd.DataFrame, row: str, task: str) -> pd.Series:
+    return table[(table["row"] == row) & (table["task"] == task)].iloc[0]
+
+
+def test_label_that_equals_the_site(tmp_path: Path) -> None:
+    table, found = run(traps.label_is_site(tmp_path / "data"), tmp_path / "out", task="diagnosis")
+    # The trap works: scanner noise alone gives a splendid figure.
+    assert score(table, "raw_signal", "diagnosis")["score"] > 0.95
+    text = said(found, "label-is-site", "diagnosis")
+    assert "each of the 2 sites holds one class only" in text
+    assert found[0].level == "error"
+    assert "raw_signal" in said(found, "site-leak")
+    # Labels cannot be permuted within a site of one class: nothing is called a signal.
+    assert not table[table["task"] == "diagnosis"]["above_chance"].any()
+
+
+def test_diagnosis_only_through_motion(tmp_path: Path) -> None:
+    table, found = run(traps.diagnosis_through_motion(tmp_path / "data"), tmp_path / "out", task="diagnosis")
+    assert score(table, "connectome", "diagnosis")["above_chance"]
+    assert "motion" in said(found, "label-and-motion", "diagnosis")
+    assert "connectome" in said(found, "explained-by-mean_fd", "diagnosis")
+
+
+def test_fluid_intelligence_only_through_age(tmp_path: Path) -> None:
+    table, found = run(traps.fluid_through_age(tmp_path / "data"), tmp_path / "out", task="fluid_intelligence")
+    assert score(table, "connectome", "fluid_intelligence")["above_chance"]
+    text = said(found, "explained-by-age", "fluid_intelligence")
+    assert "connectome (partial r" in text
+    assert "given age" in text
+
+
+def test_an_effect_that_is_there_is_not_explained_away(tmp_path: Path) -> None:
+    """The same cohort without the confound: age itself, of which motion, sex and site know nothing."""
+    table, found = run(traps.fluid_through_age(tmp_path / "data"), tmp_path / "out", task="age")
+    assert score(table, "connectome", "age")["above_chance"]
+    for name in ("mean_fd", "sex", "site"):
+        assert not [c for c in found if c.code == f"explained-by-{name}" and "connectome" in c.text]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_one_person_under_two_ids(tmp_path: Path, told: bool) -> None:
+    root = traps.one_person_two_ids(tmp_path / "data", told=told)
+    table, found = run(root, tmp_path / "out", task="diagnosis")
+    area = score(table, "connectome", "diagnosis")["score"]
+    if told:
+        assert "60 of 60 subjects belong to 30 families" in said(found, "families")
+        assert area < 0.75
+    else:
+        # Nobody told, so the leak is there: this is what the column is for.
+        assert area > 0.85
+        assert not [c for c in found if c.code == "families"]
+
+
+def test_a_mask_that_hides_background(tmp_path: Path) -> None:
+    root = traps.few_people(tmp_path / "data")
+    _, found = run(
+        root, tmp_path / "out", task="reconstruction", mask=["background", "random_tube"], plugin_files=PLUGINS
+    )
+    text = said(found, "off-budget")
+    assert "transformer · background" in text
+    assert "random_tube" not in text
+
+
+def test_a_backbone_that_memorises(tmp_path: Path) -> None:
+    # Recordings of one window: the same six training windows again and again.
+    root = traps.few_people(tmp_path / "data", 12)
+    options = {"n_steps": 120, "window_s": 240.0, "patch_s": 40.0, "folds": 2, "plugin_files": PLUGINS}
+    _, found = run(root, tmp_path / "out", task="reconstruction", backbone=["memoriser", "transformer"], **options)
+    text = said(found, "memorised")
+    assert "memoriser · random_tube has learned its training people by heart" in text
+    assert "transformer" not in text
+
+
+@pytest.mark.parametrize("trap", [traps.label_is_site, traps.diagnosis_through_motion])
+def test_harmonised_sites_are_not_found_again(tmp_path: Path, trap: Callable[[Path], Path]) -> None:
+    root = trap(tmp_path / "data")
+    plain, _ = run(root, tmp_path / "plain", task="diagnosis")
+    harmonised, _ = run(root, tmp_path / "harmonised", task="diagnosis", harmonise="site")
+    leaks = [
+        read_record(Path(score(t, "raw_signal", "diagnosis")["record"])).confounds["site_leak"].value
+        for t in (plain, harmonised)
+    ]
+    assert leaks[1] is not None
+    assert leaks[1] < 0.65
+    if trap is traps.label_is_site:
+        assert leaks[0] is not None
+        assert leaks[0] > 0.95
