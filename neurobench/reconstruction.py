@@ -321,6 +321,9 @@ class ReconstructionScores:
         (m, s, u) number, sum and sum of squares of the real values.
     sse, predicted, predicted_squares, products
         (m, p, s, u) squared error, sum and sum of squares of the predicted values, and sum of real times predicted.
+    guard_sst, guard_sse
+        (m, s) and (m, p, s) the same sums without the patches at the edges of hidden spans, which a zero-phase filter
+        has spread into visible ones.
     fc_similarity
         (m, p, s) correlation over edges of real functional connectivity with that of the reconstructed signal
         (hidden values replaced); edges inside chunks of units; NaN below three edges.
@@ -339,6 +342,8 @@ class ReconstructionScores:
     predicted: Array
     predicted_squares: Array
     products: Array
+    guard_sst: Array
+    guard_sse: Array
     fc_similarity: Array
     hidden_fraction: Array
     scored_fraction: Array
@@ -350,6 +355,12 @@ class ReconstructionScores:
         """Return (m,) R² pooled over subjects; with (…, s) ``weights`` of subjects, as of a bootstrap, (m, …)."""
         sse, sst = self.sse[:, self._index(predictor)].sum(-1), self.sst.sum(-1)
         return 1 - _ratio(_weighted(sse, weights), _weighted(sst, weights))
+
+    def guarded(self, predictor: str, weights: Array | None = None) -> Array:
+        """Return (m,) R² with a guard gap; NaN where hidden spans have no patch inside; with ``weights``, (m, …)."""
+        return 1 - _ratio(
+            _weighted(self.guard_sse[:, self._index(predictor)], weights), _weighted(self.guard_sst, weights)
+        )
 
     def subject_r2(self, predictor: str) -> Array:
         """Return (m, s) R²; NaN where nothing of a subject was scored."""
@@ -403,7 +414,7 @@ def evaluate(
     *,
     ratio: float,
     seed: int,
-    guard: int = 0,
+    guard: int = 1,
     batch_size: int = 64,
 ) -> ReconstructionScores:
     """Reconstruct hidden tokens of held-out windows, all predictors on the same ones.
@@ -423,8 +434,8 @@ def evaluate(
     seed
         Seed of the masks.
     guard
-        Patches at the edges of a hidden span that are not scored, where a zero-phase filter has spread hidden
-        samples into visible ones.
+        Patches at the edges of a hidden span that are left out of the guarded sums, where a zero-phase filter has
+        spread hidden samples into visible ones.
     batch_size
         Windows at a time, about; does not change the result.
     """
@@ -434,6 +445,7 @@ def evaluate(
     m, p, s, u = len(strategies), len(predictors), len(subjects), len(cohort.units)
     n, total, sst = (np.zeros((m, s, u)) for _ in range(3))
     sse, predicted, predicted_squares, products = (np.zeros((m, p, s, u)) for _ in range(4))
+    guard_sst, guard_sse = np.zeros((m, s)), np.zeros((m, p, s))
     counts = np.zeros((3, m))
     edges = np.zeros((m, p, s, 6))
     for c, chunk in enumerate(chunks):
@@ -451,17 +463,20 @@ def evaluate(
                 ]
                 hidden = torch.from_numpy(np.stack([d.hidden for d in drawn]))
                 scored = torch.from_numpy(np.stack([d.scored for d in drawn]))
-                scored &= _beyond_guard(hidden, batch.table.valid, guard)
+                inner = scored & _beyond_guard(hidden, batch.table.valid, guard)
                 for j, tokens in enumerate((batch.table.valid, hidden, scored)):
                     counts[j, i] += int(tokens.sum())
                 real = batch.signal * scored[..., None]
                 np.add.at(n[i], at, scored.sum(2).numpy() * cohort.n_features)
                 np.add.at(total[i], at, _total(real))
                 np.add.at(sst[i], at, _total(real * real))
+                np.add.at(guard_sst[i], rows, _inside(real * real, inner))
                 for j, predictor in enumerate(predictors.values()):
                     filled = predictor(batch, hidden)
                     guess = filled * scored[..., None]
-                    np.add.at(sse[i, j], at, _total((guess - real).square_()))
+                    error = (guess - real).square_()
+                    np.add.at(sse[i, j], at, _total(error))
+                    np.add.at(guard_sse[i, j], rows, _inside(error, inner))
                     np.add.at(predicted[i, j], at, _total(guess))
                     np.add.at(predicted_squares[i, j], at, _total(guess * guess))
                     np.add.at(products[i, j], at, _total(guess * real))
@@ -479,6 +494,8 @@ def evaluate(
         predicted=predicted,
         predicted_squares=predicted_squares,
         products=products,
+        guard_sst=guard_sst,
+        guard_sse=guard_sse,
         fc_similarity=_correlation(edges),
         hidden_fraction=_ratio(counts[1], counts[0]),
         scored_fraction=_ratio(counts[2], counts[0]),
@@ -542,6 +559,11 @@ def example(
 def _total(values: torch.Tensor) -> Array:
     """Return (batch, units) sums over patches and features; torch sums in pairs, so single precision does for one."""
     return np.asarray(values.sum(3).double().sum(2).numpy())
+
+
+def _inside(values: torch.Tensor, inner: torch.Tensor) -> Array:
+    """Return (batch,) sums over the tokens of ``inner``."""
+    return np.asarray((values.sum(3).double() * inner).sum((1, 2)).numpy())
 
 
 def _by_subject(windows: Sequence[Window], size: int) -> list[list[Window]]:

@@ -19,10 +19,10 @@ _AXES = {
     "masks": dict.fromkeys(
         [f.name for f in fields(ReconstructionScores) if f.name not in ("predictors", "subjects", "units")], 0
     ),
-    "predictors": dict.fromkeys(["sse", "predicted", "predicted_squares", "products", "fc_similarity"], 1),
+    "predictors": dict.fromkeys(["sse", "predicted", "predicted_squares", "products", "guard_sse", "fc_similarity"], 1),
     "subjects": {
-        **dict.fromkeys(["n", "total", "sst"], 1),
-        **dict.fromkeys(["sse", "predicted", "predicted_squares", "products", "fc_similarity"], 2),
+        **dict.fromkeys(["n", "total", "sst", "guard_sst"], 1),
+        **dict.fromkeys(["sse", "predicted", "predicted_squares", "products", "guard_sse", "fc_similarity"], 2),
     },
 }
 """For each way of joining, the axis along which each array grows; the others are the same in every part."""

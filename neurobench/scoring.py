@@ -388,6 +388,7 @@ class _Reconstructions(Protocol):
     def predictors(self) -> tuple[str, ...]: ...
     def r2(self, predictor: str, weights: Array | None = None) -> Array: ...
     def skill(self, predictor: str, weights: Array | None = None) -> Array: ...
+    def guarded(self, predictor: str, weights: Array | None = None) -> Array: ...
     def subject_r2(self, predictor: str) -> Array: ...
     def pearson_r(self, predictor: str) -> Array: ...
 
@@ -436,6 +437,11 @@ def score_reconstruction(
     for i, mask in enumerate(scores.masks):
         values[f"r2[{mask}]"] = r2[i], r2_draws[i]
         values[f"skill[{mask}]"] = skill[i], skill_draws[i]
+    guarded, guarded_draws = scores.guarded(predictor), scores.guarded(predictor, draws)
+    for i, mask in enumerate(scores.masks):
+        # The ablation: does what is left without the edges of hidden spans, where a filter has leaked, say the same?
+        if np.isfinite(guarded[i]):
+            values[f"r2_guarded[{mask}]"] = guarded[i], guarded_draws[i]
     similarity = scores.fc_similarity[:, scores.predictors.index(predictor)]
     for name, each in (("pearson_r", scores.pearson_r(predictor)), ("fc_similarity", similarity)):
         mean: Any = each[rows].mean(0)

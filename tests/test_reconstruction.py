@@ -198,12 +198,14 @@ def test_every_unit_is_covered_and_budgets_are_equal(cohort: Cohort) -> None:
     assert (scores.hidden_fraction >= scores.scored_fraction).all()
 
 
-def test_a_guard_leaves_the_edges_of_a_gap_unscored(cohort: Cohort) -> None:
+def test_a_guard_leaves_the_edges_of_a_gap_out(cohort: Cohort) -> None:
     plain, guarded = (evaluated(cohort, ratio=0.6, guard=g) for g in (0, 1))
-    assert guarded.scored_fraction[plain.masks.index("time_block")] < plain.scored_fraction[0]
-    tube = plain.masks.index("random_tube")
-    assert guarded.scored_fraction[tube] == plain.scored_fraction[tube], "a tube has no edge in time"
-    np.testing.assert_array_equal(guarded.hidden_fraction, plain.hidden_fraction)
+    np.testing.assert_array_equal(guarded.sse, plain.sse)
+    np.testing.assert_allclose(plain.guard_sst, plain.sst.sum(-1), err_msg="without a guard nothing is left out")
+    block, tube = (plain.masks.index(m) for m in ("time_block", "random_tube"))
+    assert (guarded.guard_sst[block] < plain.guard_sst[block]).all()
+    np.testing.assert_allclose(guarded.guard_sst[tube], plain.guard_sst[tube], err_msg="a tube has no edge in time")
+    np.testing.assert_allclose(guarded.guarded("mean"), np.zeros(len(guarded.masks)), atol=1e-9)
     hidden = torch.tensor([[[1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 0]]], dtype=torch.bool)
     valid = torch.tensor([[[1] * 10 + [0]]], dtype=torch.bool)
     assert rec._beyond_guard(hidden, valid, 1).int().tolist() == [[[1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0]]]

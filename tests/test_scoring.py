@@ -413,6 +413,8 @@ def reconstructions(share, n_subjects=40, masks=("roi", "random"), seed=0):
         predicted=np.zeros(shape),
         predicted_squares=np.broadcast_to(sst[:, None], shape),
         products=np.broadcast_to(0.6 * sst[:, None], shape),
+        guard_sst=0.5 * sst.sum(-1),
+        guard_sse=0.6 * sse.sum(-1),
         fc_similarity=np.full(shape[:3], 0.7),
         hidden_fraction=np.full(len(masks), 0.5),
         scored_fraction=np.full(len(masks), 0.5),

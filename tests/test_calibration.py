@@ -1,0 +1,51 @@
+"""A tenth of the null campaign of benchmarks/nulls.py, and proof that it would catch rules that lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import nulls
+
+REPEATS = 100
+
+
+def allowed(n: int, share: float = 0.05) -> float:
+    return float(stats.binom.ppf(0.999, n, share) / n)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_nothing_is_found_where_there_is_nothing(kind):
+    found = [nulls.null_repeat(kind, r, 60, 3, 300, 200) for r in range(REPEATS)]
+    for name in found[0]:
+        declared = [f[name][0] for f in found if name in f]
+        assert np.mean(declared) <= allowed(len(declared)), name
+    # The interval alone would have been fooled by the sites: the campaign can fail.
+    headline = "auroc" if kind == "classification" else "pearson_r"
+    assert np.mean([f[headline][1] for f in found]) > 0.3
+
+
+@pytest.mark.parametrize("metric", ["mae", "auroc", "balanced_accuracy", "sse"])
+def test_equal_rows_are_rarely_told_apart(metric):
+    told = np.array([nulls.difference_repeat(metric, r, 60) for r in range(REPEATS)])
+    assert told.mean(0).max() <= allowed(REPEATS, 0.07)
+
+
+@pytest.mark.parametrize("metric", ["mae", "pearson_r", "auroc"])
+def test_intervals_cover(metric):
+    covered = np.mean([nulls.coverage_repeat(metric, r, 80, 400) for r in range(REPEATS)])
+    assert covered >= 1 - allowed(REPEATS, 0.07)
+
+
+def test_the_whole_campaign_that_is_kept_meets_its_bar():
+    kept = json.loads((Path(nulls.__file__).parent / "results" / "nulls.json").read_text(encoding="utf-8"))
+    assert all(c["n"] >= 1000 for c in [*kept["chance"].values(), *kept["difference"].values()])
+    for name, c in kept["chance"].items():
+        assert c["share"] <= c["bound"], name
+    for name, d in kept["difference"].items():
+        assert 0.03 <= d["both"] <= 0.07, name
+        assert 0.03 <= d["interval"] <= 0.07, name
