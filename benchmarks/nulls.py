@@ -27,10 +27,10 @@ from joblib import Parallel, delayed
 from scipy import stats
 
 from neurobench.adaptation import fit_predict
-from neurobench.comparisons import Paired, row_of
 from neurobench.contracts import Metric, SubjectTask
 from neurobench.identity import seed_for
 from neurobench.metrics import CLASSIFICATION_METRICS, regression_metrics
+from neurobench.paired import Paired, row_of
 from neurobench.records import Cohort
 from neurobench.results import environment
 from neurobench.scoring import score_subject_task

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from neurobench import evoked_scores, gather, reconstruction, results, scoring, window_scoring
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
-from neurobench.contracts import EvokedTask, ReconstructionTask
+from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
 from neurobench.evoked import EvokedScores
 from neurobench.identity import digest
 from neurobench.plugins import Registry
@@ -165,6 +165,10 @@ def _score(
         notes=score["notes"],
     )
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
+    if (lost := gather.attributed(run, row, task, store)) is not None:
+        tables["attribution"] = lost
+    if row.backbone is not None and isinstance(run.task(task), SubjectTask) and not run.finetunes(row):
+        tables["geometry"] = gather.embedding_geometry(run, row, task)
     path = entry.file("predictions.parquet")
     if path.is_file():
         predictions = pd.read_parquet(path)

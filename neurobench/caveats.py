@@ -6,7 +6,7 @@ about its question, a ``warning`` that a careful reviewer would object, an ``inf
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ OFF_BUDGET = 0.02
 
 MAJORITY = 0.6
 """Prevalence of the larger class from which accuracy flatters whoever always says it."""
+
+EXPLAINED = 1 / 3
+"""Share of a correlation that has to go, with the rest not to be told from 0, for a covariate to be named."""
 
 NAMES = {
     "age": "age",
@@ -289,7 +292,7 @@ def _explained(task: str, records: Sequence[Record]) -> Iterator[Caveat]:
         lost = []
         for r in records:
             partial = r.confounds.get(f"partial_r[{name}]")
-            if r.above_chance and r.row != "covariates" and partial is not None and not _apart(partial, above=True):
+            if r.above_chance and r.row != "covariates" and partial is not None and _explains(r.confounds, partial):
                 lost.append(f"{r.row} (partial r {_number(partial)})")
         if lost:
             yield Caveat(
@@ -358,6 +361,17 @@ def detectable(records: Sequence[Record], evidence: Evidence) -> tuple[float, in
 
 
 # ---------------------------------------------------------------- words
+
+
+def _explains(confounds: Mapping[str, MetricRecord], partial: MetricRecord) -> bool:
+    """Whether a partial correlation cannot be told from 0 and has lost a good part of what it was.
+
+    The interval alone would blame every covariate where there are few subjects.
+    """
+    whole = confounds.get("r[truth]")
+    if whole is None or whole.value is None or partial.value is None or _apart(partial, above=True):
+        return False
+    return partial.value <= (1 - EXPLAINED) * whole.value
 
 
 def _number(m: MetricRecord) -> str:

@@ -135,6 +135,14 @@ def run(
             rich_help_panel=HOW,
         ),
     ] = False,
+    attribution: Annotated[
+        bool,
+        typer.Option(
+            "--attribution",
+            help="Occlude groups of units and see what becomes worse, beside randomised weights and labels.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
     harmonise: Annotated[
         str | None,
         typer.Option(
@@ -243,6 +251,7 @@ def run(
         plugin_files=plugin,
         transductive=transductive or None,
         harmonise=harmonise,
+        attribution=attribution or None,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)
     shown = side.is_terminal and not (quiet or as_json)

@@ -1,9 +1,7 @@
 """Paired comparisons over a grid: backbones, masks, their interaction, controls; what separates, and what would.
 
 Every row of a (dataset, task) was scored on the same held-out subjects, so one bootstrap of subjects serves all of
-them, and differences are paired by construction. A headline metric is either a mean of ratios of sums over subjects
-(MAE, R², balanced accuracy, an average) or the area under the ROC curve; both are evaluated for thousands of draws at
-once.
+them, and differences are paired by construction (:mod:`neurobench.paired`).
 """
 
 from __future__ import annotations
@@ -18,24 +16,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
-from neurobench import window_scoring
-from neurobench.errors import ConfigError, DataError, closest
+from neurobench.errors import ConfigError, closest
 from neurobench.evidence import Evidence
-from neurobench.identity import seed_for
-from neurobench.metrics import auroc
+from neurobench.paired import POWER, Paired, Row, needed, row_of
 from neurobench.results import load_evidence
-from neurobench.scoring import N_BOOTSTRAP, N_PERMUTATIONS, bootstrap_weights, holm
+from neurobench.scoring import holm
 
-__all__ = ["By", "Comparisons", "Paired", "compare_all", "compare_results", "nadeau_bengio", "needed", "row_of"]
+__all__ = ["By", "Comparisons", "compare_all", "compare_results"]
 
 Array = NDArray[np.float64]
 
 By = Literal["backbone", "mask", "untrained", "baseline", "interaction"]
-
-POWER = 2.8
-"""Standard errors that a difference needs to be found with a power of .8 at 5 %: 1.96 + .84."""
 
 COLUMNS = (
     *(
@@ -58,125 +50,6 @@ COLUMNS = (
 )
 
 
-# ---------------------------------------------------------------- rows as functions of their subjects
-
-
-@dataclass(frozen=True, eq=False)
-class _Ratios:
-    """offset + sign × mean over parts of Σ w · above / Σ w · below; (parts, subjects) each."""
-
-    subjects: tuple[str, ...]
-    fold: NDArray[np.int64]
-    above: Array
-    below: Array
-    offset: float = 0.0
-    sign: float = 1.0
-
-    def values(self, weights: Array) -> Array:
-        """Return (draws,) of (draws, subjects) weights; NaN where a part has nobody."""
-        return self._of(weights @ self.above.T, weights @ self.below.T)
-
-    def _of(self, above: Array, below: Array) -> Array:
-        each = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 1e-12)
-        found: Array = self.offset + self.sign * each.mean(-1)
-        return found
-
-    def exchanged(self, other: _Ratios, swap: NDArray[np.bool_]) -> Array:
-        """Return (draws,) differences with the subjects in (draws, subjects) ``swap`` exchanged between the two."""
-        s = swap.astype(float)
-        moved = s @ (other.above - self.above).T
-        ours = self._of(self.above.sum(1) + moved, np.broadcast_to(self.below.sum(1), moved.shape))
-        theirs = self._of(other.above.sum(1) - moved, np.broadcast_to(other.below.sum(1), moved.shape))
-        return ours - theirs
-
-
-@dataclass(frozen=True, eq=False)
-class _Area:
-    """Area under the ROC curve of a score, by ranks, so that two rows' scores can take each other's place."""
-
-    subjects: tuple[str, ...]
-    fold: NDArray[np.int64]
-    truth: Array
-    ranks: Array
-
-    def values(self, weights: Array) -> Array:
-        """Return (draws,) of (draws, subjects) weights; NaN where a draw holds one class only."""
-        return auroc(self.truth, self.ranks, weights)
-
-    def exchanged(self, other: _Area, swap: NDArray[np.bool_]) -> Array:
-        """Return (draws,) differences with the subjects in (draws, subjects) ``swap`` exchanged between the two."""
-        ours, theirs = np.where(swap, other.ranks, self.ranks), np.where(swap, self.ranks, other.ranks)
-        return self._area(ours) - self._area(theirs)
-
-    def _area(self, scores: Array) -> Array:
-        positive = self.truth > 0.5
-        n, m = positive.sum(), (~positive).sum()
-        ranks = stats.rankdata(scores, axis=1)
-        area: Array = (ranks[:, positive].sum(1) - n * (n + 1) / 2) / (n * m)
-        return area
-
-
-Row = _Ratios | _Area
-
-
-def row_of(metric: str, held_out: pd.DataFrame) -> Row:
-    """Return a row as a function of its subjects.
-
-    Raises
-    ------
-    DataError
-        If its headline is none that can be compared.
-    """
-    if "sse" in held_out:
-        return _reconstruction(held_out)
-    if window_scoring.class_columns(held_out):
-        return _windows(held_out)
-    if "condition" in held_out:
-        each = held_out.groupby("participant_id")[metric].mean().sort_index()
-        return _mean(tuple(each.index.astype(str)), np.zeros(len(each), np.int64), each.to_numpy(float))
-    table = held_out.sort_values("participant_id")
-    subjects, fold = tuple(table["participant_id"].astype(str)), table["fold"].to_numpy(np.int64)
-    y, p, mean = (table[c].to_numpy(float) for c in ("truth", "prediction", "train_mean"))
-    if metric == "mae":
-        return _mean(subjects, fold, np.abs(p - y))
-    if metric == "r2":
-        return _Ratios(subjects, fold, (p - y)[None] ** 2, (mean - y)[None] ** 2, 1.0, -1.0)
-    if metric == "auroc":
-        return _Area(subjects, fold, y, np.asarray(stats.rankdata(p), float))
-    if metric == "balanced_accuracy":
-        said = (np.sign(p - 0.5) + 1) / 2
-        return _Ratios(subjects, fold, np.stack([said * y, (1 - said) * (1 - y)]), np.stack([y, 1 - y]))
-    raise DataError(f"rows cannot be compared on {metric!r}.", allowed="mae, r2, auroc, balanced_accuracy")
-
-
-def _mean(subjects: tuple[str, ...], fold: NDArray[np.int64], values: Array) -> _Ratios:
-    known = np.isfinite(values)
-    return _Ratios(subjects, fold, np.where(known, values, 0.0)[None], known.astype(float)[None])
-
-
-def _reconstruction(held_out: pd.DataFrame) -> _Ratios:
-    """R² pooled over subjects, averaged over headline masks; over all of them where none counts."""
-    counted = held_out[held_out["headline"]] if held_out["headline"].any() else held_out
-    sse, sst = (
-        counted.pivot(index="mask", columns="participant_id", values=v).sort_index(axis=1) for v in ("sse", "sst")
-    )
-    fold = counted.groupby("participant_id")["fold"].first().sort_index().to_numpy(np.int64)
-    return _Ratios(tuple(sse.columns.astype(str)), fold, sse.to_numpy(float), sst.to_numpy(float), 1.0, -1.0)
-
-
-def _windows(held_out: pd.DataFrame) -> _Ratios:
-    """Balanced accuracy of windows: the share of each class's windows that is recognised, averaged over classes."""
-    hits = window_scoring.window_hits(held_out)
-    above, below = (
-        hits.pivot_table(
-            index="truth", columns="participant_id", values="hit", aggfunc=a, fill_value=0.0, observed=True
-        )
-        for a in ("sum", "count")
-    )
-    fold = held_out.groupby("participant_id")["fold"].first().sort_index().to_numpy(np.int64)
-    return _Ratios(tuple(above.columns.astype(str)), fold, above.to_numpy(float), below.to_numpy(float))
-
-
 # ---------------------------------------------------------------- one task of one cohort
 
 
@@ -186,85 +59,6 @@ class _Key:
     row: str
     backbone: str
     mask: str
-
-
-class Paired:
-    """Rows that were scored on the same subjects, under one bootstrap and one set of exchanges.
-
-    Parameters
-    ----------
-    n_subjects
-        Subjects of every row.
-    seed
-        Of both.
-    """
-
-    def __init__(self, n_subjects: int, *, seed: int = 0) -> None:
-        self.n, self.seed = n_subjects, seed
-        self.weights = bootstrap_weights(n_subjects, N_BOOTSTRAP, seed) if n_subjects else np.zeros((0, 0))
-        rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
-        self.swap = rng.random((N_PERMUTATIONS, n_subjects)) < 0.5
-        self._drawn: dict[int, tuple[float, Array, Array]] = {}
-
-    def drawn(self, row: Row) -> tuple[float, Array, Array]:
-        """Return value, (draws,) bootstrap values and (folds,) values of a row, computed once."""
-        if id(row) not in self._drawn:
-            folds = (row.fold == np.unique(row.fold)[:, None]).astype(float)
-            value = float(row.values(np.ones((1, self.n)))[0])
-            self._drawn[id(row)] = value, row.values(self.weights), row.values(folds)
-        return self._drawn[id(row)]
-
-    def difference(self, terms: Sequence[tuple[Row, Row]], n_seeds: int = 1) -> dict[str, Any]:
-        """Return the mean difference over pairs of rows: first minus second, with everything that is known of it.
-
-        Parameters
-        ----------
-        terms
-            Pairs of rows; as many a seed, in seeds' order.
-        n_seeds
-            Number of seeds.
-        """
-        drawn = [(self.drawn(a), self.drawn(b)) for a, b in terms]
-        each = np.array([a[0] - b[0] for a, b in drawn])
-        draws = np.stack([a[1] - b[1] for a, b in drawn])
-        folds = np.stack([a[2] - b[2] for a, b in drawn])
-        difference, mean = float(each.mean()), draws.mean(0)
-        known = mean[np.isfinite(mean)]
-        low, high = (float(x) for x in np.percentile(known, [2.5, 97.5])) if len(known) else (math.nan, math.nan)
-        null = np.mean([_exchanged(a, b, self.swap) for a, b in terms], 0)
-        # The difference without any exchange, in the form that the null has: of ranks, where those are exchanged.
-        observed = np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms])
-        p = (np.sum(np.abs(null) >= abs(observed) - 1e-12) + 1) / (len(null) + 1)
-        by_seed = each.reshape(n_seeds, -1).mean(1)
-        by_fold = folds.reshape(n_seeds, -1, folds.shape[1]).mean(1).ravel()
-        se = float(known.std())
-        together = self._combined(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
-        return {
-            "difference": difference,
-            "low": low,
-            "high": high,
-            "p": float(p),
-            "p_nadeau_bengio": nadeau_bengio(by_fold, folds.shape[1]),
-            "detectable": POWER * se,
-            "n_subjects": self.n,
-            "n_needed": needed(difference, se, self.n),
-            "n_seeds": n_seeds,
-            "sd_seeds": float(by_seed.std(ddof=1)) if n_seeds > 1 else math.nan,
-            "se_subjects": se,
-            "se_combined": together,
-        }
-
-    def _combined(self, draws: Array) -> float:
-        """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) differences."""
-        rng = np.random.default_rng(seed_for(self.seed, "bootstrap", "seeds", len(draws)))
-        chosen = rng.integers(len(draws), size=draws.shape)
-        mean = np.take_along_axis(draws, chosen, 0).mean(0)
-        return float(mean[np.isfinite(mean)].std())
-
-
-def _exchanged(a: Row, b: Row, swap: NDArray[np.bool_]) -> Array:
-    assert type(a) is type(b)
-    return a.exchanged(b, swap)  # type: ignore[arg-type]
 
 
 class _Task(Paired):
@@ -433,43 +227,6 @@ def _common(rows: Sequence[Mapping[int, Row]]) -> list[int]:
 def _double_centred(values: Array) -> Array:
     left: Array = values - values.mean(0, keepdims=True) - values.mean(1, keepdims=True) + values.mean((0, 1))
     return left
-
-
-def nadeau_bengio(differences: Array, n_folds: int) -> float:
-    """Return the two-sided p-value of the corrected resampled t-test (Nadeau & Bengio 2003).
-
-    Parameters
-    ----------
-    differences
-        (folds × seeds,) differences, one a held-out fold.
-    n_folds
-        Folds of one split: the test share over the training share is 1 / (folds − 1).
-
-    Returns
-    -------
-    p
-        NaN for fewer than two differences; 1 for no difference at all.
-
-    Notes
-    -----
-    doi:10.1023/A:1024068626366. Variances over folds that share training subjects are too small by a factor that the
-    correction 1 / J + n_test / n_train makes up for.
-    """
-    known = differences[np.isfinite(differences)]
-    if len(known) < 2 or n_folds < 2:
-        return math.nan
-    error = math.sqrt((1 / len(known) + 1 / (n_folds - 1)) * float(known.var(ddof=1)))
-    if error == 0:
-        return 1.0 if known.mean() == 0 else 0.0
-    return float(2 * stats.t.sf(abs(known.mean()) / error, len(known) - 1))
-
-
-def needed(difference: float, se: float, n: int) -> float:
-    """Return about how many subjects would find this difference with a power of .8: n · (2.8 · SE / difference)².
-
-    An estimate from an estimate: it takes the measured difference for the true one. Infinite for no difference.
-    """
-    return math.inf if difference == 0 else math.ceil(n * (POWER * se / difference) ** 2)
 
 
 # ---------------------------------------------------------------- everything in a folder

@@ -82,7 +82,8 @@ def confound_scores(
     Returns
     -------
     scores
-        ``r[NAME]``: Pearson's r of the prediction with a numeric covariate. ``truth_r[NAME]``: of the truth with it.
+        ``r[truth]``: Pearson's r of truth and prediction, against which the partial ones are read. ``r[NAME]``: of the
+        prediction with a numeric covariate. ``truth_r[NAME]``: of the truth with it.
         ``partial_r[NAME]``: of truth and prediction given a covariate (for a class: point-biserial), also given
         ``all`` of them; ``delta_r2[all]``: what the prediction adds to the R² of a linear regression of the truth on
         all covariates. Nothing for a prediction that is the same for everybody.
@@ -91,7 +92,7 @@ def confound_scores(
     if len(y) < MIN_KNOWN or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):
         return {}
     draws = np.concatenate([np.ones((1, len(y))), bootstrap_weights(len(y), n_bootstrap, seed)])
-    scores: dict[str, MetricScore] = {}
+    scores = {"r[truth]": _score(_correlation(_covariances(np.column_stack([y, p]), draws), 0, 1), 0.0)}
     for name, columns in _designs(predictions).items():
         known = np.logical_and.reduce(np.isfinite(columns), 1)
         if known.sum() < MIN_KNOWN:

@@ -31,7 +31,8 @@ TABLES: Mapping[str, str] = {
     "units": "of a reconstruction, one row a unit: unit, r2 (mean over headline masks), r2[MASK] of each mask",
     "curves": "of a pretraining, one row a step that was kept: fold, step, loss",
     "geometry": "of embeddings, one row a held-out subject: participant_id, fold, pc1, pc2, site, age",
-    "attribution": "of a pretrained row: task, group, control, n_units, value, low, high, metric, unit",
+    "attribution": "of a backbone, one row a (group, control): value, low, high (positive: worse without the group), "
+    "metric, unit, n_units, control (empty, or labels: probe fitted to permuted ones), fold_agreement (Spearman)",
 }
 """Tables that may lie beside a record."""
 

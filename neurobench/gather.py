@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,28 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurobench import attribution
 from neurobench.components import ComponentSpec
-from neurobench.contracts import EvokedTask, ReconstructionTask
+from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
 from neurobench.evidence import write_table
 from neurobench.grand_average import GrandAverage
+from neurobench.paired import Paired, row_of
 from neurobench.reconstruction import ReconstructionScores
 from neurobench.records import Cohort
 from neurobench.stages import CohortRun
 from neurobench.steps import Row
-from neurobench.store import Store, atomic_write, disk_errors
+from neurobench.store import Entry, Store, atomic_write, disk_errors
 
-__all__ = ["curves", "examples", "responses", "subject_reconstructions", "unit_scores", "write_cohort"]
+__all__ = [
+    "attributed",
+    "curves",
+    "embedding_geometry",
+    "examples",
+    "responses",
+    "subject_reconstructions",
+    "unit_scores",
+    "write_cohort",
+]
 
 CURVE_POINTS = 200
 """Points of a learning curve that are kept: each the mean loss over as many steps as it takes."""
@@ -121,6 +132,92 @@ def responses(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Ma
         return None
     keys = [key.partition("/") for key in joined["keys"].tolist()]
     return {**joined, "peak_window_s": np.array([task.peak_window_s(state, what) for state, _, what in keys])}
+
+
+# ---------------------------------------------------------------- interpretation
+
+
+def embedding_geometry(run: CohortRun, row: Row, spec: ComponentSpec) -> pd.DataFrame:
+    """Return where every held-out subject lies on the first two components of its fold's training subjects."""
+    tables = []
+    for fold in run.folds:
+        subjects, x = run.features(row, spec, fold)
+        table = attribution.geometry(x, subjects, run.cohort.participants, fold.train, fold.test)
+        tables.append(table.assign(fold=fold.index))
+    return pd.concat(tables, ignore_index=True)
+
+
+def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> pd.DataFrame | None:
+    """Return what a row loses without each group, for its record on a task: columns of ``attribution``.
+
+    Of a reconstruction the R² that the other units lose; of a task on subjects the change of the headline metric, with
+    the control of permuted labels beside. The control of randomised weights is the untrained backbone's own table.
+    """
+    entries = [e for s in run.attribution_steps(row) if (e := store.get(s.stage, s.identity)) is not None]
+    if not entries:
+        return None
+    built = run.task(task)
+    if isinstance(built, ReconstructionTask):
+        return _occluded(entries, run)
+    if isinstance(built, SubjectTask) and all(e.file("predictions.parquet").is_file() for e in entries):
+        whole = pd.concat([pd.read_parquet(e.file("predictions.parquet")) for e in entries], ignore_index=True)
+        return _without_groups(whole[whole["task"] == task.label], built, run)
+    return None
+
+
+def _sizes(run: CohortRun) -> dict[str, int]:
+    return {name: len(rows) for name, rows in attribution.unit_groups(run.cohort.units).items()}
+
+
+def _occluded(entries: Sequence[Entry], run: CohortRun) -> pd.DataFrame:
+    parts = []
+    for entry in entries:
+        with np.load(entry.file("occlusion.npz"), allow_pickle=False) as stored:
+            sums = (stored[n][..., None] for n in ("base", "occluded", "total"))
+            parts.append(
+                attribution.Occlusion(tuple(stored["subjects"].tolist()), tuple(stored["groups"].tolist()), *sums)
+            )
+    table = attribution.Occlusion.joined(parts).table(run.seed)
+    between = attribution.agreement(np.stack([p.loss() for p in parts]))
+    table = table.assign(control="", metric="loss of R² of the other units", unit="", fold_agreement=between)
+    return table.assign(n_units=table["group"].map(_sizes(run)))
+
+
+def _without_groups(predictions: pd.DataFrame, task: SubjectTask, run: CohortRun) -> pd.DataFrame:
+    metric = task.metrics[0]
+    rows = []
+    sizes = _sizes(run)
+    for control, own in predictions.groupby("control", sort=True):
+        whole = own[own["group"] == ""]
+        paired = Paired(len(whole), seed=run.seed)
+        first = row_of(metric.name, whole)
+        by_fold: list[list[float]] = []
+        for group in sizes:
+            occluded = own[own["group"] == group]
+            second = row_of(metric.name, occluded)
+            # Positive: worse without the group.
+            pair = (first, second) if metric.higher_is_better else (second, first)
+            found = paired.difference([pair])
+            by_fold.append((paired.drawn(pair[0])[2] - paired.drawn(pair[1])[2]).tolist())
+            moved = np.abs(occluded["prediction"].to_numpy() - whole["prediction"].to_numpy()).mean()
+            rows.append(
+                {
+                    "group": group,
+                    "value": found["difference"],
+                    "low": found["low"],
+                    "high": found["high"],
+                    "control": control,
+                    "metric": f"loss of {metric.name}",
+                    "unit": metric.unit,
+                    "mean_change": float(moved),
+                    "n_units": sizes[group],
+                }
+            )
+        between = attribution.agreement(np.array(by_fold, float).T)
+        for r in rows:
+            if r["control"] == control:
+                r["fold_agreement"] = between
+    return pd.DataFrame(rows)
 
 
 # ---------------------------------------------------------------- the cohort

@@ -108,6 +108,8 @@ class RunConfig:
         Pretrain on the recordings of test subjects too, without labels; every record says so.
     harmonise
         ``site``: take location and scale of the training subjects' sites out of features, fitted inside the fold.
+    attribution
+        Occlude groups of units, with its controls; takes as long as scoring that many times more.
     suite
         ``NAME@HASH`` of the suite file that this comes from, with what was changed of it; not set by hand.
     """
@@ -135,6 +137,7 @@ class RunConfig:
     plugin_files: tuple[Path, ...] = ()
     transductive: bool = False
     harmonise: Harmonise = "none"
+    attribution: bool = False
     suite: str = ""
 
     @classmethod
@@ -165,6 +168,7 @@ class RunConfig:
         plugin_files: str | Path | Iterable[str | Path] | None = None,
         transductive: bool | None = None,
         harmonise: str | None = None,
+        attribution: bool | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -195,6 +199,7 @@ class RunConfig:
             "plugin_files": None if plugin_files is None else tuple(Path(f) for f in _listed(plugin_files)),
             "transductive": transductive,
             "harmonise": harmonise,
+            "attribution": attribution,
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}

@@ -328,6 +328,7 @@ def _details(records: Sequence[Record]) -> Grid:
 
 
 CONFOUNDS = {
+    "r[truth]": "r of prediction and target",
     "site_leak": "site told from the features (balanced accuracy)",
     "over_covariates": "difference to covariates alone",
     "partial_r[all]": "partial r given all covariates",

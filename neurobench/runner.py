@@ -171,7 +171,16 @@ def _estimate(store: Store) -> dict[tuple[str, str], float]:
     """Return measured seconds of stored steps by (stage, what was done), the newest of each."""
     return {
         (e.manifest["stage"], e.manifest["label"].split(" · seed ")[0]): e.seconds
-        for stage in ("pretraining", "embedding", "baseline", "reconstruction", "evoked", "evaluation", "confounds")
+        for stage in (
+            "pretraining",
+            "embedding",
+            "baseline",
+            "reconstruction",
+            "evoked",
+            "evaluation",
+            "confounds",
+            "attribution",
+        )
         for e in store.entries(stage)
     }
 

@@ -191,6 +191,16 @@ def _subjects(folder: Path, seed: int, rng: np.random.Generator, *, two_classes:
         line = _row(task, what, row, seed, metric, value, 0.1 * value, backbone=backbone, mask=mask)
         line |= {"unit": "" if two_classes else "years", "chance": 0.5 if two_classes else 15.0, "above_chance": True}
         rows.append(line)
+        if backbone:
+            place = folder / "evidence" / line["id"]
+            pc = rng.normal(size=(N, 2))
+            people = {"participant_id": [f"sub-{s:03d}" for s in range(N)], "pc1": pc[:, 0], "pc2": pc[:, 1]}
+            people |= {"fold": np.arange(N) % 2, "site": np.resize(["a", "b"], N), "age": age}
+            write_table(place / "geometry.parquet", pd.DataFrame(people))
+            lost = pd.DataFrame({"group": ["left", "right"] * 2, "control": ["", "", "labels", "labels"]})
+            lost = lost.assign(n_units=N_UNITS // 2, value=rng.normal(0.1, 0.1, 4), metric=f"loss of {metric}", unit="")
+            lost = lost.assign(low=lost["value"] - 0.1, high=lost["value"] + 0.1, fold_agreement=0.5)
+            write_table(place / "attribution.parquet", lost)
         table = {"participant_id": [f"sub-{s:03d}" for s in range(N)], "fold": np.arange(N) % 2, "truth": truth}
         table |= {"prediction": prediction, "train_mean": truth.mean(), "age": age, "site": np.resize(["a", "b"], N)}
         write_table(folder / "predictions" / f"{line['id']}.parquet", pd.DataFrame(table))

@@ -280,6 +280,14 @@ class CohortRun(CohortSteps):
         site = site[site.map(site.value_counts()) >= LEAK_SITE]
         return site if site.nunique() > 1 else site.iloc[:0]
 
+    def attribution_steps(self, row: Row) -> list[Step]:
+        """Return a row's attribution, one step a fold; none unless asked for, and none of baselines and fillers."""
+        if not self.grid.config.attribution or row.backbone is None:
+            return []
+        of_subjects = [t for t in self.tasks if isinstance(self.task(t), SubjectTask)]
+        tasks = [] if self.finetunes(row) else of_subjects
+        return [self.attribution_step(row, fold, tasks) for fold in self.folds]
+
     def _reconstruction_evaluation(self, row: Row, spec: ComponentSpec, task: ReconstructionTask) -> Step:
         masks = self.evaluation_masks(task)
         steps = [
@@ -438,6 +446,8 @@ class CohortRun(CohortSteps):
         for row in self.rows:
             if (leak := self.leak_step(row)) is not None:
                 yield row, leak
+            for step in self.attribution_steps(row):
+                yield row, step
 
     def notes(self) -> list[str]:
         """Return what a reader of this cohort's tables should know."""

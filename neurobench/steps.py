@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import neurobench
 from neurobench import (
     adaptation,
+    attribution,
     contracts,
     evoked,
     harmonisation,
@@ -32,7 +34,7 @@ from neurobench import (
     tokens,
 )
 from neurobench.cohorts import CohortSource
-from neurobench.components import ComponentSpec
+from neurobench.components import ComponentSpec, parse_component
 from neurobench.config import Grid, Profile
 from neurobench.contracts import (
     COVARIATES,
@@ -474,6 +476,93 @@ class CohortSteps:
             return fillers
         own = load_scores(self.fetch(self.reconstruction_step(row, fold, mask, ratio)).file("scores.npz"))
         return join([own, fillers], "predictors")
+
+    # ------------------------------------------------------------ attribution
+
+    def attribution_step(self, row: Row, fold: Fold, tasks: Sequence[ComponentSpec]) -> Step:
+        """Occlude group after group in the test subjects of a fold: what reconstruction and predictions lose.
+
+        ``tasks`` are those on subjects; the probe of each is fitted on whole training subjects, once with their labels
+        and once with permuted ones.
+        """
+        tube = next(n for n in ("random_tube", "random") if n in self.registry.masks)
+        mask = parse_component("mask", tube, self.registry)
+        identity = {
+            "pretraining": digest(self.pretraining_step(*row.pretraining, fold).identity),
+            "mask": self.component(mask),
+            "ratio": self.grid.config.ratio,
+            "chunks": len(self.chunks),
+            "tasks": [self.component(t) for t in tasks],
+            "seed": self.seed,
+            "code": code_digest(attribution, adaptation, reconstruction, tokens, masking),
+        }
+
+        def compute(folder: Path, advance: Advance) -> None:
+            net, decoder = self.load_pretrained(*row.pretraining, fold)
+            tokenizer = self.tokenizer(fold)
+            groups = attribution.unit_groups(self.cohort.units)
+            windows = tokens.evaluation_windows(self.cohort, fold.test, fold.test_span)
+            found = attribution.occlude(
+                reconstruction.BackbonePredictor(net, decoder, self.device),
+                tokenizer,
+                windows,
+                self.chunks,
+                groups,
+                self.strategy(mask),
+                ratio=self.grid.config.ratio,
+                seed=self.seed,
+            )
+            names = {"subjects": np.array(found.subjects, dtype=str), "groups": np.array(found.groups, dtype=str)}
+            sums = {n: getattr(found, n).sum(-1) for n in ("base", "occluded", "total")}
+            np.savez(folder / "occlusion.npz", allow_pickle=False, **names, **sums)
+            if tasks:
+                without = {}
+                for done, (name, rows) in enumerate(groups.items(), 1):
+                    subjects, features = attribution.embed_without(
+                        net, tokenizer, windows, self.chunks, rows, self.device
+                    )
+                    without[name] = dict(zip(subjects, features, strict=True))
+                    advance(done, len(groups))
+                tables = [self._occluded_predictions(row, fold, task, without) for task in tasks]
+                pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
+
+        return Step("attribution", self._title(f"occlude {row.label}", fold), identity, 0.2 * len(fold.test), compute)
+
+    def _occluded_predictions(
+        self, row: Row, fold: Fold, spec: ComponentSpec, without: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    ) -> pd.DataFrame:
+        """Return predictions of the test subjects of a fold: whole (group ""), and without each group."""
+        task = self.task(spec)
+        assert isinstance(task, SubjectTask)
+        target = task.target(self.cohort.participants).dropna()
+        train = [s for s in fold.train if s in target.index]
+        test = [s for s in fold.test if s in target.index]
+        subjects, x = self.features(row, spec, fold)
+        place = {s: i for i, s in enumerate(subjects)}
+        y = np.asarray(target.loc[train], np.float64)
+        stacked = np.concatenate(
+            [x[[place[s] for s in test]], *(np.stack([g[s] for s in test]) for g in without.values())]
+        )
+        seed = seed_for(self.seed, "probe", spec.label, fold.index)
+        tables = []
+        for control, labels in (("", y), ("labels", attribution.permuted_labels(y, seed))):
+            values = adaptation.fit_predict(x[[place[s] for s in train]], labels, stacked, task.kind, seed).values
+            for group, predicted in zip(["", *without], values.reshape(1 + len(without), -1), strict=True):
+                tables.append(
+                    pd.DataFrame(
+                        {
+                            "task": spec.label,
+                            "control": control,
+                            "group": group,
+                            "participant_id": test,
+                            "fold": fold.index,
+                            "truth": np.asarray(target.loc[test], np.float64),
+                            "prediction": predicted,
+                            "train_mean": float(y.mean()),
+                        }
+                    )
+                )
+        return pd.concat(tables, ignore_index=True)
 
     # ------------------------------------------------------------ evoked responses
 

@@ -13,9 +13,9 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from neurobench.cli import app
-from neurobench.comparisons import Paired, nadeau_bengio, needed, row_of
 from neurobench.errors import DataError
 from neurobench.metrics import auroc
+from neurobench.paired import Paired, nadeau_bengio, needed, row_of
 
 
 def people(n: int, shift: float = 0.0, *, seed: int = 0, classes: bool = False) -> pd.DataFrame:
