@@ -14,8 +14,9 @@ from neurobench.components import parse_component, split_names
 from neurobench.config import PROFILES, Grid, RunConfig, expand, load_suite
 from neurobench.contracts import Backbone, Baseline, Dataset, MaskingStrategy, ReconstructionTask, SubjectTask
 from neurobench.errors import ConfigError, ConfigErrors, PluginError, UnknownNameError
+from neurobench.options import frozen_suites
 from neurobench.plugin_rules import wrong_class
-from neurobench.plugins import Registry
+from neurobench.plugins import Registry, load_registry
 
 
 class Net(Backbone):
@@ -382,3 +383,46 @@ def test_configuration_is_light() -> None:
     """Completion and --help must not wait for torch."""
     code = "import sys, neurobench.config; sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'mne', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------- frozen suites
+
+
+def test_a_frozen_suite_is_known_by_name_and_hash():
+    config = RunConfig.from_options(suite="core-v1")
+    assert config.suite == f"core-v1@{frozen_suites()['core-v1'][:12]}"
+    assert config.profile == "full"
+    assert config.masks[0] == "roi"
+
+
+def test_options_over_a_suite_are_said(tmp_path):
+    config = RunConfig.from_options(suite="core-v1", profile="smoke", out=tmp_path, device="cpu")
+    assert config.suite.endswith(", changed: profile")
+    assert RunConfig.from_options(suite="core-v1", out=tmp_path, profile="full").suite.count("changed") == 0
+
+
+def test_a_changed_copy_of_a_frozen_suite_is_refused(tmp_path):
+    from neurobench.options import SUITES
+
+    copy = tmp_path / "core-v1.yaml"
+    copy.write_text((SUITES / "core-v1.yaml").read_text() + "folds: 3\n")
+    with pytest.raises(ConfigError, match="frozen, and this file's content differs"):
+        RunConfig.from_options(suite=copy)
+    # Comments and order are no content; under another name everything may be changed.
+    copy.write_text("# mine\n" + (SUITES / "core-v1.yaml").read_text())
+    assert RunConfig.from_options(suite=copy).suite.startswith("core-v1@")
+    other = tmp_path / "mine.yaml"
+    other.write_text((SUITES / "core-v1.yaml").read_text() + "folds: 3\n")
+    assert RunConfig.from_options(suite=other).suite.startswith("mine@")
+
+
+def test_a_suite_that_does_not_exist():
+    with pytest.raises(ConfigError, match="no suite 'core-v2'") as found:
+        RunConfig.from_options(suite="core-v2")
+    assert "core-v1" in str(found.value)
+
+
+def test_transductive_within_recordings_is_refused():
+    config = RunConfig.from_options(backbone="mamba", mask="roi", transductive=True, split="within-recording")
+    with pytest.raises(ConfigErrors, match="--transductive has no meaning"):
+        expand(config, load_registry())

@@ -261,3 +261,20 @@ def test_unknown_folder_for_results() -> None:
         runner.status(Path("no/such/folder"))
     with pytest.raises((StoreError, DataError), match="holds no records"):
         neurobench.load_results("no/such/folder")
+
+
+def test_a_transductive_run_says_so_and_does_not_rank_reconstruction(tmp_path):
+    common = {"backbone": "mamba", "mask": "roi", "dataset": "parcels", "n_subjects": 24, "n_steps": 3}
+    common |= {"task": "reconstruction,age", "out": tmp_path / "out"}
+    plain = neurobench.run(**common)
+    seen = neurobench.run(**common, transductive=True)
+    assert not plain["transductive"].any()
+    assert seen["transductive"].all()
+    # What is pretrained is not the same, what needs no pretraining is.
+    both = set(plain["id"]) & set(seen["id"])
+    kinds = {kind: both & set(own["id"]) for kind, own in plain.groupby("kind")}
+    assert not kinds["pretrained"]
+    assert kinds["baseline"]
+    assert not seen.loc[seen["task"] == "reconstruction", "best"].any()
+    stored = neurobench.load_results(tmp_path / "out")
+    assert set(stored["transductive"]) == {False, True}

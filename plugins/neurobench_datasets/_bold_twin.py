@@ -228,6 +228,7 @@ class BoldTwin:
             "effects": asdict(self.effects),
             "network_pairs": touched,
             "network_of_region": main.tolist(),
+            "loading_of_region": self.loading.round(3).tolist(),
             "fluid_intelligence_given_age": {"slope": AGE_OF_FLUID, "of": "z-scores", "in_every_variant": True},
         }
 

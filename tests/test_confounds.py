@@ -1,0 +1,147 @@
+"""Partial correlations, site leak and harmonisation, against answers that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from neurobench.confounds import confound_scores, site_leak
+from neurobench.harmonisation import by_site
+
+
+def predictions(n: int = 120, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    age = rng.uniform(20, 80, n)
+    truth = -0.3 * age + rng.normal(0, 4, n)
+    return pd.DataFrame(
+        {
+            "participant_id": [f"s{i:03d}" for i in range(n)],
+            "fold": np.arange(n) % 5,
+            "truth": truth,
+            "prediction": -0.3 * age + rng.normal(0, 4, n),
+            "train_mean": truth.mean(),
+            "age": age,
+            "sex": rng.choice(["F", "M"], n),
+            "site": rng.choice(["a", "b", "c"], n),
+            "mean_fd": rng.gamma(4, 0.04, n),
+        }
+    )
+
+
+def residual(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    design = np.column_stack([np.ones(len(values)), columns])
+    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+
+
+def test_partial_correlations_are_those_of_residuals():
+    table = predictions()
+    found = confound_scores(table, seed=0, n_bootstrap=50)
+    y, p = table["truth"].to_numpy(), table["prediction"].to_numpy()
+    assert found["r[truth]"].value == pytest.approx(stats.pearsonr(y, p).statistic)
+    assert found["r[age]"].value == pytest.approx(stats.pearsonr(p, table["age"]).statistic)
+    designs = {
+        "age": table[["age"]].to_numpy(float),
+        "site": pd.get_dummies(table["site"], dtype=float).to_numpy()[:, 1:],
+    }
+    designs["all"] = np.column_stack(
+        [designs["age"], pd.get_dummies(table["sex"], dtype=float).to_numpy()[:, 1:], designs["site"], table["mean_fd"]]
+    )
+    for name, columns in designs.items():
+        expected = stats.pearsonr(residual(y, columns), residual(p, columns)).statistic
+        assert found[f"partial_r[{name}]"].value == pytest.approx(expected), name
+    # What the prediction adds to a regression on all covariates.
+    rest = residual(y, designs["all"])
+    more = residual(y, np.column_stack([designs["all"], p]))
+    added = ((rest**2).sum() - (more**2).sum()) / ((y - y.mean()) ** 2).sum()
+    assert found["delta_r2[all]"].value == pytest.approx(added)
+
+
+def test_what_only_age_gives_is_nothing_given_age():
+    found = confound_scores(predictions(400), seed=0)
+    assert found["r[truth]"].low > 0.3
+    assert found["partial_r[age]"].low < 0 < found["partial_r[age]"].high
+    assert found["partial_r[mean_fd]"].low > 0.3
+
+
+def test_the_target_is_no_confound_of_itself():
+    table = predictions()
+    table["truth"] = table["age"]
+    found = confound_scores(table, seed=0, n_bootstrap=20)
+    assert not [n for n in found if "age" in n]
+    assert "partial_r[all]" in found
+
+
+def test_nothing_of_a_constant_and_of_few():
+    table = predictions()
+    assert confound_scores(table.assign(prediction=1.0), seed=0) == {}
+    assert confound_scores(table.head(10), seed=0) == {}
+
+
+def test_unknown_covariates_leave_subjects_out():
+    table = predictions()
+    gone = table.assign(age=table["age"].where(np.arange(len(table)) % 2 == 0))
+    found = confound_scores(gone, seed=0, n_bootstrap=20)
+    half = table.iloc[::2]
+    assert found["r[age]"].value == pytest.approx(stats.pearsonr(half["prediction"], half["age"]).statistic)
+
+
+def test_site_leak_is_balanced_accuracy():
+    table = pd.DataFrame({"participant_id": [f"s{i}" for i in range(30)], "site": ["a"] * 20 + ["b"] * 10})
+    table["said"] = ["a"] * 25 + ["b"] * 5
+    found = site_leak(table, seed=0, n_bootstrap=100)
+    assert found.value == pytest.approx((1 + 0.5) / 2)
+    assert found.chance == 0.5
+    assert found.low < 0.75 < found.high
+
+
+# ---------------------------------------------------------------- harmonisation
+
+
+def scanned(seed: int = 0) -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    n = 2000
+    people = pd.DataFrame({"site": rng.choice(["a", "b"], n), "age": rng.uniform(20, 80, n)})
+    people["age"] += 20 * (people["site"] == "b")  # Older people at one site.
+    second = (people["site"] == "b").to_numpy()
+    x = 0.05 * people["age"].to_numpy()[:, None] + rng.normal(size=(n, 3)) * np.where(second, 3, 1)[:, None]
+    x[second] += (5, -2, 0)
+    return x, people, np.arange(n) < 1500
+
+
+def test_sites_become_alike_and_age_stays():
+    x, people, train = scanned()
+    found = by_site(x, people, train)
+    second, test = (people["site"] == "b").to_numpy(), ~train
+    rest = found - 0.05 * people["age"].to_numpy()[:, None]
+    np.testing.assert_allclose(rest[test & second].mean(0), rest[test & ~second].mean(0), atol=0.5)
+    np.testing.assert_allclose(rest[test & second].std(0), rest[test & ~second].std(0), rtol=0.2)
+    slope = np.polyfit(people["age"], found[:, 0], 1)[0]
+    assert slope == pytest.approx(0.05, abs=0.02)
+
+
+def test_nothing_is_fitted_on_test_subjects():
+    """Whatever a test subject's features are, nobody else's harmonised ones change."""
+    x, people, train = scanned()
+    changed = x.copy()
+    changed[~train] += 100 * np.random.default_rng(1).normal(size=changed[~train].shape)
+    a, b = by_site(x, people, train), by_site(changed, people, train)
+    np.testing.assert_array_equal(a[train], b[train])
+    one = x.copy()
+    one[-1] += 1000
+    np.testing.assert_array_equal(by_site(one, people, train)[:-1], a[:-1])
+
+
+def test_a_site_that_training_does_not_know_stays_as_it_is():
+    x, people, train = scanned()
+    people.loc[people.index[-5:], "site"] = "new"
+    np.testing.assert_array_equal(by_site(x, people, train)[-5:], x[-5:])
+
+
+def test_missing_features_stay_missing():
+    x, people, train = scanned()
+    x[3, 1] = np.nan
+    found = by_site(x, people, train)
+    assert np.isnan(found[3, 1])
+    assert np.isfinite(np.delete(found.ravel(), 3 * 3 + 1)).all()
