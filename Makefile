@@ -7,7 +7,7 @@ VENV ?= .venv
 OUT ?= neurobench-results
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench schema wheel clean
+.PHONY: demo test slow lint bench nulls schema wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neurobench run --backbone mamba --mask roi --out $(OUT)
@@ -27,6 +27,10 @@ lint: $(VENV)/.installed-test
 # Ratios against peers, measured side by side; figures depend on the machine.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.performance.scan
+
+# A thousand repeats in which there is nothing to find: docs/statistics.md holds what came of it.
+nulls: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.nulls
 
 # The JSON Schema that ships with the package, from the model that validates records.
 schema: $(VENV)/.installed

@@ -382,17 +382,22 @@ def _words(by: str, table: pd.DataFrame) -> str:
         tail = f" The other {rest} of {len(table)} differences are not separated." if rest else ""
         return f"On {task}, {how}: {'; '.join(shown)}.{tail}"
     largest = _largest(table)
+    apart = largest["low"] > 0 or largest["high"] < 0
     n = largest["n_needed"]
     more = "no number of subjects" if not math.isfinite(n) else f"about {n:,.0f} subjects"
     averaged = f", {how}" if by in ("backbone", "mask") else ""
-    return (
+    said = (
         f"Nothing separates the {what} on {task}{averaged}. The largest difference, {largest['first']} − "
-        f"{largest['second']}, is "
-        f"{largest['difference']:+.3g}{unit} ({largest['low']:.3g} to {largest['high']:.3g}); if that were the true "
-        f"one, "
-        f"{more} would be needed to find it (here {int(largest['n_subjects'])}). "
-        f"Detectable here: {table['detectable'].median():.2g}{unit}."
+        f"{largest['second']}, is {largest['difference']:+.3g}{unit} ({largest['low']:.3g} to {largest['high']:.3g})"
     )
+    if apart and largest["p_holm"] >= 0.05:
+        said += "; its interval excludes 0, but among all comparisons of the task that does not count "
+        said += f"(Holm p {_p(largest['p_holm'])})."
+    elif apart:
+        said += "; its interval excludes 0, but what is ahead is not above chance itself."
+    else:
+        said += f"; if that were the true one, {more} would be needed to find it (here {int(largest['n_subjects'])})."
+    return f"{said} Detectable here: {table['detectable'].median():.2g}{unit}."
 
 
 def _largest(table: pd.DataFrame) -> dict[str, Any]:
