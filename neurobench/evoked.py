@@ -24,7 +24,7 @@ from neurobench.identity import seed_for
 from neurobench.masking import mask_generator
 from neurobench.progress import Advance
 from neurobench.reconstruction import Predictor
-from neurobench.records import Cohort, Recording
+from neurobench.records import Batch, Cohort, Recording, TokenTable
 from neurobench.tokens import Tokenizer, Window, usable_span
 
 __all__ = [
@@ -47,6 +47,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+TILES_AT_ONCE = 4
+"""Tiles of one batch of epochs that are filled in together: of small networks a call costs more than its work."""
 
 MEASURES = ("waveform_r", "gfp_r", "peak_latency_error", "peak_amplitude_ratio", "topography_r")
 """What :func:`measure` gives; the latency error in ms, the others pure numbers."""
@@ -424,7 +427,7 @@ def evaluate(
     *,
     seed: int,
     n_small: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 64,
     advance: Advance | None = None,
     grand: GrandAverage | None = None,
 ) -> EvokedScores:
@@ -459,10 +462,7 @@ def evaluate(
     values = np.zeros((len(predictors), len(responses), len(QUANTITIES)))
     for r, response in enumerate(responses):
         window_s = task.peak_window_s(response.state, response.condition)
-        sums = [
-            _sums(predictors, tokenizer, windows, chunks, task, seed, batch_size)
-            for windows in (response.windows, response.away)
-        ]
+        sums = _sums(predictors, tokenizer, (response.windows, response.away), chunks, task, seed, batch_size)
         known = np.logical_and.reduce([(count > 0).all(0) for _, count in sums])
         # Axes: real and then predictors, units, times; of the halves one more before.
         scale = _type_scale(sums[0][0][:, 0, known].sum(0) / sums[0][1][:, known].sum(0)[:, None], types[known])
@@ -517,21 +517,25 @@ def _type_scale(real: Array, types: NDArray[np.str_]) -> Array:
 def _sums(
     predictors: Mapping[str, Predictor],
     tokenizer: Tokenizer,
-    windows: Sequence[Window],
+    kinds: Sequence[Sequence[Window]],
     chunks: Sequence[NDArray[np.int64]],
     task: EvokedTask,
     seed: int,
     batch_size: int,
-) -> tuple[Array, Array]:
-    """Return (halves, 1 + predictors, units, times) sums over odd and even epochs in native units, real ones first.
+) -> list[tuple[Array, Array]]:
+    """Return for each kind of windows two arrays, all kinds being filled in together, as few large batches.
 
-    And (halves, units) how many epochs those are, as a unit may be missing in some recordings.
+    (halves, 1 + predictors, units, times) sums over odd and even epochs in native units, real ones first; and (halves,
+    units) how many epochs those are, as a unit may be missing in some recordings.
     """
+    windows = [w for own in kinds for w in own]
+    # Odd and even are counted within a kind.
+    part = np.concatenate([2 * k + np.arange(len(own)) % 2 for k, own in enumerate(kinds)])
     cohort = tokenizer.cohort
     first, n = patches_of_epoch(cohort, task.span_s)
     n_times, patches = len(epoch_times(cohort.sfreq, task.span_s)), slice(first, first + n)
-    total = np.zeros((2, 1 + len(predictors), len(cohort.units), n_times))
-    count = np.zeros((2, len(cohort.units)))
+    total = np.zeros((2 * len(kinds), 1 + len(predictors), len(cohort.units), n_times))
+    count = np.zeros((2 * len(kinds), len(cohort.units)))
     factors = {
         i: tokenizer.scaler.parameters(cohort.recordings[i], cohort.units)[1] for i in {w.recording for w in windows}
     }
@@ -546,15 +550,33 @@ def _sums(
             usable = valid[:, :, patches].all(2) & (factor > 0)
             to_native = np.divide(1.0, factor, out=np.zeros_like(factor), where=usable)
             filled = [batch.signal.numpy(), *(np.zeros(batch.signal.shape, np.float32) for _ in predictors)]
-            for hidden in tiles(task.tile, valid, cohort.units.sites[chunk], patches, rngs):
-                if hidden.any():
-                    for into, predictor in zip(filled[1:], predictors.values(), strict=True):
-                        into[hidden] = predictor(batch, torch.from_numpy(hidden)).numpy()[hidden]
-            half = (low + np.arange(len(some))) % 2
+            masks = [m for m in tiles(task.tile, valid, cohort.units.sites[chunk], patches, rngs) if m.any()]
+            for together in (masks[i : i + TILES_AT_ONCE] for i in range(0, len(masks), TILES_AT_ONCE)):
+                repeated, hidden = _repeated(batch, len(together)), np.concatenate(together)
+                for into, predictor in zip(filled[1:], predictors.values(), strict=True):
+                    guess = predictor(repeated, torch.from_numpy(hidden)).numpy()
+                    for mask, own in zip(together, np.split(guess, len(together)), strict=True):
+                        into[mask] = own[mask]
+            of_part = part[low : low + len(some)]
             for j, signal in enumerate(filled):
                 epochs = signal[:, :, patches].reshape(*signal.shape[:2], -1)[:, :, :n_times] * to_native[..., None]
-                for h in (0, 1):
-                    total[h, j, chunk] += epochs[half == h].sum(0)
-            for h in (0, 1):
-                count[h, chunk] += usable[half == h].sum(0)
-    return total, count
+                for h in range(len(total)):
+                    total[h, j, chunk] += epochs[of_part == h].sum(0)
+            for h in range(len(total)):
+                count[h, chunk] += usable[of_part == h].sum(0)
+    return [(total[2 * k : 2 * k + 2], count[2 * k : 2 * k + 2]) for k in range(len(kinds))]
+
+
+def _repeated(batch: Batch, n: int) -> Batch:
+    """Return a batch whose windows come ``n`` times, one after the other."""
+    if n == 1:
+        return batch
+    t = batch.table
+    table = TokenTable(
+        unit=t.unit.repeat(n, 1),
+        valid=t.valid.repeat(n, 1, 1),
+        position=t.position.repeat(n, 1, 1),
+        group=t.group.repeat(n, 1),
+        units=t.units,
+    )
+    return Batch(batch.signal.repeat(n, 1, 1, 1), table, batch.subjects * n, batch.windows * n)

@@ -88,7 +88,7 @@ def test_the_average_that_is_scored_is_mnes_too(cohort: Cohort, how: str) -> Non
     cutter = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects[:4]))
     (response, *_), _ = evoked.find_responses(cohort, cohort.subjects, task, seed=0)
     chunks = unit_chunks(cohort.units, 5)
-    total, count = evoked._sums({"perfect": perfect}, cutter, response.windows, chunks, task, 0, 7)
+    ((total, count),) = evoked._sums({"perfect": perfect}, cutter, [response.windows], chunks, task, 0, 7)
     assert len(response.windows) >= 18
     assert (count.sum(0) == len(response.windows)).all()
     recording = cohort.recordings[response.windows[0].recording]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import nn
 
 
@@ -18,6 +17,9 @@ class AttentionPass(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        # Importing timm takes seconds, and every start imports this module.
+        from timm.models.vision_transformer import Block
+
         self.block = Block(width, num_heads=max(2, width // 32), mlp_ratio=4.0, qkv_bias=True)
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
