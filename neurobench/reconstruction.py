@@ -18,7 +18,7 @@ from torch import nn
 from neurobench.contracts import Backbone, MaskingStrategy
 from neurobench.errors import DataError
 from neurobench.identity import seed_for
-from neurobench.masking import draw, mask_generator
+from neurobench.masking import Hidden, draw, mask_generator
 from neurobench.records import Batch, SignalKind, UnitTable
 from neurobench.tokens import Tokenizer, Window, evaluation_windows
 
@@ -416,6 +416,7 @@ def evaluate(
     seed: int,
     guard: int = 1,
     batch_size: int = 64,
+    drawn_before: dict[tuple[str, str, str, float], Hidden] | None = None,
 ) -> ReconstructionScores:
     """Reconstruct hidden tokens of held-out windows, all predictors on the same ones.
 
@@ -438,8 +439,12 @@ def evaluate(
         spread hidden samples into visible ones.
     batch_size
         Windows at a time, about; does not change the result.
+    drawn_before
+        Masks of earlier calls with this seed and these chunks, by mask, subject, window and ratio; new ones are added.
+        Every row is scored under the same masks, which take longer to draw than a small network to fill in.
     """
     cohort = tokenizer.cohort
+    drawn_before = {} if drawn_before is None else drawn_before
     subjects = tuple(dict.fromkeys(w.subject for w in windows))
     place = {s: i for i, s in enumerate(subjects)}
     m, p, s, u = len(strategies), len(predictors), len(subjects), len(cohort.units)
@@ -457,10 +462,12 @@ def evaluate(
             at = (rows[:, None], chunk[None])
             fc = _connectivity(batch.signal, cohort.n_voxels, rows)
             for i, (label, strategy) in enumerate(strategies.items()):
-                drawn = [
-                    draw(strategy, t, ratio, mask_generator(seed, f"evaluation/{label}/{c}", who, which))
-                    for t, who, which in zip(tables, batch.subjects, batch.windows, strict=True)
-                ]
+                drawn = []
+                for t, who, which in zip(tables, batch.subjects, batch.windows, strict=True):
+                    key = f"evaluation/{label}/{c}", who, which, ratio
+                    if key not in drawn_before:
+                        drawn_before[key] = draw(strategy, t, ratio, mask_generator(seed, *key[:3]))
+                    drawn.append(drawn_before[key])
                 hidden = torch.from_numpy(np.stack([d.hidden for d in drawn]))
                 scored = torch.from_numpy(np.stack([d.scored for d in drawn]))
                 inner = scored & _beyond_guard(hidden, batch.table.valid, guard)

@@ -200,10 +200,17 @@ class CohortSteps:
     def _tokenizers(self) -> dict[int, tokens.Tokenizer]:
         return {}
 
+    @functools.cached_property
+    def _masks(self) -> dict[tuple[str, str, str, float], masking.Hidden]:
+        """Evaluation masks of the current fold, which every row is scored under."""
+        return {}
+
     def tokenizer(self, fold: Fold) -> tokens.Tokenizer:
         """Return the tokenizer of a fold, its scaler fitted on that fold's training subjects."""
         if fold.index not in self._tokenizers:
-            self._tokenizers.clear()  # One fold's scaled signal in memory at a time.
+            # One fold's scaled signal and masks in memory at a time.
+            self._tokenizers.clear()
+            self._masks.clear()
             scaler = tokens.Scaler.fit(self.cohort, fold.train, fold.train_span)
             self._tokenizers[fold.index] = tokens.Tokenizer(self.cohort, scaler)
         return self._tokenizers[fold.index]
@@ -440,7 +447,14 @@ class CohortSteps:
             windows = tokens.evaluation_windows(self.cohort, fold.test, fold.test_span)
             strategies = {mask.label: self.strategy(mask)}
             scores = reconstruction.evaluate(
-                predictors, tokenizer, windows, self.chunks, strategies, ratio=ratio, seed=self.seed
+                predictors,
+                tokenizer,
+                windows,
+                self.chunks,
+                strategies,
+                ratio=ratio,
+                seed=self.seed,
+                drawn_before=self._masks,
             )
             save_scores(scores, folder / "scores.npz")
             if row.kind != "filler" and fold.index == 0:
