@@ -170,6 +170,8 @@ def print_summary(console: Console, *, out: object, seconds: float, n_computed: 
     """Print the last line of a run."""
     steps = f"{plural(n_computed, 'step')} computed, {n_stored} found stored, {duration(seconds)}"
     console.print(Text(f"\n{steps} · results in {out}", style="dim"))
+    what = f"what separates the rows: neurobench compare {out} · a page for reviewers: neurobench report {out}"
+    console.print(Text(what, style="dim"), soft_wrap=True)
 
 
 def print_plan(console: Console, items: Sequence[Any], seconds: float) -> None:

@@ -123,6 +123,7 @@ class Report:
     citations: Sequence[str]
     methods: Sequence[str]
     restricted: Sequence[str]
+    failed: Sequence[str]
 
 
 # ---------------------------------------------------------------- building
@@ -168,8 +169,16 @@ def build_report(out: Path, registry: Registry, *, figures: bool = True) -> Repo
         components=_components(everything),
         citations=list(_citations(everything, cohorts, registry)),
         methods=METHODS,
+        failed=_failed(out),
         restricted=sorted({s.title for s, e in zip(sections, cohorts, strict=True) if _restricted(e)}),
     )
+
+
+def _failed(out: Path) -> list[str]:
+    """Return what failed with its whole cohort, so that it has no section of its own."""
+    table = load_results(out)
+    lost = table[(table["fingerprint"] == "") & (table["status"] == "failed")]
+    return [f"{dataset}: {error}" for dataset, error in dict.fromkeys(zip(lost["dataset"], lost["error"], strict=True))]
 
 
 def _restricted(evidence: Evidence) -> bool:
@@ -591,6 +600,7 @@ def _markdown(report: Report) -> Iterator[str]:
     yield f"Written {report.written} by neurobench {report.version}.\n"
     for title in report.restricted:
         yield f"**{title}: only aggregates may leave this machine; some pictures here show single subjects.**\n"
+    yield from (f"**Not in this report, it failed: {line}**\n" for line in report.failed)
     for s in report.sections:
         yield f"## {s.title} ({s.dataset}){' — SIMULATED' if s.simulated else ''}\n"
         yield from (f"- {line}" for line in s.summary)
