@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import evoked_scores, gather, reconstruction, results, scoring, window_scoring
+from neurobench import evoked_scores, gather, paired, results, window_scoring
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
-from neurobench.evoked import EvokedScores
 from neurobench.identity import digest
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
@@ -44,10 +43,6 @@ class Scored:
         Without comparisons yet.
     predictions
         Held-out predictions of a task on subjects, or on windows.
-    reconstructions, headline_masks
-        Reconstruction scores, and the evaluation masks that count in the headline.
-    evoked
-        Scores of evoked responses.
     held_out
         What is kept of the held-out subjects beside the record.
     tables, arrays
@@ -56,9 +51,6 @@ class Scored:
 
     record: Record
     predictions: pd.DataFrame | None = None
-    reconstructions: reconstruction.ReconstructionScores | None = None
-    headline_masks: tuple[str, ...] = ()
-    evoked: EvokedScores | None = None
     held_out: pd.DataFrame | None = None
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
@@ -179,7 +171,6 @@ def _score(
         averages = gather.responses(run, row, task, store)
         return Scored(
             record,
-            evoked=evoked,
             held_out=evoked_scores.response_table(evoked, row.label),
             tables=tables,
             arrays={} if averages is None else {"responses": averages},
@@ -189,8 +180,6 @@ def _score(
     traces = None if row.kind == "filler" else gather.examples(run, row, task, store)
     return Scored(
         record,
-        reconstructions=scores,
-        headline_masks=masks,
         held_out=gather.subject_reconstructions(run, row, scores, masks),
         tables=tables | {"units": gather.unit_scores(row, scores, masks)},
         arrays={} if traces is None else {"traces": traces},
@@ -371,12 +360,12 @@ def _beyond_covariates(scored: Scored, record: Record, group: Sequence[Scored]) 
     if scored.predictions is None or scored.of_windows or covariates is None or covariates is scored:
         return record
     assert covariates.predictions is not None
-    found = scoring.compare(scored.predictions, covariates.predictions, record.headline, n_permutations=0)
+    found = paired.difference_of(record.headline, scored.predictions, covariates.predictions)
     metric = record.metrics[record.headline]
     beyond = MetricRecord(
-        value=found.difference,
-        low=found.low,
-        high=found.high,
+        value=found["difference"],
+        low=found["low"],
+        high=found["high"],
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
         chance=0.0,
@@ -399,13 +388,7 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
     first, second = ranked[0], ranked[1]
-    if first.of_windows and second.of_windows:
-        assert first.predictions is not None
-        assert second.predictions is not None
-        found = window_scoring.compare_windows(first.predictions, second.predictions, first.record.headline)
-        return first if found.winner == "first" else None
-    if first.evoked is not None and second.evoked is not None:
-        names = first.record.row, second.record.row
-        found = evoked_scores.compare_evoked(first.evoked, names[0], second.evoked, names[1], first.record.headline)
-        return first if found.winner == "first" else None
-    return first if scoring.ahead(first, second, first.headline_masks or None) else None
+    if first.held_out is None or second.held_out is None:
+        return None
+    found = paired.difference_of(first.record.headline, first.held_out, second.held_out)
+    return first if (found["low"] > 0 if higher else found["high"] < 0) else None

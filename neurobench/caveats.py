@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import scoring
 from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
+from neurobench.paired import difference_of
 from neurobench.results import MetricRecord, Record
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
 from neurobench.tables import metric_name
@@ -348,11 +348,7 @@ def detectable(records: Sequence[Record], evidence: Evidence) -> tuple[float, in
     seed = min(r.protocol.seed for r in records)
     rows = [(r, p) for r in records if r.protocol.seed == seed and (p := evidence.predictions(r.id)) is not None]
     rows = [(r, p) for r, p in rows if "prediction" in p and p["prediction"].nunique() > len(p["fold"].unique())]
-    sizes = [
-        scoring.compare(a, b, ra.headline, n_bootstrap=500, n_permutations=0).detectable
-        for i, (ra, a) in enumerate(rows)
-        for _, b in rows[:i]
-    ]
+    sizes = [difference_of(ra.headline, a, b)["detectable"] for i, (ra, a) in enumerate(rows) for _, b in rows[:i]]
     if not sizes:
         return None
     record = rows[0][0]

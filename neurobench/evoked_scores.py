@@ -17,18 +17,17 @@ from neurobench.errors import ConfigError, DataError
 from neurobench.evoked import QUANTITIES, EvokedScores
 from neurobench.identity import seed_for
 from neurobench.metrics import mean_over
+from neurobench.paired import Paired, mean_row
 from neurobench.scoring import (
     N_BOOTSTRAP,
     N_PERMUTATIONS,
-    Comparison,
     MetricScore,
     Score,
     bootstrap_weights,
-    compare_subjects,
     percentile_interval,
 )
 
-__all__ = ["compare_evoked", "join_evoked", "load_evoked", "response_table", "save_evoked", "score_evoked"]
+__all__ = ["join_evoked", "load_evoked", "response_table", "save_evoked", "score_evoked"]
 
 MIN_SUBJECTS = 6
 """Subjects below which flipping signs cannot say anything at p < .05 (1/32 at five, 1/64 at six)."""
@@ -109,8 +108,10 @@ def score_evoked(
     if n >= MIN_SUBJECTS:
         null = scores.by_subject(predictor, f"{headline}[null]")
         p_value = _sign_flip_p(values[headline] - null, known[headline].higher_is_better, seed)
-        found = compare_subjects(values[headline], null, higher_is_better=known[headline].higher_is_better, seed=seed)
-        above = found.winner == "first" and p_value < 0.05
+        pair = mean_row(scores.people, values[headline]), mean_row(scores.people, null)
+        found = Paired(n, seed=seed).difference([pair])
+        beyond = found["low"] > 0 if known[headline].higher_is_better else found["high"] < 0
+        above = beyond and p_value < 0.05
     return Score(
         headline=headline,
         metrics=metrics,
@@ -166,22 +167,6 @@ def _notes(
             "their shifted events are drawn from the whole recording"
         )
     return tuple(notes)
-
-
-def compare_evoked(
-    first: EvokedScores, first_name: str, second: EvokedScores, second_name: str, quantity: str, *, seed: int = 0
-) -> Comparison:
-    """Compare two rows on the same subjects.
-
-    Raises
-    ------
-    DataError
-        If the subjects differ.
-    """
-    if first.people != second.people:
-        raise DataError("two rows of evoked responses cannot be compared: their subjects differ.")
-    a, b = first.by_subject(first_name, quantity), second.by_subject(second_name, quantity)
-    return compare_subjects(a, b, higher_is_better=quantity != "peak_latency_error", seed=seed, n_permutations=0)
 
 
 def response_table(scores: EvokedScores, predictor: str) -> pd.DataFrame:

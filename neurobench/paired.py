@@ -8,8 +8,8 @@ few matrix products.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from neurobench import window_scoring
-from neurobench.errors import DataError
+from neurobench.errors import DataError, closest
 from neurobench.identity import seed_for
-from neurobench.metrics import auroc
-from neurobench.scoring import N_BOOTSTRAP, N_PERMUTATIONS, bootstrap_weights
+from neurobench.metrics import FUNCTIONS, Sample, auroc
+from neurobench.scoring import N_BOOTSTRAP, N_PERMUTATIONS, bootstrap_weights, sample_of
 
-__all__ = ["POWER", "Paired", "Row", "nadeau_bengio", "needed", "row_of"]
+__all__ = ["POWER", "Paired", "Row", "difference_of", "mean_row", "nadeau_bengio", "needed", "row_of"]
 
 Array = NDArray[np.float64]
 
@@ -89,7 +89,31 @@ class _Area:
         return area
 
 
-Row = _Ratios | _Area
+@dataclass(frozen=True, eq=False)
+class _General:
+    """Any other metric of a task on subjects: predictions are exchanged as they are, one draw after the other."""
+
+    subjects: tuple[str, ...]
+    fold: NDArray[np.int64]
+    sample: Sample
+    function: Callable[[Sample, Array], Array]
+
+    def values(self, weights: Array) -> Array:
+        """Return (draws,) of (draws, subjects) weights."""
+        return self.function(self.sample, weights)
+
+    def exchanged(self, other: _General, swap: NDArray[np.bool_]) -> Array:
+        """Return (draws,) differences with the subjects in (draws, subjects) ``swap`` exchanged between the two."""
+        ones = np.ones((1, len(self.subjects)))
+        found = []
+        for s in swap:
+            ours = replace(self.sample, p=np.where(s, other.sample.p, self.sample.p))
+            theirs = replace(other.sample, p=np.where(s, self.sample.p, other.sample.p))
+            found.append(self.function(ours, ones)[0] - other.function(theirs, ones)[0])
+        return np.array(found)
+
+
+Row = _Ratios | _Area | _General | window_scoring.WindowRow
 
 
 def row_of(metric: str, held_out: pd.DataFrame) -> Row:
@@ -103,15 +127,15 @@ def row_of(metric: str, held_out: pd.DataFrame) -> Row:
     if "sse" in held_out:
         return _reconstruction(held_out)
     if window_scoring.class_columns(held_out):
-        return _windows(held_out)
+        fast = metric == "balanced_accuracy"
+        return _windows(held_out) if fast else window_scoring.WindowRow.of(held_out, metric)
     if "condition" in held_out:
         each = held_out.groupby("participant_id")[metric].mean().sort_index()
-        return _mean(tuple(each.index.astype(str)), np.zeros(len(each), np.int64), each.to_numpy(float))
-    table = held_out.sort_values("participant_id")
-    subjects, fold = tuple(table["participant_id"].astype(str)), table["fold"].to_numpy(np.int64)
-    y, p, mean = (table[c].to_numpy(float) for c in ("truth", "prediction", "train_mean"))
+        return mean_row(tuple(each.index.astype(str)), each.to_numpy(float))
+    sample, subjects = sample_of(held_out)
+    y, p, mean, fold = sample.y, sample.p, sample.train_mean, sample.fold
     if metric == "mae":
-        return _mean(subjects, fold, np.abs(p - y))
+        return mean_row(subjects, np.abs(p - y), fold)
     if metric == "r2":
         return _Ratios(subjects, fold, (p - y)[None] ** 2, (mean - y)[None] ** 2, 1.0, -1.0)
     if metric == "auroc":
@@ -119,11 +143,27 @@ def row_of(metric: str, held_out: pd.DataFrame) -> Row:
     if metric == "balanced_accuracy":
         said = (np.sign(p - 0.5) + 1) / 2
         return _Ratios(subjects, fold, np.stack([said * y, (1 - said) * (1 - y)]), np.stack([y, 1 - y]))
-    raise DataError(f"rows cannot be compared on {metric!r}.", allowed="mae, r2, auroc, balanced_accuracy")
+    function = next((own[metric] for own in FUNCTIONS.values() if metric in own), None)
+    if function is None:
+        known = [name for own in FUNCTIONS.values() for name in own]
+        raise DataError(
+            f"rows cannot be compared on {metric!r}.", allowed=", ".join(known), likely=closest(metric, known)
+        )
+    return _General(subjects, fold, sample, function)
 
 
-def _mean(subjects: tuple[str, ...], fold: NDArray[np.int64], values: Array) -> _Ratios:
+def mean_row(subjects: tuple[str, ...], values: Array, fold: NDArray[np.int64] | None = None) -> Row:
+    """Return the mean of one value a subject as a row; NaN is left out.
+
+    Parameters
+    ----------
+    subjects, values
+        (subjects,) names and values.
+    fold
+        (subjects,) in which each is tested; one for all without.
+    """
     known = np.isfinite(values)
+    fold = np.zeros(len(values), np.int64) if fold is None else fold
     return _Ratios(subjects, fold, np.where(known, values, 0.0)[None], known.astype(float)[None])
 
 
@@ -225,6 +265,21 @@ class Paired:
         chosen = rng.integers(len(draws), size=draws.shape)
         mean = np.take_along_axis(draws, chosen, 0).mean(0)
         return float(mean[np.isfinite(mean)].std())
+
+
+def difference_of(metric: str, first: pd.DataFrame, second: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
+    """Return the difference of two rows from their held-out evidence, see :meth:`Paired.difference`.
+
+    Raises
+    ------
+    DataError
+        If their subjects differ, or the metric is none of them.
+    """
+    a, b = row_of(metric, first), row_of(metric, second)
+    if a.subjects != b.subjects:
+        alone = len(set(a.subjects) ^ set(b.subjects))
+        raise DataError(f"two rows cannot be compared: {alone} subjects are in one of them only.")
+    return Paired(len(a.subjects), seed=seed).difference([(a, b)])
 
 
 def _exchanged(a: Row, b: Row, swap: NDArray[np.bool_]) -> Array:

@@ -5,30 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from neurobench.contracts import ReconstructionTask, SubjectTask
 from neurobench.errors import ConfigError, DataError
 from neurobench.identity import seed_for
-from neurobench.metrics import CHANCE, FUNCTIONS, Sample, mean_over, metric_function
+from neurobench.metrics import CHANCE, Sample, mean_over, metric_function
 
 __all__ = [
-    "Comparison",
     "MetricScore",
     "Score",
-    "ahead",
     "bootstrap_weights",
-    "compare",
-    "compare_reconstruction",
-    "compare_subjects",
-    "comparison",
     "holm",
     "percentile_interval",
+    "sample_of",
     "score_reconstruction",
     "score_subject_task",
 ]
@@ -124,7 +118,7 @@ def percentile_interval(values: Array) -> tuple[float | None, float | None]:
 _COLUMNS = ("participant_id", "fold", "truth", "prediction", "train_mean")
 
 
-def _sample(predictions: pd.DataFrame) -> tuple[Sample, tuple[str, ...]]:
+def sample_of(predictions: pd.DataFrame) -> tuple[Sample, tuple[str, ...]]:
     """Return predictions as arrays in the order of participants, and the participants."""
     missing = [c for c in _COLUMNS if c not in predictions]
     if missing:
@@ -172,7 +166,7 @@ def score_subject_task(
     DataError
         If a subject is scored twice or a number is missing.
     """
-    sample, _ = _sample(predictions)
+    sample, _ = sample_of(predictions)
     n = len(sample.p)
     ones = np.ones((1, n))
     draws = bootstrap_weights(n, n_bootstrap, seed)
@@ -239,128 +233,7 @@ def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:
     return tuple(notes)
 
 
-# ---------------------------------------------------------------- comparisons
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Difference of two rows on the same subjects.
-
-    Parameters
-    ----------
-    difference, low, high
-        First minus second, in the metric's unit, with its 95 % interval of a paired bootstrap.
-    p_value
-        Two-sided, exchanging the two rows' predictions of random subjects.
-    winner
-        ``first``, ``second``, or an empty string where the interval includes 0.
-    detectable
-        Smallest difference that would be found with power .8 at 5 %: 2.8 standard errors.
-    n_subjects
-        Subjects that both rows were scored on.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    winner: Literal["first", "second", ""]
-    detectable: float
-    n_subjects: int
-
-
-def comparison(difference: float, draws: Array, null: Array, higher_is_better: bool, n_subjects: int) -> Comparison:
-    draws = draws[np.isfinite(draws)]
-    low, high = (float(x) for x in np.percentile(draws, [2.5, 97.5]))
-    as_large = np.abs(null) >= abs(difference) - 1e-12
-    winner: Literal["first", "second", ""] = ""
-    if low > 0 or high < 0:
-        winner = "first" if (low > 0) == higher_is_better else "second"
-    p_value = float((as_large.sum() + 1) / (len(null) + 1))
-    return Comparison(difference, low, high, p_value, winner, 2.8 * float(draws.std()), n_subjects)
-
-
-def compare(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    metric: str,
-    *,
-    seed: int = 0,
-    n_bootstrap: int = N_BOOTSTRAP,
-    n_permutations: int = N_PERMUTATIONS,
-) -> Comparison:
-    """Compare the held-out predictions of two rows on the same subjects.
-
-    Parameters
-    ----------
-    first, second
-        As for :func:`score_subject_task`.
-    metric
-        Name of a metric of regression or classification.
-    seed
-        Base seed.
-    n_bootstrap, n_permutations
-        Draws.
-
-    Raises
-    ------
-    DataError
-        If the subjects or their true values differ.
-    """
-    (a, ids), (b, others) = _sample(first), _sample(second)
-    if ids != others or not np.allclose(a.y, b.y):
-        raise DataError(f"two rows cannot be compared: {len(set(ids) ^ set(others))} subjects are in one of them only.")
-    kind = next((k for k, functions in FUNCTIONS.items() if metric in functions), "regression")
-    function = metric_function(kind, metric)
-    higher = metric not in ("mae", "brier")
-    n = len(ids)
-    weights = bootstrap_weights(n, n_bootstrap, seed)
-    ones = np.ones((1, n))
-    p, q = (_exchangeable(s.p, metric) for s in (a, b))
-    swap = np.random.default_rng(seed_for(seed, "permutation", "swap", n)).random((n_permutations, n)) < 0.5
-    null = np.array(
-        [function(_with(a, np.where(s, q, p)), ones)[0] - function(_with(b, np.where(s, p, q)), ones)[0] for s in swap]
-    )
-    difference = float(function(a, ones)[0] - function(b, ones)[0])
-    return comparison(difference, function(a, weights) - function(b, weights), null, higher, n)
-
-
-def compare_subjects(
-    first: Array,
-    second: Array,
-    *,
-    higher_is_better: bool = True,
-    seed: int = 0,
-    n_bootstrap: int = N_BOOTSTRAP,
-    n_permutations: int = N_PERMUTATIONS,
-) -> Comparison:
-    """Compare the means of two rows over the same subjects.
-
-    Parameters
-    ----------
-    first, second
-        (subjects,) each.
-    higher_is_better
-        Direction.
-    seed, n_bootstrap, n_permutations
-        As for :func:`compare`; the permutation flips the sign of subjects' differences.
-    """
-    each = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    n = len(each)
-    rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n))
-    null = np.where(rng.random((n_permutations, n)) < 0.5, -each, each).mean(1)
-    draws: Array = mean_over(each, bootstrap_weights(n, n_bootstrap, seed))
-    return comparison(float(each.mean()), draws, null, higher_is_better, n)
-
-
-def _with(sample: Sample, p: Array) -> Sample:
-    return Sample(sample.y, p, sample.train_mean, sample.fold, sample.site, sample.age)
-
-
-def _exchangeable(p: Array, metric: str) -> Array:
-    """Return ranks for metrics of order, so that two rows' predictions can take each other's place."""
-    ranks: Array = stats.rankdata(p)
-    return ranks if "auroc" in metric or metric == "pr_auc" else p
+# ---------------------------------------------------------------- many comparisons
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -468,90 +341,3 @@ def score_reconstruction(
         above_chance=None if first.low is None else first.low > 0,
         notes=(note,) if left_out else (),
     )
-
-
-def compare_reconstruction(
-    first: _Reconstructions,
-    first_name: str,
-    second: _Reconstructions,
-    second_name: str,
-    masks: Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    n_bootstrap: int = N_BOOTSTRAP,
-    n_permutations: int = N_PERMUTATIONS,
-) -> Comparison:
-    """Compare the mean R² of two rows over masks on the same subjects.
-
-    Parameters
-    ----------
-    first, second, first_name, second_name
-        Scores, and the row's name among their predictors.
-    masks
-        Masks to average over; all by default.
-    seed, n_bootstrap, n_permutations
-        As for :func:`compare`; the permutation flips the sign of subjects' differences in R².
-
-    Raises
-    ------
-    DataError
-        If masks or subjects differ.
-    """
-    if first.masks != second.masks or first.subjects != second.subjects:
-        raise DataError("two reconstructions cannot be compared: their masks or subjects differ.")
-    rows = _rows(first.masks, masks)
-    n = len(first.subjects)
-    weights = bootstrap_weights(n, n_bootstrap, seed)
-    draws = (first.r2(first_name, weights)[rows] - second.r2(second_name, weights)[rows]).mean(0)
-    difference = float((first.r2(first_name)[rows] - second.r2(second_name)[rows]).mean())
-    each = np.nan_to_num(first.subject_r2(first_name)[rows] - second.subject_r2(second_name)[rows]).mean(0)
-    rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n))
-    null = (np.where(rng.random((n_permutations, n)) < 0.5, -each, each)).mean(1)
-    found = comparison(difference, draws, null, True, n)
-    p_value = float((np.sum(np.abs(null) >= abs(each.mean()) - 1e-12) + 1) / (n_permutations + 1))
-    return Comparison(**{**asdict(found), "p_value": p_value})
-
-
-# ---------------------------------------------------------------- ranking
-
-
-class _Record(Protocol):
-    @property
-    def row(self) -> str: ...
-    @property
-    def headline(self) -> str: ...
-
-
-class _Scored(Protocol):
-    """A row with what its score rests on: held-out predictions, or reconstructions."""
-
-    @property
-    def record(self) -> _Record: ...
-    @property
-    def predictions(self) -> pd.DataFrame | None: ...
-    @property
-    def reconstructions(self) -> _Reconstructions | None: ...
-
-
-def ahead(first: _Scored, second: _Scored, masks: Sequence[str] | None = None, *, seed: int = 0) -> bool:
-    """Return whether the interval of the difference lets the first row be called better than the second.
-
-    Parameters
-    ----------
-    first, second
-        Rows of one task on one cohort.
-    masks
-        Masks of a reconstruction's headline; all by default.
-    seed
-        Base seed.
-    """
-    if first.predictions is not None and second.predictions is not None:
-        found = compare(first.predictions, second.predictions, first.record.headline, seed=seed, n_permutations=0)
-    elif first.reconstructions is not None and second.reconstructions is not None:
-        names = first.record.row, second.record.row
-        found = compare_reconstruction(
-            first.reconstructions, names[0], second.reconstructions, names[1], masks, seed=seed, n_permutations=0
-        )
-    else:
-        return False
-    return found.winner == "first"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,13 @@ from neurobench.metrics import auroc, mean_over
 from neurobench.scoring import (
     N_BOOTSTRAP,
     N_PERMUTATIONS,
-    Comparison,
     MetricScore,
     Score,
     bootstrap_weights,
-    comparison,
     percentile_interval,
 )
 
-__all__ = ["class_columns", "compare_windows", "score_window_task", "window_hits", "window_predictions"]
+__all__ = ["WindowRow", "class_columns", "score_window_task", "window_hits", "window_predictions"]
 
 Array = NDArray[np.float64]
 
@@ -248,20 +246,41 @@ def _permutation_p(w: _Windows, function: _Function, seed: int, n_permutations: 
     return (as_good + 1) / (n_permutations + 1)
 
 
-def compare_windows(
-    first: pd.DataFrame, second: pd.DataFrame, metric: str, *, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP
-) -> Comparison:
-    """Compare two rows on the same windows, by a paired bootstrap over subjects.
+@dataclass(frozen=True, eq=False)
+class WindowRow:
+    """A metric of windows as a function of weights of their subjects, and under exchange of whole subjects.
 
-    Raises
-    ------
-    DataError
-        If their windows differ.
+    Parameters
+    ----------
+    subjects, fold
+        (subjects,) names, and the fold in which each is tested.
+    windows, function
+        Predictions and metric.
     """
-    a, b = _windows(first), _windows(second)
-    if a.names != b.names or not np.array_equal(np.sort(first["window"]), np.sort(second["window"])):
-        raise DataError("two rows cannot be compared: their windows differ.")
-    function, n = _function(metric), len(a.subjects)
-    ones, draws = np.ones((1, len(a.truth))), bootstrap_weights(n, n_bootstrap, seed)
-    difference = float(function(a, ones)[0] - function(b, ones)[0])
-    return comparison(difference, _draw(function, a, draws) - _draw(function, b, draws), np.empty(0), True, n)
+
+    subjects: tuple[str, ...]
+    fold: NDArray[np.int64]
+    windows: _Windows
+    function: _Function
+
+    @classmethod
+    def of(cls, predictions: pd.DataFrame, metric: str) -> WindowRow:
+        """Return the row of some held-out predictions."""
+        w = _windows(predictions)
+        first = np.unique(w.subject, return_index=True)[1]
+        return cls(w.subjects, w.fold[first], w, _function(metric))
+
+    def values(self, weights: Array) -> Array:
+        """Return (draws,) of (draws, subjects) weights."""
+        return _draw(self.function, self.windows, weights)
+
+    def exchanged(self, other: WindowRow, swap: NDArray[np.bool_]) -> Array:
+        """Return (draws,) differences with the subjects in (draws, subjects) ``swap`` exchanged between the two."""
+        ones = np.ones((1, len(self.windows.truth)))
+        found = []
+        for s in swap[:, self.windows.subject][:, :, None]:
+            ours = np.where(s, other.windows.probability, self.windows.probability)
+            theirs = np.where(s, self.windows.probability, other.windows.probability)
+            both = (self.function(replace(self.windows, probability=p), ones)[0] for p in (ours, theirs))
+            found.append(next(both) - next(both))
+        return np.array(found)

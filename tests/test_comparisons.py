@@ -133,8 +133,8 @@ def test_seed_spread_stands_apart_and_together():
 
 
 def test_a_metric_that_cannot_be_compared_is_refused():
-    with pytest.raises(DataError, match=r"cannot be compared on 'mcc'"):
-        row_of("mcc", people(20))
+    with pytest.raises(DataError, match=r"cannot be compared on 'mccc'"):
+        row_of("mccc", people(20))
 
 
 # ---------------------------------------------------------------- a whole folder

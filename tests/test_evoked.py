@@ -20,13 +20,13 @@ from neurobench.checks import check_component
 from neurobench.console import print_results
 from neurobench.errors import ConfigError, DataError
 from neurobench.evoked_scores import (
-    compare_evoked,
     join_evoked,
     load_evoked,
     response_table,
     save_evoked,
     score_evoked,
 )
+from neurobench.paired import difference_of
 from neurobench.reconstruction import fit_fillers
 from neurobench.records import Cohort
 from neurobench.specimens import simulated_cohort, simulated_states
@@ -362,10 +362,11 @@ def test_scores_are_means_over_subjects_of_means_over_conditions(cohort: Cohort,
     first, second = (evaluated(cohort, fillers, subjects=s) for s in (cohort.subjects[:4], cohort.subjects[4:]))
     joined = join_evoked([first, second], "subjects")
     np.testing.assert_allclose(joined.values, scores.values)
-    assert compare_evoked(scores, "ridge", scores, "mean", "waveform_r").winner == "first"
-    assert compare_evoked(scores, "ridge", scores, "ridge", "waveform_r").winner == ""
-    with pytest.raises(DataError, match="their subjects differ"):
-        compare_evoked(scores, "ridge", first, "ridge", "waveform_r")
+    ridge, mean = (response_table(scores, p) for p in ("ridge", "mean"))
+    assert difference_of("waveform_r", ridge, mean)["low"] > 0
+    assert difference_of("waveform_r", ridge, ridge)["p"] == 1
+    with pytest.raises(DataError, match="subjects are in one of them only"):
+        difference_of("waveform_r", ridge, response_table(first, "ridge"))
     with pytest.raises(ValueError, match="different subjects"):
         join_evoked([first, second], "predictors")
 

@@ -15,12 +15,10 @@ from sklearn import metrics as sk
 from neurobench.contracts import Metric
 from neurobench.errors import ConfigError, DataError
 from neurobench.metrics import CLASSIFICATION_METRICS, FUNCTIONS, Sample, regression_metrics, restore_prevalence
+from neurobench.paired import difference_of
 from neurobench.reconstruction import ReconstructionScores
 from neurobench.scoring import (
-    ahead,
     bootstrap_weights,
-    compare,
-    compare_reconstruction,
     holm,
     score_reconstruction,
     score_subject_task,
@@ -316,46 +314,18 @@ def test_above_chance_is_rare_under_the_null_at_full_size():
 # ---------------------------------------------------------------- comparisons
 
 
-def false_positives(n_repeats, n_subjects=100):
-    """Return how often two equally good rows are told apart, by interval and by permutation, of AUROC and MAE."""
-    found = []
-    for repeat in range(n_repeats):
-        rng = np.random.default_rng(repeat)
-        y = (rng.random(n_subjects) < 0.5).astype(float)
-        shared = y + rng.normal(size=n_subjects)
-        a, b = (table(y, stats.norm.cdf(shared + rng.normal(size=n_subjects)), seed=repeat) for _ in range(2))
-        z = rng.normal(size=n_subjects)
-        c, d = (table(z, z + rng.normal(size=n_subjects), seed=repeat) for _ in range(2))
-        for first, second, metric in ((a, b, "auroc"), (c, d, "mae")):
-            result = compare(first, second, metric, seed=repeat, n_bootstrap=300, n_permutations=99)
-            found.append([result.winner != "", result.p_value <= 0.05])
-    return np.array(found).reshape(n_repeats, 2, 2).mean(0)
-
-
-def test_equal_rows_are_rarely_told_apart():
-    # 5 %, a little more for the percentile interval, with 3 s.d. of 60 repeats.
-    assert (false_positives(60) <= 0.06 + 3 * np.sqrt(0.06 * 0.94 / 60)).all()
-
-
-@pytest.mark.slow
-def test_equal_rows_are_told_apart_in_five_percent_at_full_size():
-    rates = false_positives(1000)
-    assert (rates >= 0.03).all(), rates
-    assert (rates <= 0.075).all(), rates
-
-
 def test_a_better_row_wins_in_either_direction():
     rng = np.random.default_rng(0)
     y = rng.normal(size=150)
     good, bad = table(y, y + 0.3 * rng.normal(size=150)), table(y, y + rng.normal(size=150))
-    result = compare(good, bad, "mae")
-    assert result.winner == "first"
-    assert result.low < result.difference < result.high < 0
-    assert result.p_value == pytest.approx(1 / 1001)
-    assert compare(bad, good, "mae").winner == "second"
-    assert compare(good, bad, "pearson_r").winner == "first"
-    assert compare(good, good, "mae").winner == ""
-    assert compare(good, good, "mae").p_value == 1.0
+    result = difference_of("mae", good, bad)
+    assert result["low"] < result["difference"] < result["high"] < 0
+    assert result["p"] == pytest.approx(1 / 1001)
+    assert difference_of("mae", bad, good)["low"] > 0
+    # A metric that has no fast form.
+    assert difference_of("pearson_r", good, bad)["low"] > 0
+    assert difference_of("pearson_r", good, bad)["p"] == pytest.approx(1 / 1001)
+    assert difference_of("mae", good, good)["p"] == 1.0
 
 
 def test_detectable_difference_is_found_with_power_of_about_eighty_percent():
@@ -364,16 +334,16 @@ def test_detectable_difference_is_found_with_power_of_about_eighty_percent():
         rng = np.random.default_rng(repeat)
         y, a, b = rng.normal(size=(3, 100))
         if size is None:
-            size = compare(table(y, y + a), table(y, y + b), "mae", n_permutations=0).detectable
+            size = difference_of("mae", table(y, y + a), table(y, y + b))["detectable"]
         # |e| grows by size wherever the error is made larger by size in its own direction.
         worse = y + b + np.sign(b) * size
-        wins += compare(table(y, y + a), table(y, worse), "mae", n_bootstrap=300, n_permutations=0).winner == "first"
+        wins += difference_of("mae", table(y, y + a), table(y, worse))["high"] < 0
     assert 0.6 <= wins / 60 <= 0.97
 
 
 def test_only_the_same_subjects_can_be_compared():
     with pytest.raises(DataError, match=r"10 subjects are in one of them only"):
-        compare(people(50, 0), people(40, 0), "auroc")
+        difference_of("auroc", people(50, 0), people(40, 0))
 
 
 def test_holm():
@@ -448,31 +418,3 @@ def test_the_mean_filler_is_the_chance_of_a_reconstruction():
     score = score_reconstruction(RECONSTRUCTION, reconstructions(0.4), "mean", ["roi"], seed=0)
     assert score.metrics["r2"].value == pytest.approx(0.0, abs=1e-12)
     assert score.above_chance is False
-
-
-def test_reconstructions_are_compared_on_the_same_subjects():
-    good, bad = reconstructions(0.40, seed=1), reconstructions(0.45, seed=1)
-    result = compare_reconstruction(good, "row", bad, "row")
-    assert result.winner == "first"
-    assert result.difference == pytest.approx(0.05, abs=0.01)
-    assert result.p_value == pytest.approx(1 / 1001)
-    assert compare_reconstruction(good, "row", good, "row", ["roi"]).winner == ""
-    with pytest.raises(DataError, match=r"masks or subjects differ"):
-        compare_reconstruction(good, "row", reconstructions(0.4, n_subjects=39), "row")
-
-
-def test_ahead_needs_an_interval_without_zero():
-    def scored(row, **evidence):
-        filled = {"predictions": None, "reconstructions": None} | evidence
-        return SimpleNamespace(record=SimpleNamespace(row=row, headline="auroc"), **filled)
-
-    data = people(200, 0, slope=1.0)
-    clear = data.assign(prediction=np.clip(0.5 * data.prediction + 0.5 * data.truth, 0, 1))
-    nearly = data.assign(prediction=data.prediction + 1e-3 * np.random.default_rng(0).normal(size=200))
-    assert ahead(scored("a", predictions=clear), scored("b", predictions=data))
-    assert not ahead(scored("b", predictions=data), scored("a", predictions=clear))
-    assert not ahead(scored("a", predictions=nearly), scored("b", predictions=data))
-    good, bad = reconstructions(0.40), reconstructions(0.45)
-    assert ahead(scored("row", reconstructions=good), scored("row", reconstructions=bad))
-    assert not ahead(scored("row", reconstructions=bad), scored("row", reconstructions=good))
-    assert not ahead(scored("a", predictions=data), scored("row", reconstructions=good))

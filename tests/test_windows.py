@@ -15,10 +15,11 @@ import neurobench
 from neurobench import adaptation, results
 from neurobench.checks import check_component
 from neurobench.errors import ConfigError, DataError
+from neurobench.paired import difference_of, row_of
 from neurobench.records import Cohort, Fold
 from neurobench.specimens import simulated_states
 from neurobench.tokens import Scaler, Tokenizer, evaluation_windows
-from neurobench.window_scoring import compare_windows, score_window_task, window_predictions
+from neurobench.window_scoring import WindowRow, score_window_task, window_predictions
 from neurobench.windows import window_rows
 from neurobench_tasks.state import State
 from tests.states_plugin import write_states
@@ -236,12 +237,16 @@ def test_permutation_stays_within_subjects() -> None:
 
 def test_rows_are_compared_on_the_same_windows() -> None:
     good, bad = table(1.0), table(0.1)
-    assert compare_windows(good, bad, "balanced_accuracy").winner == "first"
-    assert compare_windows(good, good, "balanced_accuracy").winner == ""
-    with pytest.raises(DataError, match="their windows differ"):
-        compare_windows(good, bad.iloc[1:], "balanced_accuracy")
+    fast, slow = (difference_of(m, good, bad) for m in ("balanced_accuracy", "macro_auroc"))
+    assert fast["low"] > 0
+    assert slow["low"] > 0
+    assert difference_of("balanced_accuracy", good, good)["p"] == 1
+    ones = np.ones((1, good["participant_id"].nunique()))
+    assert row_of("balanced_accuracy", good).values(ones) == pytest.approx(
+        WindowRow.of(good, "balanced_accuracy").values(ones)
+    )
     with pytest.raises(ConfigError, match=r"no metric 'accuracy' of windows.*balanced_accuracy"):
-        compare_windows(good, bad, "accuracy")
+        difference_of("accuracy", good, bad)
 
 
 @pytest.mark.parametrize(
