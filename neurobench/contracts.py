@@ -155,6 +155,23 @@ class Backbone(nn.Module, Component, ABC):
             (batch, units, patches, width).
         """
 
+    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor | None:
+        """Return how much the tokens of every unit draw on every unit, by the backbone's own weights.
+
+        Parameters
+        ----------
+        signal, hidden, table
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        importance
+            (batch, units, units), output unit × input unit: shares from 0 that sum to 1 a row, input patches summed
+            up, the mean over the output's valid patches; a row of zeros for a unit without any. None: this backbone
+            cannot say (occlusion can all the same).
+        """
+        return None
+
 
 def patch_basis(n_features: int, width: int) -> torch.Tensor:
     """Return (width, n_features): where the embedding of a patch and the decoder start, one the other's inverse.

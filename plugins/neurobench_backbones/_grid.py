@@ -1,8 +1,12 @@
-"""Layers on the (units × patches) grid: one pass along units, then one along time."""
+"""Layers on the (units × patches) grid: one pass along units, then one along time.
+
+Rollout: Abnar and Zuidema 2020, Quantifying attention flow in transformers (doi:10.18653/v1/2020.acl-main.385).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,3 +36,31 @@ def mix_grid(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterabl
         x = time_pass(x.reshape(batch * units, patches, width), along)
         tokens = x.view(batch, units, patches, width)
     return tokens
+
+
+def roll_out(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterable[Any]]) -> torch.Tensor:
+    """Return (batch, units, units): how much the output of each unit draws on the input of each, through all layers.
+
+    Every pass says by ``weights`` how much each place of a sequence draws on each other one. Half of a pass is its
+    residual branch, and passes are chained by multiplication. Input patches of a unit are summed up from the start,
+    which changes nothing, as every pass is linear in what it is given; output patches are averaged at the end.
+
+    Parameters
+    ----------
+    tokens, valid, layers
+        As for :func:`mix_grid`; passes have ``weights(tokens, valid)``, (sequences, length, length), rows summing to 1.
+    """
+    batch, units, patches, width = tokens.shape
+    across = valid.transpose(1, 2).reshape(batch * patches, units)
+    along = valid.reshape(batch * units, patches)
+    drawn = torch.eye(units, device=tokens.device).repeat(batch, patches, 1, 1)
+    for unit_pass, time_pass in layers:
+        x = tokens.transpose(1, 2).reshape(batch * patches, units, width)
+        drawn = (drawn + unit_pass.weights(x, across).view(batch, patches, units, units) @ drawn) / 2
+        x = unit_pass(x, across).view(batch, patches, units, width).transpose(1, 2)
+        x = x.reshape(batch * units, patches, width)
+        mixed = time_pass.weights(x, along).view(batch, units, patches, patches) @ drawn.transpose(1, 2)
+        drawn = (drawn + mixed.transpose(1, 2)) / 2
+        tokens = time_pass(x, along).view(batch, units, patches, width)
+    seen = valid.transpose(1, 2)[..., None]
+    return (drawn * seen).sum(1) / seen.sum(1).clamp(min=1)

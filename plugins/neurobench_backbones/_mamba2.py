@@ -1,6 +1,7 @@
 """Mamba-2 in plain torch, parameters named and shaped as mamba-ssm's, and a bidirectional pass of it.
 
-Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060).
+Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060). What an output draws on each input (``weights``):
+Ali, Zimerman and Wolf 2024, The hidden attention of Mamba models (arXiv:2403.01590).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from neurobench import feedforward_width
-from neurobench_backbones._ssd import ssd_scan
+from neurobench_backbones._ssd import decay_between, ssd_scan
 
 D_CONV = 4
 
@@ -92,15 +93,31 @@ class Mamba2(nn.Module):
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Mix (sequences, length, d_model) causally; steps that are not valid leave the state as it is."""
+        z, heads, dt, a, b, c = self._projected(tokens, valid)
+        y = self._scan(heads, dt, a, b, c) + heads * self.D[:, None]
+        mixed: torch.Tensor = self.out_proj(self.norm(y.flatten(-2), z))
+        return mixed
+
+    def weights(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (sequences, length, length) how much each step's output draws on each input, the mean over heads.
+
+        |C_t · B_s| · decay from s to t · Δ_s, and |D| of the step itself: all that the scan does. The convolution
+        before it, over four steps, and the gate after it are left out.
+        """
+        _, _, dt, a, b, c = self._projected(tokens, valid)
+        reach = (c @ b.transpose(1, 2)).abs()
+        steps = dt.transpose(1, 2)
+        drawn = reach * (decay_between(steps * a[:, None]) * steps[:, :, None]).mean(1)
+        return drawn + torch.eye(tokens.shape[1], device=tokens.device) * self.D.abs().mean()
+
+    def _projected(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return the gate, and x (by heads), Δ, A, B and C of the scan."""
         z, xbc, dt = self.in_proj(tokens).split([self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads], -1)
         x, b, c = F.silu(self._convolve(xbc)).split([self.d_inner, self.d_state, self.d_state], -1)
         dt = F.softplus(dt + self.dt_bias)
         if valid is not None:
             dt = dt * valid[..., None]
-        heads = x.unflatten(-1, (self.n_heads, self.headdim))
-        y = self._scan(heads, dt, -torch.exp(self.A_log.float()), b, c) + heads * self.D[:, None]
-        mixed: torch.Tensor = self.out_proj(self.norm(y.flatten(-2), z))
-        return mixed
+        return z, x.unflatten(-1, (self.n_heads, self.headdim)), dt, -torch.exp(self.A_log.float()), b, c
 
     def _convolve(self, xbc: torch.Tensor) -> torch.Tensor:
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
@@ -148,3 +165,10 @@ class MambaPass(nn.Module):
         tokens = tokens + self.forward_mixer(x, mask) + reverse
         tokens = tokens + self.feedforward(self.feedforward_norm(tokens))
         return tokens if mask is None else tokens * mask[..., None]
+
+    def weights(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Return (sequences, length, length) how much each place draws on each, both directions: rows sum to 1."""
+        x = self.norm(tokens) * valid[..., None]
+        backward = self.backward_mixer.weights(x.flip(1), valid.flip(1)).flip(1, 2)
+        drawn = self.forward_mixer.weights(x, valid) + backward
+        return drawn / drawn.sum(-1, keepdim=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-__all__ = ["ssd_scan", "ssd_step_by_step"]
+__all__ = ["decay_between", "ssd_scan", "ssd_step_by_step"]
 
 CHUNK = 64
 """Length of a chunk: below about 32 the recurrence over chunks dominates, above about 128 the quadratic part."""
@@ -55,7 +55,7 @@ def ssd_scan(
     return _many_chunks(x, dt, a, b, c, chunk)[:, :length]
 
 
-def _decay(log_decay: torch.Tensor) -> torch.Tensor:
+def decay_between(log_decay: torch.Tensor) -> torch.Tensor:
     """Return (…, length, length) exp of the sum of log decays from after column j up to row i; 0 above the diagonal."""
     total = log_decay.cumsum(-1)
     length = log_decay.shape[-1]
@@ -66,7 +66,7 @@ def _decay(log_decay: torch.Tensor) -> torch.Tensor:
 
 
 def _one_chunk(x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    decay = _decay((dt * a).transpose(1, 2))  # (batch, heads, length, length)
+    decay = decay_between((dt * a).transpose(1, 2))  # (batch, heads, length, length)
     weights = (c @ b.transpose(1, 2))[:, None] * decay
     u = (x * dt[..., None]).transpose(1, 2)  # (batch, heads, length, headdim)
     return (weights @ u).transpose(1, 2)
@@ -81,12 +81,12 @@ def _many_chunks(
     total = log_decay.cumsum(-1)
     u = (x * dt[..., None]).view(batch, n, chunk, heads, headdim).transpose(2, 3)  # (batch, n, heads, chunk, headdim)
     b, c = b.view(batch, n, 1, chunk, d_state), c.view(batch, n, 1, chunk, d_state)
-    inside = ((c @ b.transpose(-1, -2)) * _decay(log_decay)) @ u
+    inside = ((c @ b.transpose(-1, -2)) * decay_between(log_decay)) @ u
     # State at the end of each chunk, from that chunk's inputs alone; decays multiply the narrow side, b and c.
     to_end = (total[..., -1:] - total).exp()[..., None]
     states = u.transpose(-1, -2) @ (b * to_end)  # (batch, n, heads, headdim, d_state)
     # Recurrence over chunks, as one small matrix product: states at the start of every chunk.
-    over = _decay(F.pad(total[..., -1].transpose(1, 2), (1, 0)))[
+    over = decay_between(F.pad(total[..., -1].transpose(1, 2), (1, 0)))[
         :, :, :-1, 1:
     ]  # (batch, heads, n, n), from end of j to start of i
     start = torch.einsum("bhij,bjhps->bihps", over.tril(-1), states)

@@ -10,7 +10,7 @@ from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
 from neurobench_backbones._attention import AttentionPass
-from neurobench_backbones._grid import mix_grid
+from neurobench_backbones._grid import mix_grid, roll_out
 from neurobench_backbones._mamba2 import MambaPass
 
 PASSES = {"M": MambaPass, "A": AttentionPass}
@@ -56,6 +56,10 @@ class Hybrid(TokenBackbone):
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Mix layer after layer."""
         return mix_grid(tokens, table.valid, self.layers)
+
+    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Return attention and what scans draw on, each with its residual, chained over passes."""
+        return roll_out(self.embed(signal, hidden, table), table.valid, self.layers)
 
 
 @hookimpl

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
-from neurobench_backbones._grid import mix_grid
+from neurobench_backbones._grid import mix_grid, roll_out
 from neurobench_backbones._mamba2 import MambaPass
 
 
@@ -28,6 +28,10 @@ class Mamba(TokenBackbone):
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Scan along units, then along time, layer after layer."""
         return mix_grid(tokens, table.valid, self.layers)
+
+    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Return what the scans draw on, and the residuals, chained over passes."""
+        return roll_out(self.embed(signal, hidden, table), table.valid, self.layers)
 
 
 @hookimpl

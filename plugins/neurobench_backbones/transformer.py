@@ -7,7 +7,7 @@ from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
 from neurobench_backbones._attention import AttentionPass
-from neurobench_backbones._grid import mix_grid
+from neurobench_backbones._grid import mix_grid, roll_out
 
 
 class Transformer(TokenBackbone):
@@ -25,6 +25,10 @@ class Transformer(TokenBackbone):
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Mix along units, then along time, layer after layer."""
         return mix_grid(tokens, table.valid, self.layers)
+
+    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Return attention rollout: every pass's attention and its residual, chained over passes."""
+        return roll_out(self.embed(signal, hidden, table), table.valid, self.layers)
 
 
 @hookimpl

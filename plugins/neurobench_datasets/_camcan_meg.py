@@ -16,7 +16,7 @@ import pandas as pd
 from neurobench import DataError, Finding, RawRecording, RecordingFile
 from neurobench_datasets._meg_files import list_one, read_meg_file, without_copies
 from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings
-from neurobench_datasets._meg_twin import NO_EFFECTS, Effects, MegTwin, Person, write_recording
+from neurobench_datasets._meg_twin import NO_EFFECTS, Effects, MegTwin, Person, write_effects, write_recording
 
 __all__ = ["MEG_SPEC", "list_meg", "read_meg", "simulate_meg"]
 
@@ -145,7 +145,8 @@ def simulate_meg(
     states
         Of ``rest``, ``passive``, ``smt``; states with stimuli have a trigger channel.
     """
-    twin = MegTwin(seed, Effects() if effects else NO_EFFECTS)
+    size = Effects() if effects else NO_EFFECTS
+    twin = MegTwin(seed, size)
     age = participants["age"].to_numpy(float)
     age_z = (age - np.nanmean(age)) / np.nanstd(age)
     tree = root / "cc700/meg/pipeline/release005/BIDSsep"
@@ -155,3 +156,4 @@ def simulate_meg(
             folder = tree / f"derivatives_{state}/aa/AA_movecomp_transdef/aamod_meg_maxfilt_00003/sub-{subject}"
             path = folder / f"mf2pt2_sub-{subject}_ses-{state}_task-{state}_megtransdef.fif"
             write_recording(path, twin, person, state)
+    write_effects(root, size, seed=seed, **twin.field_table())

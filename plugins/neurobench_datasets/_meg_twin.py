@@ -259,6 +259,22 @@ class MegTwin:
         both: Array = course[None].repeat(n_sources, 0)
         return both
 
+    def field_table(self) -> dict[str, Any]:
+        """Return what the sources with effects look like at the sensors: strength there, and who is near the maximum.
+
+        ``field``: source to sensor to the root of the summed squares of the fields of its dipoles, the strongest sensor
+        having 1; ``sensors``: those with at least half of that. The head lies straight.
+        """
+        places = self.evoked_places | {"alpha": self.alpha_places}
+        moments = self.evoked_moments | {"alpha": self.alpha_moments}
+        field, sensors = {}, {}
+        for source, place in places.items():
+            strength = np.linalg.norm(radial_field(self.sensors, place, moments[source]), axis=1)
+            strength /= strength.max()
+            field[source] = dict(zip(self.names, strength.round(4).tolist(), strict=True))
+            sensors[source] = [n for n, s in field[source].items() if s >= 0.5]
+        return {"field": field, "sensors": sensors}
+
 
 # ---------------------------------------------------------------- files
 

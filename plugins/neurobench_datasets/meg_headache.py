@@ -207,7 +207,14 @@ class MegHeadache(Dataset):
                 person = Person(name, float(age_z[i]), int(patient[i]))
                 onsets = write_recording(path, twin, person, state, bads=bads)
                 write_sidecars(path, twin, state, onsets, bads, bom=i == 0)
-        write_effects(root, effects, variant=variant, n_subjects=n_subjects, diagnosis_by_site=variant == "confounded")
+        write_effects(
+            root,
+            effects,
+            variant=variant,
+            n_subjects=n_subjects,
+            diagnosis_by_site=variant == "confounded",
+            **twin.field_table(),
+        )
 
 
 def _diagnosis(column: pd.Series, findings: list[Finding]) -> pd.Series:
