@@ -33,6 +33,8 @@ TABLES: Mapping[str, str] = {
     "geometry": "of embeddings, one row a held-out subject: participant_id, fold, pc1, pc2, site, age",
     "attribution": "of a backbone, one row a (group, control): value, low, high (positive: worse without the group), "
     "metric, unit, n_units, control (empty, or labels: probe fitted to permuted ones), fold_agreement (Spearman)",
+    "alignment": "of a backbone on sensors, one row a state: state, auroc of what it draws on for the expected "
+    "sensors, p and null (turned helmets or shuffles), n_expected, n_units",
 }
 """Tables that may lie beside a record."""
 

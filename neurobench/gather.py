@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import attribution
+from neurobench import attribution, sensory
 from neurobench.components import ComponentSpec
 from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
 from neurobench.evidence import write_table
@@ -26,6 +26,7 @@ from neurobench.steps import Row
 from neurobench.store import Entry, Store, atomic_write, disk_errors
 
 __all__ = [
+    "aligned",
     "attributed",
     "curves",
     "embedding_geometry",
@@ -163,6 +164,30 @@ def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> p
         whole = pd.concat([pd.read_parquet(e.file("predictions.parquet")) for e in entries], ignore_index=True)
         return _without_groups(whole[whole["task"] == task.label], built, run)
     return None
+
+
+def aligned(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
+    """Return how well what a backbone draws on singles out the sensors where each state's response is expected.
+
+    The mean over folds of each sensor's importance in the test subjects; None where that is not known.
+    """
+    values: dict[str, list[NDArray[np.float64]]] = {}
+    for step in run.attribution_steps(row):
+        entry = store.get(step.stage, step.identity)
+        if entry is not None and (path := entry.file("importance.npz")).is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                for state, own in zip(stored["states"].tolist(), stored["values"], strict=True):
+                    values.setdefault(state, []).append(own)
+    units = run.cohort.units
+    expected = {s: e for s in values if (e := sensory.expected_units(units, s)) is not None}
+    if not expected:
+        return None
+    turned = sensory.turns(units.position_mm, sensory.N_PERMUTATIONS, run.seed) if units.has_positions else None
+    rows = [
+        {"state": state, **sensory.alignment(np.mean(values[state], axis=0), where, turned, run.seed)}
+        for state, where in expected.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def _sizes(run: CohortRun) -> dict[str, int]:

@@ -107,6 +107,7 @@ class Section:
     protocol: Sequence[tuple[str, str]]
     tasks: Sequence[TaskSection]
     pictures: Sequence[Picture]
+    alignment: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +212,22 @@ def _section(
         protocol=list(_protocol(records[0])),
         tasks=tasks,
         pictures=[p for p in pictures if not p.section.startswith("task:")],
+        alignment=_alignment(evidence, records),
     )
+
+
+def _alignment(evidence: Evidence, records: Sequence[Record]) -> Grid | None:
+    """Return what backbones draw on beside where a response is expected, the untrained ones as the control."""
+    rows = []
+    for r in records:
+        table = evidence.frame(r.id, "alignment") if r.status == "ok" else None
+        for line in () if table is None else table.to_dict("records"):
+            sensors = f"{line['n_expected']} of {line['n_units']}"
+            rows.append(
+                [r.row, str(line["state"]), f"{line['auroc']:.2f}", p_value(line["p"]), sensors, str(line["null"])]
+            )
+    columns = ["row", "state", "AUROC", "p", "sensors expected", "null"]
+    return Grid(columns, rows) if rows else None
 
 
 def _pictures(evidence: Evidence, registry: Registry) -> tuple[list[Picture], list[Caveat]]:
@@ -624,6 +640,9 @@ def _markdown(report: Report) -> Iterator[str]:
             yield "\n#### All metrics\n\n" + _markdown_table(t.details)
             yield from (f"\n- {note}" for note in t.notes)
             yield from (f"\n![{p.alt}]({_file(s, p)})\n\n*{p.title}.* {p.caption}" for p in t.pictures)
+        if s.alignment is not None:
+            yield "\n### Sensors that are drawn on, and sensors where a response is expected\n"
+            yield _markdown_table(s.alignment)
         yield from (f"\n![{p.alt}]({_file(s, p)})\n\n*{p.title}.* {p.caption}" for p in s.pictures)
     yield "\n## To repeat it\n"
     yield from (f"    {c}" for c in report.commands)
