@@ -39,6 +39,7 @@ __all__ = [
     "ResponseOcclusion",
     "UnitImportance",
     "alignment",
+    "by_unit",
     "expected_units",
     "occlude_responses",
     "turns",
@@ -61,10 +62,17 @@ N_PERMUTATIONS = 1_000
 
 
 def unit_sites(units: UnitTable) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of every site, under the name of its first unit."""
-    return {
-        units.names[int(rows[0])]: rows for s in np.unique(units.sites) for rows in [np.flatnonzero(units.sites == s)]
-    }
+    """Return the rows of every site under the name of its first unit, in the order of the units."""
+    rows = [np.flatnonzero(units.sites == site) for site in dict.fromkeys(units.sites.tolist())]
+    return {units.names[int(r[0])]: r for r in rows}
+
+
+def by_unit(values: Array, groups: Mapping[str, NDArray[np.int64]], n_units: int) -> Array:
+    """Return (units,) the value of each unit's group; NaN for a unit of none."""
+    spread = np.full(n_units, np.nan)
+    for value, rows in zip(values, groups.values(), strict=True):
+        spread[rows] = value
+    return spread
 
 
 def expected_units(units: UnitTable, state: str) -> NDArray[np.bool_] | None:

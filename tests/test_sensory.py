@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
-from neurobench import sensory
+from neurobench import evoked, sensory
+from neurobench import tokens as tokens_
+from neurobench.cohorts import twin
+from neurobench.config import RunConfig, expand
 from neurobench.contracts import TokenBackbone
 from neurobench.errors import DataError
+from neurobench.identity import seed_for
 from neurobench.plugins import load_registry
-from neurobench.pretraining import build
-from neurobench.records import UnitTable
-from neurobench.specimens import simulated_batch, simulated_spec, simulated_units
+from neurobench.pretraining import Recipe, build, pretrain
+from neurobench.reconstruction import BackbonePredictor
+from neurobench.records import BackboneSpec, UnitTable
+from neurobench.runner import cohort_source
+from neurobench.specimens import simulated_batch, simulated_spec, simulated_states, simulated_units
+from neurobench.store import Store
+from neurobench_backbones._attention import AttentionPass
+from neurobench_backbones._mamba2 import Mamba2
+from neurobench_backbones._ssd import ssd_scan
+from neurobench_tasks.evoked import Evoked
 
 BACKBONES = ["transformer", "mamba", "hybrid"]
 
@@ -139,3 +152,150 @@ def test_turning_keeps_neighbours_where_shuffling_does_not():
 def test_units_without_positions_cannot_be_turned():
     with pytest.raises(DataError, match="cannot be turned"):
         sensory.turns(np.full((10, 3), np.nan), 5, 0)
+
+
+# ---------------------------------------------------------------- weights are those that are used
+
+
+def test_attention_is_what_the_block_computes_with():
+    """With values and output projection of the identity, the block's attention is its weights times its input."""
+    torch.manual_seed(0)
+    attention = AttentionPass(32)
+    attn = attention.block.attn
+    attn.num_heads, attn.head_dim, attn.scale = 1, 32, 32**-0.5
+    with torch.no_grad():
+        attn.qkv.weight[64:], attn.qkv.bias[64:] = torch.eye(32), 0
+        attn.proj.weight[:], attn.proj.bias[:] = torch.eye(32), 0
+        x = torch.randn(4, 6, 32)
+        weights = attention.weights(x, torch.ones(4, 6, dtype=torch.bool))
+        normed = attention.block.norm1(x)
+        torch.testing.assert_close(weights @ normed, attn(normed), atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_scan_draws_on_is_what_it_computes_with():
+    torch.manual_seed(0)
+    mixer = Mamba2(16, headdim=16)
+    x = torch.randn(3, 9, 16)
+    with torch.no_grad():
+        _, heads, dt, a, b, c = mixer._projected(x, None)
+        drawn = mixer.weights(x) - torch.eye(9) * mixer.D.abs()
+        assert (drawn.triu(1).abs() < 1e-6).all(), "nothing comes from the future"
+        signed = drawn * (c @ b.transpose(1, 2)).sign()
+        torch.testing.assert_close(signed @ heads[:, :, 0], ssd_scan(heads, dt, a, b, c)[:, :, 0], atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- occlusion of responses
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    cohort = simulated_states(tmp_path_factory.mktemp("states"), n_subjects=4)
+    tokenizer = tokens_.Tokenizer(cohort, tokens_.Scaler.fit(cohort, cohort.subjects))
+    responses, _ = evoked.find_responses(cohort, cohort.subjects, Evoked(), seed=0)
+    return cohort, tokenizer, responses
+
+
+class Copies:
+    """Fills every hidden unit with unit ``source`` where that is visible, else with zero."""
+
+    def __init__(self, source: int) -> None:
+        self.source = source
+
+    def __call__(self, batch, hidden):
+        own = slice(self.source, self.source + 1)
+        return (batch.signal[:, own] * ~hidden[:, own, :, None]).expand_as(batch.signal)
+
+
+def occluded(states, predictor, chunks=None, **options):
+    cohort, tokenizer, responses = states
+    groups = sensory.unit_sites(cohort.units)
+    chunks = chunks or [np.arange(len(cohort.units))]
+    return sensory.occlude_responses(predictor, tokenizer, responses, chunks, groups, Evoked(), seed=0, **options)
+
+
+def test_the_site_that_is_used_is_found_and_no_other(states):
+    for source in (2, 5):
+        found = occluded(states, Copies(source))
+        for state in set(found.states):
+            moved = np.abs(found.loss(state))
+            assert moved[source] > 0
+            assert np.delete(moved, source).max() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_response_is_lost_by_no_more_than_is_predicted_of_it(states):
+    class Whole:
+        """Knows everything as long as unit 0 is visible."""
+
+        def __call__(self, batch, hidden):
+            return batch.signal * ~hidden[:, :1, :, None]
+
+    found = occluded(states, Whole())
+    for state in set(found.states):
+        np.testing.assert_allclose(found.loss(state)[0], 1, rtol=1e-6)
+
+
+def test_batches_and_folds_change_nothing(states):
+    _, tokenizer, responses = states
+    whole = occluded(states, Copies(2))
+    assert np.array_equal(whole.moments, occluded(states, Copies(2)).moments)
+    np.testing.assert_allclose(whole.moments, occluded(states, Copies(2), batch_size=3).moments, rtol=1e-5)
+    groups = sensory.unit_sites(tokenizer.cohort.units)
+    chunks = [np.arange(len(tokenizer.cohort.units))]
+    parts = [
+        sensory.occlude_responses(Copies(2), tokenizer, some, chunks, groups, Evoked(), seed=0)
+        for some in (responses[::2], responses[1::2])
+    ]
+    joined = sensory.ResponseOcclusion.joined(parts)
+    for state in set(whole.states):
+        np.testing.assert_allclose(joined.loss(state), whole.loss(state), rtol=1e-6)
+    table = joined.table(0, 200)
+    assert (table["low"] <= table["value"] + 1e-12).all()
+    assert (table["value"] <= table["high"] + 1e-12).all()
+    assert set(table["state"]) == set(whole.states)
+
+
+def test_sites_keep_the_order_of_units():
+    units = UnitTable.from_groups(tuple("abcd"), ("g",) * 4, sites=np.array([7, 3, 7, 5]))
+    groups = sensory.unit_sites(units)
+    assert {k: v.tolist() for k, v in groups.items()} == {"a": [0, 2], "b": [1], "d": [3]}
+    assert sensory.by_unit(np.array([1.0, 2.0, 3.0]), groups, 4).tolist() == [1, 2, 1, 3]
+    assert np.isnan(sensory.by_unit(np.array([1.0]), {"b": groups["b"]}, 4)).tolist() == [True, False, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [4, 5, 6])
+def test_sensors_over_the_source_that_answers_are_found_and_not_with_randomised_weights(tmp_path, seed):
+    """Three simulated twins, none of which the measure was chosen on: sensors with half of the strongest field."""
+    registry = load_registry()
+    config = RunConfig.from_options(
+        backbone="transformer", mask="random_tube", dataset="meg_headache", n_subjects=36, out=tmp_path / "out"
+    )
+    grid = expand(config, registry)
+    source, store = replace(cohort_source(grid.datasets[0], grid, registry), seed=seed), Store(config.out)
+    cohort = source.load(store)
+    truth = json.loads(next(twin(source, store).rglob("true_effects.json")).read_text())["sensors"]
+    train, test = cohort.subjects[:24], cohort.subjects[24:]
+    tokenizer = tokens_.Tokenizer(cohort, tokens_.Scaler.fit(cohort, train))
+    responses, _ = evoked.find_responses(cohort, test, Evoked(), seed=seed)
+    n, patches = len(cohort.units), cohort.patches_per_window
+    spec = BackboneSpec(n, len(cohort.units.group_names), patches, cohort.n_features, 32, 1)
+    mask, groups = registry.masks["random_tube"](), sensory.unit_sites(cohort.units)
+    areas = {}
+    for n_steps in (600, 0):
+        cls = registry.backbones["transformer"]
+        net, decoder = build(cls, spec, {}, seed_for(seed, "pretrain-init", "transformer"))
+        if n_steps:
+            windows = tokens_.TrainingWindows(tokenizer, train, n * patches, seed)
+            recipe = Recipe.for_width(32, 32)
+            cpu = torch.device("cpu")
+            pretrain(net, decoder, mask, windows, recipe=recipe, n_steps=n_steps, ratio=0.5, seed=seed, device=cpu)
+        found = sensory.occlude_responses(
+            BackbonePredictor(net, decoder), tokenizer, responses, [np.arange(n)], groups, Evoked(), seed=seed
+        )
+        for state in ("auditory", "somatosensory"):
+            planted = np.isin(cohort.units.names, truth[state])
+            lost = sensory.by_unit(found.loss(state), groups, n)
+            areas[n_steps, state] = roc_auc_score(planted, lost)
+    print(seed, areas)
+    assert min(areas[600, s] for s in ("auditory", "somatosensory")) >= 0.8
+    assert np.mean([areas[0, s] for s in ("auditory", "somatosensory")]) <= 0.65
