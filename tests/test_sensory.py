@@ -296,6 +296,5 @@ def test_sensors_over_the_source_that_answers_are_found_and_not_with_randomised_
             planted = np.isin(cohort.units.names, truth[state])
             lost = sensory.by_unit(found.loss(state), groups, n)
             areas[n_steps, state] = roc_auc_score(planted, lost)
-    print(seed, areas)
     assert min(areas[600, s] for s in ("auditory", "somatosensory")) >= 0.8
     assert np.mean([areas[0, s] for s in ("auditory", "somatosensory")]) <= 0.65
