@@ -239,10 +239,11 @@ class Paired:
         null = np.mean([_exchanged(a, b, self.swap) for a, b in terms], 0)
         # The difference without any exchange, in the form that the null has: of ranks, where those are exchanged.
         observed = np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms])
-        p = (np.sum(np.abs(null) >= abs(observed) - 1e-12) + 1) / (len(null) + 1)
+        # What is not defined shows nothing: it counts as at least as large.
+        p = (np.sum(~(np.abs(null) < abs(observed) - 1e-12)) + 1) / (len(null) + 1)
         by_seed = each.reshape(n_seeds, -1).mean(1)
         by_fold = folds.reshape(n_seeds, -1, folds.shape[1]).mean(1).ravel()
-        se = float(known.std())
+        se = float(known.std()) if len(known) else math.nan
         together = self._combined(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
         return {
             "difference": difference,
@@ -321,4 +322,6 @@ def needed(difference: float, se: float, n: int) -> float:
 
     An estimate from an estimate: it takes the measured difference for the true one. Infinite for no difference.
     """
+    if not (math.isfinite(difference) and math.isfinite(se)):
+        return math.nan
     return math.inf if difference == 0 else math.ceil(n * (POWER * se / difference) ** 2)

@@ -120,6 +120,14 @@ def test_subjects_needed():
     assert needed(1.4, 1.0, 100) == 400
 
 
+def test_a_row_whose_metric_is_not_defined_breaks_nothing():
+    """A constant prediction has no correlation: the difference is unknown, and so is everything about it."""
+    a = people(40, seed=1)
+    found = difference("pearson_r", a, a.assign(prediction=50.0))
+    assert all(math.isnan(found[n]) for n in ("difference", "low", "high", "detectable", "n_needed"))
+    assert found["p"] == 1
+
+
 def test_seed_spread_stands_apart_and_together():
     seeds = [people(80, shift, seed=int(10 * shift) + 1) for shift in (0.0, 4.0, 8.0)]
     base = [people(80, 0.0, seed=90 + i) for i in range(3)]
