@@ -180,10 +180,9 @@ def _reconstruction(held_out: pd.DataFrame) -> _Ratios:
 def _windows(held_out: pd.DataFrame) -> _Ratios:
     """Balanced accuracy of windows: the share of each class's windows that is recognised, averaged over classes."""
     hits = window_scoring.window_hits(held_out)
+    # A subject without a window of a class has counted nothing there: of whole numbers, so the fill is one too.
     above, below = (
-        hits.pivot_table(
-            index="truth", columns="participant_id", values="hit", aggfunc=a, fill_value=0.0, observed=True
-        )
+        hits.pivot_table(index="truth", columns="participant_id", values="hit", aggfunc=a, observed=True).fillna(0.0)
         for a in ("sum", "count")
     )
     fold = held_out.groupby("participant_id")["fold"].first().sort_index().to_numpy(np.int64)
