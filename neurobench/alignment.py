@@ -98,6 +98,7 @@ def assemble(
                 rows=None if np.array_equal(rows, np.arange(len(meta["present"]))) else rows,
                 events=tuple(Event(onset, condition) for onset, condition in meta["events"]),
                 bad_spans=tuple((low, high) for low, high in meta["bad_spans"]),
+                content=entry.manifest["files"]["signal.npy"][0],
             )
         )
         for noticed in meta["findings"]:

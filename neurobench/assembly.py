@@ -223,10 +223,8 @@ def _data_record(run: CohortRun) -> DataRecord:
 
 def _pretraining_record(run: CohortRun, row: Row, store: Store) -> PretrainingRecord:
     """Return what a pretraining reached on held-out subjects, beside the best trivial filler under its own mask."""
-    backbone, mask = row.pretraining
-    steps = [run.pretraining_step(backbone, mask, f) for f in run.folds]
-    entries = [e for s in steps if (e := store.get(s.stage, s.identity)) is not None]
-    history = [e.json("pretraining.json") for e in entries]
+    _, mask = row.pretraining
+    history = [e.json("pretraining.json") for e in gather.pretrainings(run, row, store).values()]
     scores = run.reconstructions(row, [mask], run.grid.config.ratio)
     best = scores.best_filler()[0]
     own, filler = float(scores.r2(row.label)[0]), float(scores.r2(best)[0])
@@ -245,25 +243,46 @@ def _pretraining_record(run: CohortRun, row: Row, store: Store) -> PretrainingRe
         r2_best_filler=filler,
         best_filler=best,
         learned=own >= filler,
+        on=_pretrained_on(run),
     )
+
+
+def _pretrained_on(run: CohortRun) -> list[results.OutsideRecord]:
+    """Return the cohorts that networks were pretrained on, if that was not the training subjects alone."""
+    seen = run.cohort.seen_as
+    outside = {o.cohort.dataset: o for o in run.outside}
+    distinct = run.grid.config.shared_people == "distinct"
+    found = []
+    for spec in run.grid.pretrain_on:
+        one = outside.get(spec.label)
+        n_inside = round(float(np.mean([len(f.train) for f in run.folds])))
+        found.append(
+            results.OutsideRecord(
+                dataset=spec.label,
+                fingerprint=(one.cohort if one else run.cohort).fingerprint,
+                n_subjects=len(one.people) if one else n_inside,
+                n_left_out=len(one.cohort.subjects) - len(one.people) if one else 0,
+                n_same_name=len(one.shared.by_name) if one and distinct else 0,
+                units_by=seen.by if seen else "name",
+                distance_mm=float(np.median(seen.distance_mm)) if seen else 0.0,
+            )
+        )
+    return found
 
 
 def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: Store) -> CostRecord:
     """Return measured cost: of all folds, pretraining and features included."""
     seconds, peak, n_parameters = entry.seconds, None, None
-    for fold in run.folds:
-        steps = []
-        if row.backbone is not None:
-            steps.append(run.pretraining_step(*row.pretraining, fold))
-        if run.task(task).needs == "features":
-            steps.append(run.feature_step(row, task, fold))
-        for step in steps:
-            if (found := store.get(step.stage, step.identity)) is not None:
-                seconds += found.seconds
-                if step.stage == "pretraining":
-                    history = found.json("pretraining.json")
-                    n_parameters = history["n_parameters"]
-                    peak = max(peak or 0.0, history["peak_memory_mb"] or 0.0) or None
+    if row.backbone is not None:
+        # One pretraining may serve several folds; it was paid for once.
+        for found in gather.pretrainings(run, row, store).values():
+            history = found.json("pretraining.json")
+            seconds += found.seconds
+            n_parameters = history["n_parameters"]
+            peak = max(peak or 0.0, history["peak_memory_mb"] or 0.0) or None
+    if run.task(task).needs == "features":
+        steps = [run.feature_step(row, task, fold) for fold in run.folds]
+        seconds += sum(e.seconds for s in steps if (e := store.get(s.stage, s.identity)) is not None)
     return CostRecord(n_parameters=n_parameters, seconds=round(seconds, 3), peak_memory_mb=peak, device=str(run.device))
 
 
@@ -284,11 +303,11 @@ def cohort_failed(
             continue
         for task in tasks:
             record = Record(
-                id=digest({"failed": [c.backbone.label, c.mask.label, dataset.label, seed, task.label]}),
+                id=digest({"failed": [c.backbone.label, c.mask.label + grid.arrow, dataset.label, seed, task.label]}),
                 status="failed",
                 error=text,
                 kind="pretrained",
-                row=f"{c.backbone.label} · {c.mask.label}",
+                row=f"{c.backbone.label} · {c.mask.label}{grid.arrow}",
                 backbone=component_record(c.backbone, registry),
                 mask=component_record(c.mask, registry),
                 baseline=None,

@@ -166,6 +166,7 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
             f"held-out "
             "subjects. What such a row reaches downstream is no merit of its pretraining.",
         )
+    yield from _of_transfer(by_row)
     for row, r in by_row.items():
         p = r.pretraining
         if p and p.loss_last and p.loss_held_out and p.loss_held_out > MEMORISED * p.loss_last:
@@ -185,6 +186,33 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
                 f"never "
                 "scored). A difference to other masks may be one of budget.",
             )
+
+
+def _of_transfer(by_row: Mapping[str, Record]) -> Iterator[Caveat]:
+    """What rows owe to people of other cohorts, and how sure it is that these are other people."""
+    told: dict[str, list[str]] = {}
+    for row, r in by_row.items():
+        for one in r.pretraining.on if r.pretraining else []:
+            text = f"{one.n_subjects} people of {one.dataset}"
+            if one.n_left_out:
+                text += f" ({one.n_left_out} left out, who are in the scored cohort too)"
+            if one.units_by == "position":
+                text += f", units met by position, {one.distance_mm:.0f} mm apart in the median"
+            told.setdefault(text, []).append(row)
+            if one.n_same_name:
+                yield Caveat(
+                    "warning",
+                    "declared-distinct",
+                    f"{row} was pretrained on {one.n_same_name} people of {one.dataset} whose identifiers are those of "
+                    "people it is scored on. Who ran it declared them to be different people; nothing here shows that.",
+                )
+    if told:
+        said = "; ".join(f"{_listed(rows)}: {text}" for text, rows in told.items())
+        yield Caveat(
+            "info",
+            "transfer",
+            f"Pretrained on other data than the rest, so a difference to other rows may be one of data: {said}.",
+        )
 
 
 # ---------------------------------------------------------------- a task

@@ -135,6 +135,26 @@ def run(
             rich_help_panel=HOW,
         ),
     ] = False,
+    pretrain_on: Annotated[
+        Names,
+        typer.Option(
+            "--pretrain-on",
+            metavar="NAME,…",
+            help="Datasets to pretrain on instead of the one that is scored, such as camcan.",
+            autocompletion=complete("dataset"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    shared_people: Annotated[
+        str | None,
+        typer.Option(
+            "--shared-people",
+            metavar="refuse|leave-out|distinct",
+            help="What to do with people of --pretrain-on who may be among those scored; refuse without.",
+            autocompletion=choice("refuse", "leave-out", "distinct"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     attribution: Annotated[
         bool,
         typer.Option(
@@ -250,6 +270,8 @@ def run(
         n_steps=steps,
         plugin_files=plugin,
         transductive=transductive or None,
+        pretrain_on=pretrain_on,
+        shared_people=shared_people,
         harmonise=harmonise,
         attribution=attribution or None,
     )

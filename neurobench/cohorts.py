@@ -16,7 +16,7 @@ from neurobench.alignment import unit_table
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.identity import digest, file_digest
-from neurobench.preparation import prepare
+from neurobench.preparation import prepare, target_sfreq
 from neurobench.records import Cohort, Event, Finding, Recording, SignalSpec
 from neurobench.store import Entry, Store
 
@@ -71,6 +71,24 @@ class CohortSource:
     def _twin_identity(self) -> dict[str, Any]:
         n = self.dataset.twin_subjects if self.n_subjects is None else self.n_subjects
         return {"dataset": dict(self.code), "n_subjects": n, "seed": self.seed, "variant": self.variant}
+
+    def is_there(self, store: Store) -> bool:
+        """Return whether there are files to look at: a folder, or a twin that was written."""
+        return self.root is not None or store.get("twin", self._twin_identity()) is not None
+
+    def slowest(self, store: Store) -> float:
+        """Return the sampling frequency in Hz that the cohort will have, from its files' tables alone.
+
+        Raises
+        ------
+        DataError
+            If there is no recording.
+        """
+        root = twin(self, store) if self.root is None else self.root
+        listing = self.dataset.list_recordings(root)
+        if not listing.recordings:
+            raise DataError(f"no recording that can be used was found for {self.label} under {root}.")
+        return target_sfreq(listing.recordings, self.spec.sfreq)
 
     def stored(self, store: Store) -> Cohort | None:
         """Return the cohort if it is stored whole, or None."""
@@ -132,6 +150,7 @@ def _write_cohort(cohort: Cohort, folder: Path, store: Store) -> None:
                 "rows": None if r.rows is None else r.rows.tolist(),
                 "events": [[e.onset_s, e.condition] for e in r.events],
                 "bad_spans": [list(b) for b in r.bad_spans],
+                "content": r.content,
             }
             for r in cohort.recordings
         ],
@@ -153,6 +172,7 @@ def _read_cohort(entry: Entry, source: CohortSource, store: Store) -> Cohort | N
             rows=None if r["rows"] is None else np.array(r["rows"], np.int64),
             events=tuple(Event(onset, condition) for onset, condition in r["events"]),
             bad_spans=tuple((low, high) for low, high in r["bad_spans"]),
+            content=r["content"],
             **{name: a[i] for name, a in arrays.items()},
         )
         for i, r in enumerate(whole["recordings"])

@@ -69,6 +69,8 @@ class Grid:
         ``frozen`` or ``finetune``; ``scratch`` is finetuning with a mask that does not pretrain.
     data_dirs
         Label of a dataset to its folder; a dataset that is not here runs on its simulated twin.
+    pretrain_on
+        Datasets to pretrain on instead of the one that is scored; empty: that one's training subjects.
     """
 
     config: RunConfig
@@ -82,6 +84,7 @@ class Grid:
     baselines: tuple[ComponentSpec, ...]
     adaptation: Literal["frozen", "finetune"]
     data_dirs: Mapping[str, Path]
+    pretrain_on: tuple[ComponentSpec, ...] = ()
 
     @property
     def combinations(self) -> tuple[Combination, ...]:
@@ -90,6 +93,11 @@ class Grid:
             Combination(b, m, d, s)
             for d, b, m, s in itertools.product(self.datasets, self.backbones, self.masks, self.seeds)
         )
+
+    @property
+    def arrow(self) -> str:
+        """`` ← camcan,adhd200`` behind the name of a row: what it was pretrained on, if not on the scored cohort."""
+        return f" ← {','.join(s.label for s in self.pretrain_on)}" if self.pretrain_on else ""
 
     def root(self, dataset: ComponentSpec) -> Path | None:
         """Return the user's folder of a dataset, or None: its simulated twin."""
@@ -143,8 +151,11 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
     dataset_specs, task_specs = resolve("dataset", datasets), resolve("task", tasks)
     baselines = resolve("baseline", () if data_only else registry.baselines)
 
-    for spec in (*mask_specs, *dataset_specs, *task_specs):
-        problems.extend(_constructor_problem(spec, registry))
+    pretrain_on = resolve("dataset", () if data_only else config.pretrain_on)
+    faulty = [_constructor_problem(s, registry) for s in (*mask_specs, *dataset_specs, *task_specs, *pretrain_on)]
+    problems.extend(p for found in faulty for p in found)
+    if pretrain_on and not any(faulty):
+        problems.extend(_impossible_transfers(config, dataset_specs, pretrain_on, registry))
     if scratch:
         problems.extend(
             ConfigError(
@@ -163,7 +174,7 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         n_folds=profile.n_folds if config.folds is None else config.folds,
     )
     problems.extend(_impossible_backbones(backbone_specs, profile, registry))
-    data_dirs = _resolve_data_dirs(config, dataset_specs, registry, problems)
+    data_dirs = _resolve_data_dirs(config, tuple(dict.fromkeys([*dataset_specs, *pretrain_on])), registry, problems)
     if problems:
         raise ConfigErrors(problems)
     return Grid(
@@ -178,6 +189,7 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         baselines=baselines,
         adaptation="frozen" if config.adaptation == "frozen" else "finetune",
         data_dirs=data_dirs,
+        pretrain_on=pretrain_on,
     )
 
 
@@ -186,7 +198,9 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
         value = getattr(config, name)
         if value not in allowed:
             yield ConfigError(
-                f"--{name} cannot be {value!r}.", allowed=", ".join(allowed), likely=closest(str(value), allowed)
+                f"--{name.replace('_', '-')} cannot be {value!r}.",
+                allowed=", ".join(allowed),
+                likely=closest(str(value), allowed),
             )
     if not 0 < config.ratio < 1:
         yield ConfigError(f"--ratio cannot be {config.ratio}.", allowed="a number between 0 and 1, such as 0.5")
@@ -259,6 +273,33 @@ def _impossible_backbones(
                 f"backbone {spec.label!r} cannot be built at --profile {profile.name}: {reason.rstrip('.')}.",
                 next_step=f"Change its parameters (`neurobench info {spec.name}`) or the profile.",
             )
+
+
+def _impossible_transfers(
+    config: RunConfig,
+    datasets: tuple[ComponentSpec, ...],
+    pretrain_on: tuple[ComponentSpec, ...],
+    registry: Registry,
+) -> Iterator[ConfigError]:
+    """Refuse what cannot be pretrained on other cohorts, or has no meaning there."""
+    for option, senseless in (
+        ("--split within-recording", config.split == "within-recording"),
+        ("--adaptation scratch", config.adaptation == "scratch"),
+        ("--transductive", config.transductive),
+    ):
+        if senseless:
+            yield ConfigError(f"--pretrain-on has no meaning with {option}.", next_step="Leave one of them out.")
+    signal = {s: registry.get("dataset", s.name)(**s.parameters).signal for s in (*datasets, *pretrain_on)}
+    for scored in datasets:
+        for other in pretrain_on:
+            if signal[other] != signal[scored]:
+                fitting = [d.label for d in datasets if signal[d] == signal[other]]
+                yield ConfigError(
+                    f"a network pretrained on {other.label} ({signal[other]}) cannot be scored on {scored.label} "
+                    f"({signal[scored]}).",
+                    allowed="cohorts of one kind of signal",
+                    next_step=f"Use --dataset {','.join(fitting)}." if fitting else "Choose datasets of one kind.",
+                )
 
 
 def _reconstruction_only(

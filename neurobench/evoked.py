@@ -579,4 +579,5 @@ def _repeated(batch: Batch, n: int) -> Batch:
         group=t.group.repeat(n, 1),
         units=t.units,
     )
-    return Batch(batch.signal.repeat(n, 1, 1, 1), table, batch.subjects * n, batch.windows * n)
+    signal, rows = batch.signal.repeat(n, 1, 1, 1), batch.rows.repeat(n, 1)
+    return Batch(signal, table, rows, batch.units, batch.subjects * n, batch.windows * n)

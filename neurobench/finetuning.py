@@ -218,7 +218,8 @@ def _apply(
         batch = tokenizer.batch(windows, chunk)
         table = batch.table.to(device)
         tokens = backbone(batch.signal.to(device), torch.zeros_like(table.valid), table)
-        total = total + head(tokens, table.valid, table.unit)
+        # The head weighs the cohort's own units, several of which may be one to the backbone.
+        total = total + head(tokens, table.valid, batch.rows.to(device))
     return total
 
 

@@ -90,17 +90,25 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
+def pretrainings(run: CohortRun, row: Row, store: Store) -> dict[int, Entry]:
+    """Return the stored pretrainings of a row by the first fold that uses them: one a fold, or one for all."""
+    found: dict[str, tuple[int, Entry]] = {}
+    for fold in run.folds:
+        step = run.pretraining_step(*row.pretraining, fold)
+        if (entry := store.get(step.stage, step.identity)) is not None:
+            found.setdefault(store.key(step.identity), (fold.index, entry))
+    return dict(found.values())
+
+
 def curves(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
     """Return the loss of a pretraining: fold, step (the last one averaged over), loss; None without a step."""
     tables = []
-    for fold in run.folds:
-        step = run.pretraining_step(*row.pretraining, fold)
-        entry = store.get(step.stage, step.identity)
-        losses = np.asarray(entry.json("pretraining.json")["losses"] if entry else [], float)
+    for fold, entry in pretrainings(run, row, store).items():
+        losses = np.asarray(entry.json("pretraining.json")["losses"], float)
         if len(losses):
             ends = np.unique(np.linspace(0, len(losses), min(CURVE_POINTS, len(losses)) + 1).round().astype(int))
             means = np.add.reduceat(losses, ends[:-1]) / np.diff(ends)
-            tables.append(pd.DataFrame({"fold": fold.index, "step": ends[1:], "loss": means}))
+            tables.append(pd.DataFrame({"fold": fold, "step": ends[1:], "loss": means}))
     return pd.concat(tables, ignore_index=True) if tables else None
 
 

@@ -64,6 +64,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Source = Literal["auto", "real", "simulated"]
 Variant = Literal["default", "null", "confounded"]
 Harmonise = Literal["none", "site"]
+SharedPeople = Literal["refuse", "leave-out", "distinct"]
 
 _Names = str | Iterable[str] | None
 
@@ -106,6 +107,12 @@ class RunConfig:
         Python files to load besides the installed plugins.
     transductive
         Pretrain on the recordings of test subjects too, without labels; every record says so.
+    pretrain_on
+        Datasets to pretrain on instead of the one that is scored, such as ``camcan``; that one itself among them stands
+        for the training subjects of each fold. Empty: those alone.
+    shared_people
+        What to do with people of ``pretrain_on`` who may be among those scored: ``refuse``, ``leave-out``, or
+        ``distinct``: equal identifiers of two releases are of different people.
     harmonise
         ``site``: take location and scale of the training subjects' sites out of features, fitted inside the fold.
     attribution
@@ -136,6 +143,8 @@ class RunConfig:
     n_steps: int | None = None
     plugin_files: tuple[Path, ...] = ()
     transductive: bool = False
+    pretrain_on: tuple[str, ...] = ()
+    shared_people: SharedPeople = "refuse"
     harmonise: Harmonise = "none"
     attribution: bool = False
     suite: str = ""
@@ -167,6 +176,8 @@ class RunConfig:
         n_steps: int | None = None,
         plugin_files: str | Path | Iterable[str | Path] | None = None,
         transductive: bool | None = None,
+        pretrain_on: _Names = None,
+        shared_people: str | None = None,
         harmonise: str | None = None,
         attribution: bool | None = None,
     ) -> RunConfig:
@@ -198,6 +209,8 @@ class RunConfig:
             "n_steps": n_steps,
             "plugin_files": None if plugin_files is None else tuple(Path(f) for f in _listed(plugin_files)),
             "transductive": transductive,
+            "pretrain_on": _names(pretrain_on),
+            "shared_people": shared_people,
             "harmonise": harmonise,
             "attribution": attribution,
         }
@@ -261,6 +274,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "source": get_args(Source),
     "variant": get_args(Variant),
     "harmonise": get_args(Harmonise),
+    "shared_people": get_args(SharedPeople),
 }
 
 
@@ -296,7 +310,7 @@ def load_suite(path: Path | str) -> RunConfig:
         if key not in known
     ]
     settings = {k: v for k, v in content.items() if k in known}
-    for name in ("backbones", "masks", "datasets", "tasks"):
+    for name in ("backbones", "masks", "datasets", "tasks", "pretrain_on"):
         if isinstance(settings.get(name), str):
             settings[name] = split_names(settings[name])
     for name in ("seeds", "plugin_files"):

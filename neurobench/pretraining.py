@@ -21,7 +21,7 @@ from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.errors import NeurobenchError
 from neurobench.masking import draw, mask_generator
 from neurobench.records import BackboneSpec, Batch
-from neurobench.tokens import Tokenizer, TrainingWindows
+from neurobench.tokens import Tokenizer, WindowSource
 
 __all__ = ["Decoder", "History", "Recipe", "build", "count_parameters", "hide", "masks_of", "pretrain"]
 
@@ -162,7 +162,7 @@ class Drawn:
 
 
 def drawn_ahead(
-    windows: TrainingWindows, strategy: MaskingStrategy, *, batch_size: int, n_steps: int, ratio: float, seed: int
+    windows: WindowSource, strategy: MaskingStrategy, *, batch_size: int, n_steps: int, ratio: float, seed: int
 ) -> Generator[Drawn]:
     """Yield the batch of every step with its masks, drawn in another thread while the step before is computed.
 
@@ -203,7 +203,7 @@ def pretrain(
     backbone: Backbone,
     decoder: Decoder,
     strategy: MaskingStrategy,
-    windows: TrainingWindows,
+    windows: WindowSource,
     *,
     recipe: Recipe,
     n_steps: int,

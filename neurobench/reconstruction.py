@@ -167,7 +167,7 @@ class RidgeFiller:
         """Return the prediction of every unit from the visible ones."""
         n_voxels = self.loading.shape[1]
         n_batch, k, n_patches = hidden.shape
-        unit = batch.table.unit.numpy()
+        unit = batch.rows.numpy()
         signal = batch.signal.numpy().reshape(n_batch, k, n_patches, -1, n_voxels).mean(-1, dtype=np.float64)
         visible = (batch.table.valid & ~hidden).numpy().transpose(0, 2, 1).reshape(-1, k)
         signal = signal.transpose(0, 2, 1, 3).reshape(n_batch * n_patches, k, -1) * visible[:, :, None]

@@ -21,6 +21,7 @@ __all__ = [
     "BackboneSpec",
     "Batch",
     "Cohort",
+    "Correspondence",
     "DatasetCard",
     "Event",
     "Finding",
@@ -401,6 +402,8 @@ class Recording:
         As in :class:`RawRecording`.
     start
         First sample in the file, where the recording is a piece of what the file holds.
+    content
+        sha256 of the file: the same signal under two names is one recording.
     """
 
     id: str
@@ -416,6 +419,7 @@ class Recording:
     events: tuple[Event, ...] = ()
     bad_spans: tuple[tuple[float, float], ...] = ()
     start: int = 0
+    content: str = ""
 
     def open(self) -> NDArray[np.floating[Any]]:
         """Return the signal in the cohort's order of units: a read-only memory map where the file has that order.
@@ -443,6 +447,29 @@ class Recording:
 
 
 @dataclass(frozen=True, eq=False)
+class Correspondence:
+    """Which unit of another cohort stands for each unit of this one, in a network that was built for the other.
+
+    Parameters
+    ----------
+    units
+        The other cohort's unit table.
+    unit, group
+        (units,) row in it, and the index of that row's group in its ``group_names``.
+    distance_mm
+        (units,) distance between the two; 0 where the same name was found.
+    by
+        ``name`` where both tables have the same names, else ``position``.
+    """
+
+    units: UnitTable
+    unit: NDArray[np.int64]
+    group: NDArray[np.int64]
+    distance_mm: NDArray[np.float64]
+    by: Literal["name", "position"]
+
+
+@dataclass(frozen=True, eq=False)
 class Cohort:
     """A dataset after loading: participants, prepared recordings, units.
 
@@ -464,6 +491,8 @@ class Cohort:
         Features of a unit at one sample: 1, or the voxels of a patch.
     findings, provenance
         What was left out and why; what was done to the signal.
+    seen_as
+        For networks that were built for another cohort's units; None: for its own.
     """
 
     dataset: str
@@ -479,6 +508,7 @@ class Cohort:
     n_voxels: int = 1
     findings: tuple[Finding, ...] = ()
     provenance: tuple[str, ...] = ()
+    seen_as: Correspondence | None = None
 
     @property
     def sfreq(self) -> float:
@@ -594,15 +624,15 @@ class TokenTable:
     Parameters
     ----------
     unit
-        (batch, units) int64, row of each unit in the cohort's unit table.
+        (batch, units) int64, row of each unit in the unit table that the backbone was built for.
     valid
         (batch, units, patches) bool.
     position
         (batch, units, 3) float32, position in decimetres (mm / 100); zeros where unknown.
     group
-        (batch, units) int64, index of the group.
+        (batch, units) int64, index of the group there.
     units
-        The cohort's unit table.
+        The unit table that the backbone was built for: the cohort's own, unless it was pretrained on other cohorts.
     """
 
     unit: torch.Tensor
@@ -631,13 +661,17 @@ class Batch:
     signal
         (batch, units, patches, features) float32; zeros where not valid.
     table
-        The token table.
+        The token table, as backbones see it.
+    rows, units
+        (batch, units) int64, row of each unit in the cohort's own unit table, and that table: what masks see.
     subjects, windows
         Whose window each row is, and a stable name of the window (recording id and first sample).
     """
 
     signal: torch.Tensor
     table: TokenTable
+    rows: torch.Tensor
+    units: UnitTable
     subjects: tuple[str, ...]
     windows: tuple[str, ...]
 

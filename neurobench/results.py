@@ -112,6 +112,18 @@ class ProtocolRecord(_Strict):
     seed: int
 
 
+class OutsideRecord(_Strict):
+    """A cohort that a network was pretrained on, where that was not the training subjects of the scored one alone."""
+
+    dataset: str
+    fingerprint: str
+    n_subjects: int = Field(description="pretrained on; of the scored cohort itself the mean over folds")
+    n_left_out: int = Field(description="not pretrained on, because they are in the scored cohort too")
+    n_same_name: int = Field(description="with an identifier of the scored cohort, declared to be other people")
+    units_by: str = Field(description="how the scored cohort's units meet the network's: name or position")
+    distance_mm: float = Field(description="median distance between units that meet")
+
+
 class PretrainingRecord(_Strict):
     """What the pretraining of this row reached, averaged over folds."""
 
@@ -126,6 +138,7 @@ class PretrainingRecord(_Strict):
     r2_best_filler: float | None
     best_filler: str
     learned: bool | None = Field(description="whether it reached the best trivial filler on held-out subjects")
+    on: list[OutsideRecord] = Field(default=[], description="empty: the training subjects of the scored cohort")
 
 
 class CostRecord(_Strict):
@@ -332,6 +345,7 @@ def load_evidence(out: str | Path) -> tuple[Evidence, ...]:
 def as_row(record: Record) -> dict[str, Any]:
     """Return a record as one flat row of the results table."""
     head = record.metrics.get(record.headline)
+    on = ",".join(o.dataset for o in record.pretraining.on) if record.pretraining else ""
     row: dict[str, Any] = {
         "dataset": record.dataset.label,
         "source": record.data.source if record.data else "",
@@ -340,7 +354,8 @@ def as_row(record: Record) -> dict[str, Any]:
         "row": record.row,
         "kind": record.kind,
         "backbone": record.backbone.label if record.backbone else "",
-        "mask": record.mask.label if record.mask else "",
+        "mask": (record.mask.label if record.mask else "") + (f" ← {on}" if on else ""),
+        "pretrain_on": on,
         "seed": record.protocol.seed,
         "metric": record.headline,
         "unit": head.unit if head else "",

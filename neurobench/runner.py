@@ -19,6 +19,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
+from neurobench.records import Cohort
 from neurobench.stages import CohortRun, protocol
 from neurobench.steps import Row, Step, seconds_per_step
 from neurobench.store import Entry, Store
@@ -124,6 +125,35 @@ def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> Cohort
     )
 
 
+def _sources(dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store) -> dict[str, CohortSource]:
+    """Return where a dataset and those that it is pretrained on come from, by label, the dataset first.
+
+    Cohorts that share a network are resampled down to the slowest of them.
+    """
+    specs = dict.fromkeys([dataset, *grid.pretrain_on])
+    sources = {s.label: cohort_source(s, grid, registry) for s in specs}
+    if len(sources) == 1:
+        return sources
+    own = {label: source.slowest(store) for label, source in sources.items()}
+    slowest = min(own.values())
+    return {
+        label: source if own[label] <= slowest else replace(source, spec=replace(source.spec, sfreq=slowest))
+        for label, source in sources.items()
+    }
+
+
+def _stored(
+    dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store
+) -> tuple[CohortSource, dict[str, Cohort]] | None:
+    """Return a dataset's source and the cohorts that its rows need, by label; None if one of them is not prepared."""
+    if not all(cohort_source(s, grid, registry).is_there(store) for s in (dataset, *grid.pretrain_on)):
+        return None
+    sources = _sources(dataset, grid, registry, store)
+    found = {label: source.stored(store) for label, source in sources.items()}
+    whole = {label: cohort for label, cohort in found.items() if cohort is not None}
+    return (sources[dataset.label], whole) if len(whole) == len(found) else None
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device of a run; ``auto`` takes CUDA where there is one."""
     if name == "auto":
@@ -226,9 +256,13 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     for dataset, seed in pairs:
         source = cohort_source(dataset, grid, registry)
         try:
-            with progress.stage(f"prepare {dataset.label}") as advance:
-                cohort = source.load(store, advance, progress.note)
-            runs.append(CohortRun(cohort, source, grid, registry, seed, device, executor.fetch))
+            sources = _sources(dataset, grid, registry, store)
+            cohorts = {}
+            for label, one in sources.items():
+                with progress.stage(f"prepare {label}") as advance:
+                    cohorts[label] = one.load(store, advance, progress.note)
+            source, cohort = sources[dataset.label], cohorts.pop(dataset.label)
+            runs.append(CohortRun(cohort, source, grid, registry, seed, device, executor.fetch, cohorts))
             notes += runs[-1].notes()
         except StoreError:
             raise
@@ -304,10 +338,9 @@ def plan(grid: Grid, registry: Registry) -> Plan:
         raise AssertionError(f"a plan computes nothing, and {step.label!r} was asked for")
 
     for dataset, seed in dict.fromkeys((c.dataset, c.seed) for c in grid.combinations):
-        source = cohort_source(dataset, grid, registry)
-        cohort = source.stored(store)
-        label = f"prepare {dataset.label}"
-        if cohort is None:
+        found = _stored(dataset, grid, registry, store)
+        label = f"prepare {', '.join(dict.fromkeys(s.label for s in (dataset, *grid.pretrain_on)))}"
+        if found is None:
             n = sum(c.dataset == dataset and c.seed == seed for c in grid.combinations)
             guess = n * grid.profile.n_folds * grid.profile.n_steps * seconds_per_step(grid.profile)
             items.append(PlanItem("cohort", label, "to do"))
@@ -315,7 +348,9 @@ def plan(grid: Grid, registry: Registry) -> Plan:
             items.append(PlanItem("pretraining", text, "to do", "steps are known once it is prepared", guess))
             continue
         items.append(PlanItem("cohort", label, "stored", seconds=0.0))
-        for _, step in CohortRun(cohort, source, grid, registry, seed, device, missing).steps():
+        source, cohorts = found
+        cohort = cohorts.pop(dataset.label)
+        for _, step in CohortRun(cohort, source, grid, registry, seed, device, missing, cohorts).steps():
             key = store.key(step.identity)
             if key in seen:
                 continue

@@ -119,7 +119,7 @@ def simulated_batch(
     position = torch.from_numpy(np.nan_to_num(units.position_mm / 100.0).astype(np.float32))[unit]
     table = TokenTable(unit, valid, position, torch.from_numpy(units.group_index)[unit], units)
     names = tuple(f"s{i:02d}" for i in range(n_batch))
-    return Batch(signal, table, names, tuple(f"{n}@0" for n in names))
+    return Batch(signal, table, unit, units, names, tuple(f"{n}@0" for n in names))
 
 
 def simulated_cohort(

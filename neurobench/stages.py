@@ -379,10 +379,13 @@ class CohortRun(CohortSteps):
         ]
         rows += [Row("filler", name) for name in reconstruction.FILLERS]
         untrained = "scratch" if self.grid.adaptation == "finetune" else "untrained"
+        if self.cohort.seen_as is not None:
+            # Another network than the untrained one of the cohort's own units.
+            untrained += f" (units of {self.grid.pretrain_on[0].label})"
         for backbone in dict.fromkeys(c.backbone for c in self.combinations):
             rows.append(Row("untrained", f"{backbone.label} · {untrained}", backbone, self.no_pretraining))
         rows += [
-            Row("pretrained", f"{c.backbone.label} · {c.mask.label}", c.backbone, c.mask)
+            Row("pretrained", f"{c.backbone.label} · {c.mask.label}{self.grid.arrow}", c.backbone, c.mask)
             for c in self.combinations
             if self.registry.get("mask", c.mask.name).pretrains
         ]
@@ -461,10 +464,39 @@ class CohortRun(CohortSteps):
         for spec in self.grid.tasks:
             if spec not in self.tasks:
                 notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {self.why_not(spec)}")
+        notes += [f"{self.cohort.dataset}: {r}" for r in self.transfer_remarks()]
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
         return notes
+
+    def transfer_remarks(self) -> list[str]:
+        """Return what a reader should know of networks that were pretrained on other cohorts."""
+        if not self.grid.pretrain_on:
+            return []
+        remarks = []
+        for one in self.outside:
+            n, out = len(one.people), len(one.cohort.subjects) - len(one.people)
+            kept = len(one.shared.by_name) if self.grid.config.shared_people == "distinct" else 0
+            text = f"pretrained on {n} people of {one.cohort.dataset}"
+            text += f", without {out} who are in both" if out else ", none of them in both" if not kept else ""
+            if kept:
+                text += f"; {kept} identifiers are in both and were declared to be of different people"
+            remarks.append(text)
+        if (seen := self.cohort.seen_as) is not None:
+            first = self.grid.pretrain_on[0].label
+            distance = np.sort(seen.distance_mm)
+            remarks.append(
+                f"its {len(seen.unit)} units meet the {len(seen.units)} of {first} by {seen.by}"
+                + (
+                    f", {np.median(distance):.0f} mm apart in the median, {distance[-1]:.0f} mm at most"
+                    if seen.by == "position"
+                    else ""
+                    if seen.units.has_positions
+                    else ", without positions to check that the atlas is the same"
+                )
+            )
+        return remarks
 
 
 def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from neurobench import (
     sensory,
     splits,
     tokens,
+    transfer,
 )
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
@@ -148,6 +149,25 @@ def code_digest(*modules: Any) -> str:
     return digest([file_digest(Path(m.__file__)) for m in modules])
 
 
+@dataclass(frozen=True, eq=False)
+class Outside:
+    """Another cohort that networks are pretrained on.
+
+    Parameters
+    ----------
+    cohort
+        With the units of the network, see :class:`~neurobench.records.Correspondence`.
+    people
+        Whom they are pretrained on.
+    shared
+        Who is in the scored cohort too.
+    """
+
+    cohort: Cohort
+    people: tuple[str, ...]
+    shared: transfer.SharedPeople
+
+
 class CohortSteps:
     """The steps of one (cohort, seed) that compute something on its folds: weights, features, reconstructions.
 
@@ -165,6 +185,13 @@ class CohortSteps:
         Where backbones run.
     fetch
         Finds or computes a step that another one needs.
+    others
+        By label, the cohorts of ``grid.pretrain_on`` that are not this one.
+
+    Raises
+    ------
+    DataError
+        If the cohort cannot be split, or cannot be scored with networks that are pretrained on the others.
     """
 
     def __init__(
@@ -176,10 +203,13 @@ class CohortSteps:
         seed: int,
         device: torch.device,
         fetch: Fetch,
+        others: Mapping[str, Cohort] | None = None,
     ) -> None:
-        self.cohort, self.source, self.grid, self.registry = cohort, source, grid, registry
+        self.source, self.grid, self.registry = source, grid, registry
         self.seed, self.device, self.fetch = seed, device, fetch
         profile = grid.profile
+        self.cohort, self.outside = _met(cohort, grid, others or {})
+        known = self.cohort.units if self.cohort.seen_as is None else self.cohort.seen_as.units
         self.folds = splits.make_folds(cohort.participants, profile.n_folds, seed, grid.config.split)
         splits.check_disjoint(self.folds)
         self.fold_fingerprint = splits.fold_fingerprint(self.folds)
@@ -187,8 +217,8 @@ class CohortSteps:
         self.n_units = min(len(cohort.units), max(1, profile.n_tokens // cohort.patches_per_window))
         self.chunks = tokens.unit_chunks(cohort.units, self.n_units)
         self.spec = BackboneSpec(
-            n_units=len(cohort.units),
-            n_groups=len(cohort.units.group_names),
+            n_units=len(known),
+            n_groups=len(known.group_names),
             n_patches=cohort.patches_per_window,
             n_features=cohort.n_features,
             width=profile.width,
@@ -205,6 +235,13 @@ class CohortSteps:
     def _masks(self) -> dict[tuple[str, str, str, float], masking.Hidden]:
         """Evaluation masks of the current fold, which every row is scored under."""
         return {}
+
+    @functools.cached_property
+    def _outside_tokenizers(self) -> dict[str, tokens.Tokenizer]:
+        """By label of the cohort, scaled on whom the networks are pretrained on."""
+        return {
+            o.cohort.dataset: tokens.Tokenizer(o.cohort, tokens.Scaler.fit(o.cohort, o.people)) for o in self.outside
+        }
 
     def tokenizer(self, fold: Fold) -> tokens.Tokenizer:
         """Return the tokenizer of a fold, its scaler fitted on that fold's training subjects."""
@@ -248,16 +285,48 @@ class CohortSteps:
 
     # ------------------------------------------------------------ pretraining
 
+    @property
+    def pretrains_inside(self) -> bool:
+        """Whether networks are pretrained on the cohort itself, which makes one network a fold."""
+        return not self.grid.pretrain_on or any(s.label == self.cohort.dataset for s in self.grid.pretrain_on)
+
+    def _people(self, fold: Fold) -> tuple[str, ...]:
+        """Return whom of the cohort itself networks are pretrained on."""
+        if not self.pretrains_inside:
+            return ()
+        # Transductive: on everybody's recordings, without labels; scaling is fitted on training subjects all the same.
+        return self.cohort.subjects if self.grid.config.transductive else fold.train
+
+    def _meets(self, mask: ComponentSpec) -> bool:
+        """Whether a network has met the cohort before it is scored on it, which makes it another one in every fold."""
+        return self.pretrains_inside and self.strategy(mask).pretrains
+
+    def _data_identity(self, mask: ComponentSpec, fold: Fold) -> dict[str, Any]:
+        """Return what identifies the data of a pretraining; without the cohort itself it is the same in every fold."""
+        identity: dict[str, Any] = {"seed": self.seed, "neurobench": neurobench.__version__}
+        if self._meets(mask):
+            identity = self._fold_identity(fold) | {"people": digest(list(self._people(fold)))}
+        if self.grid.pretrain_on and self.strategy(mask).pretrains:
+            known = self.cohort.units if self.cohort.seen_as is None else self.cohort.seen_as.units
+            identity["order"] = [s.label for s in self.grid.pretrain_on]
+            identity["outside"] = [[o.cohort.fingerprint, digest(list(o.people))] for o in self.outside]
+            identity["units"] = digest(known.describe())
+        return identity
+
+    def _network_identity(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> dict[str, Any]:
+        """Return what identifies a pretrained network that is used on the cohort in a fold."""
+        identity: dict[str, Any] = {"pretraining": digest(self.pretraining_step(backbone, mask, fold).identity)}
+        # A network that never met the cohort says nothing of who is scaled and scored with it, and how units meet.
+        met = {} if self.cohort.seen_as is None else {"units": digest(self.cohort.seen_as.units.describe())}
+        return identity | met if self._meets(mask) else identity | met | self._fold_identity(fold)
+
     def pretraining_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
-        """Pretrain a backbone under a masking strategy on the training subjects of a fold."""
+        """Pretrain a backbone under a masking strategy on the training subjects of a fold, or on other cohorts."""
         strategy = self.strategy(mask)
         n_steps = self.grid.profile.n_steps if strategy.pretrains else 0
         ratio = self.grid.config.ratio
-        # Transductive: on everybody's recordings, without labels; scaling is fitted on training subjects all the same.
-        people = self.cohort.subjects if self.grid.config.transductive else fold.train
         identity = {
-            **self._fold_identity(fold),
-            "people": digest(list(people)),
+            **self._data_identity(mask, fold),
             "backbone": self.component(backbone),
             "mask": self.component(mask),
             "spec": asdict(self.spec),
@@ -266,13 +335,13 @@ class CohortSteps:
             "recipe": asdict(self.recipe),
             "ratio": ratio if strategy.pretrains else 0.0,
             "device": self.device.type,
-            "code": code_digest(contracts, pretraining, tokens, masking),
+            "code": code_digest(contracts, pretraining, tokens, masking, transfer),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
             net, decoder = self._build(backbone)
-            tokenizer = self.tokenizer(fold)
-            windows = tokens.TrainingWindows(tokenizer, people, self.grid.profile.n_tokens, self.seed, fold.train_span)
+            parts = self._training_windows(fold)
+            windows = parts[0] if len(parts) == 1 else transfer.MixedWindows(parts)
             history = pretraining.pretrain(
                 net,
                 decoder,
@@ -290,13 +359,29 @@ class CohortSteps:
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "weights.safetensors")
             summary = history.to_dict() | {
                 "n_parameters": pretraining.count_parameters(net),
-                "scaler": tokenizer.scaler.to_dict(),
+                "scalers": {p.tokenizer.cohort.dataset: p.tokenizer.scaler.to_dict() for p in parts if n_steps},
                 "device": str(self.device),
             }
             (folder / "pretraining.json").write_text(json.dumps(summary), encoding="utf-8")
 
-        label = self._title(f"pretrain {backbone.label} · {mask.label}", fold)
+        what = f"pretrain {backbone.label} · {mask.label}" + (self.grid.arrow if strategy.pretrains else "")
+        label = self._title(what, fold) if self._meets(mask) else f"{what} · seed {self.seed}"
         return Step("pretraining", label, identity, seconds_per_step(self.grid.profile) * n_steps, compute)
+
+    def _training_windows(self, fold: Fold) -> list[tokens.TrainingWindows]:
+        """Return the windows of every cohort that a network is pretrained on in a fold, in the order asked for."""
+        sources: list[tuple[tokens.Tokenizer, Sequence[str], tuple[float, float]]] = []
+        asked = [s.label for s in self.grid.pretrain_on] or [self.cohort.dataset]
+        people = {o.cohort.dataset: o.people for o in self.outside}
+        for label in asked:
+            if label == self.cohort.dataset:
+                sources.append((self.tokenizer(fold), self._people(fold), fold.train_span))
+            else:
+                sources.append((self._outside_tokenizers[label], people[label], (0.0, 1.0)))
+        return [
+            tokens.TrainingWindows(tokenizer, who, self.grid.profile.n_tokens, self.seed, span)
+            for tokenizer, who, span in sources
+        ]
 
     def _build(self, backbone: ComponentSpec) -> tuple[Backbone, pretraining.Decoder]:
         # One initialisation a (seed, backbone): every mask and fold starts from the same weights.
@@ -321,9 +406,8 @@ class CohortSteps:
 
     def embedding_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
         """Embed every subject with the frozen backbone of a fold."""
-        parent = self.pretraining_step(backbone, mask, fold)
         identity = {
-            "pretraining": digest(parent.identity),
+            **self._network_identity(backbone, mask, fold),
             "code": code_digest(adaptation, tokens),
             "subjects": digest(list(self.cohort.subjects)),
         }
@@ -342,7 +426,7 @@ class CohortSteps:
     ) -> Step:
         """Embed every window of a task with the frozen backbone of a fold."""
         identity = {
-            "pretraining": digest(self.pretraining_step(backbone, mask, fold).identity),
+            **self._network_identity(backbone, mask, fold),
             "code": code_digest(adaptation, tokens),
             "windows": self.window_rows(task).cohort.fingerprint,
         }
@@ -432,7 +516,7 @@ class CohortSteps:
             identity |= self._fold_identity(fold)
             label = self._title(f"trivial fillers under {mask.label}", fold)
         else:
-            identity["pretraining"] = digest(self.pretraining_step(*row.pretraining, fold).identity)
+            identity |= self._network_identity(*row.pretraining, fold)
             label = self._title(f"reconstruct {row.label} under {mask.label}", fold)
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -503,7 +587,7 @@ class CohortSteps:
         tube = next(n for n in ("random_tube", "random") if n in self.registry.masks)
         mask = parse_component("mask", tube, self.registry)
         identity = {
-            "pretraining": digest(self.pretraining_step(*row.pretraining, fold).identity),
+            **self._network_identity(*row.pretraining, fold),
             "mask": self.component(mask),
             "ratio": self.grid.config.ratio,
             "chunks": len(self.chunks),
@@ -609,7 +693,7 @@ class CohortSteps:
             identity |= self._fold_identity(fold)
             label = self._title(f"trivial fillers on {spec.label}", fold)
         else:
-            identity["pretraining"] = digest(self.pretraining_step(*row.pretraining, fold).identity)
+            identity |= self._network_identity(*row.pretraining, fold)
             label = self._title(f"{spec.label} of {row.label}", fold)
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -653,6 +737,31 @@ class CohortSteps:
             parts = [load_evoked(self.fetch(self.evoked_step(r, fold, spec)).file("scores.npz")) for r in rows]
             by_fold.append(join_evoked(parts, "predictors"))
         return join_evoked(by_fold, "subjects")
+
+
+def _met(cohort: Cohort, grid: Grid, others: Mapping[str, Cohort]) -> tuple[Cohort, tuple[Outside, ...]]:
+    """Return the cohort and the others that networks are pretrained on, all with the units of the first one's network.
+
+    Raises
+    ------
+    DataError
+        If somebody is in two of them, if tokens have different shapes, or if units cannot meet.
+    """
+    if not grid.pretrain_on:
+        return cohort, ()
+    everyone = {**others, cohort.dataset: cohort}
+    first = everyone[grid.pretrain_on[0].label]
+
+    def met(one: Cohort) -> Cohort:
+        transfer.check_alike(one, first)
+        return one if one is first else replace(one, seen_as=transfer.correspond(one.units, first.units))
+
+    outside = []
+    for spec in grid.pretrain_on:
+        if spec.label != cohort.dataset:
+            people, shared = transfer.outsiders(everyone[spec.label], cohort, grid.config.shared_people)
+            outside.append(Outside(met(everyone[spec.label]), people, shared))
+    return met(cohort), tuple(outside)
 
 
 def _without_targets(cohort: Cohort, subjects: tuple[str, ...], target: str) -> Cohort:

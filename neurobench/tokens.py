@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,16 @@ from neurobench.errors import DataError
 from neurobench.identity import seed_for
 from neurobench.records import Batch, Cohort, Recording, TokenTable, UnitTable, WindowTable
 
-__all__ = ["Scaler", "Tokenizer", "TrainingWindows", "Window", "evaluation_windows", "unit_chunks", "usable_span"]
+__all__ = [
+    "Scaler",
+    "Tokenizer",
+    "TrainingWindows",
+    "Window",
+    "WindowSource",
+    "evaluation_windows",
+    "unit_chunks",
+    "usable_span",
+]
 
 CLIP = 20.0
 """Scaled values beyond ±20 robust standard deviations are artefacts (MEG)."""
@@ -197,7 +206,10 @@ class Tokenizer:
     def __init__(self, cohort: Cohort, scaler: Scaler) -> None:
         self.cohort = cohort
         self.scaler = scaler
-        self._groups = torch.from_numpy(cohort.units.group_index)
+        seen = cohort.seen_as
+        self._known = cohort.units if seen is None else seen.units
+        self._unit = torch.arange(len(cohort.units)) if seen is None else torch.from_numpy(seen.unit)
+        self._groups = torch.from_numpy(cohort.units.group_index if seen is None else seen.group)
         self._positions = torch.from_numpy(np.nan_to_num(cohort.units.position_mm / 100.0).astype(np.float32))
         n_values = sum(r.n_times for r in cohort.recordings) * len(cohort.units) * cohort.n_voxels
         self._keep = n_values * 4 <= CACHE_BYTES
@@ -259,13 +271,14 @@ class Tokenizer:
             tokens *= valid[..., None]
         index = torch.from_numpy(units)
         table = TokenTable(
-            unit=index,
+            unit=self._unit[index],
             valid=torch.from_numpy(valid),
             position=self._positions[index],
             group=self._groups[index],
-            units=cohort.units,
+            units=self._known,
         )
-        return Batch(torch.from_numpy(tokens), table, tuple(w.subject for w in windows), tuple(w.name for w in windows))
+        names = tuple(w.subject for w in windows), tuple(w.name for w in windows)
+        return Batch(torch.from_numpy(tokens), table, index, cohort.units, *names)
 
     def _artefact(self, window: Window) -> NDArray[np.bool_]:
         """Return (patches,) whether a patch of a window touches a bad span of its recording."""
@@ -280,12 +293,19 @@ class Tokenizer:
     @staticmethod
     def window_tables(batch: Batch) -> list[WindowTable]:
         """Return the token table of each window of a batch, as masking strategies see it."""
-        table = batch.table
-        pairs = zip(table.unit.numpy(), table.valid.numpy(), strict=True)
-        return [WindowTable(table.units, unit, valid) for unit, valid in pairs]
+        pairs = zip(batch.rows.numpy(), batch.table.valid.numpy(), strict=True)
+        return [WindowTable(batch.units, rows, valid) for rows, valid in pairs]
 
 
 # ---------------------------------------------------------------- training windows
+
+
+class WindowSource(Protocol):
+    """What a pretraining draws from: step n is the same whatever the backbone, and in any order of calls."""
+
+    def draw(self, step: int, batch_size: int) -> Batch:
+        """Return the batch of one step."""
+        ...
 
 
 class TrainingWindows:

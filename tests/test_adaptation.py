@@ -65,9 +65,8 @@ class Numbers:
             valid[row, units == 0] = not w.name.endswith("gap")
         rows = torch.tensor(units).expand(shape[:2])
         table = TokenTable(rows, valid, torch.zeros(*shape[:2], 3), torch.zeros_like(rows), self.cohort.units)
-        return Batch(
-            torch.stack([subject, unit], -1), table, tuple(w.subject for w in windows), tuple(w.name for w in windows)
-        )
+        names = tuple(w.subject for w in windows), tuple(w.name for w in windows)
+        return Batch(torch.stack([subject, unit], -1), table, rows, self.cohort.units, *names)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])

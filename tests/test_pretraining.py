@@ -108,9 +108,8 @@ def test_masks_do_not_depend_on_the_order_of_a_batch(cohort: Cohort) -> None:
         group=batch.table.group[order],
         units=batch.table.units,
     )
-    turned = type(batch)(
-        batch.signal[order], table, tuple(batch.subjects[i] for i in order), tuple(batch.windows[i] for i in order)
-    )
+    names = tuple(batch.subjects[i] for i in order), tuple(batch.windows[i] for i in order)
+    turned = type(batch)(batch.signal[order], table, batch.rows[order], batch.units, *names)
     again, scored_again = masks_of(turned, RandomTube(), 0.5, seed=0, step=0)
     assert torch.equal(hidden[order], again)
     assert torch.equal(scored[order], scored_again)

@@ -77,9 +77,8 @@ def _call(backbone: Any, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
 def _rows(batch: Batch, index: list[int]) -> Batch:
     t = batch.table
     table = TokenTable(t.unit[index], t.valid[index], t.position[index], t.group[index], t.units)
-    return Batch(
-        batch.signal[index], table, tuple(batch.subjects[i] for i in index), tuple(batch.windows[i] for i in index)
-    )
+    names = tuple(batch.subjects[i] for i in index), tuple(batch.windows[i] for i in index)
+    return Batch(batch.signal[index], table, batch.rows[index], batch.units, *names)
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
