@@ -20,7 +20,7 @@ from neurobench.identity import digest, file_digest
 from neurobench.records import Cohort, Event, Finding, Listing, Recording, RecordingFile, SignalSpec, UnitTable
 from neurobench.store import Entry
 
-__all__ = ["assemble", "reasons", "some", "unit_table"]
+__all__ = ["assemble", "reasons", "same_signal", "some", "unit_table"]
 
 MIN_UNITS = 0.5
 """A recording with fewer usable units than this fraction is left out; a unit missing in more recordings is too."""
@@ -104,6 +104,10 @@ def assemble(
         for noticed in meta["findings"]:
             found = Finding(**noticed)
             findings.append(replace(found, subject=found.subject or file.subject, path=found.path or str(file.path)))
+    places = {f.id: str(f.path) for f, _, _ in keep}
+    doubled, copies = same_signal([(r.subject, r.content, places[r.id]) for r in recordings], listing.participants)
+    findings += doubled
+    recordings = [r for i, r in enumerate(recordings) if i not in copies]
     ids = [r.id for r in recordings]
     if len(set(ids)) != len(ids):
         twice = [i for i, n in Counter(ids).items() if n > 1]
@@ -148,6 +152,47 @@ def assemble(
         findings=tuple(findings),
         provenance=tuple(dict.fromkeys(provenance)),
     )
+
+
+def same_signal(
+    recordings: Sequence[tuple[str, str, str]], participants: pd.DataFrame
+) -> tuple[list[Finding], set[int]]:
+    """Find recordings with the same content: one person under two ids would be trained on and tested.
+
+    Parameters
+    ----------
+    recordings
+        Subject, hash of the content, and path of each.
+    participants
+        ``family``, where there is one, says who is kept together anyway.
+
+    Returns
+    -------
+    findings, lost
+        What was found; places of the recordings that must not be used: a copy of one's own, and whatever several
+        people claim, because nobody can say whose labels are the right ones.
+    """
+    family = participants["family"].dropna() if "family" in participants else pd.Series(dtype=object)
+    by_content: dict[str, list[int]] = {}
+    for i, (_, content, _) in enumerate(recordings):
+        by_content.setdefault(content, []).append(i)
+    findings: list[Finding] = []
+    lost: set[int] = set()
+    for places in by_content.values():
+        people = list(dict.fromkeys(recordings[i][0] for i in places))
+        apart = {str(family.get(s, f"subject {s}")) for s in people}
+        if len(places) == 1 or (len(people) > 1 and len(apart) == 1):
+            continue
+        if len(people) == 1:
+            gone = places[1:]
+            text = f"the same signal as {Path(recordings[places[0]][2]).name}, which is taken"
+        else:
+            gone = places
+            text = f"one signal under {len(people)} subjects ({some(people)}): it would be trained on and tested"
+        fix = "remove the copy" if len(people) == 1 else "keep one id, or give both one value in a column family"
+        lost |= set(gone)
+        findings += [Finding("error", "same-signal", text, fix, recordings[i][0], recordings[i][2]) for i in gone]
+    return findings, lost
 
 
 def _common_units(

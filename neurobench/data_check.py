@@ -3,6 +3,7 @@ used for."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from scipy.stats.contingency import association
 from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
-from neurobench.alignment import some
+from neurobench.alignment import same_signal, some
 from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
 from neurobench.errors import DataError
 from neurobench.preparation import usable_units
@@ -88,6 +89,7 @@ class _Read:
     usable: bool
     duration_s: float = float("nan")
     events: tuple[Event, ...] = ()
+    content: str = ""
 
 
 def check_data(
@@ -137,6 +139,11 @@ def check_data(
         for file in files:
             findings += read[file.id].findings
     kept = [f for f in files if f.id not in read or read[f.id].usable]
+    noticed, lost = same_signal(
+        [(f.subject, read[f.id].content if f.id in read else f.id, str(f.path)) for f in kept], listing.participants
+    )
+    findings += noticed
+    kept = [f for i, f in enumerate(kept) if i not in lost]
     people = listing.participants
     seconds: dict[str, float] = {}
     for file in kept:
@@ -197,7 +204,8 @@ def _read_one(dataset: Dataset, file: RecordingFile) -> _Read:
         names = [raw.units.names[i] for i in np.flatnonzero(~(finite & varying))]
         text = f"{len(names)} of {len(finite)} units are constant or not finite: {some(names)}"
         findings.append(noticed("warning", "unusable-units", text, "they are left out of this recording"))
-    return _Read(tuple(findings), True, raw.data.shape[1] / raw.sfreq, raw.events)
+    content = hashlib.sha256(np.ascontiguousarray(raw.data).data).hexdigest()
+    return _Read(tuple(findings), True, raw.data.shape[1] / raw.sfreq, raw.events, content)
 
 
 # ---------------------------------------------------------------- tables

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from neurobench import preparation
+from neurobench.alignment import same_signal
 from neurobench.cohorts import CohortSource
 from neurobench.data_check import check_data
 from neurobench.errors import DataError
@@ -269,3 +270,27 @@ def test_a_piece_is_what_the_whole_holds_there(tmp_path: Path, folder: Path) -> 
         part = replace(recording, start=start, n_times=40, rows=rows)
         np.testing.assert_array_equal(part.piece(5, 30, units), part.open()[units, 5:30])
     assert np.isnan(replace(recording, rows=np.array([2, -1, 0])).piece(0, 9, np.array([1]))).all()
+
+
+def test_one_signal_under_two_people_is_nobodys(tmp_path: Path, folder: Path) -> None:
+    (folder / "s003.npy").write_bytes((folder / "s001.npy").read_bytes())
+    cohort = load(tmp_path)
+    assert not {"s001", "s003"} & set(cohort.subjects)
+    assert "one signal under 2 subjects (s001, s003)" in codes(cohort)["same-signal"]
+    assert sum(f.code == "same-signal" for f in cohort.findings) == 2
+    report = check_data(FakeDataset(), folder, deep=True)
+    assert [f.subject for f in report.findings if f.code == "same-signal"] == ["s001", "s003"]
+    assert report.n_recordings == len(cohort.recordings) == 6
+    # Kept together anyway, it cannot leak.
+    table = pd.read_csv(folder / "participants.csv")
+    table["family"] = ["f" if s in ("s001", "s003") else None for s in table["participant_id"]]
+    table.to_csv(folder / "participants.csv", index=False)
+    assert len(load(tmp_path).subjects) == 8
+
+
+def test_a_copy_of_ones_own_recording_is_left_out() -> None:
+    people = pd.DataFrame(index=["a", "b"])
+    findings, lost = same_signal([("a", "x", "1.npy"), ("b", "y", "2.npy"), ("a", "x", "3.npy")], people)
+    assert lost == {2}
+    assert findings[0].path == "3.npy"
+    assert "1.npy" in findings[0].message
