@@ -11,8 +11,20 @@ import typer
 
 from neurobench.cli_compare import compare
 from neurobench.cli_data import data
+from neurobench.cli_new import new
 from neurobench.cli_report import report
-from neurobench.commands import AsJson, Names, Out, PluginFiles, Verbose, choice, complete, guarded, open_registry
+from neurobench.commands import (
+    KINDS,
+    AsJson,
+    Names,
+    Out,
+    PluginFiles,
+    Verbose,
+    choice,
+    complete,
+    guarded,
+    open_registry,
+)
 from neurobench.errors import ConfigError, closest, unknown_name
 
 if TYPE_CHECKING:
@@ -30,9 +42,7 @@ app = typer.Typer(
 app.add_typer(data)
 app.command()(compare)
 app.command()(report)
-
-KINDS: tuple[str, ...] = ("backbone", "mask", "dataset", "task", "baseline", "figure")
-
+app.command()(new)
 
 WHAT, HOW, DATA, OUTPUT = "What", "How", "Data", "Output"
 

@@ -76,6 +76,9 @@ def choice(*words: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [w for w in words if w.startswith(incomplete)]
 
 
+KINDS: tuple[str, ...] = ("backbone", "mask", "dataset", "task", "baseline", "figure")
+"""Kinds of plugins; said here too, because nothing heavy is imported before a command runs."""
+
 Names = list[str] | None
 PluginFiles = Annotated[
     list[Path] | None, typer.Option("--plugin", help="Python file with a plugin; repeatable.", metavar="FILE")
