@@ -7,7 +7,7 @@ VENV ?= .venv
 OUT ?= neurobench-results
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench nulls schema wheel clean
+.PHONY: demo test slow lint bench nulls docs schema wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neurobench run --backbone mamba --mask roi --out $(OUT)
@@ -32,6 +32,10 @@ bench: $(VENV)/.installed-bench
 nulls: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.nulls
 
+# The documentation, as pages in docs/_build.
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m sphinx -q -W docs docs/_build
+
 # The JSON Schema that ships with the package, from the model that validates records.
 schema: $(VENV)/.installed
 	$(BIN)/python -c "import json; from neurobench.results import schema; print(json.dumps(schema(), indent=1, sort_keys=True))" > neurobench/record.schema.json
@@ -50,7 +54,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e ".[test]"
+	$(BIN)/pip install --quiet -e ".[test,docs]"
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 import jinja2
@@ -102,15 +104,25 @@ def new_plugin(kind: str, name: str, folder: Path, registry: Registry) -> tuple[
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # Python, TOML and Markdown; the only values are names that were checked above.
     )
-    places = {f"{kind}.py.j2": f"{package}/{name}.py", **FILES}
+    texts = {f"{package}/{name}.py": _plugin(kind, values)}
+    texts |= {place: environment.get_template(template).render(values) for template, place in FILES.items()}
     written = []
     with disk_errors(folder):
-        for template, place in places.items():
+        for place, text in texts.items():
             path = folder / place
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(environment.get_template(template).render(values), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
             written.append(path)
         (folder / package / "__init__.py").write_text(
             f'"""{values["title"]}, a plugin of neurobench."""\n', encoding="utf-8"
         )
     return tuple(written)
+
+
+def _plugin(kind: str, values: Mapping[str, str]) -> str:
+    """Return the source of a plugin that works, under its new name."""
+    stem = "net" if kind == "backbone" else kind
+    text = (files("neurobench") / "scaffold" / f"{kind}.py.txt").read_text(encoding="utf-8")
+    for old, new in (("My" + stem.capitalize(), "cls"), (f"my_{stem}", "name"), (f"My {stem}", "title")):
+        text = text.replace(old, values[new])
+    return text

@@ -1,0 +1,56 @@
+"""Draw the pictures of the documentation: `python docs/make_drawings.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+GROUPS = {"visual": "#0072B2", "frontal": "#E69F00", "motor": "#009E73"}
+N_PATCHES, HIDDEN, GONE = 8, "frontal", {(4, 6), (4, 7)}
+
+
+def token_table() -> Figure:
+    """Return six units in three groups by eight patches; one group hidden, two tokens without signal."""
+    figure = Figure(figsize=(7.2, 3.1), layout="constrained")
+    axes = figure.subplots()
+    units = [g for g in GROUPS for _ in range(2)]
+    for row, group in enumerate(units):
+        axes.text(-0.2, row + 0.5, f"unit {row + 1}", ha="right", va="center", fontsize=9)
+        for patch in range(N_PATCHES):
+            gone = (row, patch) in GONE
+            hidden = group == HIDDEN
+            face = "white" if gone else "#d9d9d9" if hidden else GROUPS[group]
+            edge = "#999999" if gone else "black"
+            hatch = "" if gone else "////" if hidden else ""
+            axes.add_patch(
+                Rectangle((patch + 0.05, row + 0.08), 0.9, 0.84, facecolor=face, edgecolor=edge, hatch=hatch, lw=0.7)
+            )
+            if gone:
+                axes.text(patch + 0.5, row + 0.5, "not valid", ha="center", va="center", fontsize=6.5, color="#666666")
+    for i, (group, colour) in enumerate(GROUPS.items()):
+        said = f"{group}: hidden by roi" if group == HIDDEN else group
+        axes.text(N_PATCHES + 0.25, 2 * i + 1, said, va="center", fontsize=9, color="black")
+        axes.plot([N_PATCHES + 0.12] * 2, [2 * i + 0.1, 2 * i + 1.9], color=colour, lw=3, solid_capstyle="butt")
+    axes.annotate(
+        "a token: one unit during one patch of 15 s",
+        xy=(1.5, 0.1),
+        xytext=(1.5, -0.7),
+        ha="center",
+        fontsize=9,
+        arrowprops={"arrowstyle": "-", "lw": 0.8},
+    )
+    axes.text(N_PATCHES / 2, len(units) + 0.45, "patches, in time →", ha="center", va="center", fontsize=9)
+    axes.set_xlim(-1.2, N_PATCHES + 3.2)
+    axes.set_ylim(len(units) + 0.8, -1.0)
+    axes.axis("off")
+    return figure
+
+
+if __name__ == "__main__":
+    matplotlib.rcParams["svg.hashsalt"] = "neurobench"
+    token_table().savefig(Path(__file__).with_name("token_table.svg"), metadata={"Date": None})
