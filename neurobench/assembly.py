@@ -376,9 +376,9 @@ def _beyond_covariates(scored: Scored, record: Record, group: Sequence[Scored]) 
 
 
 def _best(group: Sequence[Scored]) -> Scored | None:
-    """Return the leading row if the interval of its difference to the next one excludes 0, else None.
+    """Return the leading row if it is above chance and ahead of the next one: the interval of the difference excludes 0.
 
-    Within recordings nothing is ranked: the test signal is the training people's. Nor is reconstruction after a
+    Where there is nothing to find, scores scatter below chance, and who scatters least is no winner. Within recordings nothing is ranked: the test signal is the training people's. Nor is reconstruction after a
     transductive pretraining, which has seen that signal.
     """
     ranked = [s for s in group if _headline(s.record) is not None]
@@ -390,7 +390,7 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
     first, second = ranked[0], ranked[1]
-    if first.held_out is None or second.held_out is None:
+    if first.record.above_chance is False or first.held_out is None or second.held_out is None:
         return None
     found = paired.difference_of(first.record.headline, first.held_out, second.held_out)
     return first if (found["low"] > 0 if higher else found["high"] < 0) else None

@@ -238,11 +238,12 @@ def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number by Holm's method, in the order given."""
-    order = np.argsort(p_values)
-    stepped = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
-    return [float(x) for x in adjusted]
+    if len(p_values) == 0:
+        return []
+    # Imported here: it takes a second or two, and most commands adjust nothing.
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(x) for x in multipletests(p_values, method="holm")[1]]
 
 
 # ---------------------------------------------------------------- reconstruction

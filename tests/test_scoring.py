@@ -119,6 +119,22 @@ def test_regression_metrics_are_scipys():
     assert found == pytest.approx(expected)
 
 
+def test_a_prediction_that_goes_the_wrong_way_adds_nothing():
+    """Turned round it would explain something; as it is it must not count as if it did."""
+    rng = np.random.default_rng(3)
+    age = rng.uniform(20, 80, 200)
+    own = rng.normal(size=200)
+    y = -age / 20 + own
+    right, wrong = (sample(y, -age / 20 + sign * own, age=age) for sign in (0.5, -0.5))
+    f, one = FUNCTIONS["regression"]["delta_r2_age"], np.ones((1, 200))
+    assert f(right, one)[0] > 0.2
+    assert f(wrong, one)[0] == pytest.approx(-f(right, one)[0])
+    # What knows nothing but age has an interval around 0.
+    nothing = table(y, -age / 20 + 0.5 * rng.normal(size=200), age=age)
+    m = score_subject_task(REGRESSION, nothing, seed=0, n_permutations=19).metrics["delta_r2_age"]
+    assert m.low < 0 < m.high
+
+
 def test_within_site_auroc_ignores_differences_between_sites():
     y = np.array([0, 0, 0, 1, 1, 1, 1, 0.0])
     p = np.array([0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9])
@@ -344,6 +360,55 @@ def test_detectable_difference_is_found_with_power_of_about_eighty_percent():
 def test_only_the_same_subjects_can_be_compared():
     with pytest.raises(DataError, match=r"10 subjects are in one of them only"):
         difference_of("auroc", people(50, 0), people(40, 0))
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("regression", "mae"), ("regression", "pearson_r"), ("classes", "auroc")])
+def test_intervals_are_scipys(kind, metric):
+    """The same percentile interval, within the Monte-Carlo error of two sets of draws."""
+    data = people(90, 3, slope=1.0)
+    task = TWO_CLASSES
+    if kind == "regression":
+        rng = np.random.default_rng(0)
+        y = rng.normal(size=90)
+        data, task = table(y, 0.5 * y + 0.5 * rng.normal(size=90), train_mean=0.0), REGRESSION
+    statistic = {
+        "mae": lambda y, p: np.abs(y - p).mean(),
+        "pearson_r": lambda y, p: np.corrcoef(y, p)[0, 1],
+        "auroc": lambda y, p: sk.roc_auc_score(y, p),
+    }[metric]
+    m = score_subject_task(task, data, seed=0, n_permutations=1).metrics[metric]
+    theirs = stats.bootstrap(
+        (data["truth"].to_numpy(), data["prediction"].to_numpy()),
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    )
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert [m.low, m.high] == pytest.approx(list(theirs.confidence_interval), abs=0.08 * width)
+
+
+def test_exchanges_are_scipys():
+    """Exchanging two rows' errors is the permutation test of paired samples."""
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=60)
+    a, b = table(y, y + rng.normal(size=60)), table(y, y + 1.3 * rng.normal(size=60))
+    errors = [np.abs(t["prediction"] - t["truth"]).to_numpy() for t in (a, b)]
+    theirs = stats.permutation_test(
+        errors,
+        lambda first, second, axis: first.mean(axis) - second.mean(axis),
+        permutation_type="samples",
+        n_resamples=4000,
+        vectorized=True,
+        rng=np.random.default_rng(1),
+    )
+    ours = difference_of("mae", a, b)
+    assert ours["difference"] == pytest.approx(theirs.statistic)
+    # Three standard errors of the smaller of the two sets of draws.
+    assert ours["p"] == pytest.approx(theirs.pvalue, abs=3 * np.sqrt(theirs.pvalue / 1000) + 0.002)
+    assert 0.005 < ours["p"] < 0.5, "an answer from the middle, where the two could differ"
 
 
 def test_holm():
