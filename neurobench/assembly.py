@@ -151,6 +151,7 @@ def _score(
         per_fold=score["per_fold"],
         n_subjects=score["n_subjects"],
         p_value=score["p_value"],
+        p_value_refit=score.get("p_value_refit"),
         above_chance=score["above_chance"],
         cost=_cost(run, row, task, entry, store),
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
@@ -376,10 +377,11 @@ def _beyond_covariates(scored: Scored, record: Record, group: Sequence[Scored]) 
 
 
 def _best(group: Sequence[Scored]) -> Scored | None:
-    """Return the leading row if it is above chance and ahead of the next one: the interval of the difference excludes 0.
+    """Return the leading row if it is above chance and the interval of its difference to the next one excludes 0.
 
-    Where there is nothing to find, scores scatter below chance, and who scatters least is no winner. Within recordings nothing is ranked: the test signal is the training people's. Nor is reconstruction after a
-    transductive pretraining, which has seen that signal.
+    Where there is nothing to find, scores scatter below chance, and who scatters least is no winner. Within recordings
+    nothing is ranked: the test signal is the training people's. Nor is reconstruction after a transductive
+    pretraining, which has seen that signal.
     """
     ranked = [s for s in group if _headline(s.record) is not None]
     if len(ranked) < 2:

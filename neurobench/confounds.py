@@ -86,7 +86,8 @@ def confound_scores(
         prediction with a numeric covariate. ``truth_r[NAME]``: of the truth with it.
         ``partial_r[NAME]``: of truth and prediction given a covariate (for a class: point-biserial), also given
         ``all`` of them; ``delta_r2[all]``: what the prediction adds to the R² of a linear regression of the truth on
-        all covariates, negative where it goes the wrong way given them. Nothing for a prediction that is the same for everybody.
+        all covariates, negative where it goes the wrong way given them. Nothing for a prediction that is the same for
+        everybody.
     """
     y, p = predictions["truth"].to_numpy(float), predictions["prediction"].to_numpy(float)
     if len(y) < MIN_KNOWN or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):

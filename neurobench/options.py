@@ -64,6 +64,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Source = Literal["auto", "real", "simulated"]
 Variant = Literal["default", "null", "confounded"]
 Harmonise = Literal["none", "site"]
+Probe = Literal["linear", "kernel"]
 
 _Names = str | Iterable[str] | None
 
@@ -108,6 +109,11 @@ class RunConfig:
         Pretrain on the recordings of test subjects too, without labels; every record says so.
     harmonise
         ``site``: take location and scale of the training subjects' sites out of features, fitted inside the fold.
+    probe
+        ``linear``, or ``kernel``: the same on a Gaussian kernel of the features, its width chosen with the penalty.
+    refit_permutations
+        Permutations of the labels with which every probe is fitted anew, for a second p-value of the headline; as many
+        times as long as the fit itself.
     attribution
         Occlude groups of units, with its controls; takes as long as scoring that many times more.
     suite
@@ -137,6 +143,8 @@ class RunConfig:
     plugin_files: tuple[Path, ...] = ()
     transductive: bool = False
     harmonise: Harmonise = "none"
+    probe: Probe = "linear"
+    refit_permutations: int = 0
     attribution: bool = False
     suite: str = ""
 
@@ -168,6 +176,8 @@ class RunConfig:
         plugin_files: str | Path | Iterable[str | Path] | None = None,
         transductive: bool | None = None,
         harmonise: str | None = None,
+        probe: str | None = None,
+        refit_permutations: int | None = None,
         attribution: bool | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
@@ -199,6 +209,8 @@ class RunConfig:
             "plugin_files": None if plugin_files is None else tuple(Path(f) for f in _listed(plugin_files)),
             "transductive": transductive,
             "harmonise": harmonise,
+            "probe": probe,
+            "refit_permutations": refit_permutations,
             "attribution": attribution,
         }
         base = cls() if suite is None else load_suite(suite)
@@ -261,6 +273,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "source": get_args(Source),
     "variant": get_args(Variant),
     "harmonise": get_args(Harmonise),
+    "probe": get_args(Probe),
 }
 
 

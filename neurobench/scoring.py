@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ __all__ = [
     "sample_of",
     "score_reconstruction",
     "score_subject_task",
+    "with_refits",
 ]
 
 Array = NDArray[np.float64]
@@ -80,6 +82,8 @@ class Score:
         How intervals were made.
     notes
         What a reader should know.
+    p_value_refit
+        Of the headline, with every probe fitted anew to permuted labels; None unless that was asked for.
     """
 
     headline: str
@@ -90,6 +94,7 @@ class Score:
     above_chance: bool | None
     interval: str = INTERVAL
     notes: tuple[str, ...] = field(default=())
+    p_value_refit: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, None instead of NaN."""
@@ -202,6 +207,68 @@ def score_subject_task(
         p_value=headline.p_value,
         above_chance=headline.above_chance,
         notes=_notes(sample, task),
+    )
+
+
+def with_refits(
+    score: Score,
+    task: SubjectTask,
+    target: pd.Series[float],
+    participants: pd.DataFrame,
+    predict: Callable[[pd.Series[float]], pd.DataFrame],
+    *,
+    seed: int,
+    n_permutations: int,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Score:
+    """Return a score with a second p-value: labels are permuted within sites *before* the probe is fitted.
+
+    Fixed predictions ask whether these predictions go with these labels; refitting asks how often the whole procedure,
+    selection of the penalty included, finds as much in labels that mean nothing. What is above chance has to pass both.
+
+    Parameters
+    ----------
+    score
+        As :func:`score_subject_task` gives it.
+    task
+        Says which metric is the headline.
+    target
+        Of every labelled subject.
+    participants
+        Says who was where, in ``site``.
+    predict
+        From a target to held-out predictions, everything fitted anew.
+    seed, n_permutations
+        Of the permutations; none leave the score as it is.
+    advance
+        Told how many of them are done.
+    """
+    observed = score.metrics[score.headline]
+    if n_permutations == 0 or observed.value is None:
+        return score
+    started = time.perf_counter()
+    rng = np.random.default_rng(seed_for(seed, "permutation", "refit", len(target)))
+    known = participants.loc[target.index]
+    site = known["site"].astype(str).to_numpy() if "site" in known else np.full(len(known), "")
+    function = metric_function(task.kind, score.headline)
+    null = np.empty(n_permutations)
+    for i in range(n_permutations):
+        values = target.to_numpy(float, copy=True)
+        for s in np.unique(site):
+            values[site == s] = rng.permutation(values[site == s])
+        sample, _ = sample_of(predict(pd.Series(values, index=target.index)))
+        null[i] = function(sample, np.ones((1, len(sample.p))))[0]
+        advance(i + 1, n_permutations)
+    p = _permutation_p(observed.value, null, observed.higher_is_better)
+    above = None if score.above_chance is None else score.above_chance and p < 0.05
+    seconds = time.perf_counter() - started
+    note = f"refitted to {n_permutations} permutations of the labels within sites: p {p:.3f} (took {seconds:.1f} s)"
+    return replace(
+        score,
+        p_value_refit=p,
+        above_chance=above,
+        metrics={**score.metrics, score.headline: replace(observed, above_chance=above)},
+        notes=(*score.notes, note),
     )
 
 

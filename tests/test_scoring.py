@@ -22,6 +22,7 @@ from neurobench.scoring import (
     holm,
     score_reconstruction,
     score_subject_task,
+    with_refits,
 )
 
 REGRESSION = SimpleNamespace(kind="regression", metrics=regression_metrics("years", given_age=True), classes=("", ""))
@@ -325,6 +326,67 @@ def test_above_chance_is_rare_under_the_null():
 @pytest.mark.slow
 def test_above_chance_is_rare_under_the_null_at_full_size():
     assert above_chance_under_the_null(1000) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+# ---------------------------------------------------------------- refitting
+
+
+def refitted(seed: int, slope: float, n_permutations: int = 39):
+    """A line fitted to half of the people and tested on the other half, twice; labels depend on the site."""
+    rng = np.random.default_rng(seed)
+    site = np.repeat(["a", "b"], 30)
+    x = rng.normal(size=60) + (site == "b")
+    y = pd.Series(slope * x + rng.normal(size=60) + (site == "b"), index=[f"s{i:02d}" for i in range(60)])
+    folds = rng.permutation(60) % 2
+    seen = []
+
+    def predict(target):
+        seen.append(target)
+        tables = []
+        for f in (0, 1):
+            fit = stats.linregress(x[folds != f], target[folds != f])
+            here = folds == f
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "participant_id": target.index[here],
+                        "fold": f,
+                        "truth": target[here].to_numpy(),
+                        "prediction": fit.intercept + fit.slope * x[here],
+                        "train_mean": target[folds != f].mean(),
+                        "site": site[here],
+                    }
+                )
+            )
+        return pd.concat(tables)
+
+    score = score_subject_task(REGRESSION, predict(y), seed=0, n_bootstrap=200, n_permutations=199)
+    people = pd.DataFrame({"site": site}, index=y.index)
+    return with_refits(score, REGRESSION, y, people, predict, seed=seed, n_permutations=n_permutations), seen, site
+
+
+def test_refitting_finds_what_is_there_and_nothing_else():
+    found, seen, site = refitted(0, 1.5)
+    assert found.p_value_refit == pytest.approx(1 / 40)
+    assert found.above_chance is True
+    assert found.notes[-1].startswith("refitted to 39 permutations of the labels within sites: p 0.025 (took ")
+    # Every site keeps its own labels, in another order.
+    original, *permuted = seen
+    assert len(permuted) == 39
+    for target in permuted:
+        for s in ("a", "b"):
+            assert sorted(target[site == s]) == sorted(original[site == s])
+        assert not target.equals(original)
+    rejected = [refitted(i, 0.0, 19)[0] for i in range(1, 81)]
+    # At most 5 % of 80: more than 10 has probability .003.
+    assert sum(s.p_value_refit <= 0.05 for s in rejected) <= 10
+    assert not any(s.above_chance and s.p_value_refit >= 0.05 for s in rejected)
+
+
+def test_no_refit_unless_asked():
+    found, seen, _ = refitted(0, 1.5, 0)
+    assert found.p_value_refit is None
+    assert len(seen) == 1
 
 
 # ---------------------------------------------------------------- comparisons
