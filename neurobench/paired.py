@@ -243,7 +243,7 @@ class Paired:
         by_seed = each.reshape(n_seeds, -1).mean(1)
         by_fold = folds.reshape(n_seeds, -1, folds.shape[1]).mean(1).ravel()
         se = float(known.std()) if len(known) else math.nan
-        together = self._combined(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
+        together = self.combined_error(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
         return {
             "difference": difference,
             "low": low,
@@ -259,8 +259,8 @@ class Paired:
             "se_combined": together,
         }
 
-    def _combined(self, draws: Array) -> float:
-        """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) differences."""
+    def combined_error(self, draws: Array) -> float:
+        """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) bootstrap values."""
         rng = np.random.default_rng(seed_for(self.seed, "bootstrap", "seeds", len(draws)))
         chosen = rng.integers(len(draws), size=draws.shape)
         mean = np.take_along_axis(draws, chosen, 0).mean(0)

@@ -48,8 +48,8 @@ def make_folds(cohort_participants: pd.DataFrame, n_folds: int, seed: int, mode:
     mode
         ``subjects``: every subject is tested once. ``site``: one site is tested at a time; sites below
         :data:`MIN_SITE` are tested together if they suffice together, else they only train
-        (:func:`split_remarks` says so). Relatives of the tested people are in neither part. ``within-recording``: everybody trains with the first part of each recording
-        and is tested on the last.
+        (:func:`split_remarks` says so); relatives of the tested people are in neither part. ``within-recording``:
+        everybody trains with the first part of each recording and is tested on the last.
 
     Raises
     ------

@@ -15,7 +15,16 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["comparison_cells", "duration", "missing", "p_value", "plural", "results_table"]
+__all__ = [
+    "comparison_cells",
+    "duration",
+    "missing",
+    "p_value",
+    "plural",
+    "rank_cells",
+    "results_table",
+    "seed_cells",
+]
 
 
 # ---------------------------------------------------------------- words and numbers
@@ -335,4 +344,41 @@ def comparison_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         if seeds:
             row += [f"{r[c]:.{places + 1}f}" for c in ("sd_seeds", "se_subjects", "se_combined")]
         rows.append(row)
+    return titles, rows
+
+
+def rank_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of mean ranks, see :class:`neurobench.comparisons.Across`."""
+    of_tasks = [c for c in table.columns if c.startswith("rank[")]
+    titles = ["row", "mean rank", "from", "to", *(c.removeprefix("rank[").removesuffix("]") for c in of_tasks)]
+    numbers = ["mean_rank", "first", "last", *of_tasks]
+    return titles, [[r["row"], *(f"{r[c]:.2f}" for c in numbers)] for r in table.to_dict("records")]
+
+
+def seed_cells(scores: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of scores over seeds, see :class:`neurobench.comparisons.Comparisons`."""
+    places = decimals(scores["low"].tolist(), scores["high"].tolist())
+    titles = [
+        "row",
+        "mean over seeds",
+        "95 % interval over subjects",
+        "seeds",
+        "s.d. over seeds",
+        "SE subjects",
+        "SE both",
+    ]
+
+    def number(x: float, n: int) -> str:
+        return "–" if math.isnan(x) else f"{x:.{n}f}"
+
+    rows = [
+        [
+            r["row"],
+            number(r["score"], places),
+            f"{number(r['low'], places)} to {number(r['high'], places)}",
+            str(r["n_seeds"]),
+            *(number(r[c], places + 1) for c in ("sd_seeds", "se_subjects", "se_combined")),
+        ]
+        for r in scores.to_dict("records")
+    ]
     return titles, rows
