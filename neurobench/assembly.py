@@ -174,7 +174,7 @@ def _score(
         averages = gather.responses(run, row, task, store)
         return Scored(
             record,
-            held_out=evoked_scores.response_table(evoked, row.label),
+            held_out=run.with_family(evoked_scores.response_table(evoked, row.label)),
             tables=tables,
             arrays={} if averages is None else {"responses": averages},
         )
@@ -183,7 +183,7 @@ def _score(
     traces = None if row.kind == "filler" else gather.examples(run, row, task, store)
     return Scored(
         record,
-        held_out=gather.subject_reconstructions(run, row, scores, masks),
+        held_out=run.with_family(gather.subject_reconstructions(run, row, scores, masks)),
         tables=tables | {"units": gather.unit_scores(row, scores, masks)},
         arrays={} if traces is None else {"traces": traces},
     )

@@ -20,7 +20,7 @@ from scipy import stats
 
 from neurobench.errors import ConfigError, closest
 from neurobench.evidence import Evidence
-from neurobench.paired import POWER, Paired, Row, needed, row_of
+from neurobench.paired import POWER, Paired, Row, families_of, needed, row_of
 from neurobench.results import load_evidence
 from neurobench.scoring import holm, percentile_interval
 
@@ -86,6 +86,7 @@ class _Task(Paired):
         self.left_out: list[str] = []
         self.silent: set[int] = set()
         first: Row | None = None
+        family: NDArray[np.int64] | None = None
         for r in rows.to_dict("records"):
             held_out = evidence.predictions(r["id"])
             if held_out is None:
@@ -93,7 +94,7 @@ class _Task(Paired):
                 continue
             built = row_of(self.metric, held_out)
             if first is None:
-                first = built
+                first, family = built, families_of(held_out)
             elif built.subjects != first.subjects:
                 self.left_out.append(f"{r['row']} (seed {r['seed']}): it was scored on other subjects")
                 continue
@@ -101,7 +102,7 @@ class _Task(Paired):
             self.of.setdefault(key, {})[int(r["seed"])] = built
             if r["above_chance"] is False or str(r["above_chance"]) == "False":
                 self.silent.add(id(built))
-        super().__init__(0 if first is None else len(first.subjects), seed=seed)
+        super().__init__(0 if first is None else len(first.subjects), seed=seed, family=family)
 
     def grid(self) -> tuple[list[str], list[str], dict[tuple[str, str], dict[int, Row]]]:
         """Return backbones, masks and the cells of the pretrained rows; only masks that every backbone has."""

@@ -97,6 +97,8 @@ class Sample:
         Numbers from 0.
     age
         In years, NaN where unknown.
+    family
+        Number from 0 of whom belong together; None: everybody alone.
     """
 
     y: Array
@@ -105,6 +107,7 @@ class Sample:
     fold: NDArray[np.int64]
     site: NDArray[np.int64]
     age: Array
+    family: NDArray[np.int64] | None = None
 
     @property
     def flat(self) -> bool:

@@ -21,8 +21,10 @@ __all__ = [
     "MetricScore",
     "Score",
     "bootstrap_weights",
+    "family_numbers",
     "holm",
     "percentile_interval",
+    "permute_within",
     "sample_of",
     "score_reconstruction",
     "score_subject_task",
@@ -102,8 +104,32 @@ class Score:
         return plain | {"per_fold": {k: list(v) for k, v in self.per_fold.items()}, "notes": list(self.notes)}
 
 
-def bootstrap_weights(n_subjects: int, n_bootstrap: int, seed: int) -> Array:
-    """Return (draws, subjects) how often each subject is drawn; the same for every row of a comparison."""
+def family_numbers(families: Any) -> NDArray[np.int64] | None:
+    """Return (subjects,) numbers from 0 of whom belong together, a subject without a family alone; None without any.
+
+    Parameters
+    ----------
+    families
+        (subjects,) names; None, NaN or empty where there is none. None altogether: no family is known.
+    """
+    if families is None:
+        return None
+    names = pd.Series(list(families), dtype=object)
+    alone = names.isna() | (names == "")
+    if alone.all():
+        return None
+    keys = np.where(alone, [f"subject {i}" for i in range(len(names))], "family " + names.astype(str))
+    return np.unique(keys.astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def bootstrap_weights(n_subjects: int, n_bootstrap: int, seed: int, family: NDArray[np.int64] | None = None) -> Array:
+    """Return (draws, subjects) how often each subject is drawn; the same for every row of a comparison.
+
+    With the (subjects,) numbers of their families, whole families are drawn: relatives, or scans of one person under
+    several ids, are no independent observations.
+    """
+    if family is not None:
+        return bootstrap_weights(int(family.max()) + 1, n_bootstrap, seed)[:, family]
     rng = np.random.default_rng(seed_for(seed, "bootstrap", n_subjects))
     drawn = rng.integers(n_subjects, size=(n_bootstrap, n_subjects)) + np.arange(n_bootstrap)[:, None] * n_subjects
     return np.bincount(drawn.ravel(), minlength=n_bootstrap * n_subjects).reshape(n_bootstrap, -1).astype(float)
@@ -141,7 +167,9 @@ def sample_of(predictions: pd.DataFrame) -> tuple[Sample, tuple[str, ...]]:
     site = table["site"].astype(str).to_numpy() if "site" in table else np.full(len(ids), "")
     age = table["age"].to_numpy(float) if "age" in table else np.full(len(ids), np.nan)
     fold = np.unique(table["fold"].to_numpy(), return_inverse=True)[1]
-    return Sample(values[:, 0], values[:, 1], values[:, 2], fold, np.unique(site, return_inverse=True)[1], age), ids
+    family = family_numbers(table["family"]) if "family" in table else None
+    sites = np.unique(site, return_inverse=True)[1]
+    return Sample(values[:, 0], values[:, 1], values[:, 2], fold, sites, age, family), ids
 
 
 def score_subject_task(
@@ -160,7 +188,7 @@ def score_subject_task(
         Says which metrics, the headline first.
     predictions
         One row a subject: ``participant_id``, ``fold``, ``truth``, ``prediction``, ``train_mean`` (of the target in
-        that fold's training subjects), and where known ``site`` and ``age`` (years).
+        that fold's training subjects), and where known ``site``, ``age`` (years) and ``family``.
     seed
         Base seed; the bootstrap draws the same subjects for every row.
     n_bootstrap, n_permutations
@@ -174,7 +202,7 @@ def score_subject_task(
     sample, _ = sample_of(predictions)
     n = len(sample.p)
     ones = np.ones((1, n))
-    draws = bootstrap_weights(n, n_bootstrap, seed)
+    draws = bootstrap_weights(n, n_bootstrap, seed, sample.family)
     folds = (sample.fold == np.arange(sample.fold.max() + 1)[:, None]).astype(float)
     permuted = _permuted(sample, seed, n_permutations)
     metrics: dict[str, MetricScore] = {}
@@ -235,7 +263,7 @@ def with_refits(
     target
         Of every labelled subject.
     participants
-        Says who was where, in ``site``.
+        Says who was where, in ``site``, and who belongs together, in ``family``.
     predict
         From a target to held-out predictions, everything fitted anew.
     seed, n_permutations
@@ -250,12 +278,10 @@ def with_refits(
     rng = np.random.default_rng(seed_for(seed, "permutation", "refit", len(target)))
     known = participants.loc[target.index]
     site = known["site"].astype(str).to_numpy() if "site" in known else np.full(len(known), "")
+    family = family_numbers(known["family"]) if "family" in known else None
     function = metric_function(task.kind, score.headline)
     null = np.empty(n_permutations)
-    for i in range(n_permutations):
-        values = target.to_numpy(float, copy=True)
-        for s in np.unique(site):
-            values[site == s] = rng.permutation(values[site == s])
+    for i, values in enumerate(permute_within(np.asarray(target, np.float64), site, family, n_permutations, rng)):
         sample, _ = sample_of(predict(pd.Series(values, index=target.index)))
         null[i] = function(sample, np.ones((1, len(sample.p))))[0]
         advance(i + 1, n_permutations)
@@ -275,11 +301,34 @@ def with_refits(
 def _permuted(sample: Sample, seed: int, n_permutations: int) -> Sample:
     """Return the sample with (permutations, subjects) truths, permuted within sites; predictions are held fixed."""
     rng = np.random.default_rng(seed_for(seed, "permutation", len(sample.p)))
-    y = np.tile(sample.y, (n_permutations, 1))
-    for site in np.unique(sample.site):
-        here = np.flatnonzero(sample.site == site)
-        y[:, here] = rng.permuted(y[:, here], axis=1)
-    return replace(sample, y=y)
+    return replace(sample, y=permute_within(sample.y, sample.site, sample.family, n_permutations, rng))
+
+
+def permute_within(
+    y: Array,
+    site: NDArray[Any],
+    family: NDArray[np.int64] | None,
+    n_permutations: int,
+    rng: np.random.Generator,
+) -> Array:
+    """Return (permutations, subjects) labels permuted within sites; of families as wholes, among those as large.
+
+    Relatives are alike, in their labels as in what is predicted of them: permuted one by one they would look like so
+    many independent observations.
+    """
+    permuted = np.tile(y, (n_permutations, 1))
+    # A family at two sites is one at each.
+    blocks: dict[tuple[Any, Any], list[int]] = {}
+    for i, s in enumerate(site):
+        blocks.setdefault((s, ("alone", i) if family is None else family[i]), []).append(i)
+    alike: dict[tuple[Any, int], list[list[int]]] = {}
+    for (s, _), members in blocks.items():
+        alike.setdefault((s, len(members)), []).append(members)
+    for found in alike.values():
+        here = np.array(found)
+        order = rng.permuted(np.tile(np.arange(len(here)), (n_permutations, 1)), axis=1)
+        permuted[:, here] = y[here[order]]
+    return permuted
 
 
 def _permutation_p(observed: float, null: Array, higher_is_better: bool) -> float:
@@ -348,6 +397,7 @@ def score_reconstruction(
     *,
     seed: int,
     n_bootstrap: int = N_BOOTSTRAP,
+    families: Sequence[Any] | None = None,
 ) -> Score:
     """Score masked reconstruction of held-out subjects.
 
@@ -365,10 +415,12 @@ def score_reconstruction(
         Base seed.
     n_bootstrap
         Draws.
+    families
+        Of the subjects of ``scores``, in their order; see :func:`family_numbers`.
     """
     rows = _rows(scores.masks, headline)
     n = len(scores.subjects)
-    draws = bootstrap_weights(n, n_bootstrap, seed)
+    draws = bootstrap_weights(n, n_bootstrap, seed, family_numbers(families))
     r2, r2_draws = scores.r2(predictor), scores.r2(predictor, draws)
     skill, skill_draws = scores.skill(predictor), scores.skill(predictor, draws)
     values: dict[str, tuple[Array, Array]] = {

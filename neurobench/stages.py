@@ -127,7 +127,7 @@ class CohortRun(CohortSteps):
             tables.append(table)
             unsettled += not converged
             advance(done, len(self.folds))
-        whole = pd.concat(tables, ignore_index=True)
+        whole = self.with_family(pd.concat(tables, ignore_index=True))
         found = score(whole).to_dict() | {"confounds": {k: asdict(m) for k, m in beside(whole).items()}}
         if unsettled:
             found["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
@@ -305,7 +305,7 @@ class CohortRun(CohortSteps):
                 said = [names[k] for k in probability.argmax(1)]
                 tables.append(pd.DataFrame({"participant_id": test, "site": sites.loc[test].to_numpy(), "said": said}))
                 advance(done, len(self.folds))
-            score = confounds.site_leak(pd.concat(tables, ignore_index=True), seed=self.seed)
+            score = confounds.site_leak(self.with_family(pd.concat(tables, ignore_index=True)), seed=self.seed)
             (folder / "leak.json").write_text(json.dumps(asdict(score)), encoding="utf-8")
 
         return Step("confounds", self._title(f"site leak of {row.label}"), identity, 0.5, compute)
@@ -343,7 +343,8 @@ class CohortRun(CohortSteps):
 
         def compute(folder: Path, advance: Advance) -> None:
             scores = self.reconstructions(row, masks, task.ratio)
-            score = scoring.score_reconstruction(task, scores, row.label, self.headline_masks(task), seed=self.seed)
+            headline, families = self.headline_masks(task), self.families(scores.subjects)
+            score = scoring.score_reconstruction(task, scores, row.label, headline, seed=self.seed, families=families)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
@@ -358,7 +359,9 @@ class CohortRun(CohortSteps):
         }
 
         def compute(folder: Path, advance: Advance) -> None:
-            score = evoked_scores.score_evoked(task, self.evoked_scores(row, spec), row.label, seed=self.seed)
+            scores = self.evoked_scores(row, spec)
+            families = self.families(scores.people)
+            score = evoked_scores.score_evoked(task, scores, row.label, seed=self.seed, families=families)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)

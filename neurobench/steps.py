@@ -415,6 +415,13 @@ class CohortSteps:
         family = self.cohort.participants["family"].loc[list(subjects)]
         return [f"subject {s}" if pd.isna(f) else f"family {f}" for s, f in family.items()]
 
+    def with_family(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return held-out evidence with who belongs together, so that intervals draw families as wholes."""
+        if "family" not in self.cohort.participants:
+            return table
+        family = self.cohort.participants["family"].loc[list(table["participant_id"])]
+        return table.assign(family=["" if pd.isna(f) else str(f) for f in family])
+
     def _harmonises(self, row: Row, task: ComponentSpec) -> bool:
         """Whether sites are taken out of a row's features: not of covariates, which know the site themselves."""
         if self.grid.config.harmonise == "none" or "site" not in self.cohort.participants:

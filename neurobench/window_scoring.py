@@ -20,6 +20,7 @@ from neurobench.scoring import (
     MetricScore,
     Score,
     bootstrap_weights,
+    family_numbers,
     percentile_interval,
 )
 
@@ -46,6 +47,8 @@ class _Windows:
         (rows, classes).
     names, subjects
         Of classes and subjects.
+    family
+        (subjects,) numbers of families; None: everybody alone.
     """
 
     truth: NDArray[np.int64]
@@ -54,6 +57,7 @@ class _Windows:
     probability: Array
     names: tuple[str, ...]
     subjects: tuple[str, ...]
+    family: NDArray[np.int64] | None = None
 
     @property
     def said(self) -> Array:
@@ -104,7 +108,8 @@ def _windows(predictions: pd.DataFrame) -> _Windows:
     subjects, subject = np.unique(table["participant_id"].astype(str), return_inverse=True)
     truth = np.array([names.index(t) for t in table["truth"]], np.int64)
     fold = np.unique(table["fold"], return_inverse=True)[1]
-    return _Windows(truth, subject, fold, probability, names, tuple(subjects.tolist()))
+    first = table["family"].iloc[np.unique(subject, return_index=True)[1]] if "family" in table else None
+    return _Windows(truth, subject, fold, probability, names, tuple(subjects.tolist()), family_numbers(first))
 
 
 _Function = Callable[[_Windows, Array], Array]
@@ -179,7 +184,7 @@ def score_window_task(
     w = _windows(predictions)
     n, n_classes = len(w.subjects), len(w.names)
     ones = np.ones((1, len(w.truth)))
-    draws = bootstrap_weights(n, n_bootstrap, seed)
+    draws = bootstrap_weights(n, n_bootstrap, seed, w.family)
     folds = (w.fold == np.arange(w.fold.max() + 1)[:, None]).astype(float)
     metrics: dict[str, MetricScore] = {}
     per_fold: dict[str, tuple[float | None, ...]] = {}

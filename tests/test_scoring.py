@@ -19,7 +19,9 @@ from neurobench.paired import difference_of
 from neurobench.reconstruction import ReconstructionScores
 from neurobench.scoring import (
     bootstrap_weights,
+    family_numbers,
     holm,
+    permute_within,
     score_reconstruction,
     score_subject_task,
     with_refits,
@@ -326,6 +328,66 @@ def test_above_chance_is_rare_under_the_null():
 @pytest.mark.slow
 def test_above_chance_is_rare_under_the_null_at_full_size():
     assert above_chance_under_the_null(1000) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+# ---------------------------------------------------------------- families
+
+
+def twice(data, seed=0):
+    """Everybody under two ids, with nearly the same prediction."""
+    again = data.assign(participant_id=data["participant_id"] + "-again")
+    both = pd.concat([data, again], ignore_index=True)
+    noise = 1e-3 * np.random.default_rng(seed).normal(size=len(both))
+    return both.assign(prediction=np.clip(both["prediction"] + noise, 0, 1), family=[*data["participant_id"]] * 2)
+
+
+def test_a_person_under_two_ids_is_no_second_observation():
+    once = people(60, 3, slope=1.0)
+    doubled = twice(once)
+
+    def width(data):
+        m = score_subject_task(TWO_CLASSES, data, seed=0, n_permutations=19).metrics["auroc"]
+        return m.high - m.low
+
+    assert width(doubled) == pytest.approx(width(once), rel=0.06)
+    # Without the column the interval is too narrow, by the root of two.
+    assert width(doubled.drop(columns="family")) == pytest.approx(width(once) / np.sqrt(2), rel=0.1)
+    # The same for differences, and for subjects whose family nobody knows.
+    other = people(60, 4, slope=0.5).assign(truth=once["truth"])
+    se = [difference_of("auroc", *(f(t) for t in (once, other)))["se_subjects"] for f in (lambda t: t, twice)]
+    assert se[1] == pytest.approx(se[0], rel=0.06)
+    assert family_numbers(["a", None, "a", "", np.nan]).tolist()[0] == family_numbers(["a", None, "a", "", np.nan])[2]
+    assert len(set(family_numbers(["a", None, "a", "", np.nan]))) == 4
+    assert family_numbers([None, "", np.nan]) is None
+
+
+def test_families_are_permuted_and_exchanged_as_wholes():
+    told, untold, apart = 0, 0, 0
+    for repeat in range(120):
+        nothing = twice(people(30, repeat), repeat)
+        known, unknown = (
+            score_subject_task(TWO_CLASSES, t, seed=repeat, n_bootstrap=50, n_permutations=99).p_value
+            for t in (nothing, nothing.drop(columns="family"))
+        )
+        told, untold = told + (known < 0.05), untold + (unknown < 0.05)
+        other = twice(people(30, 1000 + repeat).assign(truth=people(30, repeat)["truth"]), repeat)
+        apart += difference_of("auroc", nothing, other)["p"] < 0.05
+    # 5 % of 120 is 6; more than 13 has probability .003. As if they were strangers it would be some 15 %.
+    assert told <= 13
+    assert apart <= 13
+    assert untold > told
+    assert untold >= 12
+
+
+def test_labels_are_permuted_within_sites_and_families_of_one_size():
+    y = np.array([1, 2, 1, 2, 3, 4, 5, 6, 7, 8.0])
+    site = np.array(["a"] * 6 + ["b"] * 4)
+    family = np.array([0, 0, 1, 1, 2, 3, 4, 5, 6, 6])
+    permuted = permute_within(y, site, family, 200, np.random.default_rng(0))
+    assert {tuple(r) for r in permuted[:, :4]} == {(1, 2, 1, 2)}
+    assert {tuple(r) for r in permuted[:, 4:6]} == {(3, 4), (4, 3)}
+    assert {tuple(r) for r in permuted[:, 6:8]} == {(5, 6), (6, 5)}
+    assert {tuple(r) for r in permuted[:, 8:]} == {(7, 8)}
 
 
 # ---------------------------------------------------------------- refitting
