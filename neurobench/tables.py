@@ -87,6 +87,8 @@ PER_PART = {"metric_r2[": "by mask: R²", "metric_recall[": "by state: recall"}
 """Starts of columns such as ``metric_r2[roi]``, shown one by one under what is in brackets, and what they are."""
 
 BESIDE = {
+    "metric_balanced_accuracy": "balanced accuracy",
+    "metric_within_site_auroc": "within sites",
     "metric_waveform_r[null]": "null",
     "metric_waveform_r[away]": "background",
     "metric_across_halves_r": "across halves",
@@ -95,7 +97,7 @@ BESIDE = {
     "metric_peak_latency_error": "latency (ms)",
     "metric_peak_amplitude_ratio": "amplitude",
 }
-"""Columns that are shown beside the headline of evoked responses, and their titles."""
+"""Columns that are shown beside the headline of two classes and of evoked responses, and their titles."""
 
 CEILING = {
     "metric_waveform_r[ceiling]": "waveform r",
@@ -222,7 +224,8 @@ class _Line:
 
 def _lines(block: pd.DataFrame) -> Iterator[_Line]:
     """Yield rows, the best of each kind first and failed ones last."""
-    parts = {c: BESIDE[c] for c in BESIDE if c in block}
+    headlines = {f"metric_{m}" for m in block["metric"]}
+    parts = {c: BESIDE[c] for c in BESIDE if c in block and c not in headlines}
     for start in PER_PART:
         parts |= {c: c.removeprefix(start).removesuffix("]") for c in block.columns if c.startswith(start)}
     parts = {c: title for c, title in parts.items() if block[c].notna().any()}
