@@ -260,65 +260,76 @@ def _share(values: Sequence[bool]) -> dict[str, float]:
     return {"share": float(np.mean(values)), "n": n, "bound": float(stats.binom.ppf(0.99, n, 0.05) / n)}
 
 
+PARTS = ("classification", "regression", "windows", "difference", "coverage")
+
+REPEATED = {"balanced_accuracy": 3, "sse": 3}
+"""Cheap metrics near the edge of their bar: so many times as many repeats."""
+
+
 def campaign(
-    repeats: int, workers: int, n: int = 80, n_bootstrap: int = 1000, n_permutations: int = 500
+    part: str, repeats: int, workers: int, n: int = 80, n_bootstrap: int = 1000, n_permutations: int = 500
 ) -> dict[str, Any]:
-    """Run all four campaigns and return what they found."""
-    chance: dict[str, Any] = {}
-    for kind in ("classification", "regression"):
-        found: list[Mapping[str, Any]] = _many(null_repeat, repeats, workers, kind, n, 5, n_bootstrap, n_permutations)
+    """Run one part of the campaign and return what it found, a line a metric."""
+    if part in ("classification", "regression"):
+        found: list[Mapping[str, Any]] = _many(null_repeat, repeats, workers, part, n, 5, n_bootstrap, n_permutations)
+        lines = {}
         for name in found[0]:
             both = [f[name] for f in found if name in f]
-            chance[f"{kind} {name}"] = _share([b[0] for b in both]) | {
-                "interval alone": float(np.mean([b[1] for b in both]))
-            }
-    told_apart = _many(window_repeat, repeats, workers, "windows", n // 2, n_bootstrap, n_permutations)
-    for metric in WINDOW_METRICS:
-        both = [f[metric.name] for f in told_apart]
-        chance[f"windows {metric.name}"] = _share([bool(b[0]) for b in both]) | {
-            "p alone": float(np.mean([b[1] for b in both]))
+            lines[name] = _share([b[0] for b in both]) | {"interval alone": float(np.mean([b[1] for b in both]))}
+        return lines
+    if part == "windows":
+        told_apart = _many(window_repeat, repeats, workers, part, n // 2, n_bootstrap, n_permutations)
+        return {
+            m.name: _share([bool(f[m.name][0]) for f in told_apart])
+            | {"p alone": float(np.mean([f[m.name][1] for f in told_apart]))}
+            for m in WINDOW_METRICS
         }
-    difference = {}
-    for metric in ("mae", "auroc", "balanced_accuracy", "sse"):
-        # Cheap, and near the edge of its bar where a metric takes few values: three times as many.
-        told = pd.DataFrame(_many(difference_repeat, 3 * repeats, workers, metric, n)).astype(float)
-        difference["R² of reconstruction" if metric == "sse" else metric] = told.mean().round(4).to_dict() | {
-            "n": 3 * repeats
-        }
-    coverage = {
+    if part == "difference":
+        lines = {}
+        for metric in ("mae", "auroc", "balanced_accuracy", "sse"):
+            size = repeats * REPEATED.get(metric, 1)
+            told = pd.DataFrame(_many(difference_repeat, size, workers, metric, n)).astype(float)
+            name = "R² of reconstruction" if metric == "sse" else metric
+            lines[name] = told.mean().round(4).to_dict() | {"n": size}
+        return lines
+    return {
         metric: {
             "share": float(np.mean(_many(coverage_repeat, repeats, workers, metric, n, n_bootstrap))),
             "n": repeats,
         }
         for metric in ("mae", "pearson_r", "auroc", "partial_r[age]")
     }
-    return {"chance": chance, "difference": difference, "coverage": coverage}
 
 
 def main() -> None:
-    """Run the campaigns, print them, and write them down."""
+    """Run the parts, print them, and write each down once it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--subjects", type=int, default=80)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="the other parts stay as they are")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "nulls.json")
     options = parser.parse_args()
-    started = time.perf_counter()
-    found = campaign(options.repeats, options.workers, options.subjects)
     versions = {
-        k: v for k, v in environment().items() if k in ("python", "neurobench-fm", "numpy", "scipy", "scikit-learn")
+        k: v
+        for k, v in environment().items()
+        if k in ("python", "neurobench-fm", "numpy", "scipy", "scikit-learn", "statsmodels")
     }
-    found |= {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": f"python -m benchmarks.nulls --repeats {options.repeats} --subjects {options.subjects}",
-        "subjects": options.subjects,
-        "seconds": round(time.perf_counter() - started),
-        "versions": versions,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in ("chance", "difference", "coverage"):
-        print(pd.DataFrame(found[name]).T.to_string(float_format="{:.3f}".format), "\n")
+    for part in options.only:
+        started = time.perf_counter()
+        found = campaign(part, options.repeats, options.workers, options.subjects)
+        print(part, pd.DataFrame(found).T.to_string(float_format="{:.3f}".format), sep="\n", end="\n\n", flush=True)
+        kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+        kept[part] = {
+            "found": found,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "command": f"python -m benchmarks.nulls --only {part} --repeats {options.repeats} "
+            f"--subjects {options.subjects}",
+            "seconds": round(time.perf_counter() - started),
+            "versions": versions,
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
