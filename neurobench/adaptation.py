@@ -7,7 +7,7 @@ r .07 against .45).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +23,10 @@ from neurobench.tokens import Tokenizer, Window
 __all__ = [
     "ALPHAS",
     "INVERSE_PENALTIES",
+    "WIDTHS",
     "Kind",
     "Prediction",
+    "Probe",
     "embed_subjects",
     "fit_predict",
     "fit_predict_classes",
@@ -34,11 +36,18 @@ __all__ = [
 
 Kind = Literal["regression", "classification"]
 
+Probe = Literal["linear", "kernel"]
+"""``linear``: ridge or logistic regression on standardised features. ``kernel``: the same on a Gaussian kernel of
+them."""
+
 ALPHAS = tuple(10.0**e for e in range(-3, 6))
 """Penalties of the ridge probe."""
 
 INVERSE_PENALTIES = tuple(10.0**e for e in range(-4, 4))
 """Inverse penalties C of the logistic probe."""
+
+WIDTHS = (4.0, 2.0, 1.0, 0.5)
+"""Widths of the Gaussian kernel, in median distances between training subjects; the widest is nearly linear."""
 
 N_INNER = 5
 """Inner folds, over training subjects only, that choose the penalty."""
@@ -145,11 +154,14 @@ class Prediction:
         Chosen α (ridge) or C (logistic); None where there was nothing to choose.
     converged
         Whether every logistic fit reached its optimum.
+    width
+        Chosen width of the kernel, in median distances between training subjects; None for the linear probe.
     """
 
     values: Array
     hyperparameter: float | None
     converged: bool = True
+    width: float | None = None
 
 
 def fit_predict(
@@ -158,12 +170,16 @@ def fit_predict(
     x_test: NDArray[np.floating[Any]],
     kind: Kind,
     seed: int,
+    *,
+    groups: Sequence[str] | None = None,
+    probe: Probe = "linear",
 ) -> Prediction:
     """Fit the common probe on training subjects and predict the test subjects.
 
     Missing features become the training mean, features are standardised on the training rows, and the penalty is
     chosen by inner cross-validation over training subjects. With more features than subjects everything happens in
-    the space that the training rows span, which changes nothing.
+    the space that the training rows span, which changes nothing. The width of a kernel is chosen together with the
+    penalty.
 
     Parameters
     ----------
@@ -176,6 +192,10 @@ def fit_predict(
         ``regression``: ridge. ``classification``: logistic, classes balanced.
     seed
         Seed of the inner folds.
+    groups
+        (subjects,) family of every training subject; inner folds keep one together. Without: everybody alone.
+    probe
+        ``linear`` or ``kernel``.
 
     Raises
     ------
@@ -189,14 +209,28 @@ def fit_predict(
         raise DataError("a probe cannot be fitted to a missing target.", next_step="Leave those subjects out.")
     if kind == "classification" and not np.isin(y, (0.0, 1.0)).all():
         raise DataError("a classification needs targets 0 and 1.", allowed="0, 1")
-    a, b = rotate(x_train, x_test)
+    if groups is not None and len(groups) != len(y):
+        raise DataError(f"a probe cannot be fitted: {len(y)} targets, {len(groups)} groups.")
+    spaces = _spaces(x_train, x_test, probe)
     constant = y.min() == y.max()
-    if a.shape[1] == 0 or constant:
+    if not spaces or constant:
         even_odds = kind == "classification" and not constant
-        return Prediction(np.full(len(b), 0.5 if even_odds else y.mean()), None)
+        return Prediction(np.full(len(x_test), 0.5 if even_odds else y.mean()), None)
     rng = np.random.default_rng(seed_for(seed, "probe", "inner"))
-    inner = _inner_folds(y, kind, rng)
-    return _ridge(a, y, b, inner) if kind == "regression" else _logistic(a, y, b, inner)
+    inner = _inner_folds(y, kind, rng) if groups is None else _grouped_folds(y, groups, rng, kind)
+    return _fitted(spaces, y, kind, inner)
+
+
+def _fitted(spaces: Sequence[_Space], y: Array, kind: Kind, inner: NDArray[np.int64]) -> Prediction:
+    """Return the prediction of the space and penalty with the smallest inner error; of equals the widest kernel's."""
+    best, least = None, np.inf
+    for space in spaces:
+        fit = _ridge if kind == "regression" else _logistic
+        prediction, error = fit(space.train, y, space.test, inner)
+        if best is None or error < least:
+            best, least = replace(prediction, width=space.width), error
+    assert best is not None
+    return best
 
 
 def fit_predict_classes(
@@ -206,6 +240,8 @@ def fit_predict_classes(
     n_classes: int,
     groups: Sequence[str],
     seed: int,
+    *,
+    probe: Probe = "linear",
 ) -> tuple[Array, bool]:
     """Fit the common probe to several classes, each against all others.
 
@@ -218,9 +254,11 @@ def fit_predict_classes(
     n_classes
         Number of classes; one that is missing in training is never predicted.
     groups
-        (rows,) subject of every training row; inner folds keep the rows of one together.
+        (rows,) subject or family of every training row; inner folds keep the rows of one together.
     seed
         Seed of the inner folds.
+    probe
+        ``linear`` or ``kernel``.
 
     Returns
     -------
@@ -231,14 +269,14 @@ def fit_predict_classes(
         raise DataError(
             f"a probe cannot be fitted: {len(x_train)} rows of features, {len(classes)} classes, {len(groups)} groups."
         )
-    a, b = rotate(x_train, x_test)
+    spaces = _spaces(x_train, x_test, probe)
 
     def against_the_others(k: int) -> Prediction:
         y = (np.asarray(classes) == k).astype(float)
-        if y.min() == y.max() or a.shape[1] == 0:
-            return Prediction(np.full(len(b), float(y[0]) if y.min() == y.max() else 0.5), None)
+        if y.min() == y.max() or not spaces:
+            return Prediction(np.full(len(x_test), float(y[0]) if y.min() == y.max() else 0.5), None)
         rng = np.random.default_rng(seed_for(seed, "probe", "inner", k))
-        return _logistic(a, y, b, _grouped_folds(y, groups, rng))
+        return _fitted(spaces, y, "classification", _grouped_folds(y, groups, rng))
 
     return one_against_the_others(against_the_others, n_classes)
 
@@ -255,9 +293,14 @@ def one_against_the_others(predict: Callable[[int], Prediction], n_classes: int)
     return shares, all(p.converged for p in each)
 
 
-def _grouped_folds(y: Array, groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
+def _grouped_folds(
+    y: Array, groups: Sequence[str], rng: np.random.Generator, kind: Kind = "classification"
+) -> NDArray[np.int64]:
     """Return (rows,) the inner fold of each row, a group's rows together; −1 everywhere: no choice."""
     names, place = np.unique(np.asarray(groups, str), return_inverse=True)
+    if kind == "regression":
+        n_inner = min(N_INNER, len(names))
+        return (rng.permutation(len(names)) % n_inner)[place] if n_inner > 1 else np.full(len(y), -1)
     holds = np.array([[(y[place == g] == c).any() for c in (0, 1)] for g in range(len(names))])
     n_inner = min(N_INNER, *(int(h) for h in holds.sum(0)))
     if n_inner < 2:
@@ -270,11 +313,66 @@ def _grouped_folds(y: Array, groups: Sequence[str], rng: np.random.Generator) ->
     return fold[place]
 
 
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """Training and test rows in a space where the probe is a penalised linear fit."""
+
+    train: Array
+    test: Array
+    width: float | None = None
+
+
+def _spaces(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]], probe: Probe) -> list[_Space]:
+    """Return the spaces to choose from; none where no feature varies."""
+    if probe == "linear":
+        a, b = rotate(x_train, x_test)
+        return [_Space(a, b)] if a.shape[1] else []
+    a, b = _standardised(x_train, x_test)
+    within, across = _squared_distances(a, a), _squared_distances(b, a)
+    apart = within[np.triu_indices(len(a), 1)]
+    apart = apart[apart > 0]
+    return [] if len(apart) == 0 else [_kernel_space(within, across, w, float(np.median(apart))) for w in WIDTHS]
+
+
+def _squared_distances(a: Array, b: Array) -> Array:
+    found: Array = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
+    if a is b:
+        np.fill_diagonal(found, 0.0)
+    return np.maximum(found, 0.0)
+
+
+def _kernel_space(within: Array, across: Array, width: float, median: float) -> _Space:
+    """Return rows whose products are the Gaussian kernel, centred on the training rows.
+
+    A ridge on these rows is kernel ridge regression with an intercept that is not penalised, and inner folds may share
+    them: a fit on some of the rows depends on the products of those rows alone.
+    """
+    k, new = (np.exp(-d / (2 * width**2 * median)) for d in (within, across))
+    column = k.mean(0)
+    centred = k - column - column[:, None] + column.mean()
+    values, vectors = np.linalg.eigh(centred)
+    kept = values > 1e-10 * values[-1]
+    scale = np.sqrt(values[kept])
+    new = new - new.mean(1, keepdims=True) - column + column.mean()
+    return _Space(vectors[:, kept] * scale, new @ (vectors[:, kept] / scale), width)
+
+
 def rotate(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]]) -> tuple[Array, Array]:
     """Impute, standardise and, above one feature a subject, rotate losslessly; all of it fitted on the training rows.
 
     A penalised linear fit never leaves the span of its training rows, so their singular vectors are enough.
     """
+    a, b = _standardised(x_train, x_test)
+    if a.shape[1] <= len(a):
+        return a, b
+    values, vectors = np.linalg.eigh(a @ a.T)
+    kept = values > 1e-10 * values[-1]
+    scale = np.sqrt(values[kept])
+    return vectors[:, kept] * scale, (b @ a.T) @ (vectors[:, kept] / scale)
+
+
+def _standardised(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]]) -> tuple[Array, Array]:
+    """Impute and standardise, by the training rows; features that do not vary there are left out."""
     a, b = np.array(x_train, float), np.array(x_test, float)
     if np.isinf(a).any() or np.isinf(b).any():
         raise DataError("a probe cannot be fitted to infinite features.", next_step="Missing features are NaN.")
@@ -283,13 +381,7 @@ def rotate(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]]
     a, b = (np.where(np.isnan(x), mean, x) - mean for x in (a, b))
     sd = np.sqrt((a * a).mean(0))
     varies = sd > 1e-9 * np.maximum(np.abs(mean), np.finfo(float).tiny)
-    a, b = a[:, varies] / sd[varies], b[:, varies] / sd[varies]
-    if a.shape[1] <= len(a):
-        return a, b
-    values, vectors = np.linalg.eigh(a @ a.T)
-    kept = values > 1e-10 * values[-1]
-    scale = np.sqrt(values[kept])
-    return vectors[:, kept] * scale, (b @ a.T) @ (vectors[:, kept] / scale)
+    return a[:, varies] / sd[varies], b[:, varies] / sd[varies]
 
 
 def _inner_folds(y: Array, kind: Kind, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -305,7 +397,8 @@ def _inner_folds(y: Array, kind: Kind, rng: np.random.Generator) -> NDArray[np.i
     return fold
 
 
-def _ridge(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> Prediction:
+def _ridge(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> tuple[Prediction, float]:
+    """Return the prediction of the best penalty, and its inner error."""
     errors = np.zeros(len(ALPHAS))
     for i in range(inner.max() + 1):
         held = inner == i
@@ -313,7 +406,7 @@ def _ridge(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> Prediction
         errors += ((predicted - y[held]) ** 2).sum(1)
     # Of equal penalties the strongest: with nothing to choose from, nothing is claimed.
     best = len(ALPHAS) - 1 - int(np.argmin(errors[::-1]))
-    return Prediction(_ridge_path(a, y, b)[best], ALPHAS[best])
+    return Prediction(_ridge_path(a, y, b)[best], ALPHAS[best]), float(errors[best])
 
 
 def _ridge_path(a: Array, y: Array, b: Array) -> Array:
@@ -325,7 +418,8 @@ def _ridge_path(a: Array, y: Array, b: Array) -> Array:
     return path
 
 
-def _logistic(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> Prediction:
+def _logistic(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> tuple[Prediction, float]:
+    """Return the prediction of the best penalty, and its inner loss."""
     # One problem an inner fold and one for all subjects, solved side by side; held-out rows weigh nothing.
     n_inner = int(inner.max()) + 1
     included = np.concatenate([inner != np.arange(n_inner)[:, None], np.ones((1, len(y)), bool)]).astype(float)
@@ -343,7 +437,7 @@ def _logistic(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> Predict
         losses += (balance[held] * (np.logaddexp(0, score) - y[held] * score)).sum(1)
     best = int(np.argmin(losses))
     values = expit(np.column_stack([b, np.ones(len(b))]) @ coefficients[best, -1])
-    return Prediction(values, INVERSE_PENALTIES[best] if n_inner else None, converged)
+    return Prediction(values, INVERSE_PENALTIES[best] if n_inner else None, converged), float(losses[best])
 
 
 def _logistic_path(a: Array, y: Array, weights: Array) -> tuple[Array, bool]:

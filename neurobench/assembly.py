@@ -151,6 +151,7 @@ def _score(
         per_fold=score["per_fold"],
         n_subjects=score["n_subjects"],
         p_value=score["p_value"],
+        p_value_refit=score.get("p_value_refit"),
         above_chance=score["above_chance"],
         cost=_cost(run, row, task, entry, store),
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
@@ -173,7 +174,7 @@ def _score(
         averages = gather.responses(run, row, task, store)
         return Scored(
             record,
-            held_out=evoked_scores.response_table(evoked, row.label),
+            held_out=run.with_family(evoked_scores.response_table(evoked, row.label)),
             tables=tables,
             arrays={} if averages is None else {"responses": averages},
         )
@@ -182,7 +183,7 @@ def _score(
     traces = None if row.kind == "filler" else gather.examples(run, row, task, store)
     return Scored(
         record,
-        held_out=gather.subject_reconstructions(run, row, scores, masks),
+        held_out=run.with_family(gather.subject_reconstructions(run, row, scores, masks)),
         tables=tables | {"units": gather.unit_scores(row, scores, masks)},
         arrays={} if traces is None else {"traces": traces},
     )
@@ -395,10 +396,11 @@ def _beyond_covariates(scored: Scored, record: Record, group: Sequence[Scored]) 
 
 
 def _best(group: Sequence[Scored]) -> Scored | None:
-    """Return the leading row if the interval of its difference to the next one excludes 0, else None.
+    """Return the leading row if it is above chance and the interval of its difference to the next one excludes 0.
 
-    Within recordings nothing is ranked: the test signal is the training people's. Nor is reconstruction after a
-    transductive pretraining, which has seen that signal.
+    Where there is nothing to find, scores scatter below chance, and who scatters least is no winner. Within recordings
+    nothing is ranked: the test signal is the training people's. Nor is reconstruction after a transductive
+    pretraining, which has seen that signal.
     """
     ranked = [s for s in group if _headline(s.record) is not None]
     if len(ranked) < 2:
@@ -409,7 +411,7 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     higher = ranked[0].record.metrics[ranked[0].record.headline].higher_is_better
     ranked.sort(key=lambda s: _headline(s.record) or 0.0, reverse=higher)
     first, second = ranked[0], ranked[1]
-    if first.held_out is None or second.held_out is None:
+    if first.record.above_chance is False or first.held_out is None or second.held_out is None:
         return None
     found = paired.difference_of(first.record.headline, first.held_out, second.held_out)
     return first if (found["low"] > 0 if higher else found["high"] < 0) else None

@@ -182,6 +182,23 @@ def run(
             rich_help_panel=HOW,
         ),
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="linear|kernel",
+            help="What predicts from features: linear without; kernel: on a Gaussian kernel of them.",
+            autocompletion=choice("linear", "kernel"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    refit_permutations: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Also fit every probe to N permutations of the labels, for a second p-value; takes N times as long.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     folds: Annotated[int | None, typer.Option(help="Instead of the profile's.", rich_help_panel=HOW)] = None,
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of tokens to hide; 0.5 without.", rich_help_panel=HOW)
@@ -283,6 +300,8 @@ def run(
         pretrain_on=pretrain_on,
         shared_people=shared_people,
         harmonise=harmonise,
+        probe=probe,
+        refit_permutations=refit_permutations,
         attribution=attribution or None,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)

@@ -42,8 +42,8 @@ def compare(
     if by and by not in BY:
         raise ConfigError(f"--by cannot be {by!r}.", allowed=", ".join(BY), likely=closest(by, BY))
     from neurobench import console
-    from neurobench.comparisons import compare_all
-    from neurobench.tables import comparison_cells
+    from neurobench.comparisons import across_tasks, compare_all, transfer
+    from neurobench.tables import comparison_cells, rank_cells, seed_cells
 
     chosen = cast("tuple[By, ...]", (by,) if by else BY)
     screen, side = console.make_console(), console.make_console(stderr=True)
@@ -55,7 +55,13 @@ def compare(
 
         pd.DataFrame(rows).to_csv(csv, index=False)
     if as_json:
-        console.print_json(screen, {"comparisons": rows, "sentences": [dict(c.sentences) for c in found]})
+        across = [
+            {"dataset": a.dataset, "tasks": a.tasks, "rows": a.table.to_dict("records")} for a in across_tasks(found)
+        ]
+        scores = [{"dataset": c.dataset, "task": c.task, "rows": c.scores.to_dict("records")} for c in found]
+        sentences = [dict(c.sentences) for c in found]
+        plain = {"comparisons": rows, "sentences": sentences, "scores": scores, "mean_ranks": across}
+        console.print_json(screen, plain | {"transfer": [text for _, text in transfer(found)]})
         return
     for c in found:
         simulated = f" ({console.SIMULATED})" if c.source == "simulated" else ""
@@ -71,3 +77,15 @@ def compare(
             rank = [(row, f"{low}" if low == high else f"{low}–{high}") for row, (low, high) in c.ranks.items()]
             rank.sort(key=lambda r: c.ranks[r[0]])
             console.print_table(screen, ("row", "rank"), rank, right=("rank",), title="ranks that each row may have")
+        if (c.scores["n_seeds"] > 1).any():
+            columns, cells = seed_cells(c.scores)
+            title = "scores over seeds: spread of seeds, of subjects, and of both"
+            console.print_table(screen, columns, cells, right=tuple(columns[1:]), title=title)
+    for a in across_tasks(found):
+        simulated = f" ({console.SIMULATED})" if a.source == "simulated" else ""
+        screen.print(f"\n{len(a.tasks)} tasks on {a.dataset}{simulated}", style="bold", markup=False)
+        screen.print(a.sentence, markup=False)
+        columns, cells = rank_cells(a.table)
+        console.print_table(screen, columns, cells, right=tuple(columns[1:]))
+    for where, sentence in transfer(found):
+        screen.print(f"{where}: {sentence}", markup=False)

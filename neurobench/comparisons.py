@@ -9,21 +9,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from neurobench.errors import ConfigError, closest
 from neurobench.evidence import Evidence
-from neurobench.paired import POWER, Paired, Row, needed, row_of
+from neurobench.paired import POWER, Paired, Row, families_of, needed, row_of
 from neurobench.results import load_evidence
-from neurobench.scoring import holm
+from neurobench.scoring import holm, percentile_interval
 
-__all__ = ["By", "Comparisons", "compare_all", "compare_results"]
+__all__ = ["Across", "By", "Comparisons", "across_tasks", "compare_all", "compare_results", "rank_ranges", "transfer"]
 
 Array = NDArray[np.float64]
 
@@ -48,6 +49,15 @@ COLUMNS = (
     *("p_nadeau_bengio", "winner", "detectable", "n_subjects", "n_needed", "n_seeds", "sd_seeds", "se_subjects"),
     "se_combined",
 )
+
+
+SCORES = (
+    *("row", "kind", "higher_is_better", "score", "low", "high"),
+    *("n_seeds", "sd_seeds", "se_subjects", "se_combined"),
+)
+
+MIN_ROWS = 4
+"""Pretrained rows below which a rank correlation over them says nothing."""
 
 
 # ---------------------------------------------------------------- one task of one cohort
@@ -76,6 +86,7 @@ class _Task(Paired):
         self.left_out: list[str] = []
         self.silent: set[int] = set()
         first: Row | None = None
+        family: NDArray[np.int64] | None = None
         for r in rows.to_dict("records"):
             held_out = evidence.predictions(r["id"])
             if held_out is None:
@@ -83,7 +94,7 @@ class _Task(Paired):
                 continue
             built = row_of(self.metric, held_out)
             if first is None:
-                first = built
+                first, family = built, families_of(held_out)
             elif built.subjects != first.subjects:
                 self.left_out.append(f"{r['row']} (seed {r['seed']}): it was scored on other subjects")
                 continue
@@ -91,7 +102,7 @@ class _Task(Paired):
             self.of.setdefault(key, {})[int(r["seed"])] = built
             if r["above_chance"] is False or str(r["above_chance"]) == "False":
                 self.silent.add(id(built))
-        super().__init__(0 if first is None else len(first.subjects), seed=seed)
+        super().__init__(0 if first is None else len(first.subjects), seed=seed, family=family)
 
     def grid(self) -> tuple[list[str], list[str], dict[tuple[str, str], dict[int, Row]]]:
         """Return backbones, masks and the cells of the pretrained rows; only masks that every backbone has."""
@@ -198,11 +209,36 @@ class _Task(Paired):
             )
         return rows, p
 
-    def ranks(self) -> dict[str, tuple[int, int]]:
-        """Return for every row the ranks that it may have: 1 + how many are better, to all less how many are worse.
+    def scores(self) -> pd.DataFrame:
+        """Return one row a row of the task, see :class:`Comparisons`: its score, over subjects and over seeds."""
+        rows = []
+        for key, of in self.of.items():
+            drawn = [self.drawn(of[s]) for s in sorted(of)]
+            values, draws = np.array([d[0] for d in drawn]), np.stack([d[1] for d in drawn])
+            mean = draws.mean(0)
+            low, high = percentile_interval(mean)
+            several = len(values) > 1
+            rows.append(
+                {
+                    "row": key.row,
+                    "kind": key.kind,
+                    "higher_is_better": self.higher,
+                    "score": float(values.mean()),
+                    "low": math.nan if low is None else low,
+                    "high": math.nan if high is None else high,
+                    "n_seeds": len(values),
+                    "sd_seeds": float(values.std(ddof=1)) if several else math.nan,
+                    "se_subjects": float(mean[np.isfinite(mean)].std()) if np.isfinite(mean).any() else math.nan,
+                    "se_combined": self.combined_error(draws) if several else math.nan,
+                }
+            )
+        return pd.DataFrame(rows, columns=list(SCORES))
+
+    def wins(self) -> frozenset[tuple[str, str]]:
+        """Return every (better row, other row).
 
         Better means that the interval of the paired difference excludes 0 and that its p-value, adjusted for all pairs
-        of the task by Holm's method, is below .05. Rows with overlapping ranks are tied.
+        of the task by Holm's method, is below .05.
         """
         pairs: list[tuple[str, str, str, float]] = []
         for (a, rows), (b, theirs) in itertools.combinations(self.of.items(), 2):
@@ -210,14 +246,26 @@ class _Task(Paired):
             if seeds:
                 found = self.contrast([(rows[s], theirs[s]) for s in seeds], "baseline", a.row, b.row, seeds)
                 pairs.append((a.row, b.row, found["winner"], found["p"]))
-        adjusted = holm([p for *_, p in pairs]) if pairs else []
-        names = [k.row for k in self.of]
-        ahead, behind = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-        for (one, other, winner, _), p in zip(pairs, adjusted, strict=True):
-            if winner and p < 0.05:
-                behind[winner] += 1
-                ahead[other if winner == one else one] += 1
-        return {n: (1 + ahead[n], len(names) - behind[n]) for n in names}
+        adjusted = holm([p for *_, p in pairs])
+        return frozenset(
+            (winner, other if winner == one else one)
+            for (one, other, winner, _), p in zip(pairs, adjusted, strict=True)
+            if winner and p < 0.05
+        )
+
+
+def rank_ranges(rows: Sequence[str], wins: frozenset[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """Return for every row the ranks that it may have: 1 + how many are better, to all less how many are worse.
+
+    Rows with overlapping ranks are tied. ``wins`` against rows that are not asked for do not count.
+    """
+    field = set(rows)
+    ahead, behind = dict.fromkeys(rows, 0), dict.fromkeys(rows, 0)
+    for better, worse in wins:
+        if better in field and worse in field:
+            behind[better] += 1
+            ahead[worse] += 1
+    return {n: (1 + ahead[n], len(rows) - behind[n]) for n in rows}
 
 
 def _common(rows: Sequence[Mapping[int, Row]]) -> list[int]:
@@ -246,6 +294,11 @@ class Comparisons:
         By kind of comparison, in order.
     ranks
         Row to the first and the last rank that it may have.
+    wins
+        Every (better row, other row).
+    scores
+        One row a row, with the columns of :data:`SCORES`: its score, averaged over seeds; the interval and the standard
+        error over subjects, the seeds as they are; the s.d. over seeds; and the standard error with both drawn.
     """
 
     dataset: str
@@ -255,6 +308,8 @@ class Comparisons:
     table: pd.DataFrame
     sentences: Mapping[str, str]
     ranks: Mapping[str, tuple[int, int]]
+    wins: frozenset[tuple[str, str]] = frozenset()
+    scores: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SCORES)))
 
 
 def compare_all(
@@ -314,7 +369,8 @@ def _compared(evidence: Evidence, task: str, rows: pd.DataFrame, by: Sequence[By
     records: list[dict[str, Any]] = []
     table = pd.DataFrame(columns=list(COLUMNS))
     sentences: dict[str, str] = {}
-    ranks: dict[str, tuple[int, int]] = {}
+    wins: frozenset[tuple[str, str]] = frozenset()
+    scores = pd.DataFrame(columns=list(SCORES))
     if never:
         sentences["all"] = never
     else:
@@ -335,7 +391,7 @@ def _compared(evidence: Evidence, task: str, rows: pd.DataFrame, by: Sequence[By
                 )
         if built.left_out:
             sentences["left out"] = "Not compared: " + "; ".join(built.left_out) + "."
-        ranks = built.ranks() if by else {}
+        wins, scores = built.wins(), built.scores()
     return Comparisons(
         evidence.dataset,
         evidence.source,
@@ -343,8 +399,126 @@ def _compared(evidence: Evidence, task: str, rows: pd.DataFrame, by: Sequence[By
         str(first["protocol"]),
         table,
         sentences,
-        ranks,
+        rank_ranges(scores["row"].tolist(), wins),
+        wins,
+        scores,
     )
+
+
+# ---------------------------------------------------------------- over tasks
+
+
+@dataclass(frozen=True, eq=False)
+class Across:
+    """What several tasks of one cohort say together. Ranks are averaged, never errors: those have different units.
+
+    Parameters
+    ----------
+    dataset, source
+        Of what.
+    tasks
+        Labels.
+    table
+        ``row``, ``mean_rank``, ``first`` and ``last`` (the means of the first and last ranks that it may have), one
+        column ``rank[TASK]`` a task; of the rows that were scored on every one of the tasks, ranked among themselves.
+    sentence
+        What it is and who is tied.
+    """
+
+    dataset: str
+    source: str
+    tasks: tuple[str, ...]
+    table: pd.DataFrame
+    sentence: str
+
+
+def across_tasks(found: Sequence[Comparisons]) -> list[Across]:
+    """Return mean ranks over the tasks of each cohort, and how reconstruction goes with every other task.
+
+    A rank counts ties: of the ranks that a row may have it is the middle one, so that rows which nothing separates
+    share it. Baselines are not scored on reconstruction, and trivial fillers on nothing else, so ranks are averaged
+    over the tasks that baselines are scored on, and over all tasks for those rows that are in all.
+    """
+    by_cohort: dict[tuple[str, str, str], list[Comparisons]] = {}
+    for c in found:
+        if len(c.scores):
+            by_cohort.setdefault((c.dataset, c.source, c.protocol), []).append(c)
+    across = []
+    for own in by_cohort.values():
+        downstream = [c for c in own if (c.scores["kind"] == "baseline").any()]
+        for tasks in dict.fromkeys((tuple(downstream), tuple(own))):
+            rows = _in_all(tasks)
+            if len(tasks) > 1 and len(rows) > 1:
+                across.append(_mean_ranks(tasks, rows))
+    return across
+
+
+def _in_all(tasks: Sequence[Comparisons]) -> list[str]:
+    """Return the rows that were scored on every task, in order."""
+    # With their kind: ``mean`` is a baseline of one task and a trivial filler of another.
+    rows = [dict.fromkeys(zip(c.scores["kind"], c.scores["row"], strict=True)) for c in tasks]
+    return [row for kind, row in rows[0] if all((kind, row) in own for own in rows)] if rows else []
+
+
+def _mean_ranks(tasks: Sequence[Comparisons], rows: Sequence[str]) -> Across:
+    ranges = [rank_ranges(rows, c.wins) for c in tasks]
+    table = pd.DataFrame(
+        [
+            {
+                "row": row,
+                "mean_rank": float(np.mean([sum(r[row]) / 2 for r in ranges])),
+                "first": float(np.mean([r[row][0] for r in ranges])),
+                "last": float(np.mean([r[row][1] for r in ranges])),
+            }
+            | {f"rank[{c.task}]": sum(r[row]) / 2 for c, r in zip(tasks, ranges, strict=True)}
+            for row in rows
+        ]
+    )
+    table = table.sort_values(["mean_rank", "row"], kind="stable").reset_index(drop=True)
+    names = tuple(c.task for c in tasks)
+    head = table.iloc[0]
+    tied = table["row"][1:][table["first"][1:] <= head["last"]].tolist()
+    if len(tied) == len(table) - 1 and table["mean_rank"].nunique() == 1:
+        said = "nothing separates any two rows, so all share one rank."
+    elif tied:
+        overlap = f"{len(tied)} of the other {len(table) - 1} rows"
+        said = f"{head['row']} is first, but its ranks overlap with those of {overlap}."
+    else:
+        said = f"{head['row']} is first, ahead of every other row."
+    sentence = f"Mean rank over {', '.join(names)} (ties share the middle of their ranks): {said}"
+    return Across(tasks[0].dataset, tasks[0].source, names, table, sentence)
+
+
+def transfer(found: Sequence[Comparisons]) -> list[tuple[str, str]]:
+    """Return (dataset, sentence): does better reconstruction go with better prediction, over the pretrained rows?"""
+    said = []
+    for source in found:
+        if not (source.scores["kind"] == "filler").any():
+            continue
+        for c in found:
+            downstream = (c.scores["kind"] == "baseline").any()
+            if downstream and (c.dataset, c.protocol) == (source.dataset, source.protocol):
+                rho, n = _rank_correlation(source.scores, c.scores)
+                if math.isfinite(rho):
+                    text = (
+                        f"Over {n} pretrained rows, {source.task} goes with {c.task} at Spearman's ρ {rho:+.2f} "
+                        "(positive: better with better). Rows are few and share their subjects: no interval is given."
+                    )
+                    said.append((c.dataset, text))
+    return said
+
+
+def _rank_correlation(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, int]:
+    """Return Spearman's ρ of two tasks over the pretrained rows, better with better, and how many rows there are."""
+    both = first[first["kind"] == "pretrained"].merge(second[second["kind"] == "pretrained"], on="row")
+    both = both.dropna(subset=["score_x", "score_y"])
+    if len(both) < MIN_ROWS or min(both["score_x"].nunique(), both["score_y"].nunique()) < 2:
+        return math.nan, len(both)
+    x, y = (both[f"score_{s}"] * np.where(both[f"higher_is_better_{s}"], 1.0, -1.0) for s in "xy")
+    return float(stats.spearmanr(x, y).statistic), len(both)
+
+
+# ---------------------------------------------------------------- words
 
 
 def _with_holm(table: pd.DataFrame) -> pd.DataFrame:

@@ -218,6 +218,24 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
             "--transductive has no meaning with --split within-recording: everybody is in training there.",
             next_step="Leave one of them out.",
         )
+    if config.refit_permutations and not 19 < config.refit_permutations <= 10_000:
+        yield ConfigError(
+            f"--refit-permutations cannot be {config.refit_permutations}.",
+            allowed="20 to 10000, or 0: fewer than 20 can never give p < .05",
+        )
+    if config.adaptation != "frozen":
+        unused = (
+            ("--harmonise site", config.harmonise == "site"),
+            ("--probe kernel", config.probe == "kernel"),
+            ("--refit-permutations", config.refit_permutations > 0),
+        )
+        for option, given in unused:
+            if given:
+                yield ConfigError(
+                    f"{option} is about the probe on frozen features, and --adaptation {config.adaptation} has none: "
+                    "it would be true of the baselines only.",
+                    next_step="Leave one of them out.",
+                )
     if any(seed < 0 for seed in config.seeds):
         yield ConfigError("a seed cannot be negative.", allowed="whole numbers from 0, such as --seed 0,1,2")
     for option in ("window_s", "patch_s", "sfreq"):

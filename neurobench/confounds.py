@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from neurobench.contracts import COVARIATES
-from neurobench.scoring import N_BOOTSTRAP, MetricScore, bootstrap_weights, percentile_interval
+from neurobench.scoring import N_BOOTSTRAP, MetricScore, bootstrap_weights, family_numbers, percentile_interval
 
 __all__ = ["MIN_KNOWN", "confound_scores", "covariate_columns", "site_leak"]
 
@@ -86,12 +86,14 @@ def confound_scores(
         prediction with a numeric covariate. ``truth_r[NAME]``: of the truth with it.
         ``partial_r[NAME]``: of truth and prediction given a covariate (for a class: point-biserial), also given
         ``all`` of them; ``delta_r2[all]``: what the prediction adds to the R² of a linear regression of the truth on
-        all covariates. Nothing for a prediction that is the same for everybody.
+        all covariates, negative where it goes the wrong way given them. Nothing for a prediction that is the same for
+        everybody.
     """
     y, p = predictions["truth"].to_numpy(float), predictions["prediction"].to_numpy(float)
     if len(y) < MIN_KNOWN or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):
         return {}
-    draws = np.concatenate([np.ones((1, len(y))), bootstrap_weights(len(y), n_bootstrap, seed)])
+    family = family_numbers(predictions["family"]) if "family" in predictions else None
+    draws = np.concatenate([np.ones((1, len(y))), bootstrap_weights(len(y), n_bootstrap, seed, family)])
     scores = {"r[truth]": _score(_correlation(_covariances(np.column_stack([y, p]), draws), 0, 1), 0.0)}
     for name, columns in _designs(predictions).items():
         known = np.logical_and.reduce(np.isfinite(columns), 1)
@@ -108,7 +110,7 @@ def confound_scores(
             left = np.divide(
                 given[:, 0, 0], covariance[:, 0, 0], out=np.zeros(len(draws)), where=covariance[:, 0, 0] > 0
             )
-            scores["delta_r2[all]"] = _score(left * partial**2, 0.0)
+            scores["delta_r2[all]"] = _score(left * np.sign(partial) * partial**2, 0.0)
     return scores
 
 
@@ -161,14 +163,15 @@ def site_leak(predictions: pd.DataFrame, *, seed: int, n_bootstrap: int = N_BOOT
     Parameters
     ----------
     predictions
-        One row a held-out subject: ``participant_id``, ``site``, ``said``.
+        One row a held-out subject: ``participant_id``, ``site``, ``said``, and where known ``family``.
     seed, n_bootstrap
         Of the bootstrap over subjects.
     """
     table = predictions.sort_values("participant_id")
     sites, place = np.unique(table["site"].astype(str), return_inverse=True)
     right = (table["said"].astype(str) == table["site"].astype(str)).to_numpy(float)
-    weights = np.concatenate([np.ones((1, len(table))), bootstrap_weights(len(table), n_bootstrap, seed)])
+    family = family_numbers(table["family"]) if "family" in table else None
+    weights = np.concatenate([np.ones((1, len(table))), bootstrap_weights(len(table), n_bootstrap, seed, family)])
     recalls = []
     for k in range(len(sites)):
         own = weights * (place == k)

@@ -502,6 +502,9 @@ class Baseline(Component, ABC):
     depends_on_task: ClassVar[bool] = False
     """Whether features differ from task to task (covariates leave out the target)."""
 
+    probe: ClassVar[Literal["linear", "kernel"]] = "linear"
+    """``kernel``: scored by the common probe on a Gaussian kernel of its features, whatever a run asks for."""
+
     @abstractmethod
     def fit(self, cohort: Cohort) -> None:
         """Learn from the training subjects.

@@ -24,6 +24,7 @@ from neurobench.scoring import (
     MetricScore,
     Score,
     bootstrap_weights,
+    family_numbers,
     percentile_interval,
 )
 
@@ -39,7 +40,13 @@ _OF_RESPONSES = ("subjects", "states", "conditions")
 
 
 def score_evoked(
-    task: EvokedTask, scores: EvokedScores, predictor: str, *, seed: int, n_bootstrap: int = N_BOOTSTRAP
+    task: EvokedTask,
+    scores: EvokedScores,
+    predictor: str,
+    *,
+    seed: int,
+    n_bootstrap: int = N_BOOTSTRAP,
+    families: Sequence[str] | None = None,
 ) -> Score:
     """Score averaged predictions of evoked responses.
 
@@ -57,6 +64,8 @@ def score_evoked(
         Base seed.
     n_bootstrap
         Draws.
+    families
+        Of ``scores.people``, in their order; drawn and flipped as wholes.
 
     Returns
     -------
@@ -82,7 +91,8 @@ def score_evoked(
         raise ConfigError(f"there is no evoked metric {unknown[0]!r}.", allowed=", ".join(QUANTITIES))
     known = {m.name: m for m in task.metrics}
     n = len(scores.people)
-    draws = bootstrap_weights(n, n_bootstrap, seed)
+    family = family_numbers(families)
+    draws = bootstrap_weights(n, n_bootstrap, seed, family)
     responses = sorted(set(zip(scores.states, scores.conditions, strict=True)))
     values = {q: scores.by_subject(predictor, q) for q in (*known, *(q for q in QUANTITIES if q not in known))}
     values |= {f"{q}[{s}/{c}]": scores.by_subject(predictor, q, (s, c)) for q in known for s, c in responses}
@@ -107,9 +117,9 @@ def score_evoked(
     p_value, above = None, None
     if n >= MIN_SUBJECTS:
         null = scores.by_subject(predictor, f"{headline}[null]")
-        p_value = _sign_flip_p(values[headline] - null, known[headline].higher_is_better, seed)
+        p_value = _sign_flip_p(values[headline] - null, known[headline].higher_is_better, seed, family)
         pair = mean_row(scores.people, values[headline]), mean_row(scores.people, null)
-        found = Paired(n, seed=seed).difference([pair])
+        found = Paired(n, seed=seed, family=family).difference([pair])
         beyond = found["low"] > 0 if known[headline].higher_is_better else found["high"] < 0
         above = beyond and p_value < 0.05
     return Score(
@@ -123,11 +133,14 @@ def score_evoked(
     )
 
 
-def _sign_flip_p(difference: NDArray[np.float64], higher_is_better: bool, seed: int) -> float:
+def _sign_flip_p(
+    difference: NDArray[np.float64], higher_is_better: bool, seed: int, family: NDArray[np.int64] | None = None
+) -> float:
     """Return the one-sided p-value of a mean above 0, (b + 1) / (m + 1)."""
     each = difference if higher_is_better else -difference
     rng = np.random.default_rng(seed_for(seed, "permutation", "evoked", len(each)))
-    null = np.where(rng.random((N_PERMUTATIONS, len(each))) < 0.5, -each, each).mean(1)
+    flipped = rng.random((N_PERMUTATIONS, len(each))) < 0.5
+    null = np.where(flipped if family is None else flipped[:, family], -each, each).mean(1)
     return float(((null >= each.mean() - 1e-12).sum() + 1) / (N_PERMUTATIONS + 1))
 
 

@@ -18,7 +18,7 @@ from neurobench.components import ComponentSpec
 from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
 from neurobench.evidence import write_table
 from neurobench.grand_average import GrandAverage
-from neurobench.paired import Paired, row_of
+from neurobench.paired import Paired, families_of, row_of
 from neurobench.reconstruction import ReconstructionScores
 from neurobench.records import Cohort
 from neurobench.stages import CohortRun
@@ -222,7 +222,7 @@ def _without_groups(predictions: pd.DataFrame, task: SubjectTask, run: CohortRun
     sizes = _sizes(run)
     for control, own in predictions.groupby("control", sort=True):
         whole = own[own["group"] == ""]
-        paired = Paired(len(whole), seed=run.seed)
+        paired = Paired(len(whole), seed=run.seed, family=families_of(run.with_family(whole)))
         first = row_of(metric.name, whole)
         by_fold: list[list[float]] = []
         for group in sizes:

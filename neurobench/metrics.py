@@ -97,6 +97,8 @@ class Sample:
         Numbers from 0.
     age
         In years, NaN where unknown.
+    family
+        Number from 0 of whom belong together; None: everybody alone.
     """
 
     y: Array
@@ -105,6 +107,7 @@ class Sample:
     fold: NDArray[np.int64]
     site: NDArray[np.int64]
     age: Array
+    family: NDArray[np.int64] | None = None
 
     @property
     def flat(self) -> bool:
@@ -174,9 +177,14 @@ def _partial_r_age(s: Sample, w: Array) -> Array:
 
 
 def _delta_r2_age(s: Sample, w: Array) -> Array:
-    """What the prediction adds to the R² of a linear regression of the truth on age, in the held-out subjects."""
+    """What the prediction adds to the R² of a linear regression of the truth on age, in the held-out subjects.
+
+    Counted negative where the prediction goes the wrong way once age is known: a regression would turn it round, and
+    an increment that is never below 0 has an interval that never holds it.
+    """
     yp, ya, pa = _three(s, w)
-    return _over((yp - ya * pa) ** 2, 1 - pa**2)
+    left = yp - ya * pa
+    return _over(np.sign(left) * left**2, 1 - pa**2)
 
 
 def _ordered(s: Sample, w: Array, by: Array) -> tuple[Array, Array, NDArray[np.bool_]]:

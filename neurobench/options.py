@@ -65,6 +65,7 @@ Source = Literal["auto", "real", "simulated"]
 Variant = Literal["default", "null", "confounded"]
 Harmonise = Literal["none", "site"]
 SharedPeople = Literal["refuse", "leave-out", "distinct"]
+Probe = Literal["linear", "kernel"]
 
 _Names = str | Iterable[str] | None
 
@@ -115,6 +116,11 @@ class RunConfig:
         ``distinct``: equal identifiers of two releases are of different people.
     harmonise
         ``site``: take location and scale of the training subjects' sites out of features, fitted inside the fold.
+    probe
+        ``linear``, or ``kernel``: the same on a Gaussian kernel of the features, its width chosen with the penalty.
+    refit_permutations
+        Permutations of the labels with which every probe is fitted anew, for a second p-value of the headline; as many
+        times as long as the fit itself.
     attribution
         Occlude groups of units, with its controls; takes as long as scoring that many times more.
     suite
@@ -146,6 +152,8 @@ class RunConfig:
     pretrain_on: tuple[str, ...] = ()
     shared_people: SharedPeople = "refuse"
     harmonise: Harmonise = "none"
+    probe: Probe = "linear"
+    refit_permutations: int = 0
     attribution: bool = False
     suite: str = ""
 
@@ -179,6 +187,8 @@ class RunConfig:
         pretrain_on: _Names = None,
         shared_people: str | None = None,
         harmonise: str | None = None,
+        probe: str | None = None,
+        refit_permutations: int | None = None,
         attribution: bool | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
@@ -212,6 +222,8 @@ class RunConfig:
             "pretrain_on": _names(pretrain_on),
             "shared_people": shared_people,
             "harmonise": harmonise,
+            "probe": probe,
+            "refit_permutations": refit_permutations,
             "attribution": attribution,
         }
         base = cls() if suite is None else load_suite(suite)
@@ -275,6 +287,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "variant": get_args(Variant),
     "harmonise": get_args(Harmonise),
     "shared_people": get_args(SharedPeople),
+    "probe": get_args(Probe),
 }
 
 

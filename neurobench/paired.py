@@ -21,9 +21,9 @@ from neurobench import window_scoring
 from neurobench.errors import DataError, closest
 from neurobench.identity import seed_for
 from neurobench.metrics import FUNCTIONS, Sample, auroc
-from neurobench.scoring import N_BOOTSTRAP, N_PERMUTATIONS, bootstrap_weights, sample_of
+from neurobench.scoring import N_BOOTSTRAP, N_PERMUTATIONS, bootstrap_weights, family_numbers, sample_of
 
-__all__ = ["POWER", "Paired", "Row", "difference_of", "mean_row", "nadeau_bengio", "needed", "row_of"]
+__all__ = ["POWER", "Paired", "Row", "difference_of", "families_of", "mean_row", "nadeau_bengio", "needed", "row_of"]
 
 Array = NDArray[np.float64]
 
@@ -201,13 +201,16 @@ class Paired:
         Subjects of every row.
     seed
         Of both.
+    family
+        (subjects,) numbers of families, which are drawn and exchanged as wholes; None: everybody alone.
     """
 
-    def __init__(self, n_subjects: int, *, seed: int = 0) -> None:
+    def __init__(self, n_subjects: int, *, seed: int = 0, family: NDArray[np.int64] | None = None) -> None:
         self.n, self.seed = n_subjects, seed
-        self.weights = bootstrap_weights(n_subjects, N_BOOTSTRAP, seed) if n_subjects else np.zeros((0, 0))
+        self.weights = bootstrap_weights(n_subjects, N_BOOTSTRAP, seed, family) if n_subjects else np.zeros((0, 0))
         rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
-        self.swap = rng.random((N_PERMUTATIONS, n_subjects)) < 0.5
+        drawn = rng.random((N_PERMUTATIONS, n_subjects)) < 0.5
+        self.swap = drawn if family is None else drawn[:, family]
         self._drawn: dict[int, tuple[float, Array, Array]] = {}
 
     def drawn(self, row: Row) -> tuple[float, Array, Array]:
@@ -243,7 +246,7 @@ class Paired:
         by_seed = each.reshape(n_seeds, -1).mean(1)
         by_fold = folds.reshape(n_seeds, -1, folds.shape[1]).mean(1).ravel()
         se = float(known.std()) if len(known) else math.nan
-        together = self._combined(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
+        together = self.combined_error(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
         return {
             "difference": difference,
             "low": low,
@@ -259,8 +262,8 @@ class Paired:
             "se_combined": together,
         }
 
-    def _combined(self, draws: Array) -> float:
-        """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) differences."""
+    def combined_error(self, draws: Array) -> float:
+        """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) bootstrap values."""
         rng = np.random.default_rng(seed_for(self.seed, "bootstrap", "seeds", len(draws)))
         chosen = rng.integers(len(draws), size=draws.shape)
         mean = np.take_along_axis(draws, chosen, 0).mean(0)
@@ -279,7 +282,16 @@ def difference_of(metric: str, first: pd.DataFrame, second: pd.DataFrame, *, see
     if a.subjects != b.subjects:
         alone = len(set(a.subjects) ^ set(b.subjects))
         raise DataError(f"two rows cannot be compared: {alone} subjects are in one of them only.")
-    return Paired(len(a.subjects), seed=seed).difference([(a, b)])
+    return Paired(len(a.subjects), seed=seed, family=families_of(first)).difference([(a, b)])
+
+
+def families_of(held_out: pd.DataFrame) -> NDArray[np.int64] | None:
+    """Return (subjects,) numbers of families in the order of a row's subjects; None where the evidence has none."""
+    if "family" not in held_out:
+        return None
+    by_subject = held_out.drop_duplicates("participant_id").set_index("participant_id")["family"]
+    by_subject.index = by_subject.index.astype(str)
+    return family_numbers(by_subject.sort_index())
 
 
 def _exchanged(a: Row, b: Row, swap: NDArray[np.bool_]) -> Array:

@@ -19,14 +19,14 @@ import pandas as pd
 
 import neurobench
 from neurobench.caveats import Caveat, caveats
-from neurobench.comparisons import Comparisons, compare_all
+from neurobench.comparisons import Comparisons, across_tasks, compare_all, transfer
 from neurobench.contracts import Drawing
 from neurobench.errors import ConfigError
 from neurobench.evidence import Evidence
 from neurobench.plugins import Kind, Registry
 from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
-from neurobench.tables import comparison_cells, count, decimals, duration, metric_name, missing, p_value
+from neurobench.tables import comparison_cells, count, decimals, duration, metric_name, missing, p_value, rank_cells
 
 __all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
 
@@ -108,6 +108,7 @@ class Section:
     tasks: Sequence[TaskSection]
     pictures: Sequence[Picture]
     alignment: Grid | None = None
+    across: Sequence[tuple[str, Grid | None]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,8 @@ def build_report(out: Path, registry: Registry, *, figures: bool = True) -> Repo
     """
     sections, everything = [], []
     cohorts = load_evidence(out)
-    compared = {(c.dataset, c.protocol, c.task): c for c in compare_all(out)}
+    every = compare_all(out)
+    compared = {(c.dataset, c.protocol, c.task): c for c in every}
     for n, evidence in enumerate(cohorts):
         records = [read_record(Path(p)) for p in evidence.table["record"]]
         everything += records
@@ -213,7 +215,16 @@ def _section(
         tasks=tasks,
         pictures=[p for p in pictures if not p.section.startswith("task:")],
         alignment=_alignment(evidence, records),
+        across=list(_across([compared[evidence.dataset, str(r["protocol"].iloc[0]), t] for t, r in evidence.tasks()])),
     )
+
+
+def _across(found: Sequence[Comparisons]) -> Iterator[tuple[str, Grid | None]]:
+    """Yield what several tasks say together: mean ranks, and how reconstruction goes with prediction."""
+    for a in across_tasks(found):
+        yield a.sentence, Grid(*rank_cells(a.table))
+    for _, sentence in transfer(found):
+        yield sentence, None
 
 
 def _alignment(evidence: Evidence, records: Sequence[Record]) -> Grid | None:
@@ -509,7 +520,7 @@ def _protocol(record: Record) -> Iterator[tuple[str, str]]:
     yield "size", f"profile {p.profile}: width {p.width}, {p.n_layers} layers"
     yield "recipe", ", ".join(f"{k} {v}" for k, v in p.recipe.items())
     yield "windows", f"{p.window_s:g} s in patches of {p.patch_s:g} s"
-    yield "adaptation", p.adaptation
+    yield "adaptation", p.adaptation + (", kernel probe" if p.probe == "kernel" else "")
     yield "harmonisation", "site, fitted on the training subjects of each fold" if p.harmonise == "site" else "none"
     yield "uncertainty", "95 % intervals of 2,000 bootstraps over subjects; 1,000 permutations within sites"
 
@@ -640,6 +651,10 @@ def _markdown(report: Report) -> Iterator[str]:
             yield "\n#### All metrics\n\n" + _markdown_table(t.details)
             yield from (f"\n- {note}" for note in t.notes)
             yield from (f"\n![{p.alt}]({_file(s, p)})\n\n*{p.title}.* {p.caption}" for p in t.pictures)
+        if s.across:
+            yield "\n### All tasks together\n"
+            for words, grid in s.across:
+                yield f"\n{words}\n" + ("\n" + _markdown_table(grid) if grid is not None else "")
         if s.alignment is not None:
             yield "\n### Sensors that are drawn on, and sensors where a response is expected\n"
             yield _markdown_table(s.alignment)

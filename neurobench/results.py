@@ -108,6 +108,8 @@ class ProtocolRecord(_Strict):
     recipe: dict[str, bool | int | float | str | list[float]]
     transductive: bool = Field(default=False, description="pretrained on the test subjects' recordings too, unlabelled")
     harmonise: Literal["none", "site"] = "none"
+    probe: Literal["linear", "kernel"] = "linear"
+    refit_permutations: int = Field(default=0, description="permuted labels with which every probe was fitted anew")
     suite: str = Field(default="", description="NAME@HASH of the suite, with what was changed of it")
     seed: int
 
@@ -173,6 +175,7 @@ class Record(_Strict):
     skill: float | None = Field(default=None, description="skill over the best baseline; 0 is as good as it")
     best_baseline: str = ""
     p_value: float | None = None
+    p_value_refit: float | None = Field(default=None, description="with every probe fitted anew to permuted labels")
     above_chance: bool | None = None
     confounds: dict[str, MetricRecord] = Field(
         default={},
@@ -368,6 +371,7 @@ def as_row(record: Record) -> dict[str, Any]:
         "skill": record.skill,
         "best_baseline": record.best_baseline,
         "p_value": record.p_value,
+        "p_value_refit": record.p_value_refit,
         "above_chance": record.above_chance,
         "learned": record.pretraining.learned if record.pretraining else None,
         "n_parameters": record.cost.n_parameters,
@@ -389,7 +393,18 @@ def as_row(record: Record) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     """Return versions, git commit and command: recorded, never hashed into an identity."""
     found = {"python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine()}
-    for name in ("neurobench-fm", "torch", "timm", "mne", "nilearn", "numpy", "scipy", "scikit-learn", "pandas"):
+    for name in (
+        "neurobench-fm",
+        "torch",
+        "timm",
+        "mne",
+        "nilearn",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "statsmodels",
+        "pandas",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

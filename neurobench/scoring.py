@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,11 +21,14 @@ __all__ = [
     "MetricScore",
     "Score",
     "bootstrap_weights",
+    "family_numbers",
     "holm",
     "percentile_interval",
+    "permute_within",
     "sample_of",
     "score_reconstruction",
     "score_subject_task",
+    "with_refits",
 ]
 
 Array = NDArray[np.float64]
@@ -80,6 +84,8 @@ class Score:
         How intervals were made.
     notes
         What a reader should know.
+    p_value_refit
+        Of the headline, with every probe fitted anew to permuted labels; None unless that was asked for.
     """
 
     headline: str
@@ -90,6 +96,7 @@ class Score:
     above_chance: bool | None
     interval: str = INTERVAL
     notes: tuple[str, ...] = field(default=())
+    p_value_refit: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, None instead of NaN."""
@@ -97,8 +104,32 @@ class Score:
         return plain | {"per_fold": {k: list(v) for k, v in self.per_fold.items()}, "notes": list(self.notes)}
 
 
-def bootstrap_weights(n_subjects: int, n_bootstrap: int, seed: int) -> Array:
-    """Return (draws, subjects) how often each subject is drawn; the same for every row of a comparison."""
+def family_numbers(families: Any) -> NDArray[np.int64] | None:
+    """Return (subjects,) numbers from 0 of whom belong together, a subject without a family alone; None without any.
+
+    Parameters
+    ----------
+    families
+        (subjects,) names; None, NaN or empty where there is none. None altogether: no family is known.
+    """
+    if families is None:
+        return None
+    names = pd.Series(list(families), dtype=object)
+    alone = names.isna() | (names == "")
+    if alone.all():
+        return None
+    keys = np.where(alone, [f"subject {i}" for i in range(len(names))], "family " + names.astype(str))
+    return np.unique(keys.astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def bootstrap_weights(n_subjects: int, n_bootstrap: int, seed: int, family: NDArray[np.int64] | None = None) -> Array:
+    """Return (draws, subjects) how often each subject is drawn; the same for every row of a comparison.
+
+    With the (subjects,) numbers of their families, whole families are drawn: relatives, or scans of one person under
+    several ids, are no independent observations.
+    """
+    if family is not None:
+        return bootstrap_weights(int(family.max()) + 1, n_bootstrap, seed)[:, family]
     rng = np.random.default_rng(seed_for(seed, "bootstrap", n_subjects))
     drawn = rng.integers(n_subjects, size=(n_bootstrap, n_subjects)) + np.arange(n_bootstrap)[:, None] * n_subjects
     return np.bincount(drawn.ravel(), minlength=n_bootstrap * n_subjects).reshape(n_bootstrap, -1).astype(float)
@@ -136,7 +167,9 @@ def sample_of(predictions: pd.DataFrame) -> tuple[Sample, tuple[str, ...]]:
     site = table["site"].astype(str).to_numpy() if "site" in table else np.full(len(ids), "")
     age = table["age"].to_numpy(float) if "age" in table else np.full(len(ids), np.nan)
     fold = np.unique(table["fold"].to_numpy(), return_inverse=True)[1]
-    return Sample(values[:, 0], values[:, 1], values[:, 2], fold, np.unique(site, return_inverse=True)[1], age), ids
+    family = family_numbers(table["family"]) if "family" in table else None
+    sites = np.unique(site, return_inverse=True)[1]
+    return Sample(values[:, 0], values[:, 1], values[:, 2], fold, sites, age, family), ids
 
 
 def score_subject_task(
@@ -155,7 +188,7 @@ def score_subject_task(
         Says which metrics, the headline first.
     predictions
         One row a subject: ``participant_id``, ``fold``, ``truth``, ``prediction``, ``train_mean`` (of the target in
-        that fold's training subjects), and where known ``site`` and ``age`` (years).
+        that fold's training subjects), and where known ``site``, ``age`` (years) and ``family``.
     seed
         Base seed; the bootstrap draws the same subjects for every row.
     n_bootstrap, n_permutations
@@ -169,7 +202,7 @@ def score_subject_task(
     sample, _ = sample_of(predictions)
     n = len(sample.p)
     ones = np.ones((1, n))
-    draws = bootstrap_weights(n, n_bootstrap, seed)
+    draws = bootstrap_weights(n, n_bootstrap, seed, sample.family)
     folds = (sample.fold == np.arange(sample.fold.max() + 1)[:, None]).astype(float)
     permuted = _permuted(sample, seed, n_permutations)
     metrics: dict[str, MetricScore] = {}
@@ -205,14 +238,97 @@ def score_subject_task(
     )
 
 
+def with_refits(
+    score: Score,
+    task: SubjectTask,
+    target: pd.Series[float],
+    participants: pd.DataFrame,
+    predict: Callable[[pd.Series[float]], pd.DataFrame],
+    *,
+    seed: int,
+    n_permutations: int,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Score:
+    """Return a score with a second p-value: labels are permuted within sites *before* the probe is fitted.
+
+    Fixed predictions ask whether these predictions go with these labels; refitting asks how often the whole procedure,
+    selection of the penalty included, finds as much in labels that mean nothing. What is above chance has to pass both.
+
+    Parameters
+    ----------
+    score
+        As :func:`score_subject_task` gives it.
+    task
+        Says which metric is the headline.
+    target
+        Of every labelled subject.
+    participants
+        Says who was where, in ``site``, and who belongs together, in ``family``.
+    predict
+        From a target to held-out predictions, everything fitted anew.
+    seed, n_permutations
+        Of the permutations; none leave the score as it is.
+    advance
+        Told how many of them are done.
+    """
+    observed = score.metrics[score.headline]
+    if n_permutations == 0 or observed.value is None:
+        return score
+    started = time.perf_counter()
+    rng = np.random.default_rng(seed_for(seed, "permutation", "refit", len(target)))
+    known = participants.loc[target.index]
+    site = known["site"].astype(str).to_numpy() if "site" in known else np.full(len(known), "")
+    family = family_numbers(known["family"]) if "family" in known else None
+    function = metric_function(task.kind, score.headline)
+    null = np.empty(n_permutations)
+    for i, values in enumerate(permute_within(np.asarray(target, np.float64), site, family, n_permutations, rng)):
+        sample, _ = sample_of(predict(pd.Series(values, index=target.index)))
+        null[i] = function(sample, np.ones((1, len(sample.p))))[0]
+        advance(i + 1, n_permutations)
+    p = _permutation_p(observed.value, null, observed.higher_is_better)
+    above = None if score.above_chance is None else score.above_chance and p < 0.05
+    seconds = time.perf_counter() - started
+    note = f"refitted to {n_permutations} permutations of the labels within sites: p {p:.3f} (took {seconds:.1f} s)"
+    return replace(
+        score,
+        p_value_refit=p,
+        above_chance=above,
+        metrics={**score.metrics, score.headline: replace(observed, above_chance=above)},
+        notes=(*score.notes, note),
+    )
+
+
 def _permuted(sample: Sample, seed: int, n_permutations: int) -> Sample:
     """Return the sample with (permutations, subjects) truths, permuted within sites; predictions are held fixed."""
     rng = np.random.default_rng(seed_for(seed, "permutation", len(sample.p)))
-    y = np.tile(sample.y, (n_permutations, 1))
-    for site in np.unique(sample.site):
-        here = np.flatnonzero(sample.site == site)
-        y[:, here] = rng.permuted(y[:, here], axis=1)
-    return replace(sample, y=y)
+    return replace(sample, y=permute_within(sample.y, sample.site, sample.family, n_permutations, rng))
+
+
+def permute_within(
+    y: Array,
+    site: NDArray[Any],
+    family: NDArray[np.int64] | None,
+    n_permutations: int,
+    rng: np.random.Generator,
+) -> Array:
+    """Return (permutations, subjects) labels permuted within sites; of families as wholes, among those as large.
+
+    Relatives are alike, in their labels as in what is predicted of them: permuted one by one they would look like so
+    many independent observations.
+    """
+    permuted = np.tile(y, (n_permutations, 1))
+    # A family at two sites is one at each.
+    blocks: dict[tuple[Any, Any], list[int]] = {}
+    for i, s in enumerate(site):
+        blocks.setdefault((s, ("alone", i) if family is None else family[i]), []).append(i)
+    alike: dict[tuple[Any, int], list[list[int]]] = {}
+    for (s, _), members in blocks.items():
+        alike.setdefault((s, len(members)), []).append(members)
+    for found in alike.values():
+        here = np.array(found)
+        order = rng.permuted(np.tile(np.arange(len(here)), (n_permutations, 1)), axis=1)
+        permuted[:, here] = y[here[order]]
+    return permuted
 
 
 def _permutation_p(observed: float, null: Array, higher_is_better: bool) -> float:
@@ -238,11 +354,12 @@ def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number by Holm's method, in the order given."""
-    order = np.argsort(p_values)
-    stepped = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
-    return [float(x) for x in adjusted]
+    if len(p_values) == 0:
+        return []
+    # Imported here: it takes a second or two, and most commands adjust nothing.
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(x) for x in multipletests(p_values, method="holm")[1]]
 
 
 # ---------------------------------------------------------------- reconstruction
@@ -280,6 +397,7 @@ def score_reconstruction(
     *,
     seed: int,
     n_bootstrap: int = N_BOOTSTRAP,
+    families: Sequence[Any] | None = None,
 ) -> Score:
     """Score masked reconstruction of held-out subjects.
 
@@ -297,10 +415,12 @@ def score_reconstruction(
         Base seed.
     n_bootstrap
         Draws.
+    families
+        Of the subjects of ``scores``, in their order; see :func:`family_numbers`.
     """
     rows = _rows(scores.masks, headline)
     n = len(scores.subjects)
-    draws = bootstrap_weights(n, n_bootstrap, seed)
+    draws = bootstrap_weights(n, n_bootstrap, seed, family_numbers(families))
     r2, r2_draws = scores.r2(predictor), scores.r2(predictor, draws)
     skill, skill_draws = scores.skill(predictor), scores.skill(predictor, draws)
     values: dict[str, tuple[Array, Array]] = {

@@ -6,7 +6,7 @@ The split depends on the participants and the seed, never on a backbone, a mask 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -48,8 +48,8 @@ def make_folds(cohort_participants: pd.DataFrame, n_folds: int, seed: int, mode:
     mode
         ``subjects``: every subject is tested once. ``site``: one site is tested at a time; sites below
         :data:`MIN_SITE` are tested together if they suffice together, else they only train
-        (:func:`split_remarks` says so). ``within-recording``: everybody trains with the first part of each recording
-        and is tested on the last.
+        (:func:`split_remarks` says so); relatives of the tested people are in neither part. ``within-recording``:
+        everybody trains with the first part of each recording and is tested on the last.
 
     Raises
     ------
@@ -67,7 +67,8 @@ def make_folds(cohort_participants: pd.DataFrame, n_folds: int, seed: int, mode:
     if mode == "within-recording":
         return (Fold(0, subjects, subjects, WITHIN_TRAIN, WITHIN_TEST),)
     if mode == "site":
-        return _from_tests(subjects, _site_tests(participants))
+        folds = _from_tests(subjects, _site_tests(participants))
+        return tuple(replace(f, train=_without_relatives(f, participants)) for f in folds)
     if mode == "subjects":
         return _from_tests(subjects, _stratified_tests(participants, n_folds, seed))
     raise ConfigError(f"there is no split {mode!r}.", allowed="subjects, site, within-recording")
@@ -78,6 +79,19 @@ def _from_tests(subjects: tuple[str, ...], tests: Sequence[set[str]]) -> tuple[F
         Fold(i, tuple(s for s in subjects if s not in test), tuple(s for s in subjects if s in test))
         for i, test in enumerate(tests)
     )
+
+
+def _family_of(participants: pd.DataFrame) -> dict[str, str]:
+    """Return the family of everybody who has one."""
+    known = participants["family"].dropna() if "family" in participants else pd.Series(dtype=str)
+    return {str(s): str(f) for s, f in known.items()}
+
+
+def _without_relatives(fold: Fold, participants: pd.DataFrame) -> tuple[str, ...]:
+    """Return the training subjects of a fold who are no relatives of those tested: a family may live at two sites."""
+    family = _family_of(participants)
+    tested = {family[s] for s in fold.test if s in family}
+    return tuple(s for s in fold.train if family.get(s) not in tested)
 
 
 # ---------------------------------------------------------------- subjects
@@ -195,6 +209,11 @@ def split_remarks(cohort_participants: pd.DataFrame, folds: Sequence[Fold]) -> t
         )
     tested = {s for f in folds for s in f.test}
     remarks = []
+    apart = [len(cohort_participants) - len(f.train) - len(f.test) for f in folds]
+    if any(apart):
+        remarks.append(
+            f"up to {max(apart)} subjects a fold are in neither part: they are relatives of people who are tested there"
+        )
     if "site" in cohort_participants:
         site = cohort_participants["site"]
         never = site[~site.index.astype(str).isin(list(tested))]
@@ -215,16 +234,33 @@ def fold_fingerprint(folds: Sequence[Fold]) -> str:
     return digest([asdict(f) for f in folds])
 
 
-def check_disjoint(folds: Sequence[Fold]) -> None:
+def check_disjoint(folds: Sequence[Fold], participants: pd.DataFrame | None = None) -> None:
     """Refuse folds that would let training data into a test.
+
+    Parameters
+    ----------
+    folds
+        Of one split.
+    participants
+        Says in ``family``, where there is one, who belongs together.
 
     Raises
     ------
     DataError
-        If a subject is trained on and tested in one fold on overlapping parts of its recordings, or is tested twice.
+        If a subject is trained on and tested in one fold on overlapping parts of its recordings, or is tested twice,
+        or if a family is in training and in test.
     """
+    family = _family_of(participants) if participants is not None else {}
     seen: dict[str, int] = {}
     for fold in folds:
+        test = set(fold.test)
+        alone = {family[s] for s in fold.train if s in family and s not in test}
+        shared = sorted(alone & {family[s] for s in test if s in family})
+        if shared:
+            raise DataError(
+                f"fold {fold.index}: {len(shared)} families are in training and in test, among them {shared[0]!r}.",
+                allowed="every family on one side of every fold",
+            )
         both = sorted(set(fold.train) & set(fold.test))
         spans = sorted([fold.train_span, fold.test_span])
         if both and any(a[1] > b[0] for a, b in pairwise(spans)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from neurobench import (
     adaptation,
@@ -68,6 +69,9 @@ class CohortRun(CohortSteps):
             "adaptation": "finetune" if self.finetunes(row) else "frozen",
             "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
             "harmonise": self.grid.config.harmonise,
+            "probe": self.probe(row),
+            "families": self.families(self.cohort.subjects),
+            "refit_permutations": self.grid.config.refit_permutations,
             "task": self.component(spec),
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
@@ -75,17 +79,38 @@ class CohortRun(CohortSteps):
             "code": code_digest(scoring, metrics, adaptation, finetuning, confounds),
         }
 
+        n_refits = self.grid.config.refit_permutations
+
         def compute(folder: Path, advance: Advance) -> None:
             target = task.target(self.cohort.participants).dropna()
+            features = functools.cache(lambda index: self.features(row, spec, self.folds[index]))
+
+            def predict(fold: Fold, target: pd.Series[float]) -> tuple[pd.DataFrame, bool]:
+                return self._predict(row, spec, task, fold, target, features)
+
+            def score(whole: pd.DataFrame) -> scoring.Score:
+                found = scoring.score_subject_task(task, whole, seed=self.seed)
+                return scoring.with_refits(
+                    found,
+                    task,
+                    target,
+                    self.cohort.participants,
+                    lambda permuted: pd.concat([predict(f, permuted)[0] for f in self.folds], ignore_index=True),
+                    seed=self.seed,
+                    n_permutations=n_refits,
+                    advance=advance,
+                )
+
             self._score_folds(
                 folder,
                 advance,
-                lambda fold: self._predict(row, spec, task, fold, target),
-                lambda whole: scoring.score_subject_task(task, whole, seed=self.seed),
+                lambda fold: predict(fold, target),
+                score,
                 lambda whole: confounds.confound_scores(whole, seed=self.seed),
             )
 
-        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+        seconds = 0.5 + 0.03 * n_refits * len(self.folds)
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, seconds, compute)
 
     def _score_folds(
         self,
@@ -102,7 +127,7 @@ class CohortRun(CohortSteps):
             tables.append(table)
             unsettled += not converged
             advance(done, len(self.folds))
-        whole = pd.concat(tables, ignore_index=True)
+        whole = self.with_family(pd.concat(tables, ignore_index=True))
         found = score(whole).to_dict() | {"confounds": {k: asdict(m) for k, m in beside(whole).items()}}
         if unsettled:
             found["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
@@ -116,11 +141,17 @@ class CohortRun(CohortSteps):
         )
 
     def _predict(
-        self, row: Row, spec: ComponentSpec, task: SubjectTask, fold: Fold, target: pd.Series[float]
+        self,
+        row: Row,
+        spec: ComponentSpec,
+        task: SubjectTask,
+        fold: Fold,
+        target: pd.Series[float],
+        features: Callable[[int], tuple[list[str], NDArray[np.float64]]],
     ) -> tuple[pd.DataFrame, bool]:
         """Return the held-out predictions of one fold, and whether the probe converged.
 
-        ``target`` holds labelled subjects only.
+        ``target`` holds labelled subjects only; ``features`` gives subjects and their rows by the number of the fold.
         """
         train = [s for s in fold.train if s in target.index]
         test = [s for s in fold.test if s in target.index]
@@ -129,10 +160,12 @@ class CohortRun(CohortSteps):
         if self.finetunes(row):
             prediction = self._finetune(row, task, fold, dict(zip(train, y.tolist(), strict=True)), test, seed)
         else:
-            subjects, x = self.features(row, spec, fold)
+            subjects, x = features(fold.index)
             place = {s: i for i, s in enumerate(subjects)}
             x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
-            prediction = adaptation.fit_predict(x_train, y, x_test, task.kind, seed)
+            prediction = adaptation.fit_predict(
+                x_train, y, x_test, task.kind, seed, groups=self.families(train), probe=self.probe(row)
+            )
         table = pd.DataFrame(
             {
                 "participant_id": test,
@@ -185,6 +218,8 @@ class CohortRun(CohortSteps):
             "adaptation": "finetune" if self.finetunes(row) else "frozen",
             "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
             "task": self.component(spec),
+            "probe": self.probe(row),
+            "families": self.families(self.cohort.subjects),
             "windows": self.window_rows(spec).cohort.fingerprint,
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
@@ -207,7 +242,8 @@ class CohortRun(CohortSteps):
         rows = self.window_rows(spec)
         train, test = rows.of(fold.train), rows.of(fold.test)
         classes = np.asarray(rows.classes.loc[list(train)], np.int64)
-        groups = rows.subjects.loc[list(train)].tolist()
+        people = rows.subjects.loc[list(train)].tolist()
+        groups = self.families(people) or people
         seed = seed_for(self.seed, "probe", spec.label, fold.index)
         if self.finetunes(row):
             tokenizer = tokens.Tokenizer(rows.cohort, self.tokenizer(fold).scaler)
@@ -222,7 +258,7 @@ class CohortRun(CohortSteps):
             place = {s: i for i, s in enumerate(found)}
             x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
             probability, converged = adaptation.fit_predict_classes(
-                x_train, classes, x_test, len(rows.names), groups, seed
+                x_train, classes, x_test, len(rows.names), groups, seed, probe=self.probe(row)
             )
         truth = [rows.names[k] for k in rows.classes.loc[list(test)]]
         people = rows.subjects.loc[list(test)].tolist()
@@ -244,6 +280,8 @@ class CohortRun(CohortSteps):
         identity = {
             "sources": [digest(self.feature_step(row, spec, f).identity) for f in self.folds],
             "what": "site leak",
+            "probe": self.probe(row),
+            "families": self.families(self.cohort.subjects),
             "harmonise": self.grid.config.harmonise,
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
@@ -261,11 +299,13 @@ class CohortRun(CohortSteps):
                 classes = np.array([names.index(sites[s]) for s in train], np.int64)
                 x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
                 seed = seed_for(self.seed, "probe", "site leak", fold.index)
-                probability, _ = adaptation.fit_predict_classes(x_train, classes, x_test, len(names), train, seed)
+                probability, _ = adaptation.fit_predict_classes(
+                    x_train, classes, x_test, len(names), self.families(train) or train, seed, probe=self.probe(row)
+                )
                 said = [names[k] for k in probability.argmax(1)]
                 tables.append(pd.DataFrame({"participant_id": test, "site": sites.loc[test].to_numpy(), "said": said}))
                 advance(done, len(self.folds))
-            score = confounds.site_leak(pd.concat(tables, ignore_index=True), seed=self.seed)
+            score = confounds.site_leak(self.with_family(pd.concat(tables, ignore_index=True)), seed=self.seed)
             (folder / "leak.json").write_text(json.dumps(asdict(score)), encoding="utf-8")
 
         return Step("confounds", self._title(f"site leak of {row.label}"), identity, 0.5, compute)
@@ -303,7 +343,8 @@ class CohortRun(CohortSteps):
 
         def compute(folder: Path, advance: Advance) -> None:
             scores = self.reconstructions(row, masks, task.ratio)
-            score = scoring.score_reconstruction(task, scores, row.label, self.headline_masks(task), seed=self.seed)
+            headline, families = self.headline_masks(task), self.families(scores.subjects)
+            score = scoring.score_reconstruction(task, scores, row.label, headline, seed=self.seed, families=families)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
@@ -318,7 +359,9 @@ class CohortRun(CohortSteps):
         }
 
         def compute(folder: Path, advance: Advance) -> None:
-            score = evoked_scores.score_evoked(task, self.evoked_scores(row, spec), row.label, seed=self.seed)
+            scores = self.evoked_scores(row, spec)
+            families = self.families(scores.people)
+            score = evoked_scores.score_evoked(task, scores, row.label, seed=self.seed, families=families)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
@@ -519,6 +562,8 @@ def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
         "recipe": {},
         "transductive": grid.config.transductive,
         "harmonise": grid.config.harmonise,
+        "probe": grid.config.probe,
+        "refit_permutations": grid.config.refit_permutations,
         "suite": grid.config.suite,
         "seed": seed,
     }

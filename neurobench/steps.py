@@ -211,7 +211,7 @@ class CohortSteps:
         self.cohort, self.outside = _met(cohort, grid, others or {})
         known = self.cohort.units if self.cohort.seen_as is None else self.cohort.seen_as.units
         self.folds = splits.make_folds(cohort.participants, profile.n_folds, seed, grid.config.split)
-        splits.check_disjoint(self.folds)
+        splits.check_disjoint(self.folds, cohort.participants)
         self.fold_fingerprint = splits.fold_fingerprint(self.folds)
         self.recipe = pretraining.Recipe.for_width(profile.width, profile.batch_size)
         self.n_units = min(len(cohort.units), max(1, profile.n_tokens // cohort.patches_per_window))
@@ -487,6 +487,25 @@ class CohortSteps:
             features = harmonisation.by_site(features, people, train, _target_column(self.task(task)))
         return subjects, features
 
+    def probe(self, row: Row) -> adaptation.Probe:
+        """Return what predicts from a row's features: what the run asks for, unless a baseline brings its own."""
+        own = "linear" if row.baseline is None else self.registry.get("baseline", row.baseline.name).probe
+        return "kernel" if own == "kernel" else self.grid.config.probe
+
+    def families(self, subjects: Sequence[str]) -> list[str] | None:
+        """Return whom inner folds have to keep together; None where nobody has a family."""
+        if "family" not in self.cohort.participants:
+            return None
+        family = self.cohort.participants["family"].loc[list(subjects)]
+        return [f"subject {s}" if pd.isna(f) else f"family {f}" for s, f in family.items()]
+
+    def with_family(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return held-out evidence with who belongs together, so that intervals draw families as wholes."""
+        if "family" not in self.cohort.participants:
+            return table
+        family = self.cohort.participants["family"].loc[list(table["participant_id"])]
+        return table.assign(family=["" if pd.isna(f) else str(f) for f in family])
+
     def _harmonises(self, row: Row, task: ComponentSpec) -> bool:
         """Whether sites are taken out of a row's features: not of covariates, which know the site themselves."""
         if self.grid.config.harmonise == "none" or "site" not in self.cohort.participants:
@@ -592,6 +611,8 @@ class CohortSteps:
             "ratio": self.grid.config.ratio,
             "chunks": len(self.chunks),
             "tasks": [self.component(t) for t in tasks],
+            "probe": self.probe(row),
+            "families": self.families(fold.train),
             "seed": self.seed,
             "code": code_digest(attribution, sensory, adaptation, reconstruction, tokens, masking),
         }
@@ -651,7 +672,15 @@ class CohortSteps:
         seed = seed_for(self.seed, "probe", spec.label, fold.index)
         tables = []
         for control, labels in (("", y), ("labels", attribution.permuted_labels(y, seed))):
-            values = adaptation.fit_predict(x[[place[s] for s in train]], labels, stacked, task.kind, seed).values
+            values = adaptation.fit_predict(
+                x[[place[s] for s in train]],
+                labels,
+                stacked,
+                task.kind,
+                seed,
+                groups=self.families(train),
+                probe=self.probe(row),
+            ).values
             for group, predicted in zip(["", *without], values.reshape(1 + len(without), -1), strict=True):
                 tables.append(
                     pd.DataFrame(

@@ -15,7 +15,16 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["comparison_cells", "duration", "missing", "p_value", "plural", "results_table"]
+__all__ = [
+    "comparison_cells",
+    "duration",
+    "missing",
+    "p_value",
+    "plural",
+    "rank_cells",
+    "results_table",
+    "seed_cells",
+]
 
 
 # ---------------------------------------------------------------- words and numbers
@@ -78,6 +87,8 @@ PER_PART = {"metric_r2[": "by mask: R²", "metric_recall[": "by state: recall"}
 """Starts of columns such as ``metric_r2[roi]``, shown one by one under what is in brackets, and what they are."""
 
 BESIDE = {
+    "metric_balanced_accuracy": "balanced accuracy",
+    "metric_within_site_auroc": "within sites",
     "metric_waveform_r[null]": "null",
     "metric_waveform_r[away]": "background",
     "metric_across_halves_r": "across halves",
@@ -86,7 +97,7 @@ BESIDE = {
     "metric_peak_latency_error": "latency (ms)",
     "metric_peak_amplitude_ratio": "amplitude",
 }
-"""Columns that are shown beside the headline of evoked responses, and their titles."""
+"""Columns that are shown beside the headline of two classes and of evoked responses, and their titles."""
 
 CEILING = {
     "metric_waveform_r[ceiling]": "waveform r",
@@ -213,7 +224,8 @@ class _Line:
 
 def _lines(block: pd.DataFrame) -> Iterator[_Line]:
     """Yield rows, the best of each kind first and failed ones last."""
-    parts = {c: BESIDE[c] for c in BESIDE if c in block}
+    headlines = {f"metric_{m}" for m in block["metric"]}
+    parts = {c: BESIDE[c] for c in BESIDE if c in block and c not in headlines}
     for start in PER_PART:
         parts |= {c: c.removeprefix(start).removesuffix("]") for c in block.columns if c.startswith(start)}
     parts = {c: title for c, title in parts.items() if block[c].notna().any()}
@@ -335,4 +347,41 @@ def comparison_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         if seeds:
             row += [f"{r[c]:.{places + 1}f}" for c in ("sd_seeds", "se_subjects", "se_combined")]
         rows.append(row)
+    return titles, rows
+
+
+def rank_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of mean ranks, see :class:`neurobench.comparisons.Across`."""
+    of_tasks = [c for c in table.columns if c.startswith("rank[")]
+    titles = ["row", "mean rank", "from", "to", *(c.removeprefix("rank[").removesuffix("]") for c in of_tasks)]
+    numbers = ["mean_rank", "first", "last", *of_tasks]
+    return titles, [[r["row"], *(f"{r[c]:.2f}" for c in numbers)] for r in table.to_dict("records")]
+
+
+def seed_cells(scores: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of scores over seeds, see :class:`neurobench.comparisons.Comparisons`."""
+    places = decimals(scores["low"].tolist(), scores["high"].tolist())
+    titles = [
+        "row",
+        "mean over seeds",
+        "95 % interval over subjects",
+        "seeds",
+        "s.d. over seeds",
+        "SE subjects",
+        "SE both",
+    ]
+
+    def number(x: float, n: int) -> str:
+        return "–" if math.isnan(x) else f"{x:.{n}f}"
+
+    rows = [
+        [
+            r["row"],
+            number(r["score"], places),
+            f"{number(r['low'], places)} to {number(r['high'], places)}",
+            str(r["n_seeds"]),
+            *(number(r[c], places + 1) for c in ("sd_seeds", "se_subjects", "se_combined")),
+        ]
+        for r in scores.to_dict("records")
+    ]
     return titles, rows

@@ -20,6 +20,7 @@ from neurobench.scoring import (
     MetricScore,
     Score,
     bootstrap_weights,
+    family_numbers,
     percentile_interval,
 )
 
@@ -41,11 +42,13 @@ class _Windows:
     Parameters
     ----------
     truth, subject, fold
-        (rows,) class, number of the subject and of the fold.
+        (rows,) class, number of the subject and of the fold; truth may be (permutations, rows).
     probability
         (rows, classes).
     names, subjects
         Of classes and subjects.
+    family
+        (subjects,) numbers of families; None: everybody alone.
     """
 
     truth: NDArray[np.int64]
@@ -54,6 +57,7 @@ class _Windows:
     probability: Array
     names: tuple[str, ...]
     subjects: tuple[str, ...]
+    family: NDArray[np.int64] | None = None
 
     @property
     def said(self) -> Array:
@@ -64,8 +68,8 @@ class _Windows:
 
     @property
     def hits(self) -> Array:
-        """(rows,) 1 where the most probable class is the true one."""
-        right: Array = self.said[np.arange(len(self.truth)), self.truth]
+        """(rows,) 1 where the most probable class is the true one; as ``truth``, (permutations, rows)."""
+        right: Array = self.said[np.arange(len(self.probability)), self.truth]
         return right
 
 
@@ -104,7 +108,8 @@ def _windows(predictions: pd.DataFrame) -> _Windows:
     subjects, subject = np.unique(table["participant_id"].astype(str), return_inverse=True)
     truth = np.array([names.index(t) for t in table["truth"]], np.int64)
     fold = np.unique(table["fold"], return_inverse=True)[1]
-    return _Windows(truth, subject, fold, probability, names, tuple(subjects.tolist()))
+    first = table["family"].iloc[np.unique(subject, return_index=True)[1]] if "family" in table else None
+    return _Windows(truth, subject, fold, probability, names, tuple(subjects.tolist()), family_numbers(first))
 
 
 _Function = Callable[[_Windows, Array], Array]
@@ -164,7 +169,7 @@ def score_window_task(
     seed
         Base seed; the bootstrap draws the same subjects for every row.
     n_bootstrap, n_permutations
-        Draws of subjects, and of classes permuted within each subject with predictions held fixed.
+        Draws of subjects, and of classes exchanged within each subject with predictions held fixed.
 
     Returns
     -------
@@ -179,24 +184,24 @@ def score_window_task(
     w = _windows(predictions)
     n, n_classes = len(w.subjects), len(w.names)
     ones = np.ones((1, len(w.truth)))
-    draws = bootstrap_weights(n, n_bootstrap, seed)
+    draws = bootstrap_weights(n, n_bootstrap, seed, w.family)
     folds = (w.fold == np.arange(w.fold.max() + 1)[:, None]).astype(float)
     metrics: dict[str, MetricScore] = {}
     per_fold: dict[str, tuple[float | None, ...]] = {}
     functions = {m.name: _function(m.name) for m in task.metrics}
+    permuted = _permuted(w, seed, n_permutations)
     for metric in task.metrics:
         function = functions[metric.name]
         chance = metric.chance if math.isfinite(metric.chance) else 1 / n_classes
-        metrics[metric.name] = _metric(function(w, ones)[0], _draw(function, w, draws), n, chance)
+        value = function(w, ones)[0]
+        null = np.concatenate([function(p, ones) for p in permuted]) if permuted else np.empty(0)
+        metrics[metric.name] = _metric(value, _draw(function, w, draws), n, chance, null)
         per_fold[metric.name] = tuple(float(v) if math.isfinite(v) else None for v in function(w, folds))
+    # No p-value of a single recall: whoever always says one class recognises all of it.
     recall, recall_draws = _recalls(w, ones)[:, 0], _draw(_recalls, w, draws)
     for k, name in enumerate(w.names):
         metrics[f"recall[{name}]"] = _metric(recall[k], recall_draws[k], n, 1 / n_classes)
     headline = metrics[task.metrics[0].name]
-    p_value = _permutation_p(w, functions[task.metrics[0].name], seed, n_permutations)
-    above = None
-    if headline.low is not None and headline.chance is not None and p_value is not None:
-        above = headline.low > headline.chance and p_value < 0.05
     counts = np.bincount(w.truth, minlength=n_classes)
     shown = ", ".join(f"{name} {count}" for name, count in zip(w.names, counts, strict=True))
     return Score(
@@ -204,10 +209,10 @@ def score_window_task(
         metrics=metrics,
         per_fold=per_fold,
         n_subjects=n,
-        p_value=p_value,
-        above_chance=above,
+        p_value=headline.p_value,
+        above_chance=headline.above_chance,
         notes=(
-            f"windows: {shown}; {n_classes} classes, permuted within subjects for p",
+            f"windows: {shown}; {n_classes} classes, exchanged within subjects for p",
             "classes are recordings of their own: what else changed between them, such as the position of the head, "
             "tells them apart as well",
         ),
@@ -221,29 +226,37 @@ def window_hits(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"participant_id": people[w.subject], "truth": names[w.truth], "hit": w.hits})
 
 
-def _metric(value: float, draws: Array, n_subjects: int, chance: float) -> MetricScore:
+def _metric(value: float, draws: Array, n_subjects: int, chance: float, null: Array | None = None) -> MetricScore:
     # Drawing one subject again and again is no interval.
     defined = math.isfinite(value)
     low, high = percentile_interval(draws) if defined and n_subjects > 1 else (None, None)
-    return MetricScore(float(value) if defined else None, low, high, "", True, chance)
+    p_value, above = None, None
+    if defined and null is not None:
+        # Undefined ones count as at least as good.
+        p_value = float((np.sum(~(null < value - 1e-12)) + 1) / (len(null) + 1))
+        above = None if low is None else low > chance and p_value < 0.05
+    return MetricScore(float(value) if defined else None, low, high, "", True, chance, p_value, above)
 
 
-def _permutation_p(w: _Windows, function: _Function, seed: int, n_permutations: int) -> float | None:
-    """Return the share of permutations of classes within subjects that do at least as well, (b + 1) / (m + 1)."""
-    ones = np.ones((1, len(w.truth)))
-    observed = function(w, ones)[0]
-    if not math.isfinite(observed):
-        return None
+def _permuted(w: _Windows, seed: int, n_permutations: int) -> list[_Windows]:
+    """Return the windows with the classes of each subject exchanged for one another, as wholes; some draws at a time.
+
+    Windows of one recording are alike, whatever its class: permuted one by one they would look as if there were as many
+    independent observations as windows, and p-values would be far too small.
+    """
     rng = np.random.default_rng(seed_for(seed, "permutation", "windows", len(w.truth)))
-    own = [np.flatnonzero(w.subject == s) for s in range(len(w.subjects))]
-    as_good = 0
-    for _ in range(n_permutations):
-        truth = w.truth.copy()
-        for rows in own:
-            truth[rows] = rng.permutation(truth[rows])
-        shuffled = _Windows(truth, w.subject, w.fold, w.probability, w.names, w.subjects)
-        as_good += bool(function(shuffled, ones)[0] >= observed - 1e-12)
-    return (as_good + 1) / (n_permutations + 1)
+    n_subjects, n_classes = len(w.subjects), len(w.names)
+    holds = np.zeros((n_subjects, n_classes), bool)
+    holds[w.subject, w.truth] = True
+    # Class to class, (permutations, subjects, classes); a class that a subject does not have stays where it is.
+    becomes = np.tile(np.arange(n_classes), (n_permutations, n_subjects, 1))
+    for pattern in np.unique(holds, axis=0):
+        alike = np.flatnonzero((holds == pattern).all(1))
+        own = np.flatnonzero(pattern)
+        turned = rng.permuted(np.tile(own, (n_permutations, len(alike), 1)), axis=-1)
+        becomes[:, alike[:, None], own] = turned
+    truth = becomes[:, w.subject, w.truth]
+    return [replace(w, truth=truth[i : i + AT_ONCE]) for i in range(0, n_permutations, AT_ONCE)]
 
 
 @dataclass(frozen=True, eq=False)

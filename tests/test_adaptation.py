@@ -14,6 +14,7 @@ from neurobench import adaptation
 from neurobench.adaptation import (
     ALPHAS,
     INVERSE_PENALTIES,
+    WIDTHS,
     embed_subjects,
     fit_predict,
     pool,
@@ -109,6 +110,67 @@ def test_logistic_is_scikit_learns(n, d):
     a, b = standardised(x, new)
     theirs = LogisticRegression(C=found.hyperparameter, class_weight="balanced", tol=1e-9, max_iter=10_000).fit(a, y)
     np.testing.assert_allclose(found.values, theirs.predict_proba(b)[:, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (40, 900)])
+def test_kernel_ridge_is_scikit_learns(n, d):
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
+    from sklearn.preprocessing import KernelCenterer
+
+    x, new = RNG.normal(size=(n, d)), RNG.normal(size=(9, d))
+    y = np.sin(x[:, 0]) * 3 + 0.3 * RNG.normal(size=n) + 50
+    found = fit_predict(x, y, new, "regression", 0, probe="kernel")
+    assert found.hyperparameter in ALPHAS
+    assert found.width in WIDTHS
+    a, b = standardised(x, new)
+    median = np.median(euclidean_distances(a)[np.triu_indices(n, 1)])
+    gamma = 1 / (2 * (found.width * median) ** 2)
+    centre = KernelCenterer().fit(rbf_kernel(a, gamma=gamma))
+    theirs = KernelRidge(alpha=found.hyperparameter, kernel="precomputed")
+    theirs.fit(centre.transform(rbf_kernel(a, gamma=gamma)), y - y.mean())
+    expected = theirs.predict(centre.transform(rbf_kernel(b, a, gamma=gamma))) + y.mean()
+    np.testing.assert_allclose(found.values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_a_kernel_finds_what_no_line_can(kind):
+    """Far from the middle or near it: no direction tells."""
+    x, new = RNG.normal(size=(200, 2)), RNG.normal(size=(100, 2))
+    y, truth = ((z**2).sum(1) for z in (x, new))
+    if kind == "classification":
+        y, truth = (y > 1.4).astype(float), (truth > 1.4).astype(float)
+    linear, kernel = (
+        np.corrcoef(fit_predict(x, y, new, kind, 0, probe=p).values + 1e-9 * new[:, 0], truth)[0, 1]
+        for p in ("linear", "kernel")
+    )
+    assert linear < 0.3
+    assert kernel > 0.8
+
+
+def test_a_kernel_is_fitted_on_training_rows_alone():
+    x, y, new = RNG.normal(size=(40, 60)), RNG.normal(size=40), RNG.normal(size=(6, 60))
+    for kind, target in (("regression", y), ("classification", (y > 0).astype(float))):
+        alone = fit_predict(x, target, new[:1], kind, 0, probe="kernel").values
+        together = fit_predict(x, target, np.r_[new[:1], 1e3 * new[1:]], kind, 0, probe="kernel").values
+        np.testing.assert_allclose(together[:1], alone)
+    same = np.ones((20, 3))
+    np.testing.assert_array_equal(fit_predict(same, y[:20], same[:2], "regression", 0, probe="kernel").width, None)
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("probe", ["linear", "kernel"])
+def test_inner_folds_keep_families_together(kind, probe):
+    """Everybody is there three times: who is recognised in an inner fold would choose the weakest penalty."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(30, 200)), 3, 0) + 0.01 * rng.normal(size=(90, 200))
+    y = np.repeat(rng.permutation(np.resize([0.0, 1.0], 30)), 3)
+    families = [f"f{i // 3}" for i in range(90)]
+    careless, careful = (fit_predict(x, y, x, kind, 0, groups=g, probe=probe) for g in (None, families))
+    stronger = 1 if kind == "regression" else -1
+    assert stronger * np.log10(careful.hyperparameter / careless.hyperparameter) >= 2
+    with pytest.raises(DataError, match="90 targets, 3 groups"):
+        fit_predict(x, y, x, kind, 0, groups=["a", "b", "c"])
 
 
 def test_separable_classes_converge_at_every_penalty():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from neurobench.cli import app
+from neurobench.comparisons import SCORES, Comparisons, across_tasks, compare_all, rank_ranges, transfer
 from neurobench.errors import DataError
 from neurobench.metrics import auroc
 from neurobench.paired import Paired, nadeau_bengio, needed, row_of
@@ -145,6 +147,69 @@ def test_a_metric_that_cannot_be_compared_is_refused():
         row_of("mccc", people(20))
 
 
+# ---------------------------------------------------------------- over tasks
+
+
+def compared(task: str, rows: dict[str, str], wins: set[tuple[str, str]], scores: list[float], higher: bool = True):
+    table = pd.DataFrame({"row": list(rows), "kind": list(rows.values()), "score": scores, "higher_is_better": higher})
+    return Comparisons(
+        "people", "real", task, "protocol", pd.DataFrame(), {}, {}, frozenset(wins), table.reindex(columns=[*SCORES])
+    )
+
+
+ROWS = {"a": "pretrained", "b": "pretrained", "c": "baseline"}
+
+
+def test_ranks_count_ties():
+    assert rank_ranges("abc", frozenset()) == {"a": (1, 3), "b": (1, 3), "c": (1, 3)}
+    assert rank_ranges("abc", frozenset({("a", "c")})) == {"a": (1, 2), "b": (1, 3), "c": (2, 3)}
+    every = frozenset({("a", "b"), ("a", "c"), ("b", "c")})
+    assert rank_ranges("abc", every) == {"a": (1, 1), "b": (2, 2), "c": (3, 3)}
+    # Who is not in the field does not push anybody down.
+    assert rank_ranges("bc", every) == {"b": (1, 1), "c": (2, 2)}
+
+
+def test_ranks_are_averaged_over_tasks_and_errors_are_not():
+    age = compared("age", ROWS, {("a", "b"), ("a", "c")}, [1.0, 400.0, 500.0], higher=False)
+    sex = compared("sex", ROWS, {("c", "a")}, [0.5, 0.6, 0.9])
+    (found,) = across_tasks([age, sex])
+    assert found.tasks == ("age", "sex")
+    by_row = found.table.set_index("row")
+    # Of age: a 1, b and c share 2.5; of sex: c 1.5, b 2, a 2.5.
+    assert by_row["mean_rank"].to_dict() == {"a": 1.75, "c": 2.0, "b": 2.25}
+    assert by_row.loc["a", ["first", "last", "rank[age]", "rank[sex]"]].tolist() == [1.5, 2.0, 1.0, 2.5]
+    assert by_row["mean_rank"].sum() == 6
+    assert "a is first, but its ranks overlap with those of 2 of the other 2 rows" in found.sentence
+    (clear,) = across_tasks([age, compared("sex", ROWS, {("a", "b"), ("a", "c")}, [0.9, 0.5, 0.5])])
+    assert "a is first, ahead of every other row" in clear.sentence
+    (none,) = across_tasks([compared(t, ROWS, set(), [1.0, 2.0, 3.0]) for t in ("age", "sex")])
+    assert none.table["mean_rank"].tolist() == [2.0, 2.0, 2.0]
+    assert "nothing separates any two rows" in none.sentence
+
+
+def test_rows_are_ranked_among_those_that_every_task_has():
+    fillers = {"a": "pretrained", "b": "pretrained", "ridge": "filler"}
+    filled = compared("reconstruction", fillers, {("ridge", "a"), ("ridge", "b"), ("b", "a")}, [0.1, 0.2, 0.4])
+    plain = [compared(t, ROWS, {("c", "a"), ("c", "b")}, [0.5, 0.5, 0.9]) for t in ("age", "sex")]
+    downstream, everything = across_tasks([*plain, filled])
+    assert set(downstream.table["row"]) == {"a", "b", "c"}
+    assert everything.table.set_index("row")["rank[reconstruction]"].to_dict() == {"b": 1.0, "a": 2.0}
+    assert across_tasks([filled]) == across_tasks(plain[:1]) == []
+    # Another cohort or protocol is no further task.
+    assert across_tasks([plain[0], replace(plain[1], dataset="others")]) == []
+
+
+def test_reconstruction_is_correlated_with_prediction_over_pretrained_rows():
+    kinds = {f"m{i}": "pretrained" for i in range(5)}
+    filled = compared("reconstruction", kinds | {"ridge": "filler"}, set(), [0.1, 0.2, 0.3, 0.4, 0.5, 9.0])
+    age = compared("age", kinds | {"mean": "baseline"}, set(), [9.0, 7.0, 6.0, 5.0, 4.0, 1.0], higher=False)
+    ((where, text),) = transfer([filled, age])
+    assert where == "people"
+    # A smaller error is better, and the control is no pretrained row.
+    assert "Over 5 pretrained rows, reconstruction goes with age at Spearman's ρ +1.00" in text
+    assert transfer([filled, compared("age", {"m0": "pretrained", "mean": "baseline"}, set(), [1.0, 2.0])]) == []
+
+
 # ---------------------------------------------------------------- a whole folder
 
 
@@ -176,6 +241,27 @@ def test_the_table_of_a_grid(out):
     assert np.allclose(cells.sum(axis=1), 0)
 
 
+def test_scores_over_seeds_and_mean_ranks_of_a_folder(out):
+    from neurobench.results import load_results
+
+    found = compare_all(out)
+    age = next(c for c in found if c.task == "age")
+    table = load_results(out)
+    own = table[table["task"] == "age"].groupby("row")["score"]
+    scores = age.scores.set_index("row")
+    assert scores["score"].to_dict() == pytest.approx(own.mean().to_dict())
+    assert scores["sd_seeds"].to_dict() == pytest.approx(own.std().to_dict())
+    assert (scores["n_seeds"] == 2).all()
+    assert ((scores["low"] <= scores["score"]) & (scores["score"] <= scores["high"])).all()
+    assert (scores["se_combined"] > 0).all()
+    assert age.ranks == rank_ranges(list(scores.index), age.wins)
+    (everything,) = across_tasks(found)
+    assert everything.tasks == ("age", "reconstruction")
+    assert set(everything.table["row"]) == set(table.loc[table["kind"].isin(["pretrained", "untrained"]), "row"])
+    ((_, text),) = transfer(found)
+    assert "Over 4 pretrained rows, reconstruction goes with age" in text
+
+
 def test_twice_the_same(out):
     import neurobench
 
@@ -190,6 +276,10 @@ def test_the_command_says_it_in_words(out, tmp_path):
     assert "SIMULATED" in text
     assert "Nothing separates the masks on age" in text
     assert "subjects would be needed" in text
+    assert "scores over seeds: spread of seeds, of subjects, and of both" in text
+    whole = " ".join(runner.invoke(app, ["compare", str(out)]).output.split())
+    assert "Mean rank over age, reconstruction (ties share the middle of their ranks)" in whole
+    assert "reconstruction goes with age at Spearman's ρ" in whole
     assert set(pd.read_csv(tmp_path / "x.csv")["task"]) == {"age"}
     plain = json.loads(runner.invoke(app, ["compare", str(out), "--by", "mask", "--json"]).output)
     assert {c["by"] for c in plain["comparisons"]} == {"mask"}

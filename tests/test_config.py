@@ -422,6 +422,23 @@ def test_a_suite_that_does_not_exist():
     assert "core-v1" in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"harmonise": "site", "adaptation": "finetune"}, "--harmonise site is about the probe on frozen features"),
+        ({"probe": "kernel", "adaptation": "scratch"}, "--probe kernel is about the probe on frozen features"),
+        ({"refit_permutations": 50, "adaptation": "finetune"}, "--refit-permutations is about the probe"),
+        ({"refit_permutations": 10}, "--refit-permutations cannot be 10.*20 to 10000"),
+        ({"probe": "kernal"}, "--probe cannot be 'kernal'.*Did you mean 'kernel'"),
+    ],
+)
+def test_what_would_not_be_true_of_backbones_is_refused(options, message):
+    mask = None if options.get("adaptation") == "scratch" else "roi"
+    config = RunConfig.from_options(backbone="mamba", mask=mask, **options)
+    with pytest.raises(ConfigErrors, match=message):
+        expand(config, load_registry())
+
+
 def test_transductive_within_recordings_is_refused():
     config = RunConfig.from_options(backbone="mamba", mask="roi", transductive=True, split="within-recording")
     with pytest.raises(ConfigErrors, match="--transductive has no meaning"):

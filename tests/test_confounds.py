@@ -51,11 +51,28 @@ def test_partial_correlations_are_those_of_residuals():
     for name, columns in designs.items():
         expected = stats.pearsonr(residual(y, columns), residual(p, columns)).statistic
         assert found[f"partial_r[{name}]"].value == pytest.approx(expected), name
-    # What the prediction adds to a regression on all covariates.
+    # What the prediction adds to a regression on all covariates: here it goes the wrong way, so less than nothing.
     rest = residual(y, designs["all"])
     more = residual(y, np.column_stack([designs["all"], p]))
     added = ((rest**2).sum() - (more**2).sum()) / ((y - y.mean()) ** 2).sum()
-    assert found["delta_r2[all]"].value == pytest.approx(added)
+    assert found["partial_r[all]"].value < 0
+    assert found["delta_r2[all]"].value == pytest.approx(-added)
+
+
+def test_partial_correlations_are_those_of_a_regression():
+    """Of statsmodels: the square root of what adding the prediction takes off the residual sum of squares."""
+    from statsmodels.api import OLS, add_constant
+
+    table = predictions()
+    found = confound_scores(table, seed=0, n_bootstrap=20)
+    site = pd.get_dummies(table["site"], drop_first=True, dtype=float)
+    sex = (table["sex"] == "M").astype(float)
+    columns = pd.concat([table["age"], sex, site, table["mean_fd"]], axis=1)
+    without = OLS(table["truth"], add_constant(columns)).fit()
+    full = OLS(table["truth"], add_constant(columns.assign(prediction=table["prediction"]))).fit()
+    t = full.tvalues["prediction"]
+    assert found["partial_r[all]"].value == pytest.approx(t / np.sqrt(t**2 + full.df_resid))
+    assert found["delta_r2[all]"].value == pytest.approx(np.sign(t) * (full.rsquared - without.rsquared))
 
 
 def test_what_only_age_gives_is_nothing_given_age():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,15 @@ def test_a_table_says_what_it_measures_and_groups_its_rows() -> None:
     assert "no signal" in line_of(shown, "mean")
     assert "★ ahead of the next row" in shown
     assert "SIMULATED" not in shown
+
+
+def test_two_classes_show_balanced_accuracy_and_what_holds_within_sites() -> None:
+    shown = printed([row(metric="auroc", metric_balanced_accuracy=0.71, metric_within_site_auroc=0.66)])
+    assert {"balanced accuracy", "within sites"} <= set(re.split(r"\s{2,}", shown))
+    assert {"0.71", "0.66"} <= set(line_of(shown, "net · roi").split())
+    # Where it is the headline it stands there once.
+    shown = printed([row(metric="balanced_accuracy", metric_balanced_accuracy=0.71)])
+    assert shown.count("balanced accuracy") == 2, "the facts and the column of the headline"
 
 
 def test_nothing_is_called_best_that_is_not() -> None:

@@ -19,9 +19,12 @@ from neurobench.paired import difference_of
 from neurobench.reconstruction import ReconstructionScores
 from neurobench.scoring import (
     bootstrap_weights,
+    family_numbers,
     holm,
+    permute_within,
     score_reconstruction,
     score_subject_task,
+    with_refits,
 )
 
 REGRESSION = SimpleNamespace(kind="regression", metrics=regression_metrics("years", given_age=True), classes=("", ""))
@@ -117,6 +120,22 @@ def test_regression_metrics_are_scipys():
         "delta_r2_age": ((ry**2).sum() - (full**2).sum()) / ((yy - yy.mean()) ** 2).sum(),
     }
     assert found == pytest.approx(expected)
+
+
+def test_a_prediction_that_goes_the_wrong_way_adds_nothing():
+    """Turned round it would explain something; as it is it must not count as if it did."""
+    rng = np.random.default_rng(3)
+    age = rng.uniform(20, 80, 200)
+    own = rng.normal(size=200)
+    y = -age / 20 + own
+    right, wrong = (sample(y, -age / 20 + sign * own, age=age) for sign in (0.5, -0.5))
+    f, one = FUNCTIONS["regression"]["delta_r2_age"], np.ones((1, 200))
+    assert f(right, one)[0] > 0.2
+    assert f(wrong, one)[0] == pytest.approx(-f(right, one)[0])
+    # What knows nothing but age has an interval around 0.
+    nothing = table(y, -age / 20 + 0.5 * rng.normal(size=200), age=age)
+    m = score_subject_task(REGRESSION, nothing, seed=0, n_permutations=19).metrics["delta_r2_age"]
+    assert m.low < 0 < m.high
 
 
 def test_within_site_auroc_ignores_differences_between_sites():
@@ -311,6 +330,127 @@ def test_above_chance_is_rare_under_the_null_at_full_size():
     assert above_chance_under_the_null(1000) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
 
 
+# ---------------------------------------------------------------- families
+
+
+def twice(data, seed=0):
+    """Everybody under two ids, with nearly the same prediction."""
+    again = data.assign(participant_id=data["participant_id"] + "-again")
+    both = pd.concat([data, again], ignore_index=True)
+    noise = 1e-3 * np.random.default_rng(seed).normal(size=len(both))
+    return both.assign(prediction=np.clip(both["prediction"] + noise, 0, 1), family=[*data["participant_id"]] * 2)
+
+
+def test_a_person_under_two_ids_is_no_second_observation():
+    once = people(60, 3, slope=1.0)
+    doubled = twice(once)
+
+    def width(data):
+        m = score_subject_task(TWO_CLASSES, data, seed=0, n_permutations=19).metrics["auroc"]
+        return m.high - m.low
+
+    assert width(doubled) == pytest.approx(width(once), rel=0.06)
+    # Without the column the interval is too narrow, by the root of two.
+    assert width(doubled.drop(columns="family")) == pytest.approx(width(once) / np.sqrt(2), rel=0.1)
+    # The same for differences, and for subjects whose family nobody knows.
+    other = people(60, 4, slope=0.5).assign(truth=once["truth"])
+    se = [difference_of("auroc", *(f(t) for t in (once, other)))["se_subjects"] for f in (lambda t: t, twice)]
+    assert se[1] == pytest.approx(se[0], rel=0.06)
+    assert family_numbers(["a", None, "a", "", np.nan]).tolist()[0] == family_numbers(["a", None, "a", "", np.nan])[2]
+    assert len(set(family_numbers(["a", None, "a", "", np.nan]))) == 4
+    assert family_numbers([None, "", np.nan]) is None
+
+
+def test_families_are_permuted_and_exchanged_as_wholes():
+    told, untold, apart = 0, 0, 0
+    for repeat in range(120):
+        nothing = twice(people(30, repeat), repeat)
+        known, unknown = (
+            score_subject_task(TWO_CLASSES, t, seed=repeat, n_bootstrap=50, n_permutations=99).p_value
+            for t in (nothing, nothing.drop(columns="family"))
+        )
+        told, untold = told + (known < 0.05), untold + (unknown < 0.05)
+        other = twice(people(30, 1000 + repeat).assign(truth=people(30, repeat)["truth"]), repeat)
+        apart += difference_of("auroc", nothing, other)["p"] < 0.05
+    # 5 % of 120 is 6; more than 13 has probability .003. As if they were strangers it would be some 15 %.
+    assert told <= 13
+    assert apart <= 13
+    assert untold > told
+    assert untold >= 12
+
+
+def test_labels_are_permuted_within_sites_and_families_of_one_size():
+    y = np.array([1, 2, 1, 2, 3, 4, 5, 6, 7, 8.0])
+    site = np.array(["a"] * 6 + ["b"] * 4)
+    family = np.array([0, 0, 1, 1, 2, 3, 4, 5, 6, 6])
+    permuted = permute_within(y, site, family, 200, np.random.default_rng(0))
+    assert {tuple(r) for r in permuted[:, :4]} == {(1, 2, 1, 2)}
+    assert {tuple(r) for r in permuted[:, 4:6]} == {(3, 4), (4, 3)}
+    assert {tuple(r) for r in permuted[:, 6:8]} == {(5, 6), (6, 5)}
+    assert {tuple(r) for r in permuted[:, 8:]} == {(7, 8)}
+
+
+# ---------------------------------------------------------------- refitting
+
+
+def refitted(seed: int, slope: float, n_permutations: int = 39):
+    """A line fitted to half of the people and tested on the other half, twice; labels depend on the site."""
+    rng = np.random.default_rng(seed)
+    site = np.repeat(["a", "b"], 30)
+    x = rng.normal(size=60) + (site == "b")
+    y = pd.Series(slope * x + rng.normal(size=60) + (site == "b"), index=[f"s{i:02d}" for i in range(60)])
+    folds = rng.permutation(60) % 2
+    seen = []
+
+    def predict(target):
+        seen.append(target)
+        tables = []
+        for f in (0, 1):
+            fit = stats.linregress(x[folds != f], target[folds != f])
+            here = folds == f
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "participant_id": target.index[here],
+                        "fold": f,
+                        "truth": target[here].to_numpy(),
+                        "prediction": fit.intercept + fit.slope * x[here],
+                        "train_mean": target[folds != f].mean(),
+                        "site": site[here],
+                    }
+                )
+            )
+        return pd.concat(tables)
+
+    score = score_subject_task(REGRESSION, predict(y), seed=0, n_bootstrap=200, n_permutations=199)
+    people = pd.DataFrame({"site": site}, index=y.index)
+    return with_refits(score, REGRESSION, y, people, predict, seed=seed, n_permutations=n_permutations), seen, site
+
+
+def test_refitting_finds_what_is_there_and_nothing_else():
+    found, seen, site = refitted(0, 1.5)
+    assert found.p_value_refit == pytest.approx(1 / 40)
+    assert found.above_chance is True
+    assert found.notes[-1].startswith("refitted to 39 permutations of the labels within sites: p 0.025 (took ")
+    # Every site keeps its own labels, in another order.
+    original, *permuted = seen
+    assert len(permuted) == 39
+    for target in permuted:
+        for s in ("a", "b"):
+            assert sorted(target[site == s]) == sorted(original[site == s])
+        assert not target.equals(original)
+    rejected = [refitted(i, 0.0, 19)[0] for i in range(1, 81)]
+    # At most 5 % of 80: more than 10 has probability .003.
+    assert sum(s.p_value_refit <= 0.05 for s in rejected) <= 10
+    assert not any(s.above_chance and s.p_value_refit >= 0.05 for s in rejected)
+
+
+def test_no_refit_unless_asked():
+    found, seen, _ = refitted(0, 1.5, 0)
+    assert found.p_value_refit is None
+    assert len(seen) == 1
+
+
 # ---------------------------------------------------------------- comparisons
 
 
@@ -344,6 +484,55 @@ def test_detectable_difference_is_found_with_power_of_about_eighty_percent():
 def test_only_the_same_subjects_can_be_compared():
     with pytest.raises(DataError, match=r"10 subjects are in one of them only"):
         difference_of("auroc", people(50, 0), people(40, 0))
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("regression", "mae"), ("regression", "pearson_r"), ("classes", "auroc")])
+def test_intervals_are_scipys(kind, metric):
+    """The same percentile interval, within the Monte-Carlo error of two sets of draws."""
+    data = people(90, 3, slope=1.0)
+    task = TWO_CLASSES
+    if kind == "regression":
+        rng = np.random.default_rng(0)
+        y = rng.normal(size=90)
+        data, task = table(y, 0.5 * y + 0.5 * rng.normal(size=90), train_mean=0.0), REGRESSION
+    statistic = {
+        "mae": lambda y, p: np.abs(y - p).mean(),
+        "pearson_r": lambda y, p: np.corrcoef(y, p)[0, 1],
+        "auroc": lambda y, p: sk.roc_auc_score(y, p),
+    }[metric]
+    m = score_subject_task(task, data, seed=0, n_permutations=1).metrics[metric]
+    theirs = stats.bootstrap(
+        (data["truth"].to_numpy(), data["prediction"].to_numpy()),
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    )
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert [m.low, m.high] == pytest.approx(list(theirs.confidence_interval), abs=0.08 * width)
+
+
+def test_exchanges_are_scipys():
+    """Exchanging two rows' errors is the permutation test of paired samples."""
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=60)
+    a, b = table(y, y + rng.normal(size=60)), table(y, y + 1.3 * rng.normal(size=60))
+    errors = [np.abs(t["prediction"] - t["truth"]).to_numpy() for t in (a, b)]
+    theirs = stats.permutation_test(
+        errors,
+        lambda first, second, axis: first.mean(axis) - second.mean(axis),
+        permutation_type="samples",
+        n_resamples=4000,
+        vectorized=True,
+        rng=np.random.default_rng(1),
+    )
+    ours = difference_of("mae", a, b)
+    assert ours["difference"] == pytest.approx(theirs.statistic)
+    # Three standard errors of the smaller of the two sets of draws.
+    assert ours["p"] == pytest.approx(theirs.pvalue, abs=3 * np.sqrt(theirs.pvalue / 1000) + 0.002)
+    assert 0.005 < ours["p"] < 0.5, "an answer from the middle, where the two could differ"
 
 
 def test_holm():

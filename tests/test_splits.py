@@ -84,6 +84,27 @@ def test_families_stay_together():
     assert max(len(f.test) for f in folds) <= 18
 
 
+def test_a_family_at_two_sites_is_on_one_side():
+    """Leave one site out: a person scanned at both would be in training and in test."""
+    table = people(60)
+    table["site"] = np.repeat(["north", "south", "west"], 20)
+    table["diagnosis"] = "control"
+    table["family"] = [f"person-{i % 20:02d}" if i % 20 < 5 else None for i in range(60)]
+    folds = make_folds(table, 3, 0, "site")
+    check_disjoint(folds, table)
+    for f in folds:
+        both = {*table.family.loc[list(f.train)].dropna()} & {*table.family.loc[list(f.test)].dropna()}
+        assert not both
+        assert (len(f.train), len(f.test)) == (30, 20)
+    assert sorted(s for f in folds for s in f.test) == sorted(table.index)
+    assert "up to 10 subjects a fold are in neither part" in split_remarks(table, folds)[0]
+    careless = [Fold(f.index, tuple(s for s in table.index if s not in f.test), f.test) for f in folds]
+    with pytest.raises(DataError, match=r"fold 0: 5 families are in training and in test, among them 'person-00'"):
+        check_disjoint(careless, table)
+    # Within recordings everybody is on both sides, on purpose.
+    check_disjoint(make_folds(table, 2, 0, "within-recording"), table)
+
+
 def test_no_column_at_all():
     folds = make_folds(people(10)[[]], 5, 0, "subjects")
     assert [len(f.test) for f in folds] == [2] * 5

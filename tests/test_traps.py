@@ -10,7 +10,9 @@ import pytest
 
 import neurobench
 from neurobench.caveats import Caveat, caveats
-from neurobench.results import load_evidence, read_record
+from neurobench.results import load_evidence, load_predictions, read_record
+from neurobench.scoring import score_subject_task
+from neurobench_tasks.diagnosis import Diagnosis
 from tests import traps
 
 PLUGINS = Path(__file__).with_name("trap_plugins.py")
@@ -83,6 +85,14 @@ def test_one_person_under_two_ids(tmp_path: Path, told: bool) -> None:
     if told:
         assert "60 of 60 subjects belong to 30 families" in said(found, "families")
         assert area < 0.75
+        # Sixty ids are thirty observations: taken for sixty, the interval would be too narrow.
+        row = score(table, "connectome", "diagnosis")
+        held_out = load_predictions(tmp_path / "out", row["id"])
+        assert held_out["family"].nunique() == 30
+        careless = score_subject_task(Diagnosis(), held_out.drop(columns="family"), seed=0, n_permutations=1).metrics[
+            "auroc"
+        ]
+        assert row["high"] - row["low"] > 1.2 * (careless.high - careless.low)
     else:
         # Nobody told, so the leak is there: this is what the column is for.
         assert area > 0.85

@@ -221,7 +221,7 @@ def test_nothing_is_not_called_above_chance_and_something_is() -> None:
     found = score_window_task(State(), table(0.5), seed=0, n_bootstrap=200, n_permutations=99)
     assert found.above_chance is True
     assert found.p_value == pytest.approx(0.01)
-    assert any("permuted within subjects" in n for n in found.notes)
+    assert any("exchanged within subjects" in n for n in found.notes)
 
 
 def test_permutation_stays_within_subjects() -> None:
@@ -353,3 +353,21 @@ def test_two_states_and_none_to_tell_apart(tmp_path: Path) -> None:
         path.unlink()
     failed = run(tmp_path / "data", tmp_path / "out2")
     assert "all recordings of fake_states are of the state rest" in failed.loc[0, "error"]
+
+
+def test_windows_of_one_recording_are_no_independent_observations() -> None:
+    """Every recording is predicted as one class by chance: p must not take its windows for so many observations."""
+
+    def nothing(seed: int) -> pd.DataFrame:
+        rng = np.random.default_rng(seed)
+        table = pd.DataFrame({"participant_id": np.repeat([f"s{i:02d}" for i in range(20)], 12)})
+        table["truth"] = np.tile(np.repeat(["a", "b"], 6), 20)
+        table["window"], table["fold"] = [f"w{i:03d}" for i in range(240)], np.repeat(np.arange(20) % 2, 12)
+        said = np.repeat(rng.random(40), 6) + 0.02 * rng.normal(size=240)
+        return table.assign(**{"p[a]": 1 - said, "p[b]": said})
+
+    scores = [score_window_task(State(), nothing(i), seed=0, n_bootstrap=50, n_permutations=99) for i in range(60)]
+    for name in ("balanced_accuracy", "macro_auroc"):
+        found = [s.metrics[name].p_value < 0.05 for s in scores]
+        # 5 % of 60 is 3; more than 9 has probability .001. Windows permuted one by one gave 16 of balanced accuracy.
+        assert sum(found) <= 9, name

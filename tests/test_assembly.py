@@ -1,0 +1,30 @@
+"""What may carry the star of the best row."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neurobench.assembly import _best
+
+
+def scored(row: str, error: float, above_chance: bool | None) -> SimpleNamespace:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=80)
+    table = pd.DataFrame({"participant_id": [f"s{i:02d}" for i in range(80)], "fold": 0, "truth": truth})
+    table = table.assign(prediction=truth + error * rng.normal(size=80), train_mean=0.0)
+    metric = SimpleNamespace(value=float(np.abs(table["prediction"] - truth).mean()), higher_is_better=False)
+    protocol = SimpleNamespace(split="subjects", transductive=False)
+    record = SimpleNamespace(
+        row=row, status="ok", headline="mae", metrics={"mae": metric}, protocol=protocol, above_chance=above_chance
+    )
+    return SimpleNamespace(record=record, predictions=table, held_out=table)
+
+
+@pytest.mark.parametrize(("above", "star"), [(True, True), (None, True), (False, False)])
+def test_a_row_without_signal_is_never_the_best(above: bool | None, star: bool) -> None:
+    first, second = scored("first", 1.0, above), scored("second", 3.0, False)
+    assert _best([second, first]) is (first if star else None)  # type: ignore[list-item]
