@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import neurobench
 from neurobench.cli import app
+from neurobench.report import _alike
 from neurobench.results import load_results, read_record
 
 
@@ -97,6 +98,14 @@ def test_what_a_reviewer_asks_for(out: Path):
         record.environment["torch"],
         record.task.digest[:12],
         "Nadeau",
+        "left out nobody",
+        "scored age 40 subjects",
+        "Paired: masks",
+        "Whether the attributions can be believed",
+        "Zeiler",
+        "Abnar",
+        "Abraham et al. 2014",
+        "Paszke et al. 2019",
     ):
         assert what in text, what
 
@@ -128,6 +137,23 @@ def test_attribution_stands_beside_its_controls(out: Path):
     assert (found["low"] <= found["high"]).all()
     untrained = table[(table["task"] == "age") & (table["kind"] == "untrained")].iloc[0]
     assert (out / "evidence" / untrained["id"] / "attribution.parquet").is_file()
+
+
+def test_what_is_drawn_on_stands_beside_the_untrained(out: Path):
+    table = load_results(out)
+    rows = table[table["task"] == "reconstruction"]
+    for row in ("transformer · roi", "transformer · untrained"):
+        found = pd.read_parquet(out / "evidence" / rows[rows["row"] == row].iloc[0]["id"] / "importance.parquet")
+        assert found["value"].mean() == pytest.approx(1, abs=0.05)
+        assert not found["expected"].any(), "no response is expected anywhere in fMRI"
+    names = {p.name for p in (out / "report" / "figures").iterdir()}
+    assert any("importance-transformer" in n for n in names)
+    assert any("age-attribution-map" in n for n in names)
+
+
+def test_lines_that_differ_in_a_share_are_one():
+    lines = ["a: 3% of a recording left out", "b", "a: 38% of a recording left out", "a: 0% of a recording left out"]
+    assert _alike(lines) == ["a: 0 to 38 % of a recording left out", "b"]
 
 
 def test_a_broken_figure_costs_itself_only(out: Path, tmp_path: Path):
