@@ -436,9 +436,9 @@ def _interaction_words(table: pd.DataFrame, p: float, heard: bool) -> str:
         n = strongest["n_needed"]
         more = "no number of subjects" if not math.isfinite(n) else f"about {n:,.0f} subjects"
         return (
-            f"On {task} the masks do not act differently on different backbones, as far as can be told "
-            f"(p {_p(p)}); if the largest departure, {strongest['difference']:+.3g}{unit}, were the true one, {more} would be "
-            f"needed to find it (here {int(strongest['n_subjects'])})."
+            f"On {task} the masks do not act differently on different backbones, as far as can be told (p {_p(p)}); if "
+            f"the largest departure, {strongest['difference']:+.3g}{unit}, were the true one, {more} would be needed "
+            f"to find it (here {int(strongest['n_subjects'])})."
         )
     if not heard:
         return (

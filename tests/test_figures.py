@@ -154,6 +154,17 @@ def test_slices_hold_the_value_of_the_nearest_region(tmp_path: Path, monkeypatch
     assert painted["vmin"] == -painted["vmax"]
 
 
+def test_names_of_aal_have_its_places():
+    table = pd.DataFrame({"unit": ["Precentral_L", "Calcarine_R"], "x": np.nan, "y": np.nan, "z": np.nan})
+    found = _brain.placed(table)
+    assert found is not None
+    units, said = found
+    assert units["x"].iloc[0] < -20 < 0 < units["x"].iloc[1], "left is negative"
+    assert units["y"].iloc[1] < -50, "the calcarine lies at the back"
+    assert "AAL" in said
+    assert _brain.placed(table.assign(unit=["Precentral_L", "r2"])) is None
+
+
 def test_attribution_says_what_it_is_worth(tmp_path: Path):
     d = drawn(attribution.Attribution, tmp_path, name="age-attribution")
     assert "growth of MAE" in d.figure.axes[0].get_xlabel(), "an error grows; it is not lost"

@@ -16,9 +16,23 @@ CUTS = (-40, -22, -4, 14, 32, 50)
 Box = tuple[float, float, float, float]
 
 
-def on_a_brain(units: pd.DataFrame) -> bool:
-    """Whether every unit has a position."""
-    return bool(np.isfinite(units[["x", "y", "z"]].to_numpy(float)).all())
+BY_NAME = " Positions are not in the data: those of AAL's regions of the same names."
+"""What a caption adds where positions were looked up."""
+
+
+def placed(units: pd.DataFrame) -> tuple[pd.DataFrame, str] | None:
+    """Return units that can be drawn on a brain, and what the caption has to add; None where that cannot be.
+
+    Regions without positions whose names are all AAL's have the centres of AAL.
+    """
+    if np.isfinite(units[["x", "y", "z"]].to_numpy(float)).all():
+        return units, ""
+    from neurobench_datasets._atlases import aal_regions
+
+    atlas = aal_regions().set_index("name")[["x", "y", "z"]]
+    if not units["unit"].isin(atlas.index).all():
+        return None
+    return units.assign(**{axis: atlas.loc[units["unit"], axis].to_numpy(float) for axis in "xyz"}), BY_NAME
 
 
 def scale_of(values: np.ndarray, signed: bool, limit: tuple[float, float] | None = None) -> tuple[float, float, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._brain import glass_brain, on_a_brain, painted, slices
+from neurobench_figures._brain import glass_brain, painted, placed, slices
 from neurobench_figures._helmet import TYPES, sensor_types, topomap
 from neurobench_figures._style import SMALL, best, canvas, limits, one_seed_said, slug, with_unit
 from neurobench_figures.attribution import believed, lost
@@ -25,13 +25,19 @@ class AttributionMap(Figure):
         """Yield one drawing a task, if attribution was asked for and positions are known."""
         units = evidence.units
         helmet = evidence.signal == "sensors"
-        if not (sensor_types(units) if helmet else evidence.modality == "fmri" and on_a_brain(units)):
+        added = ""
+        if helmet:
+            if not sensor_types(units):
+                return
+        elif evidence.modality != "fmri" or (found := placed(units)) is None:
             return
+        else:
+            units, added = found
         for task, rows in evidence.tasks():
             for record_id in best(rows, "pretrained"):
                 own = evidence.frame(record_id, "attribution")
                 if own is not None and own.loc[own["control"] == "", "value"].notna().any():
-                    yield _drawing(evidence, task, rows, record_id, units)
+                    yield _drawing(evidence, task, rows, record_id, units, added)
 
 
 def by_unit(units: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
@@ -41,7 +47,9 @@ def by_unit(units: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
     return groups.replace("", "no group").map(own).to_numpy(float)
 
 
-def _drawing(evidence: Evidence, task: str, rows: pd.DataFrame, record_id: str, units: pd.DataFrame) -> Drawing:
+def _drawing(
+    evidence: Evidence, task: str, rows: pd.DataFrame, record_id: str, units: pd.DataFrame, added: str
+) -> Drawing:
     line = rows[rows["id"] == record_id].iloc[0]
     own = evidence.frame(record_id, "attribution")
     assert own is not None
@@ -78,7 +86,7 @@ def _drawing(evidence: Evidence, task: str, rows: pd.DataFrame, record_id: str, 
             limit = (-edge, edge)
             glass_brain(figure, (0.02, top - 0.51 * part, 0.96, 0.45 * part), values, units, True, label, limit)
             slices(figure, (0.02, top - 0.93 * part, 0.96, 0.38 * part), values, units, True, label, limit)
-        how = f"Every unit has the value of its group. Slices of the MNI template: {painted(units)}"
+        how = f"Every unit has the value of its group. Slices of the MNI template: {painted(units)}{added}"
     shown = own[own["control"] == ""].sort_values("value", ascending=False)["group"].tolist()
     return Drawing(
         name=f"{slug(task)}-attribution-map",

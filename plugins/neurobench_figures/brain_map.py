@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._brain import glass_brain, on_a_brain, painted, slices
+from neurobench_figures._brain import glass_brain, painted, placed, slices
 from neurobench_figures._style import SMALL, best, canvas, one_seed_said, slug
 
 
@@ -24,17 +24,17 @@ class BrainMap(Figure):
         """Yield one drawing a reconstruction task of fMRI with positions."""
         if evidence.modality != "fmri":
             return
-        units = evidence.units
-        if not on_a_brain(units):
+        if (found := placed(evidence.units)) is None:
             return
+        units, added = found
         for task, rows in evidence.tasks():
             for record_id in best(rows, "pretrained") or best(rows, "untrained"):
                 if (scores := evidence.frame(record_id, "units")) is not None:
                     name = str(rows.loc[rows["id"] == record_id, "row"].iloc[0])
-                    yield _drawing(evidence, task, name, units.merge(scores, on="unit", how="inner"), rows)
+                    yield _drawing(evidence, task, name, units.merge(scores, on="unit", how="inner"), rows, added)
 
 
-def _drawing(evidence: Evidence, task: str, name: str, table: pd.DataFrame, rows: pd.DataFrame) -> Drawing:
+def _drawing(evidence: Evidence, task: str, name: str, table: pd.DataFrame, rows: pd.DataFrame, added: str) -> Drawing:
     figure = canvas(8.0, evidence)
     figure.set_layout_engine("none")
     r2 = table["r2"].to_numpy(float)
@@ -54,7 +54,7 @@ def _drawing(evidence: Evidence, task: str, name: str, table: pd.DataFrame, rows
         caption=f"One marker a region or patch (MNI, left, back, right, top); R² against each region's own mean over "
         f"the headline masks, pooled "
         f"over {int(rows['n_subjects'].max())} held-out subjects. Colours cover 96 % of the values. Slices of the MNI "
-        "template (left is left): " + painted(table) + one_seed_said(rows),
+        "template (left is left): " + painted(table) + added + one_seed_said(rows),
         alt=f"R² of {len(table)} units from {np.nanmin(r2):.2f} to {np.nanmax(r2):.2f}; highest: {top}. {ahead} are "
         f"above the best filler.",
         figure=figure,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._brain import glass_brain, on_a_brain
+from neurobench_figures._brain import glass_brain, placed
 from neurobench_figures._helmet import sensor_types, topomap
 from neurobench_figures._style import SMALL, best, canvas, limits, number, one_seed_said, shortened, slug
 
@@ -26,14 +26,20 @@ class Importance(Figure):
         """Yield one drawing a backbone that can say, if attribution was asked for and positions are known."""
         units = evidence.units
         helmet = evidence.signal == "sensors"
-        if not (sensor_types(units) if helmet else evidence.modality == "fmri" and on_a_brain(units)):
+        added = ""
+        if helmet:
+            if not sensor_types(units):
+                return
+        elif evidence.modality != "fmri" or (found := placed(units)) is None:
             return
+        else:
+            units, added = found
         for task, rows in evidence.tasks():
             for backbone, own in rows[rows["kind"] == "pretrained"].groupby("backbone", sort=True):
                 for record_id in best(own, "pretrained"):
                     table = evidence.frame(record_id, "importance")
                     if table is not None and table["value"].notna().any():
-                        yield _drawing(evidence, task, str(backbone), rows, record_id, table, units)
+                        yield _drawing(evidence, task, str(backbone), rows, record_id, table, units, added)
 
 
 def _panels(
@@ -56,6 +62,7 @@ def _drawing(
     record_id: str,
     table: pd.DataFrame,
     units: pd.DataFrame,
+    added: str,
 ) -> Drawing:
     panels = _panels(evidence, rows, record_id, table)
     states = list(dict.fromkeys(table["state"]))
@@ -114,6 +121,7 @@ def _drawing(
         "scans draw on), mean over held-out subjects; one scale, the untrained backbone beside as the control. "
         + (ringed if helmet and said else "")
         + "It says where a network looks, not whether that does any good."
+        + added
         + one_seed_said(rows),
         alt=f"Importance of {len(units)} units in {', '.join(states)}: {'; '.join(said) or 'no response is expected'}.",
         figure=figure,
