@@ -22,7 +22,17 @@ __all__ = ["COLUMNS", "MIN_GROUPS", "spearman", "stability"]
 MIN_GROUPS = 3
 """Groups below which a rank correlation says nothing."""
 
-COLUMNS = ("kind", "row", "n_groups", "n_seeds", "over_seeds", "over_folds", "randomised_weights", "randomised_labels")
+COLUMNS = (
+    "kind",
+    "row",
+    "n_groups",
+    "n_seeds",
+    "over_seeds",
+    "over_folds",
+    "randomised_weights",
+    "randomised_labels",
+    "group_size",
+)
 
 
 def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
@@ -51,7 +61,8 @@ def stability(evidence: Evidence, task: str) -> pd.DataFrame:
     DataFrame
         One row a (kind, row) with an attribution, columns :data:`COLUMNS`: number of groups and of seeds; the mean
         Spearman correlation over pairs of seeds, over pairs of folds (mean over seeds), and with the same of the
-        untrained backbone and of a probe fitted to permuted labels (mean over seeds). NaN where there is no such pair.
+        untrained backbone, of a probe fitted to permuted labels, and with the number of units of each group (means over
+        seeds): many units are missed more than few, whatever they say. NaN where there is no such pair.
     """
     scored = evidence.rows(task, kind=("pretrained", "untrained"))
     tables = {
@@ -74,6 +85,7 @@ def stability(evidence: Evidence, task: str) -> pd.DataFrame:
             if kind == "pretrained" and (r["backbone"], r["seed"]) in untrained
         ]
         labels = [_agree(v, _values(tables[r["id"]], "labels")) for v, r in zip(values, lines, strict=True)]
+        sizes = [_agree(v, _sizes(tables[r["id"]])) for v, r in zip(values, lines, strict=True)]
         folds = [float(tables[r["id"]]["fold_agreement"].iloc[0]) for r in lines]
         rows.append(
             {
@@ -85,6 +97,7 @@ def stability(evidence: Evidence, task: str) -> pd.DataFrame:
                 "over_folds": _mean(folds),
                 "randomised_weights": _mean(weights),
                 "randomised_labels": _mean(labels),
+                "group_size": _mean(sizes),
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -93,6 +106,11 @@ def stability(evidence: Evidence, task: str) -> pd.DataFrame:
 def _values(table: pd.DataFrame, control: str = "") -> pd.Series[float]:
     own = table[table["control"] == control]
     return pd.Series(own["value"].to_numpy(float), index=own["group"].tolist())
+
+
+def _sizes(table: pd.DataFrame) -> pd.Series[float]:
+    own = table[table["control"] == ""]
+    return pd.Series(own["n_units"].to_numpy(float), index=own["group"].tolist())
 
 
 def _agree(first: pd.Series[float], second: pd.Series[float]) -> float:

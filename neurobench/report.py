@@ -284,7 +284,8 @@ def _stability(evidence: Evidence) -> Grid | None:
 BELIEF = (
     "Spearman's rank correlation over groups of units, of what is lost without each. An attribution is worth reading "
     "where it comes out alike over seeds and folds (near 1), and unlike with randomised weights and with randomised "
-    "labels (well below that). A dash: one seed, too few groups, or no such control."
+    "labels (well below that); where it goes with the groups' sizes it may say no more than that many units are missed "
+    "more than few. A dash: one seed, too few groups, or no such control."
 )
 
 AGREEMENT = {
@@ -292,6 +293,7 @@ AGREEMENT = {
     "over_folds": "ρ over folds",
     "randomised_weights": "ρ with randomised weights",
     "randomised_labels": "ρ with randomised labels",
+    "group_size": "ρ with the groups' sizes",
 }
 
 

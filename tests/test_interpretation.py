@@ -14,6 +14,7 @@ from neurobench.evidence import Evidence, write_table
 from neurobench.interpretation import spearman, stability
 from neurobench.specimen_evidence import simulated_evidence
 
+SIZES = [3, 1, 4, 1, 5, 9, 2, 6]
 GROUPS = [f"g{i}" for i in range(8)]
 
 
@@ -22,7 +23,7 @@ def planted(tmp_path: Path, values: dict[tuple[str, int, str], np.ndarray]) -> E
     evidence = simulated_evidence(tmp_path, "fmri")
     for r in evidence.rows("age", kind=("pretrained", "untrained")).to_dict("records"):
         parts = [
-            pd.DataFrame({"group": GROUPS, "control": control, "value": v, "fold_agreement": 0.25})
+            pd.DataFrame({"group": GROUPS, "control": control, "value": v, "fold_agreement": 0.25, "n_units": SIZES})
             for (row, seed, control), v in values.items()
             if row == r["row"] and seed == r["seed"]
         ]
@@ -54,6 +55,8 @@ def test_seeds_and_controls(tmp_path: Path):
     assert own["over_folds"] == 0.25
     assert own["randomised_weights"] == pytest.approx(stats.spearmanr(a, untrained).statistic)
     assert own["randomised_labels"] == pytest.approx(stats.spearmanr(a, labels).statistic)
+    both = [stats.spearmanr(v, SIZES).statistic for v in (a, b)]
+    assert own["group_size"] == pytest.approx(np.mean(both))
     assert np.isnan(table.loc["mamba · untrained", "over_seeds"]), "one seed has nothing to agree with"
     assert np.isnan(table.loc["mamba · untrained", "randomised_weights"]), "it is the control itself"
 

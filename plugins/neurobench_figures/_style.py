@@ -52,7 +52,7 @@ def canvas(height: float, evidence: Evidence, width: float = WIDTH) -> MplFigure
     FigureCanvasAgg(figure)
     if evidence.source == "simulated":
         figure.text(0.995, 0.005, "SIMULATED", ha="right", va="bottom", fontsize=SMALL, color="#9a6700", weight="bold")
-        figure.get_layout_engine().set(rect=(0, 0.04 * 4 / max(height, 1), 1, 1 - 0.04 * 4 / max(height, 1)))
+        figure.get_layout_engine().set(rect=(0, 0.2 / max(height, 1), 1, 1 - 0.2 / max(height, 1)))
     return figure
 
 

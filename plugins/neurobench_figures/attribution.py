@@ -106,6 +106,7 @@ def believed(evidence: Evidence, task: str, row: str) -> str:
             ("between folds", "over_folds"),
             ("with randomised weights", "randomised_weights"),
             ("with randomised labels", "randomised_labels"),
+            ("with the groups' sizes", "group_size"),
         )
         if np.isfinite(float(own[column]))
     ]

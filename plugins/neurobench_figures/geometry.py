@@ -86,6 +86,7 @@ def _drawing(evidence: Evidence, name: str, table: pd.DataFrame) -> Drawing:
         right.set_title("age is not known", fontsize=SMALL + 1)
     for axes in (left, right):
         axes.set_xlabel("component 1 (s.d.)")
+        axes.locator_params(axis="x", nbins=5)
     left.set_ylabel("component 2 (s.d.)")
     return Drawing(
         name="geometry",
