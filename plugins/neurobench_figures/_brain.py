@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 
@@ -180,5 +182,6 @@ def _spacing(places: np.ndarray) -> float:
 def _bar(figure, box: Box, colour, label: str) -> None:
     left, bottom, width, height = box
     bar = figure.add_axes((left + width * 0.9, bottom + 0.15 * height, 0.014, 0.7 * height))
-    figure.colorbar(colour, cax=bar).set_label(label, fontsize=SMALL)
+    # Beside a low bar a long label would run into the next panel.
+    figure.colorbar(colour, cax=bar).set_label(textwrap.fill(label, 18), fontsize=SMALL)
     bar.tick_params(labelsize=SMALL)
