@@ -181,7 +181,7 @@ def test_nothing_to_report_is_said(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_sideways_scrolling(out: Path, tmp_path: Path, width: int):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
@@ -192,7 +192,7 @@ def test_a_browser_shows_it_without_sideways_scrolling(out: Path, tmp_path: Path
     probe = (
         "<script>const d=document.documentElement;"
         "document.title=JSON.stringify({scroll:d.scrollWidth,client:d.clientWidth,"
-        "images:[...document.images].map(i=>[i.naturalWidth,i.clientWidth])})</script></body>"
+        "images:[...document.images].map(i=>[i.naturalWidth,i.parentElement.clientWidth,i.clientWidth])})</script></body>"
     )
     (tmp_path / "page.html").write_text(source.replace("</body>", probe), encoding="utf-8")
     page.write_text(
@@ -214,4 +214,5 @@ def test_a_browser_shows_it_without_sideways_scrolling(out: Path, tmp_path: Path
     measured = json.loads(found[1].replace("&quot;", '"'))
     assert measured["scroll"] <= measured["client"], "the page is wider than the window"
     assert len(measured["images"]) >= 10
-    assert all(natural > 0 and client <= width for natural, client in measured["images"])
+    # On a phone a picture keeps the size at which its type is read, and moves in a frame that fits.
+    assert all(natural > 0 and frame <= width and own >= 500 for natural, frame, own in measured["images"])
