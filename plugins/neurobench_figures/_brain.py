@@ -85,7 +85,7 @@ def glass_brain(
         None,
         display_mode="lyrz",
         figure=figure,
-        axes=(left, bottom, width * 0.88, height),
+        axes=(left, bottom, width * 0.85, height),
         annotate=False,
         plot_abs=False,
     )
@@ -143,7 +143,7 @@ def slices(
         display_mode="z",
         cut_coords=list(CUTS),
         figure=figure,
-        axes=(left, bottom, width * 0.88, height),
+        axes=(left, bottom, width * 0.85, height),
         colorbar=False,
         threshold=1e-12,
         cmap=colours,
@@ -181,7 +181,7 @@ def _spacing(places: np.ndarray) -> float:
 
 def _bar(figure, box: Box, colour, label: str) -> None:
     left, bottom, width, height = box
-    bar = figure.add_axes((left + width * 0.9, bottom + 0.15 * height, 0.014, 0.7 * height))
+    bar = figure.add_axes((left + width * 0.865, bottom + 0.15 * height, 0.014, 0.7 * height))
     # Beside a low bar a long label would run into the next panel.
     figure.colorbar(colour, cax=bar).set_label(textwrap.fill(label, 18), fontsize=SMALL)
     bar.tick_params(labelsize=SMALL)
