@@ -160,8 +160,11 @@ def _score(
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
     if (lost := gather.attributed(run, row, task, store)) is not None:
         tables["attribution"] = lost
-        if isinstance(run.task(task), ReconstructionTask) and (where := gather.aligned(run, row, store)) is not None:
-            tables["alignment"] = where
+        if isinstance(run.task(task), ReconstructionTask):
+            if (where := gather.aligned(run, row, store)) is not None:
+                tables["alignment"] = where
+            if (drawn := gather.importances(run, row, store)) is not None:
+                tables["importance"] = drawn
     if row.backbone is not None and isinstance(run.task(task), SubjectTask) and not run.finetunes(row):
         tables["geometry"] = gather.embedding_geometry(run, row, task)
     path = entry.file("predictions.parquet")

@@ -422,5 +422,6 @@ def _better(m: MetricRecord) -> bool:
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:
+    names = list(dict.fromkeys(names))  # Seeds of a row have one name.
     shown = ", ".join(names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")

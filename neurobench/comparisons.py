@@ -111,6 +111,12 @@ class _Task(Paired):
         masks = [m for m in sorted({m for _, m in cells}) if all((b, m) in cells for b in backbones)]
         return backbones, masks, cells
 
+    def heard(self) -> bool:
+        """Whether any pretrained row is above chance, or was not asked."""
+        return any(
+            id(row) not in self.silent for k, rows in self.of.items() if k.kind == "pretrained" for row in rows.values()
+        )
+
     def contrast(
         self, terms: Sequence[tuple[Row, Row]], by: By, first: str, second: str, seeds: Sequence[int]
     ) -> dict[str, Any]:
@@ -387,7 +393,9 @@ def _compared(evidence: Evidence, task: str, rows: pd.DataFrame, by: Sequence[By
             own_table = table[table["by"] == one]
             if len(own_table):
                 sentences[one] = (
-                    _interaction_words(own_table, omnibus) if one == "interaction" else _words(one, own_table)
+                    _interaction_words(own_table, omnibus, built.heard())
+                    if one == "interaction"
+                    else _words(one, own_table, int((table["by"] != "interaction").sum()))
                 )
         if built.left_out:
             sentences["left out"] = "Not compared: " + "; ".join(built.left_out) + "."
@@ -541,7 +549,20 @@ WHAT = {
 }
 
 
-def _words(by: str, table: pd.DataFrame) -> str:
+def _needed_among(line: Mapping[str, Any], n_tested: int) -> float:
+    """Return the subjects at which a difference is found with a power of .8 where many are looked at.
+
+    Bonferroni's level, which is the one of Holm's first step: the number is on the safe side.
+    """
+    from scipy import stats
+
+    se, difference, n = float(line["detectable"]) / POWER, abs(float(line["difference"])), int(line["n_subjects"])
+    reach = float(stats.norm.isf(0.05 / (2 * n_tested)) + stats.norm.isf(0.2))
+    # It was not found with those that there are.
+    return max(float(math.ceil(n * (reach * se / difference) ** 2)), float(n + 1))
+
+
+def _words(by: str, table: pd.DataFrame, n_tested: int) -> str:
     what, how = WHAT[by]
     task, unit = table["task"].iloc[0], table["unit"].iloc[0]
     unit = f" {unit}" if unit else ""
@@ -566,7 +587,9 @@ def _words(by: str, table: pd.DataFrame) -> str:
     )
     if apart and largest["p_holm"] >= 0.05:
         said += "; its interval excludes 0, but among all comparisons of the task that does not count "
-        said += f"(Holm p {_p(largest['p_holm'])})."
+        said += f"(Holm p {_p(largest['p_holm'])})"
+        among = _needed_among(largest, n_tested)
+        said += f": among {n_tested}, about {among:,.0f} subjects would be needed (here {int(largest['n_subjects'])})."
     elif apart:
         said += "; its interval excludes 0, but what is ahead is not above chance itself."
     else:
@@ -579,15 +602,27 @@ def _largest(table: pd.DataFrame) -> dict[str, Any]:
     return dict(max(rows, key=lambda r: abs(r["difference"])))
 
 
-def _interaction_words(table: pd.DataFrame, p: float) -> str:
-    task = table["task"].iloc[0]
-    if p >= 0.05:
-        return f"On {task} the masks do not act differently on different backbones, as far as can be told (p {_p(p)})."
+def _interaction_words(table: pd.DataFrame, p: float, heard: bool) -> str:
+    task, unit = table["task"].iloc[0], table["unit"].iloc[0]
+    unit = f" {unit}" if unit else ""
     strongest = _largest(table)
+    if p >= 0.05:
+        n = strongest["n_needed"]
+        more = "no number of subjects" if not math.isfinite(n) else f"about {n:,.0f} subjects"
+        return (
+            f"On {task} the masks do not act differently on different backbones, as far as can be told (p {_p(p)}); if "
+            f"the largest departure, {strongest['difference']:+.3g}{unit}, were the true one, {more} would be needed "
+            f"to find it (here {int(strongest['n_subjects'])})."
+        )
+    if not heard:
+        return (
+            f"On {task} masks seem to act differently on different backbones (p {_p(p)}), but no pretrained row is "
+            "above chance itself, so nothing follows."
+        )
     return (
         f"On {task} masks act differently on different backbones (p {_p(p)}): the largest departure is "
         f"{strongest['first']} "
-        f"with {strongest['second']}, {strongest['difference']:+.3g} ({strongest['low']:.3g} to "
+        f"with {strongest['second']}, {strongest['difference']:+.3g}{unit} ({strongest['low']:.3g} to "
         f"{strongest['high']:.3g}) from "
         "what backbone and mask add up to."
     )

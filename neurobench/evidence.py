@@ -5,7 +5,7 @@ alone and never a model. Folders of an output::
 
     records/<id>.json                 the number, and how it was made
     predictions/<id>.parquet          one row a held-out subject (window, response, subject × mask)
-    evidence/<id>/<kind>.parquet      units, curves, geometry, attribution
+    evidence/<id>/<kind>.parquet      units, curves, geometry, attribution, alignment, importance
     evidence/<id>/<kind>.npz          responses, traces
     cohorts/<fingerprint>/            cohort.json, units.parquet
 """
@@ -35,6 +35,9 @@ TABLES: Mapping[str, str] = {
     "metric, unit, n_units, control (empty, or labels: probe fitted to permuted ones), fold_agreement (Spearman)",
     "alignment": "of a backbone on sensors, one row a state: state, auroc of what it draws on for the expected "
     "sensors, p and null (turned helmets or shuffles), n_expected, n_units",
+    "importance": "of a backbone that can say, one row a (state, unit): state, unit, value (how much other units draw "
+    "on it: 1 where they draw on all alike, mean over folds), expected (whether the state's response is expected "
+    "there)",
 }
 """Tables that may lie beside a record."""
 

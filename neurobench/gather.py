@@ -174,11 +174,42 @@ def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> p
     return None
 
 
+def importances(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
+    """Return how much other units draw on each unit in every state, the mean over folds; None where that is not known.
+
+    Columns of ``importance``; ``expected`` is false throughout where no response is expected anywhere.
+    """
+    values = _drawn_on(run, row, store)
+    units = run.cohort.units
+    nowhere = np.zeros(len(units), bool)
+    tables = []
+    for state, own in values.items():
+        where = sensory.expected_units(units, state)
+        table = {"state": state, "unit": units.names, "value": own, "expected": nowhere if where is None else where}
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
 def aligned(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
     """Return how well what a backbone draws on singles out the sensors where each state's response is expected.
 
     The mean over folds of each sensor's importance in the test subjects; None where that is not known.
     """
+    values = _drawn_on(run, row, store)
+    units = run.cohort.units
+    expected = {s: e for s in values if (e := sensory.expected_units(units, s)) is not None}
+    if not expected:
+        return None
+    turned = sensory.turns(units.position_mm, sensory.N_PERMUTATIONS, run.seed) if units.has_positions else None
+    rows = [
+        {"state": state, **sensory.alignment(values[state], where, turned, run.seed)}
+        for state, where in expected.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _drawn_on(run: CohortRun, row: Row, store: Store) -> dict[str, NDArray[np.float64]]:
+    """Return (units,) of every state: what others draw on each unit, the mean over folds."""
     values: dict[str, list[NDArray[np.float64]]] = {}
     for step in run.attribution_steps(row):
         entry = store.get(step.stage, step.identity)
@@ -186,16 +217,7 @@ def aligned(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
             with np.load(path, allow_pickle=False) as stored:
                 for state, own in zip(stored["states"].tolist(), stored["values"], strict=True):
                     values.setdefault(state, []).append(own)
-    units = run.cohort.units
-    expected = {s: e for s in values if (e := sensory.expected_units(units, s)) is not None}
-    if not expected:
-        return None
-    turned = sensory.turns(units.position_mm, sensory.N_PERMUTATIONS, run.seed) if units.has_positions else None
-    rows = [
-        {"state": state, **sensory.alignment(np.mean(values[state], axis=0), where, turned, run.seed)}
-        for state, where in expected.items()
-    ]
-    return pd.DataFrame(rows)
+    return {state: np.mean(own, axis=0) for state, own in values.items()}
 
 
 def _sizes(run: CohortRun) -> dict[str, int]:

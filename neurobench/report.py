@@ -23,6 +23,7 @@ from neurobench.comparisons import Comparisons, across_tasks, compare_all, trans
 from neurobench.contracts import Drawing
 from neurobench.errors import ConfigError
 from neurobench.evidence import Evidence
+from neurobench.interpretation import stability
 from neurobench.plugins import Kind, Registry
 from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
@@ -44,6 +45,49 @@ METHODS = (
     "Many comparisons of one task: Holm 1979 (Scandinavian Journal of Statistics 6:65–70).",
     "Dependence between folds, as a check: Nadeau & Bengio 2003, doi:10.1023/A:1024068626366.",
 )
+
+OCCLUSION = (
+    "Occlusion of groups: Zeiler & Fergus 2014, doi:10.1007/978-3-319-10590-1_53; beside randomised weights and "
+    "randomised labels: Adebayo et al. 2018, arXiv:1810.03292; agreement over seeds, folds and with the controls: "
+    "Spearman's rank correlation."
+)
+IMPORTANCE = (
+    "What a network draws on: attention rollout (Abnar & Zuidema 2020, doi:10.18653/v1/2020.acl-main.385), "
+    "of scans Ali et al. 2024, arXiv:2403.01590; why it is no explanation: Jain & Wallace 2019, "
+    "doi:10.18653/v1/N19-1357."
+)
+ALIGNMENT = (
+    "Expected sensors against turned helmets: Alexander-Bloch et al. 2018, doi:10.1016/j.neuroimage.2018.05.070; one "
+    "to one: Markello & Misic 2021, doi:10.1016/j.neuroimage.2021.118052."
+)
+HARMONISED = (
+    "Sites taken out inside folds: the model of ComBat (Johnson et al. 2007, doi:10.1093/biostatistics/kxj037; Fortin "
+    "et al. 2018, doi:10.1016/j.neuroimage.2017.11.024) without its empirical Bayes step."
+)
+MNI = "Slices and glass brains: ICBM 152 template (Fonov et al. 2011, doi:10.1016/j.neuroimage.2010.07.033)."
+NOCEILING = "Noise ceiling: split halves with Spearman–Brown (Spearman 1910; Brown 1910)."
+
+ATLASES = (
+    (
+        frozenset({"Precentral_L", "Calcarine_L", "Heschl_L", "Vermis_3"}),
+        "Atlas: the names of the regions are those of AAL (Tzourio-Mazoyer et al. 2002, doi:10.1006/nimg.2001.0978); "
+        "of its third version also Rolls et al. 2020, doi:10.1016/j.neuroimage.2019.116189.",
+    ),
+)
+"""Names that tell an atlas, and what to cite for it."""
+
+OTHER_ATLAS = "Atlas: not told by the names of the regions; cite the one that the series were taken with."
+
+SOFTWARE = {
+    "torch": "PyTorch: Paszke et al. 2019, arXiv:1912.01703",
+    "scikit-learn": "scikit-learn: Pedregosa et al. 2011, Journal of Machine Learning Research 12:2825–2830",
+    "nilearn": "Nilearn: Abraham et al. 2014, doi:10.3389/fninf.2014.00014",
+    "mne": "MNE-Python: Gramfort et al. 2013, doi:10.3389/fnins.2013.00267",
+    "matplotlib": "Matplotlib: Hunter 2007, doi:10.1109/MCSE.2007.55",
+    "numpy": "NumPy: Harris et al. 2020, doi:10.1038/s41586-020-2649-2",
+    "scipy": "SciPy: Virtanen et al. 2020, doi:10.1038/s41592-019-0686-2",
+}
+"""What to cite for the packages that a run or a picture used."""
 
 DPI = 160
 
@@ -101,7 +145,7 @@ class Section:
     summary: Sequence[str]
     caveats: Sequence[Caveat]
     cohort: Sequence[tuple[str, str]]
-    flow: Grid | None
+    flow: Grid
     sites: Grid | None
     columns: Grid
     protocol: Sequence[tuple[str, str]]
@@ -109,6 +153,7 @@ class Section:
     pictures: Sequence[Picture]
     alignment: Grid | None = None
     across: Sequence[tuple[str, Grid | None]] = ()
+    stability: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +216,7 @@ def build_report(out: Path, registry: Registry, *, figures: bool = True) -> Repo
         software=_software(environments),
         components=_components(everything),
         citations=list(_citations(everything, cohorts, registry)),
-        methods=METHODS,
+        methods=list(_methods(everything, cohorts)),
         failed=_failed(out),
         restricted=sorted({s.title for s, e in zip(sections, cohorts, strict=True) if _restricted(e)}),
     )
@@ -205,10 +250,13 @@ def _section(
         title=evidence.title,
         dataset=evidence.dataset,
         simulated=evidence.source == "simulated",
-        summary=[_one_line(task, rows) for task, rows in evidence.tasks()],
+        summary=[
+            _one_line(task, rows) + _separated(compared[evidence.dataset, str(rows["protocol"].iloc[0]), task])
+            for task, rows in evidence.tasks()
+        ],
         caveats=[c for c in said if not c.task],
         cohort=list(_facts(evidence)),
-        flow=_flow(cohort),
+        flow=_flow(cohort, records),
         sites=_sites(cohort),
         columns=_participants(cohort),
         protocol=list(_protocol(records[0])),
@@ -216,6 +264,7 @@ def _section(
         pictures=[p for p in pictures if not p.section.startswith("task:")],
         alignment=_alignment(evidence, records),
         across=list(_across([compared[evidence.dataset, str(r["protocol"].iloc[0]), t] for t, r in evidence.tasks()])),
+        stability=_stability(evidence),
     )
 
 
@@ -227,15 +276,49 @@ def _across(found: Sequence[Comparisons]) -> Iterator[tuple[str, Grid | None]]:
         yield sentence, None
 
 
+def _stability(evidence: Evidence) -> Grid | None:
+    """Return how well attributions agree with themselves and with their controls, one row a (task, row)."""
+    rows = [
+        [
+            task,
+            str(r["row"]),
+            str(r["n_groups"]),
+            str(r["n_seeds"]),
+            *("–" if missing(r[c]) else f"{r[c]:+.2f}" for c in AGREEMENT),
+        ]
+        for task, _ in evidence.tasks()
+        for r in stability(evidence, task).to_dict("records")
+    ]
+    return Grid(["task", "row", "groups", "seeds", *AGREEMENT.values()], rows) if rows else None
+
+
+BELIEF = (
+    "Spearman's rank correlation over groups of units, of what is lost without each. An attribution is worth reading "
+    "where it comes out alike over seeds and folds (near 1), and unlike with randomised weights and with randomised "
+    "labels (well below that); where it goes with the groups' sizes it may say no more than that many units are missed "
+    "more than few. A dash: one seed, too few groups, or no such control."
+)
+
+AGREEMENT = {
+    "over_seeds": "ρ over seeds",
+    "over_folds": "ρ over folds",
+    "randomised_weights": "ρ with randomised weights",
+    "randomised_labels": "ρ with randomised labels",
+    "group_size": "ρ with the groups' sizes",
+}
+
+
 def _alignment(evidence: Evidence, records: Sequence[Record]) -> Grid | None:
     """Return what backbones draw on beside where a response is expected, the untrained ones as the control."""
     rows = []
+    seeds = len({r.protocol.seed for r in records}) > 1
     for r in records:
         table = evidence.frame(r.id, "alignment") if r.status == "ok" else None
         for line in () if table is None else table.to_dict("records"):
             sensors = f"{line['n_expected']} of {line['n_units']}"
+            name = r.row + (f" · seed {r.protocol.seed}" if seeds else "")
             rows.append(
-                [r.row, str(line["state"]), f"{line['auroc']:.2f}", p_value(line["p"]), sensors, str(line["null"])]
+                [name, str(line["state"]), f"{line['auroc']:.2f}", p_value(line["p"]), sensors, str(line["null"])]
             )
     columns = ["row", "state", "AUROC", "p", "sensors expected", "null"]
     return Grid(columns, rows) if rows else None
@@ -428,6 +511,17 @@ def _one_line(task: str, rows: pd.DataFrame) -> str:
     return f"{task}: {metric}{f' in {unit}' if unit else ''}: " + "; ".join(shown)
 
 
+def _separated(found: Comparisons) -> str:
+    """Return in a few words what the paired comparisons of a task come to."""
+    said = []
+    for by, words in (("backbone", "backbones"), ("mask", "masks"), ("untrained", "pretrained from untrained")):
+        own = found.table[found.table["by"] == by]
+        if len(own):
+            n = int((own["winner"] != "").sum())
+            said.append(f"{words} {f'{n} of {len(own)} separated' if n else 'not separated'}")
+    return ". Paired: " + ", ".join(said) if said else ""
+
+
 # ---------------------------------------------------------------- the cohort and the protocol
 
 
@@ -443,7 +537,7 @@ def _facts(evidence: Evidence) -> Iterator[tuple[str, str]]:
     yield "recording length", _spread(c["recording_s"], " s")
     yield "units", f"{c['n_units']} ({c['signal']}); groups: {c['group_source']}"
     yield "sampling", f"{c['sfreq']:.4g} Hz"
-    yield "signal", "; ".join(c["provenance"])
+    yield "signal", "; ".join(_alike(c["provenance"]))
     yield "revision", card["revision"]
     if card["inclusion"]:
         yield "inclusion", card["inclusion"]
@@ -457,19 +551,42 @@ def _spread(s: Mapping[str, float], unit: str = "") -> str:
     return f"{s['mean']:.4g} ± {s['sd']:.3g}{unit} ({s['low']:.4g} to {s['high']:.4g})"
 
 
-def _flow(cohort: Mapping[str, Any]) -> Grid | None:
-    if not cohort["findings"]:
-        return None
-    rows = [
-        [
-            f["code"],
-            {"error": "left out", "warning": "used, with a warning", "info": "noted"}[f["level"]],
-            str(f["n"]),
-            f["example"],
-        ]
-        for f in cohort["findings"]
-    ]
-    return Grid(["finding", "what became of it", "n", "what it says"], rows)
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s?%")
+
+
+def _alike(lines: Sequence[str]) -> list[str]:
+    """Return lines that differ in one percentage only as one line with their range: one a recording is no reading."""
+    ranges: dict[str, list[float]] = {}
+    for line in lines:
+        found = _SHARE.findall(line)
+        key = _SHARE.sub("{} %", line) if len(found) == 1 else line
+        ranges.setdefault(key, []).extend(float(f) for f in found if len(found) == 1)
+    said = []
+    for key, values in ranges.items():
+        low, high = (min(values), max(values)) if values else (0.0, 0.0)
+        said.append(key.replace("{}", f"{low:g}" if low == high else f"{low:g} to {high:g}") if values else key)
+    return said
+
+
+def _flow(cohort: Mapping[str, Any], records: Sequence[Record]) -> Grid:
+    """Return who was found, left out with the reason, used, and scored on each task."""
+    lost = [f for f in cohort["findings"] if f["level"] == "error"]
+    kept = [f for f in cohort["findings"] if f["level"] != "error"]
+    hidden = "single cases are not shown; `neurobench data check` lists them on the machine that holds the data"
+    rows = [["left out", f["code"], str(f["n"]), f["example"] or hidden] for f in lost]
+    if not lost:
+        rows.append(["left out", "nobody", "0", "no recording was left out while reading"])
+    rows.append(
+        ["used", "recordings", str(cohort["n_recordings"]), f"of {cohort['n_subjects']} subjects, in every pretraining"]
+    )
+    words = {"warning": "used, with a warning", "info": "noted"}
+    rows += [[words[f["level"]], f["code"], str(f["n"]), f["example"] or hidden] for f in kept]
+    for task in dict.fromkeys(r.task.label for r in records):
+        n = max(r.n_subjects for r in records if r.task.label == task)
+        without = cohort["n_subjects"] - n
+        why = f"{without} without what the task needs (its target, or enough events)" if without > 0 else "everybody"
+        rows.append(["scored", task, f"{n} subjects", why])
+    return Grid(["step", "what", "n", "why"], rows)
 
 
 def _sites(cohort: Mapping[str, Any]) -> Grid | None:
@@ -548,6 +665,30 @@ def _components(records: Sequence[Record]) -> Grid:
     return Grid(["component", "parameters", "from", "sha256 of its code"], [found[k] for k in sorted(found)])
 
 
+def _methods(records: Sequence[Record], cohorts: Sequence[Evidence]) -> Iterator[str]:
+    """Yield what was used, and whom to cite for it; what was not used is not cited."""
+    yield from METHODS
+    ids = [(e, r) for e in cohorts for r in e.table["id"]]
+    for kind, words in (("attribution", OCCLUSION), ("importance", IMPORTANCE), ("alignment", ALIGNMENT)):
+        if any(e.frame(r, kind) is not None for e, r in ids):
+            yield words
+    if any(r.protocol.harmonise == "site" for r in records):
+        yield HARMONISED
+    if any(e.arrays(r, "responses") is not None for e, r in ids):
+        yield NOCEILING
+    for evidence in cohorts:
+        if evidence.modality == "fmri":
+            names = {*evidence.units["unit"], *evidence.units["group"]}
+            told = [text for some, text in ATLASES if len(some & names) > 1]
+            yield from told or [OTHER_ATLAS]
+    if any(e.modality == "fmri" for e in cohorts):
+        yield MNI
+    used = {k for r in records for k in r.environment} | {"matplotlib"}
+    used |= {"nilearn"} if any(e.modality == "fmri" for e in cohorts) else set()
+    used |= {"mne"} if any(e.modality == "meg" for e in cohorts) else set()
+    yield "Software: " + "; ".join(text for name, text in SOFTWARE.items() if name in used) + "."
+
+
 def _citations(records: Sequence[Record], cohorts: Sequence[Evidence], registry: Registry) -> Iterator[str]:
     seen = set()
     for evidence in cohorts:
@@ -563,7 +704,12 @@ def _citations(records: Sequence[Record], cohorts: Sequence[Evidence], registry:
         for name in sorted({c.name for r in records if (c := getattr(r, kind)) is not None}):
             cls = registry.of(kind).get(name)
             if cls is not None and cls.reference:
-                yield f"{kind} {name}: {cls.reference}"
+                yield f"{kind} {name}: {_reference(cls.reference)}"
+
+
+def _reference(text: str) -> str:
+    """Return a reference that says what it is: a bare DOI gets its prefix."""
+    return f"doi:{text}" if text.startswith("10.") else text
 
 
 # ---------------------------------------------------------------- writing
@@ -606,7 +752,7 @@ def _html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("report.html.j2").render(report=report, flush_right=_flush_right)
+    return templates.get_template("report.html.j2").render(report=report, flush_right=_flush_right, belief=BELIEF)
 
 
 _NUMBER = re.compile(r"[<+−-]?\s?\d*\.?\d+%?( ?[a-zA-Z]{1,3})?( \(.*\)| to .*| ± .*)?|–|")
@@ -655,6 +801,10 @@ def _markdown(report: Report) -> Iterator[str]:
             yield "\n### All tasks together\n"
             for words, grid in s.across:
                 yield f"\n{words}\n" + ("\n" + _markdown_table(grid) if grid is not None else "")
+        if s.stability is not None:
+            yield "\n### Whether the attributions can be believed\n"
+            yield f"{BELIEF}\n"
+            yield _markdown_table(s.stability)
         if s.alignment is not None:
             yield "\n### Sensors that are drawn on, and sensors where a response is expected\n"
             yield _markdown_table(s.alignment)

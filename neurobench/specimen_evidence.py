@@ -176,6 +176,9 @@ def _reconstruction(folder: Path, kind: SpecimenKind, seed: int, rng: np.random.
                 "r2": np.full((3, 4), 0.75),
             }
             write_arrays(place / "traces.npz", traces)
+            drawn = pd.DataFrame({"state": "rest" if kind == "fmri" else "auditory", "unit": names})
+            drawn = drawn.assign(value=rng.gamma(9, 1 / 9, N_UNITS), expected=np.arange(N_UNITS) % 5 == 0)
+            write_table(place / "importance.parquet", drawn.assign(expected=drawn["expected"] & (kind == "meg")))
     return rows
 
 

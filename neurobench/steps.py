@@ -613,6 +613,7 @@ class CohortSteps:
             "tasks": [self.component(t) for t in tasks],
             "probe": self.probe(row),
             "families": self.families(fold.train),
+            "importance": "every signal",
             "seed": self.seed,
             "code": code_digest(attribution, sensory, adaptation, reconstruction, tokens, masking),
         }
@@ -635,12 +636,11 @@ class CohortSteps:
             names = {"subjects": np.array(found.subjects, dtype=str), "groups": np.array(found.groups, dtype=str)}
             sums = {n: getattr(found, n).sum(-1) for n in ("base", "occluded", "total")}
             np.savez(folder / "occlusion.npz", allow_pickle=False, **names, **sums)
-            if self.cohort.signal == "sensors":
-                drawn = sensory.unit_importance(net, tokenizer, windows, self.chunks, self.device)
-                if drawn is not None:
-                    values = np.stack([drawn.of(state) for state in drawn.states])
-                    states = np.array(drawn.states, dtype=str)
-                    np.savez(folder / "importance.npz", allow_pickle=False, states=states, values=values)
+            drawn = sensory.unit_importance(net, tokenizer, windows, self.chunks, self.device)
+            if drawn is not None:
+                values = np.stack([drawn.of(state) for state in drawn.states])
+                states = np.array(drawn.states, dtype=str)
+                np.savez(folder / "importance.npz", allow_pickle=False, states=states, values=values)
             if tasks:
                 without = {}
                 for done, (name, rows) in enumerate(groups.items(), 1):

@@ -328,8 +328,14 @@ def comparison_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     of_cells = bool((table["by"] == "interaction").all())
     places = decimals(table["low"].tolist(), table["high"].tolist())
     seeds = bool((table["n_seeds"] > 1).any())
-    titles = ["backbone", "mask", "beyond both"] if of_cells else ["first", "second", "first − second"]
-    titles += ["95 % interval", "p" if of_cells else "p (Holm)", *([] if of_cells else ["p (Nadeau–Bengio)", "better"])]
+    units = list(dict.fromkeys(str(u) for u in table["unit"] if str(u)))
+    unit = f" ({units[0]})" if len(units) == 1 else ""
+    titles = ["backbone", "mask", f"beyond both{unit}"] if of_cells else ["first", "second", f"first − second{unit}"]
+    titles += [
+        "95 % interval",
+        "p" if of_cells else "p (Holm)",
+        *([] if of_cells else ["p (Nadeau, Bengio)", "better"]),
+    ]
     titles += ["detectable", "subjects needed", *(["s.d. over seeds", "SE subjects", "SE both"] if seeds else [])]
     rows = []
     for r in table.to_dict("records"):
@@ -345,7 +351,8 @@ def comparison_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         n = r["n_needed"]
         row += [f"{r['detectable']:.{places}f}", f"{n:,.0f}" if math.isfinite(n) and n < 1e7 else "–"]
         if seeds:
-            row += [f"{r[c]:.{places + 1}f}" for c in ("sd_seeds", "se_subjects", "se_combined")]
+            spreads = [r[c] for c in ("sd_seeds", "se_subjects", "se_combined")]
+            row += ["–" if missing(v) else f"{v:.{places + 1}f}" for v in spreads]
         rows.append(row)
     return titles, rows
 

@@ -8,10 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from scipy import stats
 
 from neurobench.specimen_evidence import simulated_evidence
-from neurobench_figures import heatmap, intervals, roc, topomap
-from neurobench_figures._helmet import HEAD, flat
+from neurobench_figures import (
+    _brain,
+    attribution,
+    attribution_map,
+    geometry,
+    heatmap,
+    importance,
+    intervals,
+    roc,
+    topomap,
+    transfer,
+)
+from neurobench_figures._helmet import HEAD, by_place, flat
+from neurobench_figures._style import number
 from neurobench_figures.butterfly import butterfly
 
 
@@ -77,6 +91,104 @@ def test_the_top_of_the_helmet_is_the_middle():
 def test_maps_of_sensors_only_where_there_are_sensors(tmp_path: Path):
     assert not list(topomap.Topomap().draw(simulated_evidence(tmp_path / "a", "fmri")))
     assert list(topomap.Topomap().draw(simulated_evidence(tmp_path / "b", "meg")))
+
+
+def test_gradiometers_of_a_site_do_not_cancel():
+    table = pd.DataFrame({"x": [0.0, 0.0, 50.0], "y": [0.0, 0.0, 9.0], "z": 90.0, "site": [0, 0, 1]})
+    values = np.array([3.0, -3.0, 4.0])
+    assert by_place(table, values)[1].tolist() == [0, 4]
+    assert by_place(table, values, power=True)[1].tolist() == [3, 4]
+
+
+def test_wilson_against_statistics_of_shares():
+    low, high = roc.wilson(0.3, 20)
+    reference = stats.binomtest(6, 20).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-4)
+    assert roc.wilson(0.0, 10)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_rank_correlation_of_four_rows_is_no_finding():
+    x = np.arange(4.0)
+    assert transfer.exact(x, x, 1.0) == pytest.approx(2 / 24)
+    many = np.arange(12.0)
+    assert transfer.exact(many, many, 1.0) < 0.001
+
+
+def test_an_untrained_backbone_far_away_is_named_and_not_drawn():
+    both = pd.DataFrame(
+        {"score_x": [0.16, 0.18, 0.2, -0.97], "kind_x": ["pretrained"] * 3 + ["untrained"]}, index=["a", "b", "c", "u"]
+    )
+    shown, said = transfer.in_view(both)
+    assert shown.index.tolist() == ["a", "b", "c"]
+    assert said == "Outside the picture: u at R² −0.97. "
+    assert transfer.in_view(both.assign(score_x=[0.1, 0.2, 0.3, 0.0]))[1] == ""
+
+
+def test_geometry_is_held_against_chance():
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(200):
+        table = pd.DataFrame(rng.normal(size=(40, 2)), columns=["pc1", "pc2"]).assign(site=np.resize(list("abcde"), 40))
+        shares.append(geometry.explained(table, "site"))
+    assert np.mean(shares) == pytest.approx(geometry.by_chance(40, 5), abs=0.01)
+    r = [abs(np.corrcoef(rng.normal(size=(2, 30)))[0, 1]) for _ in range(2000)]
+    assert np.quantile(r, 0.95) == pytest.approx(geometry.critical(30), abs=0.02)
+
+
+def test_slices_hold_the_value_of_the_nearest_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plotting = pytest.importorskip("nilearn.plotting")
+    painted = {}
+    monkeypatch.setattr(plotting, "plot_stat_map", lambda image, **more: painted.update(image=image, **more))
+    figure = Figure(figsize=(6, 3))
+    table = pd.DataFrame({"x": [-40.0, 40.0], "y": [-20.0, -20.0], "z": [30.0, 30.0], "type": "parcel"})
+    _brain.slices(figure, (0, 0, 1, 1), np.array([-0.5, 1.0]), table, True, "R²")
+    image = painted["image"]
+    data = np.asarray(image.dataobj)
+
+    def at(place: tuple[float, float, float]) -> float:
+        return float(data[tuple(np.round(np.linalg.inv(image.affine) @ [*place, 1])[:3].astype(int))])
+
+    assert at((-40, -20, 30)) == pytest.approx(-0.5)
+    assert at((40, -20, 30)) == pytest.approx(1)
+    assert at((0, -20, 30)) == 0, "too far from both"
+    assert painted["vmin"] == -painted["vmax"]
+
+
+def test_names_of_aal_have_its_places():
+    table = pd.DataFrame({"unit": ["Precentral_L", "Calcarine_R"], "x": np.nan, "y": np.nan, "z": np.nan})
+    found = _brain.placed(table)
+    assert found is not None
+    units, said = found
+    assert units["x"].iloc[0] < -20 < 0 < units["x"].iloc[1], "left is negative"
+    assert units["y"].iloc[1] < -50, "the calcarine lies at the back"
+    assert "AAL" in said
+    assert _brain.placed(table.assign(unit=["Precentral_L", "r2"])) is None
+
+
+def test_attribution_says_what_it_is_worth(tmp_path: Path):
+    d = drawn(attribution.Attribution, tmp_path, name="age-attribution")
+    assert "growth of MAE" in d.figure.axes[0].get_xlabel(), "an error grows; it is not lost"
+    assert "between folds +0.50" in d.caption
+
+
+def test_maps_of_attribution_have_one_scale_for_row_and_control(tmp_path: Path):
+    d = drawn(attribution_map.AttributionMap, tmp_path, "meg", "age-attribution-map")
+    heads = [a for a in d.figure.axes if a.images]
+    assert len(heads) == 2
+    assert heads[0].images[0].get_clim() == heads[1].images[0].get_clim()
+    assert "randomised weights" in heads[1].get_title()
+
+
+def test_importance_rings_what_is_expected(tmp_path: Path):
+    d = drawn(importance.Importance, tmp_path, "meg", "importance-mamba")
+    rings = d.figure.axes[0].collections[-1]
+    assert len(rings.get_offsets()) == 6, "every fifth of 30 sensors"
+
+
+def test_numbers_have_a_minus_and_zero_has_none():
+    assert number(-0.123) == "−0.12"
+    assert number(-0.001) == "0.00"
+    assert number(0.5, "+.2f") == "+0.50"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import neurobench
 from neurobench.cli import app
+from neurobench.report import _alike
 from neurobench.results import load_results, read_record
 
 
@@ -97,6 +98,14 @@ def test_what_a_reviewer_asks_for(out: Path):
         record.environment["torch"],
         record.task.digest[:12],
         "Nadeau",
+        "left out nobody",
+        "scored age 40 subjects",
+        "Paired: masks",
+        "Whether the attributions can be believed",
+        "Zeiler",
+        "Abnar",
+        "Abraham et al. 2014",
+        "Paszke et al. 2019",
     ):
         assert what in text, what
 
@@ -130,6 +139,23 @@ def test_attribution_stands_beside_its_controls(out: Path):
     assert (out / "evidence" / untrained["id"] / "attribution.parquet").is_file()
 
 
+def test_what_is_drawn_on_stands_beside_the_untrained(out: Path):
+    table = load_results(out)
+    rows = table[table["task"] == "reconstruction"]
+    for row in ("transformer · roi", "transformer · untrained"):
+        found = pd.read_parquet(out / "evidence" / rows[rows["row"] == row].iloc[0]["id"] / "importance.parquet")
+        assert found["value"].mean() == pytest.approx(1, abs=0.05)
+        assert not found["expected"].any(), "no response is expected anywhere in fMRI"
+    names = {p.name for p in (out / "report" / "figures").iterdir()}
+    assert any("importance-transformer" in n for n in names)
+    assert any("age-attribution-map" in n for n in names)
+
+
+def test_lines_that_differ_in_a_share_are_one():
+    lines = ["a: 3% of a recording left out", "b", "a: 38% of a recording left out", "a: 0% of a recording left out"]
+    assert _alike(lines) == ["a: 0 to 38 % of a recording left out", "b"]
+
+
 def test_a_broken_figure_costs_itself_only(out: Path, tmp_path: Path):
     plugin = tmp_path / "broken.py"
     plugin.write_text(
@@ -155,7 +181,7 @@ def test_nothing_to_report_is_said(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_sideways_scrolling(out: Path, tmp_path: Path, width: int):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
@@ -166,7 +192,7 @@ def test_a_browser_shows_it_without_sideways_scrolling(out: Path, tmp_path: Path
     probe = (
         "<script>const d=document.documentElement;"
         "document.title=JSON.stringify({scroll:d.scrollWidth,client:d.clientWidth,"
-        "images:[...document.images].map(i=>[i.naturalWidth,i.clientWidth])})</script></body>"
+        "images:[...document.images].map(i=>[i.naturalWidth,i.parentElement.clientWidth,i.clientWidth])})</script></body>"
     )
     (tmp_path / "page.html").write_text(source.replace("</body>", probe), encoding="utf-8")
     page.write_text(
@@ -188,4 +214,5 @@ def test_a_browser_shows_it_without_sideways_scrolling(out: Path, tmp_path: Path
     measured = json.loads(found[1].replace("&quot;", '"'))
     assert measured["scroll"] <= measured["client"], "the page is wider than the window"
     assert len(measured["images"]) >= 10
-    assert all(natural > 0 and client <= width for natural, client in measured["images"])
+    # On a phone a picture keeps the size at which its type is read, and moves in a frame that fits.
+    assert all(natural > 0 and frame <= width and own >= 500 for natural, frame, own in measured["images"])

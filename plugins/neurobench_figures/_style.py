@@ -28,6 +28,9 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"),
 )
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+MARKERS = "osD^vP*X<>"
+"""Beside every colour, for who cannot tell colours apart and for paper."""
+
 KIND_COLOURS = {"pretrained": BLUE, "untrained": SKY, "baseline": ORANGE, "filler": PURPLE}
 KIND_NAMES = {
     "pretrained": "pretrained",
@@ -49,7 +52,7 @@ def canvas(height: float, evidence: Evidence, width: float = WIDTH) -> MplFigure
     FigureCanvasAgg(figure)
     if evidence.source == "simulated":
         figure.text(0.995, 0.005, "SIMULATED", ha="right", va="bottom", fontsize=SMALL, color="#9a6700", weight="bold")
-        figure.get_layout_engine().set(rect=(0, 0.04 * 4 / max(height, 1), 1, 1 - 0.04 * 4 / max(height, 1)))
+        figure.get_layout_engine().set(rect=(0, 0.2 / max(height, 1), 1, 1 - 0.2 / max(height, 1)))
     return figure
 
 
@@ -72,6 +75,19 @@ def words(metric: str) -> str:
 def with_unit(name: str, unit: str) -> str:
     """Return a label with its unit in brackets."""
     return f"{name} ({unit})" if unit else name
+
+
+def number(value: float, form: str = ".2f") -> str:
+    """Return a number as axes write it, with a minus that is no hyphen."""
+    text = format(value, form)
+    if "+" not in form and text.startswith("-") and not text.strip("-0."):
+        text = text[1:]  # What rounds to 0 has no sign.
+    return text.replace("-", "−")
+
+
+def interval(low: float, high: float, form: str = ".2f") -> str:
+    """Return an interval in words: a dash would run into the minus of its upper limit."""
+    return f"{number(low, form)} to {number(high, form)}"
 
 
 def known(value: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
+from neurobench.interpretation import stability
 from neurobench_figures._style import (
     BLUE,
     ORANGE,
@@ -15,11 +16,13 @@ from neurobench_figures._style import (
     SMALL,
     best,
     canvas,
+    number,
     one_seed_said,
     shortened,
     slug,
     tidy,
     with_unit,
+    words,
 )
 
 MOST_GROUPS = 24
@@ -63,29 +66,54 @@ def _drawing(evidence: Evidence, task: str, rows: pd.DataFrame, record_id: str, 
     sizes = shown.set_index("group")["n_units"]
     axes.set_yticks(np.arange(len(order)), [f"{shortened(g, 26)} ({sizes[g]})" for g in order])
     axes.set_ylim(len(order) - 0.5, -0.5)
-    metric, unit = str(shown["metric"].iloc[0]), str(shown["unit"].iloc[0])
-    axes.set_xlabel(with_unit(metric.replace("_", " "), unit) + " without the group")
+    metric, unit = lost(shown)
+    axes.set_xlabel(with_unit(metric, unit) + " without the group   → worse")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=SMALL, frameon=False)
-    stable = float(shown["fold_agreement"].iloc[0])
-    said = (
-        f"agreement between folds (Spearman) {stable:+.2f}"
-        if np.isfinite(stable)
-        else "too few groups or folds to agree"
-    )
+    said = believed(evidence, task, str(line["row"]))
     first = shown.iloc[0]
     return Drawing(
         name=f"{slug(task)}-attribution",
         title=f"{task}: what {line['row']} loses without each group",
         caption="Right of 0: worse without it. Groups with their number of units; lines are 95 % intervals over "
-        "held-out subjects; "
-        f"{said}. A group that says what another one says does not seem to matter. Where the controls look the same, "
-        f"nothing was "
-        "attributed." + one_seed_said(rows),
+        f"held-out subjects. {said} A group that says what another one says does not seem to matter. "
+        "Where the controls look the same, nothing was attributed." + one_seed_said(rows),
         alt=f"{metric} by group; largest for {first['group']}: {first['value']:.3g} ({first['low']:.3g} to "
-        f"{first['high']:.3g}); {said}.",
+        f"{first['high']:.3g}). {said}",
         figure=figure,
         section="interpretation",
     )
+
+
+def lost(table: pd.DataFrame) -> tuple[str, str]:
+    """Return what is lost, as an axis says it, and its unit."""
+    metric, unit = str(table["metric"].iloc[0]), str(table["unit"].iloc[0])
+    name = metric.removeprefix("loss of ")
+    # An error does not get lost: it grows.
+    return f"{'growth' if name in ('mae', 'rmse') else 'loss'} of {words(name) if name.islower() else name}", unit
+
+
+def believed(evidence: Evidence, task: str, row: str) -> str:
+    """Return in words how well the attribution of a row agrees with itself, and with its controls."""
+    table = stability(evidence, task)
+    found = table[(table["kind"] == "pretrained") & (table["row"] == row)]
+    if not len(found):
+        return ""
+    own = found.iloc[0]
+    parts = [
+        f"{name} {number(float(own[column]), '+.2f')}"
+        for name, column in (
+            (f"between {own['n_seeds']} seeds", "over_seeds"),
+            ("between folds", "over_folds"),
+            ("with randomised weights", "randomised_weights"),
+            ("with randomised labels", "randomised_labels"),
+            ("with the groups' sizes", "group_size"),
+        )
+        if np.isfinite(float(own[column]))
+    ]
+    one = "" if own["n_seeds"] > 1 else " One seed: how it would be with another one is not known."
+    if not parts:
+        return f"Too few groups for its stability to be measured ({own['n_groups']}).{one}"
+    return f"Spearman's ρ of the {own['n_groups']} groups: {', '.join(parts)}.{one}"
 
 
 @hookimpl

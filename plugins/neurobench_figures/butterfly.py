@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._helmet import TYPES, sensor_types, topomap
+from neurobench_figures._helmet import TYPES, by_place, sensor_types, topomap
 from neurobench_figures._style import BLACK, RED, SMALL, best, canvas, one_seed_said, slug, tidy
 
 SCALE = {"mag": (1e15, "fT"), "grad": (1e13, "fT/cm")}
 """From T and T/m to the field's units."""
+
+
+CROSSED = {"mag": "", "grad": "; the two gradiometers of a site are merged by the root of their mean square"}
 
 
 class Butterfly(Figure):
@@ -30,8 +33,9 @@ class Butterfly(Figure):
                 if (arrays := evidence.arrays(record_id, "responses")) is None:
                     continue
                 name = str(rows.loc[rows["id"] == record_id, "row"].iloc[0])
+                types = sensor_types(units)
                 for i, key in enumerate(arrays["keys"].tolist()):
-                    for kind in sensor_types(units)[:1]:
+                    for kind in types:
                         window_s = (float(arrays["peak_window_s"][i, 0]), float(arrays["peak_window_s"][i, 1]))
                         low, high = (round(1e3 * t) for t in window_s)
                         real, predicted = arrays["real"][i], arrays["predicted"][i]
@@ -42,11 +46,13 @@ class Butterfly(Figure):
                             f"Average over epochs and {int(arrays['n_subjects'][i])} held-out subjects, {TYPES[kind]}. "
                             "Top: one line a sensor; below: global field power of both (s.d. over sensors). Heads: the "
                             f"field of both at the real peak between {low} and {high} "
-                            "ms, where the task looks for it; one scale, nose up. Every sample was predicted while it "
+                            "ms, where the task looks for it; one scale, nose up"
+                            + CROSSED[kind]
+                            + ". Every sample was predicted while it "
                             "was hidden."
                         )
                         yield Drawing(
-                            name=f"{slug(task)}-butterfly-{slug(key)}",
+                            name=f"{slug(task)}-butterfly-{slug(key)}" + (f"-{kind}" if kind != types[0] else ""),
                             title=f"{key}: real and reconstructed response",
                             caption=caption + one_seed_said(rows),
                             alt=alt,
@@ -105,19 +111,26 @@ def butterfly(
         ms, power[1], color=RED, linewidth=1.4, linestyle="--", label=f"reconstructed, peak {ms[guessed]:.0f} ms"
     )
     bottom.set(xlabel="time from the event (ms)", ylabel=f"GFP ({unit})", ylim=(0, None))
-    bottom.legend(fontsize=SMALL - 0.5, frameon=False, loc="upper right")
+    # Above the curves: there is no corner in which a response of any shape would not run through it.
+    bottom.legend(
+        fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, borderpad=0, borderaxespad=0
+    )
     for axes in (top, middle, bottom):
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.axvline(ms[at], color="0.6", linewidth=0.8, linestyle=":")
     left.suptitle(title, fontsize=SMALL + 1)
     heads = right.subplots(2, 1)
+    crossed = kind == "grad"
     limit = float(np.abs(a[:, at]).max(initial=1e-9))
+    if crossed:
+        limit = float(by_place(own, a[:, at], power=True)[1].max(initial=1e-9))
     for axes, curves, words in zip(heads, (a, b), ("real", "reconstructed"), strict=True):
-        image = topomap(axes, own, curves[:, at], signed=True, limit=(-limit, limit))
+        span = (0.0 if crossed else -limit, limit)
+        image = topomap(axes, own, curves[:, at], signed=not crossed, limit=span, power=crossed)
         axes.set_title(f"{words}, {ms[at]:.0f} ms", fontsize=SMALL + 1)
     if image is not None:
         bar = right.colorbar(image, ax=heads, shrink=0.5, location="bottom")
-        bar.set_label(unit, fontsize=SMALL)
+        bar.set_label(f"{unit}, RMS of each pair" if crossed else unit, fontsize=SMALL)
         bar.ax.tick_params(labelsize=SMALL)
     r = float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if b.std() > 0 else 0.0
     return figure, (

@@ -8,7 +8,18 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._style import SMALL, canvas, over_seeds, seeds_said, shortened, slug, with_unit, words
+from neurobench_figures._style import (
+    SMALL,
+    canvas,
+    interval,
+    number,
+    over_seeds,
+    seeds_said,
+    shortened,
+    slug,
+    with_unit,
+    words,
+)
 
 
 class Heatmap(Figure):
@@ -49,13 +60,15 @@ def _drawing(
     half = max((high - low) / 2, float(wide) / 2 if pd.notna(wide) else 0.0, 1e-6)
     middle = (high + low) / 2
     image = axes.imshow(values, cmap=colours, vmin=middle - half, vmax=middle + half, aspect="auto")
+    # As many digits as the narrowest interval asks for, the same in every cell.
+    narrow = pd.to_numeric(both["high"] - both["low"]).min()
+    form = f".{int(np.clip(2 - np.floor(np.log10(narrow)) - 1, 1, 4)) if narrow > 0 else 3}f"
     size = SMALL if len(columns) <= 6 else SMALL - 1
     for (i, b), (j, m) in ((x, y) for x in enumerate(backbones) for y in enumerate(columns)):
         if np.isfinite(values[i, j]):
             cell = both.loc[(b, m)]
-            lines = f"{cell['score']:.3g}" + (
-                f"\n{cell['low']:.3g}–{cell['high']:.3g}" if pd.notna(cell["low"]) else ""
-            )
+            lines = number(cell["score"], form)
+            lines += f"\n{interval(cell['low'], cell['high'], form)}" if pd.notna(cell["low"]) else ""
             r, g, blue, _ = image.to_rgba(values[i, j])
             dark = 0.3 * r + 0.59 * g + 0.11 * blue < 0.5
             axes.text(j, i, lines, ha="center", va="center", fontsize=size, color="white" if dark else "black")
@@ -65,7 +78,10 @@ def _drawing(
     axes.set_yticks(np.arange(len(backbones)), [shortened(b, 20) for b in backbones], fontsize=SMALL)
     if len(untrained):
         axes.axvline(len(masks) - 0.5, color="white", linewidth=4)
-    bar = figure.colorbar(image, ax=axes)
+    # The untrained backbone may lie outside the colours of what is compared: the bar's ends say so.
+    out = (np.nanmin(values) < middle - half, np.nanmax(values) > middle + half)
+    ends = {(True, False): "min", (False, True): "max", (True, True): "both"}.get(out, "neither")
+    bar = figure.colorbar(image, ax=axes, extend=ends)
     bar.set_label(
         with_unit(metric, str(head["unit"])) + (", higher is better" if higher else ", lower is better"), fontsize=SMALL
     )
@@ -76,8 +92,8 @@ def _drawing(
         title=f"{task}: backbone × mask",
         caption=f"{metric} of every combination with its 95 % interval over {int(rows['n_subjects'].max())} held-out "
         f"subjects; controls of "
-        "roi beside it, the untrained backbone on the right (colours span at least the typical interval)."
-        + seeds_said(rows),
+        "roi beside it, the untrained backbone on the right. Colours span at least the typical interval; what lies "
+        "beyond them has the colour of their end." + seeds_said(rows),
         alt=f"{metric} of {len(backbones)} backbones by {len(masks)} masks, from {low:.3g} to {high:.3g}; best is "
         f"{backbones[where[0]]} with {masks[where[1]]}.",
         figure=figure,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._style import BLUE, ORANGE, SMALL, best, canvas, one_seed_said, slug, tidy, with_unit
+from neurobench_figures._style import BLUE, ORANGE, SMALL, best, canvas, number, one_seed_said, slug, tidy, with_unit
 
 
 class Predicted(Figure):
@@ -37,12 +37,21 @@ def _drawing(evidence: Evidence, task: str, rows: pd.DataFrame, found: list[tupl
     grid = figure.subplots(len(found), 2, squeeze=False)
     said = []
     whole = pd.concat([p[["truth", "prediction"]] for _, p in found]).to_numpy(float)
-    low, high = float(whole.min()), float(whole.max())
+    edge = 0.04 * float(np.ptp(whole))
+    low, high = float(whole.min()) - edge, float(whole.max()) + edge
+    widest = 1.05 * max(float((p["prediction"] - p["truth"]).abs().max()) for _, p in found) or 1.0
     for (left, right), name, (_, p), colour in zip(grid, names, found, (BLUE, ORANGE), strict=False):
         tidy(left).plot([low, high], [low, high], color="0.6", linewidth=1, linestyle="--")
         left.plot(p["truth"], p["prediction"], "o", color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0)
         left.set(xlabel=with_unit("true", unit), ylabel=with_unit("predicted", unit), aspect="equal")
-        left.set_title(name, fontsize=SMALL + 1)
+        spread = p["prediction"].std() > 0
+        r = float(np.corrcoef(p["truth"], p["prediction"])[0, 1]) if spread else 0.0
+        error = float((p["prediction"] - p["truth"]).abs().mean())
+        left.set_title(
+            f"{name}\nr {number(r) if spread else 'not defined'}, MAE {error:.3g} {unit}".rstrip(), fontsize=SMALL + 1
+        )
+        # One range for all residuals: the smaller cloud has to look smaller.
+        right.set_ylim(-widest, widest)
         left.set(xlim=(low, high), ylim=(low, high))
         residual = (p["prediction"] - p["truth"]).to_numpy(float)
         age = p["age"].to_numpy(float) if "age" in p else np.full(len(p), np.nan)
@@ -54,7 +63,7 @@ def _drawing(evidence: Evidence, task: str, rows: pd.DataFrame, found: list[tupl
             ends = np.array([age[usable].min(), age[usable].max()])
             right.plot(ends, start + slope * ends, color=colour, linewidth=1.5)
             right.set_xlabel("age (years)")
-            right.set_title(f"slope {slope:+.2f} {unit} / year".replace("  ", " "), fontsize=SMALL + 1)
+            right.set_title(f"slope {number(slope, '+.2f')} {unit} / year".replace("  ", " "), fontsize=SMALL + 1)
             said.append(f"{name}: residual slope on age {slope:+.2f}")
         else:
             right.text(

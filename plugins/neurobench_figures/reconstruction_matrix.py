@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._style import SMALL, canvas, first_seed, one_seed_said, shortened, slug
+from neurobench_figures._style import SMALL, canvas, first_seed, number, one_seed_said, shortened, slug
 
 
 class ReconstructionMatrix(Figure):
@@ -63,7 +63,7 @@ def _drawing(
                 axes.text(
                     j,
                     i,
-                    f"{values[i, j]:.2f}",
+                    number(values[i, j]),
                     ha="center",
                     va="center",
                     fontsize=SMALL,
@@ -77,7 +77,9 @@ def _drawing(
         axes.set_xlabel("evaluated under", fontsize=SMALL + 1)
         if column == "r2":
             axes.set_ylabel("pretrained under", fontsize=SMALL + 1)
-        figure.colorbar(image, ax=axes).ax.tick_params(labelsize=SMALL)
+        out = (np.nanmin(values) < -edge, np.nanmax(values) > edge)
+        ends = {(True, False): "min", (False, True): "max", (True, True): "both"}.get(out, "neither")
+        figure.colorbar(image, ax=axes, extend=ends).ax.tick_params(labelsize=SMALL)
         alt.append(f"{title} between {np.nanmin(values):.2f} and {np.nanmax(values):.2f}")
     return Drawing(
         name=f"{slug(task)}-matrix-{slug(backbone)}",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from neurobench import Drawing, Evidence, Figure, hookimpl
-from neurobench_figures._style import BLACK, RED, SMALL, best, canvas, shortened, slug, tidy
+from neurobench_figures._style import BLACK, RED, SMALL, best, canvas, number, shortened, slug, tidy
 
 
 class Traces(Figure):
@@ -45,17 +45,21 @@ def _drawing(evidence: Evidence, task: str, name: str, arrays: Mapping[str, np.n
                 shortened(str(arrays["units"][i, j]), 16), rotation=0, ha="right", va="center", fontsize=SMALL - 0.5
             )
             axes.set_yticks([])
-            axes.set_title(f"R² {arrays['r2'][i, j]:.2f}", fontsize=SMALL, loc="right", pad=1)
+            axes.set_title(f"R² {number(arrays['r2'][i, j])}", fontsize=SMALL, loc="right", pad=1)
             axes.spines["left"].set_visible(False)
             if j == 0:
                 axes.set_title(f"mask {mask}", fontsize=SMALL + 1, loc="left", pad=2)
+            # A bar of one s.d.: heights of two units are not on one scale.
+            foot = axes.get_ylim()[0]
+            axes.plot([times[0] - 3 * step] * 2, [foot, foot + 1], color=BLACK, linewidth=2, clip_on=False)
     grid[-1].set_xlabel("time (s)")
     return Drawing(
         name=f"{slug(task)}-traces",
         title=f"{name}: one held-out window",
         caption="Black: recorded; red: filled in; grey: hidden. Each unit in s.d. of its own recording (fMRI) or of "
         "its sensor type "
-        "(MEG). Units were taken evenly from those with hidden spans, not chosen by how well they came out; R² is that "
+        "(MEG); the bar on the left is 1 s.d. "
+        "Units were taken evenly from those with hidden spans, not chosen by how well they came out; R² is that "
         "of the "
         "window shown, against each unit's own mean.",
         alt=f"Traces of {k} units under {', '.join(masks)}: median R² {np.nanmedian(arrays['r2'][:, :k]):.2f}.",

@@ -1,0 +1,71 @@
+"""Stability of attributions over seeds and folds, and against their controls, on planted tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from neurobench.evidence import Evidence, write_table
+from neurobench.interpretation import spearman, stability
+from neurobench.specimen_evidence import simulated_evidence
+
+SIZES = [3, 1, 4, 1, 5, 9, 2, 6]
+GROUPS = [f"g{i}" for i in range(8)]
+
+
+def planted(tmp_path: Path, values: dict[tuple[str, int, str], np.ndarray]) -> Evidence:
+    """Return a run whose attributions of age are those given, by (row, seed, control)."""
+    evidence = simulated_evidence(tmp_path, "fmri")
+    for r in evidence.rows("age", kind=("pretrained", "untrained")).to_dict("records"):
+        parts = [
+            pd.DataFrame({"group": GROUPS, "control": control, "value": v, "fold_agreement": 0.25, "n_units": SIZES})
+            for (row, seed, control), v in values.items()
+            if row == r["row"] and seed == r["seed"]
+        ]
+        path = tmp_path / "evidence" / r["id"] / "attribution.parquet"
+        if parts:
+            # Another order of the groups in every file: names decide, not places.
+            write_table(path, pd.concat(parts).sample(frac=1, random_state=int(r["seed"])))
+        elif path.is_file():
+            path.unlink()
+    return replace(evidence, _cache={})
+
+
+def test_seeds_and_controls(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    a, b, untrained, labels = (rng.normal(size=8) for _ in range(4))
+    evidence = planted(
+        tmp_path,
+        {
+            ("mamba · roi", 0, ""): a,
+            ("mamba · roi", 0, "labels"): labels,
+            ("mamba · roi", 1, ""): b,
+            ("mamba · untrained", 0, ""): untrained,
+        },
+    )
+    table = stability(evidence, "age").set_index("row")
+    own = table.loc["mamba · roi"]
+    assert own["n_seeds"] == 2
+    assert own["over_seeds"] == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert own["over_folds"] == 0.25
+    assert own["randomised_weights"] == pytest.approx(stats.spearmanr(a, untrained).statistic)
+    assert own["randomised_labels"] == pytest.approx(stats.spearmanr(a, labels).statistic)
+    both = [stats.spearmanr(v, SIZES).statistic for v in (a, b)]
+    assert own["group_size"] == pytest.approx(np.mean(both))
+    assert np.isnan(table.loc["mamba · untrained", "over_seeds"]), "one seed has nothing to agree with"
+    assert np.isnan(table.loc["mamba · untrained", "randomised_weights"]), "it is the control itself"
+
+
+def test_what_says_nothing_is_not_a_number():
+    assert np.isnan(spearman(np.ones(5), np.arange(5.0)))
+    assert np.isnan(spearman(np.arange(2.0), np.arange(2.0)))
+    assert spearman(np.array([1, 2, 3, np.nan]), np.array([2, 4, 9, 0.0])) == pytest.approx(1)
+
+
+def test_nothing_attributed_is_an_empty_table(tmp_path: Path):
+    assert not len(stability(planted(tmp_path, {}), "age"))
