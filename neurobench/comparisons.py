@@ -170,8 +170,9 @@ class _Task(Paired):
             best = max(controls, key=lambda k: sign * np.mean([self.drawn(r)[0] for r in controls[k].values()]))
             controls = {best: controls[best]}
         for key, rows in self.of.items():
-            for other, theirs in controls.items():
-                if key.kind == "pretrained" and (by == "baseline" or other.backbone == key.backbone):
+            own = controls if by == "baseline" else _of_same_network(key, controls)
+            for other, theirs in own.items():
+                if key.kind == "pretrained":
                     seeds = _common([rows, theirs])
                     if seeds:
                         yield self.contrast([(rows[s], theirs[s]) for s in seeds], by, key.row, other.row, seeds)
@@ -272,6 +273,18 @@ def rank_ranges(rows: Sequence[str], wins: frozenset[tuple[str, str]]) -> dict[s
             behind[better] += 1
             ahead[worse] += 1
     return {n: (1 + ahead[n], len(rows) - behind[n]) for n in rows}
+
+
+def _of_same_network(key: _Key, untrained: Mapping[_Key, Any]) -> dict[_Key, Any]:
+    """Return the untrained row of a pretrained one's backbone; that with the same units where there are several.
+
+    A network that was pretrained on another cohort has that one's units, and so has its control.
+    """
+    own = {k: v for k, v in untrained.items() if k.backbone == key.backbone}
+    first = key.mask.partition(" ← ")[2]
+    abroad = {k: v for k, v in own.items() if " (units of " in k.row}
+    fitting = {k: v for k, v in abroad.items() if first and first.startswith(k.row.rpartition(" (units of ")[2][:-1])}
+    return fitting or {k: v for k, v in own.items() if k not in abroad} or own
 
 
 def _common(rows: Sequence[Mapping[int, Row]]) -> list[int]:

@@ -14,10 +14,20 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from neurobench.cli import app
-from neurobench.comparisons import SCORES, Comparisons, across_tasks, compare_all, rank_ranges, transfer
+from neurobench.comparisons import (
+    SCORES,
+    Comparisons,
+    _Key,
+    _of_same_network,
+    across_tasks,
+    compare_all,
+    rank_ranges,
+    transfer,
+)
 from neurobench.errors import DataError
 from neurobench.metrics import auroc
-from neurobench.paired import Paired, nadeau_bengio, needed, row_of
+from neurobench.paired import Paired, mean_row, nadeau_bengio, needed, row_of
+from neurobench.scoring import holm
 
 
 def people(n: int, shift: float = 0.0, *, seed: int = 0, classes: bool = False) -> pd.DataFrame:
@@ -114,6 +124,29 @@ def test_nadeau_bengio_by_hand():
     assert nadeau_bengio(d, 5) == pytest.approx(2 * stats.t.sf(t, 4))
     assert nadeau_bengio(d, 5) > stats.ttest_1samp(d, 0).pvalue
     assert math.isnan(nadeau_bengio(d[:1], 5))
+
+
+def test_a_clear_difference_survives_the_adjustment_for_many_pairs():
+    # With a thousand exchanges alone the smallest p is .001, and that times 55 pairs is above .05.
+    rng = np.random.default_rng(0)
+    good, bad = (mean_row(tuple(map(str, range(40))), rng.normal(m, 1, 40)) for m in (0, 3))
+    found = Paired(40).difference([(good, bad)])
+    assert found["p"] <= 1 / 5_000
+    assert holm([found["p"]] + [1.0] * 54)[0] < 0.05
+    # And without one, few more are drawn in vain: p is what the first thousand say.
+    same = Paired(40).difference([(good, mean_row(good.subjects, rng.normal(0, 1, 40)))])
+    assert same["p"] * 1001 == pytest.approx(round(same["p"] * 1001))
+
+
+def test_a_network_of_other_units_has_an_untrained_one_of_its_own():
+    def key(row, mask="none", kind="untrained"):
+        return _Key(kind, row, "mamba", mask)
+
+    rows = {key("mamba · untrained"): 1, key("mamba · untrained (units of camcan)"): 2}
+    for mask, value in (("roi", 1), ("roi ← camcan", 2), ("roi ← camcan,adhd200", 2), ("roi ← parcels", 1)):
+        assert list(_of_same_network(key("x", mask, "pretrained"), rows).values()) == [value], mask
+    only = {key("mamba · untrained (units of camcan)"): 2}
+    assert _of_same_network(key("x", "roi", "pretrained"), only) == only
 
 
 def test_subjects_needed():
