@@ -12,6 +12,7 @@ import typer
 from neurobench.cli_compare import compare
 from neurobench.cli_data import data
 from neurobench.cli_report import report
+from neurobench.cli_submit import card, export, submit, verify
 from neurobench.commands import AsJson, Names, Out, PluginFiles, Verbose, choice, complete, guarded, open_registry
 from neurobench.errors import ConfigError, closest, unknown_name
 
@@ -30,6 +31,8 @@ app = typer.Typer(
 app.add_typer(data)
 app.command()(compare)
 app.command()(report)
+for submission in (submit, verify, export, card):
+    app.command()(submission)
 
 KINDS: tuple[str, ...] = ("backbone", "mask", "dataset", "task", "baseline", "figure")
 
