@@ -10,12 +10,15 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -662,6 +665,71 @@ def test_evoked_responses_and_windows_are_found_again(tmp_path: Path, registry):
         record_id = named(files, "transformer · time_block", task)
         forged = with_record(files, record_id, lambda p, m=metric: p["metrics"][m].update(value=0.5, low=0.4, high=0.6))
         refused(judged(forged, tmp_path, registry), "recomputed", f"{metric} is given as 0.5")
+
+
+# ---------------------------------------------------------------- pull requests
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_workflow_has_nothing_to_steal_and_runs_nothing_that_was_sent():
+    text = (ROOT / ".github/workflows/submission.yml").read_text(encoding="utf-8")
+    plan = yaml.safe_load(text)
+    assert plan["permissions"] == {"contents": "read"}
+    assert set(plan[True]) == {"pull_request"}, "YAML reads `on` as true"
+    assert "secrets." not in text
+    steps = plan["jobs"]["verify"]["steps"]
+    assert all(s["with"]["persist-credentials"] is False for s in steps if "checkout" in s.get("uses", ""))
+    commands = [s["run"] for s in steps if "run" in s]
+    assert not any("${{" in c for c in commands), "no text of a pull request in a command"
+    assert not any(" ./head" in c or "--rerun" in c or ("pip install" in c and "./base" not in c) for c in commands)
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    run = subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_path: Path):
+    repository = tmp_path / "head"
+    accepted = repository / "leaderboard" / "results"
+    (accepted / "no-suite").mkdir(parents=True)
+    git(tmp_path, "init", "--quiet", str(repository))
+    record_id = named(ages, "covariates", "age")
+    (accepted / "no-suite" / f"{record_id}.json").write_bytes(ages[f"records/{record_id}.json"])
+    git(repository, "add", "-A")
+    git(repository, "commit", "--quiet", "-m", "accepted")
+    before = git(repository, "rev-parse", "HEAD")
+
+    def judged_now() -> tuple[int, str]:
+        git(repository, "add", "-A")
+        git(repository, "commit", "--quiet", "--allow-empty", "-m", "change")
+        words = [str(repository), str(accepted), before, git(repository, "rev-parse", "HEAD")]
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "leaderboard" / "judge.py"), *words], capture_output=True, text=True
+        )
+        return run.returncode, run.stdout + run.stderr
+
+    (repository / "README.md").write_text("nothing of a submission")
+    assert judged_now() == (0, "## Submissions\n\nNo submission here.\n")
+    for name, content in ages.items():
+        path = repository / "leaderboard" / "submissions" / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    mine = named(ages, "mean", "age")
+    (accepted / "no-suite" / f"{mine}.json").write_bytes(ages[f"records/{mine}.json"])
+    code, says = judged_now()
+    assert code == 0, says
+    assert "### mine: believed, with warnings" in says
+    (accepted / "no-suite" / f"{mine}.json").write_bytes(ages[f"records/{mine}.json"] + b" ")
+    (accepted / "no-suite" / f"{record_id}.json").unlink()
+    (accepted / "no-suite" / "note.md").write_text("x")
+    code, says = judged_now()
+    assert code == 1
+    assert "is in no bundle of this pull request that was believed" in says
+    assert "never edited or removed" in says
+    assert "is no leaderboard/results/SUITE/ID.json" in says
 
 
 # ---------------------------------------------------------------- whatever bytes come
