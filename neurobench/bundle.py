@@ -162,7 +162,10 @@ def make_bundle(out: Path, registry: Registry) -> Bundle:
     records = [read_record(Path(p)) for p in table["record"]]
     if failed := [r for r in records if r.status != "ok"]:
         stripped.append(Stripped("records of rows that failed", "they hold an error instead of a number", len(failed)))
-    kept = sorted((r for r in records if r.status == "ok"), key=lambda r: r.id)
+    fine = [r for r in records if r.status == "ok"]
+    if empty := [r for r in fine if r.metrics[r.headline].value is None]:
+        stripped.append(Stripped("records without a value", "nothing of the test subjects could be scored", len(empty)))
+    kept = sorted((r for r in fine if r.metrics[r.headline].value is not None), key=lambda r: r.id)
     if not kept:
         raise BundleError(
             f"{out} holds no record with a number.", next_step="See `neurobench run` for why rows failed."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -112,6 +113,13 @@ def _finding(error: BundleError) -> dict[str, str]:
     }
 
 
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def _short(found: re.Match[str]) -> str:
+    return f"{found[0][:12]}…"
+
+
 def _print(screen: Any, verdict: Any, verbose: bool) -> None:
     from collections import Counter
 
@@ -124,7 +132,7 @@ def _print(screen: Any, verdict: Any, verbose: bool) -> None:
             counts[level, f.code] += 1
             if counts[level, f.code] > SHOWN and not verbose:
                 continue
-            where = f"{f.path or f.subject}: " if f.path or f.subject else ""
+            where = f"{_HASH.sub(_short, f.path) or f.subject}: " if f.path or f.subject else ""
             fix = f" {f.fix}" if f.fix else ""
             end = "" if f.message.endswith(".") else "."
             screen.print(f"{level} · {where}{f.message}{end}{fix}", markup=False, style=styles[level])
