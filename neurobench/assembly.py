@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Scored:
         What is kept of the held-out subjects beside the record.
     tables, arrays
         The rest of the evidence, by kind, see :mod:`neurobench.evidence`.
+    identity
+        What the record's id is the hash of, and everything that this names by its hash.
     """
 
     record: Record
@@ -54,6 +56,7 @@ class Scored:
     held_out: pd.DataFrame | None = None
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    identity: Mapping[str, Any] | None = None
 
     @property
     def of_windows(self) -> bool:
@@ -97,13 +100,29 @@ def collect(run: CohortRun, failures: Mapping[Row, BaseException], store: Store)
         "protocol": results.ProtocolRecord(**run.protocol()),
     }
     gather.write_cohort(run, store.out)
+    results.write_folds(store.out, run.fold_fingerprint, run.folds)
     scored = []
     for row in run.rows:
         summary = None if row in failures or row.kind != "pretrained" else _pretraining_record(run, row, store)
         for task in run.tasks:
             if run.task(task).needs in row.provides:
-                scored.append(_score(run, row, task, failures.get(row), summary, common, store))
+                found = _score(run, row, task, failures.get(row), summary, common, store)
+                scored.append(found if found.failed else replace(found, identity=_identity(run, row, task, store)))
     return scored
+
+
+def _identity(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> dict[str, Any]:
+    """Return what a record's id is the hash of, what stands behind it, and of simulated data how they were made."""
+    evaluation = run.evaluation_step(row, task).identity
+    where = run.source.identity()["where"] if run.cohort.source == "simulated" else {}
+    twin = {k: where["twin"][k] for k in ("n_subjects", "seed", "variant")} if "twin" in where else None
+    spec = run.source.spec
+    return {
+        "evaluation": evaluation,
+        "steps": store.lineage(evaluation),
+        "twin": twin,
+        "asked": {"window_s": spec.window_s, "patch_s": spec.patch_s, "sfreq": spec.sfreq},
+    }
 
 
 def _score(
@@ -352,7 +371,7 @@ def finish(scored: Sequence[Scored], out: Path) -> pd.DataFrame:
         best = _best(group)
         for s in group:
             record = _beyond_covariates(s, _with_skill(s.record, group), group)
-            results.write_record(out, record, s.held_out, s.tables, s.arrays)
+            results.write_record(out, record, s.held_out, s.tables, s.arrays, s.identity)
             rows.append(results.as_row(record) | {"best": s is best})
     return pd.DataFrame(rows)
 

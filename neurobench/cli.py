@@ -13,6 +13,7 @@ from neurobench.cli_compare import compare
 from neurobench.cli_data import data
 from neurobench.cli_new import new
 from neurobench.cli_report import report
+from neurobench.cli_submit import card, export, submit, verify
 from neurobench.commands import (
     KINDS,
     AsJson,
@@ -43,6 +44,8 @@ app.add_typer(data)
 app.command()(compare)
 app.command()(report)
 app.command()(new)
+for submission in (submit, verify, export, card):
+    app.command()(submission)
 
 WHAT, HOW, DATA, OUTPUT = "What", "How", "Data", "Output"
 

@@ -79,6 +79,10 @@ class StoreError(NeurobenchError):
     """The output folder or an artefact in it cannot be used."""
 
 
+class BundleError(NeurobenchError):
+    """A submission cannot be made, or what calls itself one cannot be read."""
+
+
 class CheckError(NeurobenchError):
     """A plugin breaks a contract; raised by :mod:`neurobench.checks`."""
 

@@ -5,6 +5,8 @@ alone and never a model. Folders of an output::
 
     records/<id>.json                 the number, and how it was made
     predictions/<id>.parquet          one row a held-out subject (window, response, subject × mask)
+    identities/<id>.json              what the id is the hash of
+    folds/<fingerprint>.json          who is trained on and tested in every fold
     evidence/<id>/<kind>.parquet      units, curves, geometry, attribution, alignment, importance
     evidence/<id>/<kind>.npz          responses, traces
     cohorts/<fingerprint>/            cohort.json, units.parquet

@@ -47,10 +47,12 @@ def subject_reconstructions(
     """Return one row a (subject, mask): fold, whether the mask counts in the headline, and sums of squares.
 
     R² pooled over subjects is 1 − Σ ``sse`` / Σ ``sst``; the skill puts ``sse_best_filler`` in the place of ``sst``.
+    Every metric of the record can be found again from the columns.
     """
     fold = {s: f.index for f in run.folds for s in f.test}
     own = scores.sse[:, scores.predictors.index(row.label)].sum(-1)
     best = [scores.predictors.index(name) for name in scores.best_filler()]
+    correlation = scores.pearson_r(row.label)
     tables = [
         pd.DataFrame(
             {
@@ -62,6 +64,9 @@ def subject_reconstructions(
                 "sse": own[m],
                 "sst": scores.sst[m].sum(-1),
                 "sse_best_filler": scores.sse[m, best[m]].sum(-1),
+                "guard_sse": scores.guard_sse[m, scores.predictors.index(row.label)],
+                "guard_sst": scores.guard_sst[m],
+                "pearson_r": correlation[m],
                 "fc_similarity": scores.fc_similarity[m, scores.predictors.index(row.label)],
             }
         )

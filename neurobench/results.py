@@ -11,7 +11,8 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -23,16 +24,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from neurobench.errors import StoreError
 from neurobench.evidence import Evidence, read_cohort, write_arrays, write_table
 from neurobench.identity import digest
+from neurobench.records import Fold
 from neurobench.store import atomic_write, disk_errors
 
 __all__ = [
     "Record",
+    "content_hash",
     "environment",
     "load_evidence",
     "load_predictions",
     "load_results",
+    "parse_record",
     "read_record",
     "schema",
+    "write_folds",
     "write_record",
 ]
 
@@ -209,10 +214,12 @@ def write_record(
     held_out: pd.DataFrame | None = None,
     tables: Mapping[str, pd.DataFrame] | None = None,
     arrays: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a record, and its evidence beside it (:mod:`neurobench.evidence`); return the record's path.
 
-    A record that is there already and says the same is left as it is.
+    A record that is there already and says the same is left as it is. ``identity`` is what its id is the hash of, with
+    everything that this names by its hash: from it the id can be found again.
     """
     path = out / "records" / f"{record.id}.json"
     with disk_errors(path):
@@ -222,6 +229,8 @@ def write_record(
             write_table(out / "evidence" / record.id / f"{kind}.parquet", table)
         for kind, bundle in (arrays or {}).items():
             write_arrays(out / "evidence" / record.id / f"{kind}.npz", bundle)
+    if identity is not None:
+        atomic_write(out / "identities" / f"{record.id}.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
     if not (path.is_file() and _says(path, record.model_dump(mode="json"))):
         atomic_write(path, json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     return path
@@ -245,19 +254,46 @@ def read_record(path: Path) -> Record:
         If it is not a record, is of another schema version, or was edited after it was written.
     """
     try:
-        content = path.read_bytes()
-        record = Record.model_validate_json(content)
-    except (ValidationError, OSError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        plain = json.loads(path.read_bytes())
+        record = parse_record(plain)
+    except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path} is not a record of schema version {SCHEMA_VERSION}: {what}.",
+            f"{path} is not a record of schema version {SCHEMA_VERSION}: {error}.",
             next_step="Remove it, or run the same command again to write it anew.",
         ) from error
-    # Of what the file says, not of the model: a record of an earlier version lacks fields that were added since.
-    if digest({k: v for k, v in json.loads(content).items() if k != "content_hash"}) != record.content_hash:
+    if content_hash(plain) != record.content_hash:
         raise StoreError(f"{path} was changed after it was written: its content hash does not match.")
     return record
+
+
+def parse_record(plain: Any) -> Record:
+    """Return the record of plain values.
+
+    Raises
+    ------
+    ValueError
+        If they are none, saying which field is wrong first.
+    """
+    try:
+        return Record.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
+
+
+def content_hash(plain: Mapping[str, Any]) -> str:
+    """Return the hash of everything in a record but its hash.
+
+    Of what the file says, not of the model: a record of an earlier version lacks fields that were added since.
+    """
+    return digest({k: v for k, v in plain.items() if k != "content_hash"})
+
+
+def write_folds(out: Path, fingerprint: str, folds: Sequence[Fold]) -> None:
+    """Write who is trained on and tested in every fold: what the fingerprint in the records is the hash of."""
+    path = out / "folds" / f"{fingerprint}.json"
+    if not path.is_file():
+        atomic_write(path, json.dumps([asdict(f) for f in folds], indent=1) + "\n")
 
 
 def load_results(out: str | Path) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,9 @@ __all__ = ["Entry", "Store", "atomic_write", "disk_errors"]
 
 FORMAT = 1
 """Version of the layout of an output folder."""
+
+OF_RESULTS = ("pretraining", "embedding", "baseline", "reconstruction", "evoked")
+"""Stages that results are made from. Identities of cohorts stay behind: they hold the state of the user's files."""
 
 
 @contextlib.contextmanager
@@ -105,6 +109,7 @@ class Store:
         self.out = out
         self.root = out / "store"
         self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+        self._found: dict[str, dict[str, Any] | None] = {}
         marker = out / "neurobench.json"
         if marker.is_file():
             self._check_version(marker)
@@ -183,6 +188,28 @@ class Store:
             return []
         return sorted(f.name for f in self.root.iterdir() if f.is_dir() and f.name not in ("tmp", "locks"))
 
+    def lineage(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Return stage and identity of every step that an identity is made from, however far back, by key.
+
+        An identity names its sources by their keys; with what stands behind every key, all of it can be hashed again.
+        """
+        found: dict[str, Any] = {}
+        todo = list(_keys_in(identity))
+        while todo:
+            key = todo.pop()
+            if key not in found and (step := self._step(key)) is not None:
+                found[key] = step
+                todo += _keys_in(step["identity"])
+        return dict(sorted(found.items()))
+
+    def _step(self, key: str) -> dict[str, Any] | None:
+        if key not in self._found:
+            entries = ((stage, self._open(self.root / stage / key)) for stage in OF_RESULTS)
+            self._found[key] = next(
+                ({"stage": stage, "identity": e.manifest["identity"]} for stage, e in entries if e is not None), None
+            )
+        return self._found[key]
+
     def why_stale(self, stage: str, label: str, identity: Mapping[str, Any]) -> str:
         """Return what differs from a stored entry of the same label, or an empty string where there is none."""
         if stage not in self._label_index:
@@ -244,6 +271,22 @@ class Store:
         """
         with disk_errors(self.out), filelock.FileLock(self.root / "locks" / f"{stage}-{self.key(identity)[:32]}"):
             yield
+
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+def _keys_in(value: Any) -> Iterator[str]:
+    """Yield every text in an identity that could be the key of another one."""
+    if isinstance(value, str):
+        if _KEY.fullmatch(value):
+            yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _keys_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _keys_in(inner)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -1,0 +1,173 @@
+"""What of a record must agree: with its suite, its identity, its folds, its predictions, and the rows beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from neurobench.bundle_reader import printable
+from neurobench.identity import digest
+from neurobench.options import PROFILES, load_suite
+from neurobench.records import Fold
+from neurobench.results import ComponentRecord, Record
+
+__all__ = ["fold_problems", "not_as_identified", "not_of_suite", "people_problems", "unlike"]
+
+MAX_SUBJECTS = 20_000
+"""People of one table: a bootstrap over more of them takes more memory than a stranger should have."""
+
+
+def not_of_suite(record: Record, name: str) -> Iterator[str]:
+    """Yield what of a record is not as its suite has it."""
+    config, p = load_suite(name), record.protocol
+    profile = PROFILES[config.profile]
+    wanted = {
+        "profile": config.profile,
+        "split": config.split,
+        "adaptation": config.adaptation,
+        "ratio": config.ratio,
+        "harmonise": config.harmonise,
+        "transductive": config.transductive,
+        "n_steps": profile.n_steps if config.n_steps is None else config.n_steps,
+    }
+    if config.split == "subjects":
+        wanted["n_folds"] = profile.n_folds if config.folds is None else config.folds
+    for what, value in wanted.items():
+        if getattr(p, what) != value:
+            yield f"is said to be of {name}, which has {what} {value}, not {printable(str(getattr(p, what)))}"
+    if config.seeds and p.seed not in config.seeds:
+        yield f"is said to be of {name}, which has the seeds {', '.join(map(str, config.seeds))}, not {p.seed}"
+    lists = [("dataset", config.datasets, record.dataset), ("backbone", config.backbones, record.backbone)]
+    if record.kind == "pretrained":
+        lists.append(("mask", config.masks, record.mask))
+    for kind, names, component in lists:
+        if component is not None and names and component.label not in names:
+            yield f"is said to be of {name}, which has no {kind} {printable(component.label)}"
+
+
+def _claim(component: ComponentRecord | None) -> dict[str, Any] | None:
+    return None if component is None else component.model_dump(mode="json", exclude={"label"})
+
+
+def not_as_identified(record: Record, evaluation: Mapping[str, Any], steps: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where a record says something else than what its id is the hash of."""
+    p = record.protocol
+    tuned = record.backbone is not None and p.adaptation in ("finetune", "scratch")
+    everywhere: dict[str, Any] = {
+        "seed": p.seed,
+        "folds": p.fold_fingerprint,
+        "cohort": record.data.fingerprint if record.data else "",
+        "harmonise": p.harmonise,
+        "row": record.row,
+        "adaptation": "finetune" if tuned else "frozen",
+        "task": _claim(record.task),
+    }
+    for name, value in everywhere.items():
+        if name in evaluation and digest(evaluation[name]) != digest(value):
+            yield f"its {'split' if name == 'folds' else name} is not the one that its id is the hash of"
+    if "task" not in evaluation or "seed" not in evaluation:
+        yield "its id is the hash of something without a task or a seed"
+    trains = record.kind == "pretrained"
+    pretraining: dict[str, Any] = {
+        "backbone": _claim(record.backbone),
+        "mask": _claim(record.mask),
+        "n_steps": p.n_steps if trains else 0,
+        "n_tokens": p.n_tokens,
+        "recipe": p.recipe,
+        "ratio": p.ratio if trains else 0.0,
+    }
+    seen = set()
+    for step in steps.values():
+        own = step["identity"]
+        seen |= own.keys()
+        wanted = {k: everywhere[k] for k in ("seed", "cohort")}
+        if "backbone" in own:
+            wanted |= pretraining
+            spec = own.get("spec")
+            if not isinstance(spec, dict) or (spec.get("width"), spec.get("n_layers")) != (p.width, p.n_layers):
+                yield "its backbone was pretrained at another size than it says"
+            if not p.transductive and own.get("people") != own.get("train"):
+                yield "its backbone was pretrained on more than the training subjects, and it does not say transductive"
+        if "baseline" in own:
+            wanted["baseline"] = _claim(record.baseline)
+        for name, value in wanted.items():
+            if name in own and digest(own[name]) != digest(value):
+                yield f"its {name} is not the one that its results were made with"
+    for kind in ("backbone", "baseline"):
+        if getattr(record, kind) is not None and kind not in seen:
+            yield f"no step beside it says which {kind} it was made with"
+    tested = {s["identity"]["test"] for s in steps.values() if isinstance(s["identity"].get("test"), str)}
+    if len(tested) != p.n_folds:
+        yield f"has {p.n_folds} folds, and the steps beside it are of {len(tested)}"
+
+
+def fold_problems(folds: Sequence[Fold], split: str, n_folds: int, n_subjects: int) -> Iterator[str]:
+    people = {s for f in folds for s in (*f.train, *f.test)}
+    tested = [s for f in folds for s in f.test]
+    if len(folds) != n_folds:
+        yield f"there are {len(folds)}, and the records say {n_folds}"
+    if len(people) != n_subjects:
+        yield f"they are of {len(people)} people, and the cohort has {n_subjects}"
+    if split != "within-recording" and any(set(f.train) & set(f.test) for f in folds):
+        yield "somebody is trained on and tested in one fold"
+    if split == "subjects" and set(tested) != people:
+        yield f"{len(people - set(tested))} people are never tested"
+    for f in folds:
+        for who in (f.train, f.test):
+            if len(set(who)) != len(who):
+                yield f"somebody is twice in fold {f.index}"
+
+
+def people_problems(table: pd.DataFrame, record: Record, folds: Sequence[Fold] | None) -> Iterator[str]:
+    """Yield what is wrong with whose predictions a table holds."""
+    people = set(table["participant_id"])
+    if len(people) > MAX_SUBJECTS:
+        yield f"its predictions are of {len(people)} people, and at most {MAX_SUBJECTS} are scored again"
+        return
+    if len(people) != record.n_subjects:
+        yield f"counts {record.n_subjects} subjects, and its predictions are of {len(people)}"
+    keys = [c for c in ("participant_id", "mask", "window", "state", "condition") if c in table]
+    if (again := table.duplicated(keys)).any():
+        row = table[again].iloc[0]
+        what = ", ".join(f"{k} {printable(str(row[k]))}" for k in keys)
+        yield f"its predictions hold {what} twice: everybody is tested once"
+    if folds is None:
+        return
+    fold = {s: f.index for f in folds for s in f.test}
+    if strangers := sorted(people - fold.keys()):
+        yield f"its predictions are of {printable(strangers[0])}, who is tested in no fold"
+    elif "fold" in table:
+        wrong = table["fold"] != table["participant_id"].map(fold)
+        if wrong.any():
+            who, there = table["participant_id"][wrong].iloc[0], table["fold"][wrong].iloc[0]
+            yield f"its predictions have {printable(who)} in fold {there}, who is tested in fold {fold[who]}"
+
+
+def unlike(table: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:
+    """Yield what two rows of one task must have in common and have not."""
+    keys = [c for c in ("participant_id", "mask", "window", "state", "condition") if c in table]
+    if keys != [c for c in ("participant_id", "mask", "window", "state", "condition") if c in other]:
+        yield "its predictions are of another kind of task"
+        return
+    shared = [
+        c
+        for c in ("fold", "truth", "train_mean", "n", "sst", "sse_best_filler", "guard_sst", "headline", "n_epochs")
+        if c in table and c in other
+    ]
+    both = table[keys + shared].merge(
+        other[keys + shared], on=keys, how="outer", suffixes=("", " there"), indicator=True
+    )
+    # Masks that pretrained somebody are detail, and differ from run to run of one grid.
+    apart = both[both["_merge"] != "both"]
+    if len(apart) and "mask" not in keys:
+        yield f"its predictions are not of the same {keys[-1]}s"
+        return
+    both = both[both["_merge"] == "both"]
+    for column in shared:
+        a, b = both[column], both[f"{column} there"]
+        alike = np.isclose(a.astype(float), b.astype(float), rtol=1e-9, atol=1e-12) if a.dtype == float else a == b
+        if not np.all(alike):
+            yield f"its predictions have not the same {column}"

@@ -1,0 +1,157 @@
+"""Values of a record that cannot be, contradict each other, or would be news."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from neurobench.bundle_reader import printable
+from neurobench.recomputation import same
+from neurobench.results import MetricRecord, Record
+from neurobench.scoring import N_PERMUTATIONS
+
+__all__ = ["impossible", "value_range"]
+
+Level = Literal["warning", "error"]
+
+_UNIT_RANGE = re.compile(
+    r"auroc|macro_auroc|within_site_auroc|pr_auc|balanced_accuracy|accuracy|sensitivity|specificity|brier|site_leak|recall\[.*"
+)
+_CORRELATION = re.compile(
+    r"pearson_r|mcc|partial_r.*|r\[.*|truth_r\[.*|fc_similarity|(waveform|gfp|topography|across_halves)_r.*"
+)
+_AT_MOST_ONE = re.compile(r"r2.*|skill.*")
+_NOT_NEGATIVE = re.compile(r"mae|peak_latency_error.*|peak_amplitude_ratio.*|delta_r2.*")
+
+
+def value_range(name: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have; infinite where there is no limit."""
+    if _UNIT_RANGE.fullmatch(name):
+        return 0.0, 1.0
+    if name.startswith("delta_r2"):
+        return 0.0, 1.0
+    if _CORRELATION.fullmatch(name):
+        return -1.0, 1.0
+    if _AT_MOST_ONE.fullmatch(name):
+        return -math.inf, 1.0
+    return (0.0, math.inf) if _NOT_NEGATIVE.fullmatch(name) else (-math.inf, math.inf)
+
+
+def impossible(record: Record, *, declared: bool = True) -> Iterator[tuple[Level, str]]:
+    """Yield what cannot be, or hardly ever is, whatever the predictions were.
+
+    Parameters
+    ----------
+    record
+        Whose numbers.
+    declared
+        Whether there are no predictions to compute them from again.
+    """
+    if record.headline not in record.metrics:
+        yield "error", f"its headline {printable(record.headline)!r} is none of its metrics"
+        return
+    for name, m in (*record.metrics.items(), *record.confounds.items()):
+        yield from _impossible_metric(printable(name), m)
+        # A bootstrap may be shifted away from a value that it is made around (ΔR², average precision): of anything but
+        # the headline that is told only where it cannot be computed again.
+        if (name == record.headline or declared) and _outside_its_interval(m):
+            level: Level = "error" if name == record.headline else "warning"
+            text = f"{m.value:.4g} is not in {m.low:.4g} to {m.high:.4g}"
+            yield level, f"the interval of {printable(name)} does not hold its value: {text}"
+    n = record.n_subjects
+    if n < 1 or (record.data is not None and n > record.data.n_subjects):
+        yield "error", f"counts {n} subjects of a cohort of {record.data.n_subjects if record.data else 'nobody'}"
+    for name, values in record.per_fold.items():
+        if len(values) != record.protocol.n_folds:
+            yield "error", f"{printable(name)} has {len(values)} folds, and the protocol {record.protocol.n_folds}"
+        low, high = value_range(name)
+        if any(v is not None and not low - 1e-9 <= v <= high + 1e-9 for v in values):
+            yield "error", f"{printable(name)} of a fold lies outside {_between(low, high)}"
+    head = record.metrics[record.headline]
+    if head.value is None:
+        yield "error", "its headline has no value"
+    if record.p_value is not None and not 0 < record.p_value <= 1:
+        yield "error", f"a p-value is {record.p_value:.4g}"
+    if record.skill is not None and record.skill > 1 + 1e-9:
+        yield "error", f"its skill is {record.skill:.4g}, and 1 is perfect"
+    yield from _relations(record)
+    yield from _outlying(record)
+
+
+def _between(low: float, high: float) -> str:
+    return f"{low:g} to {high:g}"
+
+
+def _impossible_metric(name: str, m: MetricRecord) -> Iterator[tuple[Level, str]]:
+    low, high = value_range(name)
+    if name == "over_covariates":
+        low, high = -math.inf, math.inf
+    for what, value in (("", m.value), ("lower end of ", m.low), ("upper end of ", m.high)):
+        if value is not None and not low - 1e-9 <= value <= high + 1e-9:
+            yield "error", f"{what}{name} is {value:.4g}: only {_between(low, high)} can be"
+    if (m.low is None) != (m.high is None):
+        yield "error", f"the interval of {name} has one end"
+    elif m.low is not None and m.high is not None:
+        if m.low > m.high:
+            yield "error", f"the interval of {name} is upside down: {m.low:.4g} to {m.high:.4g}"
+        elif m.value is None:
+            yield "error", f"{name} has an interval and no value"
+    if m.p_value is not None:
+        steps = m.p_value * (N_PERMUTATIONS + 1)
+        if not 0 < m.p_value <= 1 or abs(steps - round(steps)) > 1e-6:
+            yield "error", f"p of {name} is {m.p_value:.6g}, and {N_PERMUTATIONS} permutations cannot give that"
+        if m.above_chance and m.p_value >= 0.05:
+            yield "error", f"{name} is called above chance at p = {m.p_value:.3g}"
+    if m.above_chance and m.chance is not None and m.value is not None:
+        ahead = m.value > m.chance if m.higher_is_better else m.value < m.chance
+        if not ahead:
+            yield "error", f"{name} is called above chance and is not: {m.value:.4g}, chance {m.chance:.4g}"
+
+
+def _outside_its_interval(m: MetricRecord) -> bool:
+    if m.value is None or m.low is None or m.high is None or m.low > m.high:
+        return False
+    return not m.low - 1e-9 <= m.value <= m.high + 1e-9
+
+
+def _relations(record: Record) -> Iterator[tuple[Level, str]]:
+    """Yield metrics that contradict each other."""
+    value = {name: m.value for name, m in record.metrics.items() if m.value is not None}
+    mae = record.metrics.get("mae")
+    if mae is not None and mae.value is not None and mae.chance and "skill" in value:
+        implied = 1 - mae.value / mae.chance
+        if not same(value["skill"], implied, 1e-6):
+            yield "error", f"skill is {value['skill']:.4g}, and mae and its chance level give {implied:.4g}"
+    if {"balanced_accuracy", "sensitivity", "specificity"} <= value.keys():
+        implied = (value["sensitivity"] + value["specificity"]) / 2
+        if not same(value["balanced_accuracy"], implied, 1e-6):
+            yield "error", f"balanced accuracy is {value['balanced_accuracy']:.4g}, and its halves give {implied:.4g}"
+    if "accuracy" in value:
+        right = value["accuracy"] * record.n_subjects
+        if abs(right - round(right)) > 1e-6 * max(1.0, right):
+            yield "error", f"accuracy is {value['accuracy']:.6g}: no share of {record.n_subjects} subjects is"
+    recalls = [v for name, v in value.items() if name.startswith("recall[")]
+    if recalls and "balanced_accuracy" in value and "sensitivity" not in value:
+        implied = sum(recalls) / len(recalls)
+        if not same(value["balanced_accuracy"], implied, 1e-6):
+            yield "error", f"balanced accuracy is {value['balanced_accuracy']:.4g}, and the recalls give {implied:.4g}"
+
+
+def _outlying(record: Record) -> Iterator[tuple[Level, str]]:
+    """Yield what would be news, and more often is a leak."""
+    head = record.metrics[record.headline]
+    if head.value is None or record.n_subjects < 10:
+        return
+    if record.headline == "auroc" and head.value > 0.99:
+        yield "warning", f"AUROC is {head.value:.4g}: look for the target among the features"
+    if record.headline == "mae" and head.chance and head.value < 0.1 * head.chance:
+        yield "warning", f"MAE is {head.value:.3g}, a tenth of chance or less: look for the target among the features"
+    r2 = record.metrics.get("r2")
+    if r2 is not None and r2.value is not None and r2.value > 0.95:
+        yield "warning", f"R² is {r2.value:.3g}: look for the target or the hidden signal among the inputs"
+    if head.low is not None and head.high is not None and record.n_subjects < 500:
+        width = head.high - head.low
+        if record.kind != "filler" and width == 0 and head.chance != head.value:
+            yield "warning", "its interval has no width"

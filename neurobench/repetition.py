@@ -1,0 +1,135 @@
+"""Run simulated records again, with their recorded parameters and the code that is installed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neurobench import runner
+from neurobench.config import RunConfig, expand
+from neurobench.errors import NeurobenchError
+from neurobench.identity import digest
+from neurobench.plugins import Registry
+from neurobench.progress import Progress
+from neurobench.recomputation import same
+from neurobench.records import Finding
+from neurobench.results import Record, read_record
+
+__all__ = ["TOLERANCE_FITTED", "TOLERANCE_TRAINED", "repeat"]
+
+TOLERANCE_TRAINED = 0.25
+"""Share of the interval's width by which a backbone's headline may differ: training sums in another order elsewhere."""
+
+TOLERANCE_FITTED = 0.01
+"""The same of baselines and fillers, which have a closed form or one optimum."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run that gives some of the records."""
+
+    dataset: str
+    backbone: str
+    mask: str
+    task: str
+
+
+def repeat(
+    records: Sequence[tuple[Record, Mapping[str, Any]]],
+    registry: Registry,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Finding | None]]:
+    """Yield every record's id, and None where it was found again, or what was found instead.
+
+    Parameters
+    ----------
+    records
+        Simulated records with their identities.
+    registry
+        The code that runs: what is installed here. Nothing of a submission is.
+    folder
+        Where the runs are stored; records of one run share their steps.
+    progress
+        Where progress is shown.
+    """
+    found: dict[str, tuple[dict[tuple[str, str], Record], str]] = {}
+    for record, identity in records:
+        try:
+            config = _config(record, identity, registry, folder)
+            key = digest([str(config)])
+            if key not in found:
+                found[key] = _run(config, registry, progress)
+            again, problem = found[key]
+        except (NeurobenchError, KeyError, TypeError, ValueError) as error:
+            yield record.id, Finding("warning", "not-re-run", f"could not be run again: {error}")
+            continue
+        ours = again.get((record.row, record.task.label))
+        if ours is None:
+            text = problem or "the run gave no such row"
+            yield record.id, Finding("warning", "not-re-run", f"could not be run again: {text}")
+        else:
+            yield record.id, _compare(record, ours)
+
+
+def _config(record: Record, identity: Mapping[str, Any], registry: Registry, folder: Path) -> RunConfig:
+    p, twin, asked = record.protocol, identity["twin"], identity["asked"]
+    if any(isinstance(v, str) and ("/" in v or "\\" in v) for v in record.dataset.parameters.values()):
+        raise ValueError("a parameter of its dataset names a file of another machine")
+    no_pretraining = next(n for n, cls in sorted(registry.masks.items()) if not cls.pretrains)
+    pretrained = record.kind == "pretrained" and record.mask is not None
+    return RunConfig.from_options(
+        backbone=record.backbone.label if record.backbone else next(iter(sorted(registry.backbones))),
+        mask=record.mask.label if pretrained and record.mask else no_pretraining,
+        dataset=record.dataset.label,
+        task=record.task.label,
+        seed=p.seed,
+        profile=p.profile,
+        adaptation=p.adaptation,
+        split=p.split,
+        folds=p.n_folds if p.split == "subjects" else None,
+        ratio=p.ratio,
+        n_steps=p.n_steps,
+        source="simulated",
+        variant=twin["variant"],
+        n_subjects=twin["n_subjects"],
+        window_s=asked["window_s"],
+        patch_s=asked["patch_s"],
+        sfreq=asked["sfreq"],
+        transductive=p.transductive or None,
+        harmonise=p.harmonise,
+        out=folder,
+    )
+
+
+def _run(config: RunConfig, registry: Registry, progress: Progress | None) -> tuple[dict[tuple[str, str], Record], str]:
+    result = runner.execute(expand(config, registry), registry, progress=progress)
+    again = {}
+    for row in result.table.to_dict("records"):
+        if row["status"] == "ok":
+            record = read_record(result.out / "records" / f"{row['id']}.json")
+            again[record.row, record.task.label] = record
+    failed = next((str(e) for e in result.table["error"] if e), "")
+    return again, failed
+
+
+def _compare(record: Record, ours: Record) -> Finding | None:
+    a, b = record.metrics[record.headline], ours.metrics.get(record.headline)
+    if b is None or b.value is None or a.value is None:
+        return Finding("error", "re-run", f"run again, it has no {record.headline}")
+    if record.data is not None and ours.data is not None and record.data.fingerprint != ours.data.fingerprint:
+        return Finding(
+            "error", "re-run", "run again, the simulated cohort is another one: its fingerprint is not the record's"
+        )
+    share = TOLERANCE_TRAINED if record.backbone is not None else TOLERANCE_FITTED
+    width = (b.high - b.low) if b.high is not None and b.low is not None else 0.0
+    allowed = share * width
+    if abs(a.value - b.value) <= allowed or same(a.value, b.value, 1e-6):
+        return None
+    return Finding(
+        "error",
+        "re-run",
+        f"run again, its {record.headline} is {b.value:.4g}, not {a.value:.4g} ({allowed:.2g} either way is allowed)",
+    )

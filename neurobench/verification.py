@@ -1,0 +1,758 @@
+"""Say of a submission what can be believed, and of everything else why not; nothing that was submitted is run.
+
+Levels, as words: *declared* (numbers without predictions; only their form and their fit to each other were checked),
+*recomputed* (found again from held-out predictions), *re-run* (found again from the simulated twin itself).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+
+from neurobench import recomputation
+from neurobench.agreement import fold_problems, not_as_identified, not_of_suite, people_problems, unlike
+from neurobench.bundle import LIMITS, Limits, may_leave, task_of
+from neurobench.bundle_reader import Contents, parse_folds, parse_json, parse_table, printable, read_bundle
+from neurobench.components import parse_component
+from neurobench.errors import BundleError, NeurobenchError
+from neurobench.identity import digest
+from neurobench.options import PROFILES, frozen_suites
+from neurobench.plausibility import impossible
+from neurobench.plugins import Kind, Registry
+from neurobench.pretraining import Recipe
+from neurobench.recomputation import Tolerance, same
+from neurobench.records import Finding, Fold
+from neurobench.results import ComponentRecord, Record, content_hash, parse_record
+from neurobench.splits import check_disjoint, fold_fingerprint
+
+__all__ = ["Level", "Verdict", "slot", "verify"]
+
+Level = Literal["declared", "recomputed", "re-run"]
+
+CONTROLS = ("baseline", "filler", "untrained")
+
+_log = logging.getLogger("neurobench.verification")
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What came of it.
+
+    Parameters
+    ----------
+    records
+        Those that could be read.
+    findings
+        Everything that was noticed; an error refuses the bundle.
+    levels
+        Record id to how far it was checked; a record with an error has none.
+    """
+
+    records: tuple[Record, ...]
+    findings: tuple[Finding, ...]
+    levels: Mapping[str, Level]
+
+    @property
+    def word(self) -> Literal["believed", "believed, with warnings", "refused"]:
+        """The verdict."""
+        levels = {f.level for f in self.findings}
+        if "error" in levels:
+            return "refused"
+        return "believed, with warnings" if "warning" in levels else "believed"
+
+    @property
+    def exit_code(self) -> int:
+        """0 believed, 1 refused, 2 warnings only."""
+        return {"believed": 0, "refused": 1, "believed, with warnings": 2}[self.word]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "verdict": self.word,
+            "records": [
+                {
+                    "id": r.id,
+                    "dataset": r.dataset.label,
+                    "source": r.data.source if r.data else "",
+                    "task": r.task.label,
+                    "row": r.row,
+                    "metric": r.headline,
+                    "score": r.metrics[r.headline].value if r.headline in r.metrics else None,
+                    "level": self.levels.get(r.id, "refused"),
+                }
+                for r in self.records
+            ],
+            "findings": [asdict(f) for f in self.findings],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """A record of the bundle with what lies beside it."""
+
+    record: Record
+    plain: Mapping[str, Any]
+    identity: Mapping[str, Any] | None
+    declared: bool
+
+    @property
+    def label(self) -> str:
+        r = self.record
+        names = f"{r.row}, {r.task.label} on {r.dataset.label}"
+        return f"{printable(names)}, seed {str(r.protocol.seed)[:12]} ({r.id[:12]})"
+
+
+def slot(record: Record) -> str:
+    """Return what a record is about, whatever made it: of two in one slot the newer one supersedes the other."""
+    settings = record.protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite"})
+    return digest([record.row, record.task.label, record.dataset.label, settings])
+
+
+def verify(
+    path: Path,
+    registry: Registry,
+    *,
+    against: Path | None = None,
+    repeat: Callable[[Sequence[tuple[Record, Mapping[str, Any]]]], Iterable[tuple[str, Finding | None]]] | None = None,
+    limits: Limits = LIMITS,
+) -> Verdict:
+    """Check a bundle.
+
+    Parameters
+    ----------
+    path
+        A zip file or a folder.
+    registry
+        What is installed here: the code that everything is checked with.
+    against
+        Folder of accepted records, searched with its subfolders; none of them may be changed.
+    repeat
+        Runs simulated records again, see :mod:`neurobench.repetition`; None: nothing is run.
+    limits
+        Of size.
+
+    Raises
+    ------
+    BundleError
+        If there is nothing that could be read.
+    """
+    contents = read_bundle(path, limits)
+    check = _Check(registry, list(contents.findings))
+    items = check.read_records(contents)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # Numbers of a stranger may overflow or not vary: what comes of that is compared, not warned of.
+        warnings.simplefilter("ignore")
+        check.bundle(items, contents)
+        if against is not None:
+            check.accepted(items, against)
+        if repeat is not None:
+            check.repeated(items, repeat)
+    refused = {f.subject for f in check.findings if f.level == "error"}
+    levels = {i.record.id: check.levels.get(i.record.id, "declared") for i in items if i.label not in refused}
+    return Verdict(tuple(i.record for i in items), tuple(check.findings), levels)
+
+
+@dataclass(eq=False)
+class _Check:
+    """Findings while they are made."""
+
+    registry: Registry
+    findings: list[Finding]
+    levels: dict[str, Level] = field(default_factory=dict)
+    told: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, level: Literal["warning", "error"], code: str, message: str, who: str = "", fix: str = "") -> None:
+        self.findings.append(Finding(level, code, message, fix, subject=who))
+
+    def once(self, level: Literal["warning", "error"], code: str, message: str, fix: str = "") -> None:
+        """Add what concerns many records, once."""
+        if (code, message) not in self.told:
+            self.told.add((code, message))
+            self.add(level, code, message, "", fix)
+
+    # ------------------------------------------------------------ reading
+
+    def read_records(self, contents: Contents) -> list[_Item]:
+        """Return the records that can be read, each with its identity."""
+        files, identities = contents.named("records"), contents.named("identities")
+        predictions = contents.named("predictions")
+        items = []
+        for name, content in files.items():
+            where = f"records/{name}.json"
+            try:
+                plain = parse_json(content)
+                record = parse_record(plain)
+                if content_hash(plain) != record.content_hash:
+                    self.add(
+                        "error",
+                        "content-hash",
+                        f"{where} was changed after it was written: its content hash does not match",
+                        fix="A record is made by a run, never by hand.",
+                    )
+                    continue
+            except ValueError as error:
+                self.add("error", "schema", f"{where} is no record: {error}")
+                continue
+            if record.id != name:
+                self.add("error", "id", f"{where} holds the record {record.id[:64]!r}")
+                continue
+            declared = name not in predictions
+            items.append(_Item(record, plain, self._read_identity(name, identities.get(name)), declared))
+        if not items:
+            self.add("error", "empty", "there is no record that can be read")
+        # Of what the manifest lists: a record that was refused has been told already.
+        listed = {n[8:72] for n in contents.manifest["files"] if n.startswith("records/")}
+        if contents.manifest["n_records"] != len(listed):
+            self.add(
+                "error",
+                "missing",
+                f"the manifest counts {contents.manifest['n_records']} records and lists {len(listed)}",
+            )
+        strays = [
+            (folder, n) for folder in ("identities", "predictions") for n in contents.named(folder) if n not in listed
+        ]
+        if len(items) == len(listed):
+            used = {i.record.protocol.fold_fingerprint for i in items}
+            strays += [("folds", n) for n in contents.named("folds") if n not in used]
+        for folder, name in strays:
+            self.add("error", "stray", f"{folder}/{name[:12]}… belongs to no record of the bundle")
+        return sorted(items, key=lambda i: (i.record.dataset.label, i.record.task.label, i.record.kind, i.record.row))
+
+    def _read_identity(self, name: str, content: bytes | None) -> Mapping[str, Any] | None:
+        where = f"identities/{name[:12]}….json"
+        if content is None:
+            self.add("error", "identity", f"{where} is missing: nobody can find the record's id again")
+            return None
+        try:
+            plain = parse_json(content)
+            shape = {"evaluation": dict, "steps": dict, "asked": dict}
+            if not (isinstance(plain, dict) and all(isinstance(plain.get(k), t) for k, t in shape.items())):
+                raise ValueError("it lacks evaluation, steps or asked")
+            if not all(isinstance(s, dict) and isinstance(s.get("identity"), dict) for s in plain["steps"].values()):
+                raise ValueError("a step has no identity")
+        except ValueError as error:
+            self.add("error", "identity", f"{where} cannot be read: {error}")
+            return None
+        return cast(Mapping[str, Any], plain)
+
+    # ------------------------------------------------------------ everything of the bundle
+
+    def bundle(self, items: Sequence[_Item], contents: Contents) -> None:
+        """Check every record, then each group of records that should agree."""
+        good = []
+        for item in items:
+            with self._guard(item.label):
+                if self._alone(item):
+                    good.append(item)
+        folds = self._folds(good, contents)
+        tables = self._predictions(good, contents, folds)
+        for group in _grouped(good):
+            with self._guard(group[0].label):
+                self._group(group, tables)
+        self._sources(good)
+
+    @contextlib.contextmanager
+    def _guard(self, who: str) -> Iterator[None]:
+        """Refuse what a check fails on: values may be anything, and one record must not hide the others."""
+        try:
+            yield
+        except BundleError:
+            raise
+        except Exception as error:
+            _log.debug("a check failed", exc_info=True)
+            self.add("error", "uncheckable", f"cannot be checked: {type(error).__name__}: {printable(str(error))}", who)
+
+    def _alone(self, item: _Item) -> bool:
+        """Check a record by itself; return whether there is anything to check further."""
+        record = item.record
+        if record.status != "ok":
+            self.add("error", "failed", "holds an error and no number", item.label)
+            return False
+        for level, message in impossible(record, declared=item.declared):
+            self.add(level, "value", message, item.label)
+        if record.data is None:
+            self.add("error", "schema", "says nothing of its data", item.label)
+            return False
+        self._components(record)
+        self._settings(item)
+        self._identity(item)
+        return record.headline in record.metrics
+
+    def _sources(self, items: Sequence[_Item]) -> None:
+        """Find recordings that are called real in one record and simulated in another."""
+        known: dict[str, str] = {}
+        for item in items:
+            data = item.record.data
+            if data is not None and known.setdefault(data.fingerprint, data.source) != data.source:
+                self.add("error", "source", "calls real what another record calls simulated", item.label)
+
+    # ------------------------------------------------------------ code
+
+    def _components(self, record: Record) -> None:
+        """Compare plugins with the installed ones."""
+        kinds = ("backbone", "mask", "baseline", "dataset", "task")
+        for kind in kinds:
+            component: ComponentRecord | None = getattr(record, kind)
+            if component is not None:
+                self._component(cast(Kind, kind), component)
+
+    def _component(self, kind: Kind, says: ComponentRecord) -> None:
+        name = f"{kind} {printable(says.name)}"
+        try:
+            cls, here = self.registry.get(kind, says.name), self.registry.provenance(kind, says.name)
+        except NeurobenchError:
+            self.once(
+                "warning",
+                "plugin-not-here",
+                f"{name} of {printable(says.distribution)} {printable(says.version)} is not installed here: "
+                "its code was compared with nothing",
+                "Install it and verify again, if you would run it anyway.",
+            )
+            return
+        claimed, found = f"{says.distribution} {says.version}".strip(), f"{here.distribution} {here.version}".strip()
+        if says.distribution != here.distribution:
+            self.once(
+                "error", "plugin", f"{name} is said to come from {printable(claimed)}; here it is part of {found}"
+            )
+        elif says.version != here.version:
+            self.once(
+                "warning",
+                "plugin-version",
+                f"{name} comes from {printable(claimed)}, and {found} is installed: its code was compared with nothing",
+            )
+        elif says.digest != here.digest:
+            self.once(
+                "error",
+                "plugin-digest",
+                f"{name} says that it comes from {found}, and its code is another one: sha256 "
+                f"{printable(says.digest)[:12]} instead of {here.digest[:12]}",
+                "It was changed, or made before or after that version: run again with the released one.",
+            )
+        if says.score_version != cls.score_version:
+            self.once(
+                "error",
+                "score-version",
+                f"{name} has score version {says.score_version}, and {cls.score_version} here: its numbers are others",
+                "Run again with the current version."
+                if says.score_version < cls.score_version
+                else "Verify with the version that made it.",
+            )
+        try:
+            parsed = dict(parse_component(kind, says.label, self.registry).parameters)
+        except NeurobenchError as error:
+            self.once("error", "label", f"{name}: its label {printable(says.label)!r} cannot be read: {error.what}")
+            return
+        if parsed != says.parameters or parse_component(kind, says.label, self.registry).name != says.name:
+            self.once("error", "label", f"{name}: its label {printable(says.label)!r} is not what its parameters say")
+        if any(isinstance(v, str) and re.search(r"[\\/]", v) for v in says.parameters.values()):
+            self.once("warning", "path", f"{name} has a parameter that names a folder of the machine it ran on")
+
+    # ------------------------------------------------------------ suite and protocol
+
+    def _settings(self, item: _Item) -> None:
+        p = item.record.protocol
+        profile = PROFILES.get(p.profile)
+        if profile is None:
+            self.add("error", "profile", f"there is no profile {printable(p.profile)!r}", item.label)
+            return
+        for name in ("width", "n_layers", "n_tokens", "batch_size"):
+            if getattr(p, name) != getattr(profile, name):
+                self.add(
+                    "error",
+                    "profile",
+                    f"profile {p.profile} has {name} {getattr(profile, name)}, not {getattr(p, name)}",
+                    item.label,
+                )
+        made_by = item.record.environment.get("neurobench-fm", "")
+        if made_by != _version("neurobench-fm"):
+            self.once(
+                "warning", "version", f"made by neurobench {printable(made_by) or 'of no version'}, not the one here"
+            )
+        elif digest(p.recipe) != digest(_listed(asdict(Recipe.for_width(p.width, p.batch_size)))):
+            self.add("error", "recipe", "was trained by another recipe than all others", item.label)
+        self._suite(item)
+
+    def _suite(self, item: _Item) -> None:
+        r = item.record
+        p = r.protocol
+        name, at, rest = p.suite.partition("@")
+        hashed, _, changed = rest.partition(", changed: ")
+        frozen = frozen_suites()
+        if not at:
+            self.once("warning", "suite", "some records are of no suite: they are never ranked with those of one")
+        elif name not in frozen:
+            self.once(
+                "warning", "suite", f"suite {printable(name)!r} does not come with neurobench: it was not checked"
+            )
+        elif frozen[name][:12] != hashed:
+            self.add(
+                "error",
+                "suite",
+                f"is said to be of {name}, and its content {printable(hashed)} is not that",
+                item.label,
+            )
+        elif changed:
+            self.once(
+                "warning", "suite", f"{name} was changed ({printable(changed)}): never ranked with the suite itself"
+            )
+        else:
+            for message in not_of_suite(r, name):
+                self.add("error", "suite", message, item.label)
+
+    # ------------------------------------------------------------ identity
+
+    def _identity(self, item: _Item) -> None:
+        if item.identity is None:
+            return
+        evaluation, steps = item.identity["evaluation"], item.identity["steps"]
+        if digest({"evaluation": evaluation}) != item.record.id:
+            self.add("error", "id", "its id is not the hash of the identity beside it", item.label)
+        for key, step in steps.items():
+            if digest(step["identity"]) != key:
+                self.add(
+                    "error", "identity", f"step {printable(key)[:12]} is not the hash of what is beside it", item.label
+                )
+        named = evaluation.get("sources", [])
+        named = named if isinstance(named, list) else []
+        named = [*named, *(s["identity"].get("pretraining") for s in steps.values())]
+        if not named or any(n is not None and n not in steps for n in named):
+            self.add("error", "identity", "an earlier step that its identity names is not beside it", item.label)
+        for message in not_as_identified(item.record, evaluation, steps):
+            self.add("error", "identity", message, item.label)
+
+    # ------------------------------------------------------------ folds
+
+    def _folds(self, items: Sequence[_Item], contents: Contents) -> dict[str, tuple[Fold, ...]]:
+        """Check the fold manifests; return those that can be used, by fingerprint."""
+        stored = contents.named("folds")
+        found: dict[str, tuple[Fold, ...]] = {}
+        for fingerprint, own in _by(items, lambda i: i.record.protocol.fold_fingerprint):
+            with self._guard(own[0].label):
+                if (folds := self._manifest(fingerprint, own, stored.get(fingerprint))) is not None:
+                    found[fingerprint] = folds
+        splits: dict[tuple[Any, ...], set[str]] = {}
+        for item in items:
+            p, data = item.record.protocol, item.record.data
+            key = (data.fingerprint if data else "", p.split, p.n_folds, p.seed)
+            splits.setdefault(key, set()).add(p.fold_fingerprint)
+        for (_, split, n_folds, seed), prints in splits.items():
+            if len(prints) > 1:
+                self.add(
+                    "error",
+                    "folds",
+                    f"records of one cohort with {n_folds} folds by {printable(split)}, seed {seed}, "
+                    f"were tested on {len(prints)} splits: {', '.join(sorted(printable(f)[:12] for f in prints))}",
+                )
+        return found
+
+    def _manifest(self, fingerprint: str, own: Sequence[_Item], content: bytes | None) -> tuple[Fold, ...] | None:
+        """Check who is said to be trained on and tested when; return it if it can be used."""
+        record = own[0].record
+        p, data = record.protocol, record.data
+        assert data is not None
+        allowed = may_leave(record, self.registry)
+        where = f"folds {printable(fingerprint)[:12]}"
+        if content is None:
+            if allowed != "aggregates":
+                self.add("error", "folds", f"{where} are missing, and may be published")
+            return None
+        if allowed == "aggregates":
+            self.add("error", "forbidden", f"{where} list participants, which the card of the dataset forbids")
+            return None
+        try:
+            folds, pseudonyms = parse_folds(content)
+            check_disjoint(folds)
+        except ValueError as error:
+            self.add("error", "folds", f"{where} cannot be read: {error}")
+            return None
+        except NeurobenchError as error:
+            self.add("error", "overlap", f"{where}: {error}")
+            return None
+        for message in fold_problems(folds, p.split, p.n_folds, data.n_subjects):
+            self.add("error", "folds", f"{where}: {message}")
+        if pseudonyms and allowed == "simulated":
+            self.add("error", "folds", f"{where} are under pseudonyms, which simulated people do not need")
+        if not pseudonyms:
+            if allowed == "predictions":
+                self.add("error", "forbidden", f"{where} name participants, and the card asks for pseudonyms")
+            if fold_fingerprint(folds) != fingerprint:
+                self.add("error", "folds", f"{where} have another fingerprint: they are not those of the records")
+            pairs = {(digest(list(f.train)), digest(list(f.test))) for f in folds}
+            for item in own:
+                steps = [s["identity"] for s in item.identity["steps"].values()] if item.identity else []
+                if steps and {(str(s["train"]), str(s["test"])) for s in steps if "test" in s} != pairs:
+                    self.add("error", "folds", "was trained or tested on other folds than it says", item.label)
+        return folds
+
+    # ------------------------------------------------------------ predictions
+
+    def _predictions(
+        self, items: Sequence[_Item], contents: Contents, folds: Mapping[str, tuple[Fold, ...]]
+    ) -> dict[str, pd.DataFrame]:
+        """Score every table of predictions again; return those that can be used, by record."""
+        stored = contents.named("predictions")
+        tables: dict[str, pd.DataFrame] = {}
+        for item in items:
+            with self._guard(item.label):
+                table = self._table(item, stored.get(item.record.id), folds.get(item.record.protocol.fold_fingerprint))
+                if table is not None and self._recomputed(item, table):
+                    tables[item.record.id] = table
+        return tables
+
+    def _table(self, item: _Item, content: bytes | None, folds: Sequence[Fold] | None) -> pd.DataFrame | None:
+        """Return the predictions beside a record if they may be there and are those of the right people."""
+        record = item.record
+        assert record.data is not None
+        allowed = may_leave(record, self.registry)
+        if allowed not in ("simulated", record.data.may_leave):
+            card = f"the card of {printable(record.dataset.label)} lets {allowed} leave, and records say"
+            self.once("error", "card", f"{card} {record.data.may_leave}")
+        if content is None:
+            if allowed != "aggregates":
+                self.add("warning", "declared", "has no predictions beside it, which its card would allow", item.label)
+            return None
+        who = "its predictions are there, and the card of its dataset"
+        if allowed == "aggregates":
+            self.add("error", "forbidden", f"{who} lets scores leave only", item.label)
+            return None
+        try:
+            table = parse_table(content)
+        except ValueError as error:
+            self.add("error", "predictions", f"its predictions cannot be read: {error}", item.label)
+            return None
+        if allowed == "predictions" and not all(re.fullmatch(r"s[0-9]+", p) for p in table["participant_id"]):
+            self.add("error", "forbidden", f"{who} asks for pseudonyms: they name participants", item.label)
+            return None
+        problems = list(people_problems(table, record, folds))
+        for message in problems:
+            self.add("error", "predictions", message, item.label)
+        return None if problems else table
+
+    def _recomputed(self, item: _Item, table: pd.DataFrame) -> bool:
+        """Compare a record with what its predictions give; return whether they could be scored."""
+        record = item.record
+        try:
+            task = task_of(record, self.registry)
+        except NeurobenchError as error:
+            self.once(
+                "warning",
+                "task-not-here",
+                f"records of task {printable(record.task.label)} were not recomputed: {error.what}",
+            )
+            return False
+        try:
+            score = recomputation.recompute(task, record, table)
+        except NeurobenchError as error:
+            self.add("error", "predictions", f"its predictions cannot be scored: {error}", item.label)
+            return False
+        tolerance = self._tolerance(record)
+        wrong = list(recomputation.differences(record.metrics, score.metrics, tolerance))
+        wrong += [
+            f"{printable(m)} is given, and is no metric of the task"
+            for m in record.metrics.keys() - score.metrics.keys()
+        ]
+        if record.headline != score.headline:
+            wrong.append(f"its headline is {printable(record.headline)}, and the task's is {score.headline}")
+        if record.n_subjects != score.n_subjects:
+            wrong.append(f"counts {record.n_subjects} subjects, and its predictions are of {score.n_subjects}")
+        if not same(record.p_value, score.p_value, tolerance.p_value):
+            wrong.append("its p-value is not that of its headline")
+        for name, values in score.per_fold.items():
+            says = record.per_fold.get(name, [])
+            if len(says) != len(values) or not all(
+                same(a, b, tolerance.value) for a, b in zip(says, values, strict=True)
+            ):
+                wrong.append(f"{name} of single folds is not what the predictions give")
+        for message in wrong:
+            self.add("error", "recomputed", message, item.label)
+        if not wrong:
+            self.levels[record.id] = "recomputed"
+        return True
+
+    @staticmethod
+    def _tolerance(record: Record) -> Tolerance:
+        """Return the tolerance: another numpy may draw other subjects in bootstrap and permutations."""
+        same_numpy = record.environment.get("numpy", "").split(".")[:2] == np.__version__.split(".")[:2]
+        return Tolerance() if same_numpy else Tolerance(interval=0.1, p_value=0.03)
+
+    # ------------------------------------------------------------ records that should agree
+
+    def _group(self, group: Sequence[_Item], tables: Mapping[str, pd.DataFrame]) -> None:
+        """Check the rows of one task on one cohort with one protocol and seed."""
+        records = [i.record for i in group]
+        if len({r.n_subjects for r in records}) > 1:
+            counts = sorted({r.n_subjects for r in records})
+            self.add(
+                "error",
+                "n-subjects",
+                f"rows of {printable(records[0].task.label)} on {printable(records[0].dataset.label)} were scored on "
+                f"{' and '.join(map(str, counts))} subjects: rows of one table are on the same ones",
+            )
+        for label in {r.row for r in records if sum(q.row == r.row for q in records) > 1}:
+            self.add("error", "twice", f"row {printable(label)} is there twice with the same settings")
+        first = next((i for i in group if i.record.id in tables), None)
+        for item in group:
+            if first is not None and item.record.id in tables and item is not first:
+                for message in unlike(tables[item.record.id], tables[first.record.id]):
+                    self.add("error", "swapped", f"{message} as {printable(first.record.row)} has it", item.label)
+            self._controls(item, records)
+            if item.record.id in tables:
+                self._beside(item, records, tables)
+
+    def _controls(self, item: _Item, records: Sequence[Record]) -> None:
+        record = item.record
+        controls = {
+            r.row: v
+            for r in records
+            if r.kind in CONTROLS and r.row != record.row and (v := r.metrics[r.headline].value) is not None
+        }
+        head = record.metrics[record.headline]
+        if record.kind == "pretrained":
+            if not any(r.kind in ("baseline", "filler") for r in records):
+                self.add("error", "no-baseline", "has no baseline beside it: no number stands alone", item.label)
+            backbone = record.backbone.label if record.backbone else ""
+            if not any(r.kind == "untrained" and r.backbone and r.backbone.label == backbone for r in records):
+                self.add("warning", "no-untrained", "has no untrained backbone beside it", item.label)
+        if record.skill is None or head.value is None:
+            return
+        if record.best_baseline not in controls:
+            self.add(
+                "error",
+                "skill",
+                f"its skill is over {printable(record.best_baseline)!r}, which is not in the bundle",
+                item.label,
+            )
+            return
+        best = controls[record.best_baseline]
+        span = (1.0 if head.higher_is_better else 0.0) - best
+        skill = (head.value - best) / span if abs(span) > 1e-12 else None
+        if not same(record.skill, skill, 1e-6):
+            given = f"{record.skill:.4g}"
+            self.add("error", "skill", f"its skill is given as {given}, and is {skill and f'{skill:.4g}'}", item.label)
+        better = (max if head.higher_is_better else min)(controls, key=lambda row: controls[row])
+        if better != record.best_baseline and controls[better] != best:
+            self.add(
+                "warning",
+                "skill",
+                f"its skill is over {printable(record.best_baseline)}, and {printable(better)} in the same bundle is "
+                "better",
+                item.label,
+                "Run all rows in one command, so that skill is over the best of all.",
+            )
+
+    def _beside(self, item: _Item, records: Sequence[Record], tables: Mapping[str, pd.DataFrame]) -> None:
+        """Compare confounds with what predictions give."""
+        if "prediction" not in tables[item.record.id]:
+            return
+        try:
+            found, whole = recomputation.recompute_beside(item.record, records, tables)
+        except (NeurobenchError, ValueError, KeyError, IndexError, np.linalg.LinAlgError) as error:
+            self.add("error", "confounds", f"its confounds cannot be computed again: {error}", item.label)
+            return
+        # Pseudo-inverses and correlations of near-constant columns differ in the last digits from machine to machine.
+        tolerance = Tolerance(1e-5, self._tolerance(item.record).interval, 1.0)
+        for message in recomputation.differences(item.record.confounds, found, tolerance):
+            self.add("error", "confounds", message, item.label)
+        known = {*found, "site_leak", "over_covariates"}
+        if whole and (more := item.record.confounds.keys() - known):
+            self.add("error", "confounds", f"{printable(sorted(more)[0])} is given, and cannot be computed", item.label)
+
+    # ------------------------------------------------------------ accepted records, and running again
+
+    def accepted(self, items: Sequence[_Item], folder: Path) -> None:
+        """Hold the append-only rule: what is accepted is superseded by a newer record, never edited."""
+        if not folder.is_dir():
+            raise BundleError(f"--against: there is no folder {folder}.", allowed="a folder of accepted records")
+        there: dict[str, Mapping[str, Any]] = {}
+        sources: dict[str, str] = {}
+        slots: dict[str, set[str]] = {}
+        for path in sorted(folder.rglob("*.json")):
+            try:
+                plain = parse_json(path.read_bytes())
+                record = parse_record(plain)
+            except (OSError, ValueError):
+                continue
+            there[record.id] = plain
+            if record.data is not None:
+                sources[record.data.fingerprint] = record.data.source
+            slots.setdefault(slot(record), set()).add(record.id)
+        for item in items:
+            data = item.record.data
+            if data is not None and sources.get(data.fingerprint, data.source) != data.source:
+                self.add("error", "source", "calls real what an accepted record calls simulated", item.label)
+            old = there.get(item.record.id)
+            if old is not None and old != item.plain:
+                changed = sorted(k for k in {*old, *item.plain} if old.get(k) != item.plain.get(k))
+                self.add(
+                    "error",
+                    "append-only",
+                    f"is accepted already and says something else here ({', '.join(changed)[:100]})",
+                    item.label,
+                    "An accepted record is superseded by a new one with an id of its own, never edited.",
+                )
+            elif old is None and (before := slots.get(slot(item.record))):
+                names = ", ".join(sorted(b[:12] for b in before))
+                self.findings.append(Finding("info", "supersedes", f"supersedes {names}", subject=item.label))
+
+    def repeated(
+        self,
+        items: Sequence[_Item],
+        repeat: Callable[[Sequence[tuple[Record, Mapping[str, Any]]]], Iterable[tuple[str, Finding | None]]],
+    ) -> None:
+        """Run what is simulated and fine so far again."""
+        refused = {f.subject for f in self.findings if f.level == "error"}
+        todo = [
+            (i.record, i.identity)
+            for i in items
+            if i.label not in refused
+            and i.identity is not None
+            and i.record.data
+            and i.record.data.source == "simulated"
+        ]
+        labels = {i.record.id: i.label for i in items}
+        for record_id, problem in repeat(todo):
+            if problem is None:
+                self.levels[record_id] = "re-run"
+            else:
+                self.add(cast(Any, problem.level), problem.code, problem.message, labels[record_id], problem.fix)
+
+
+# ---------------------------------------------------------------- small pieces
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _by(items: Sequence[_Item], key: Callable[[_Item], str]) -> Iterator[tuple[str, list[_Item]]]:
+    groups: dict[str, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    yield from groups.items()
+
+
+def _grouped(items: Sequence[_Item]) -> Iterator[list[_Item]]:
+    def key(item: _Item) -> str:
+        r = item.record
+        settings = r.protocol.model_dump(mode="json", exclude={"recipe", "suite"})
+        return digest([r.dataset.label, r.data.fingerprint if r.data else "", r.task.label, settings])
+
+    for _, own in _by(items, key):
+        yield own

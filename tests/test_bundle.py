@@ -1,0 +1,808 @@
+"""Submissions: what leaves the machine, what is believed, and everything that a forger might try."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import neurobench
+from neurobench.bundle import LIMITS, MANIFEST, make_bundle, write_bundle, zip_bytes
+from neurobench.bundle_reader import parse_folds, parse_json, parse_table, read_bundle
+from neurobench.cli import app
+from neurobench.errors import BundleError
+from neurobench.plugins import load_registry
+from neurobench.results import content_hash
+from neurobench.verification import Verdict, verify
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return load_registry()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("submit") / "out"
+    neurobench.run(
+        backbone="transformer",
+        mask="roi",
+        dataset="adhd200",
+        n_subjects=24,
+        n_steps=3,
+        task="age,diagnosis,reconstruction",
+        out=folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def honest(out: Path, registry) -> Files:
+    return dict(make_bundle(out, registry).files)
+
+
+def of_task(files: Files, task: str, rows: tuple[str, ...] = ()) -> Files:
+    """Return a bundle of the records of one task, or of some rows of it."""
+    plain = {n: json.loads(c) for n, c in files.items() if n.startswith("records/")}
+    ids = {p["id"] for p in plain.values() if p["task"]["name"] == task and (not rows or p["row"] in rows)}
+    return sealed({n: c for n, c in files.items() if "/" not in n or "folds/" in n or n.partition("/")[2][:64] in ids})
+
+
+@pytest.fixture(scope="module")
+def ages(honest: Files) -> Files:
+    return of_task(honest, "age")
+
+
+@pytest.fixture(scope="module")
+def diagnoses(honest: Files) -> Files:
+    return of_task(honest, "diagnosis")
+
+
+@pytest.fixture(scope="module")
+def lone(honest: Files) -> Files:
+    """One record, for what is wrong with the archive around it."""
+    return of_task(honest, "age", ("mean",))
+
+
+@pytest.fixture(scope="module")
+def real(out: Path, registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The twin's files given as if they were somebody's own: what a run on recordings leaves behind."""
+    data = next((out / "store" / "twin").glob("*/data"))
+    folder = tmp_path_factory.mktemp("real") / "out"
+    neurobench.run(
+        backbone="transformer",
+        mask="roi",
+        dataset="adhd200",
+        data_dir=data,
+        n_steps=3,
+        task="age,diagnosis",
+        out=folder,
+    )
+    return folder
+
+
+# ---------------------------------------------------------------- a forger's tools
+
+
+def named(files: Files, row: str, task: str) -> str:
+    """Return the id of a record."""
+    for name, content in files.items():
+        if name.startswith("records/"):
+            plain = json.loads(content)
+            if (plain["row"], plain["task"]["name"]) == (row, task):
+                return plain["id"]
+    raise LookupError(row)
+
+
+def sealed(files: Files) -> Files:
+    """Return the files with a manifest that fits them."""
+    manifest = json.loads(files[MANIFEST])
+    manifest["files"] = {
+        n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in files.items() if n != MANIFEST
+    }
+    manifest["n_records"] = sum(n.startswith("records/") for n in files)
+    return files | {MANIFEST: json.dumps(manifest).encode()}
+
+
+def with_record(files: Files, record_id: str, change: Callable[[dict], None]) -> Files:
+    """Return the files with one record changed, its content hash and the manifest made to fit."""
+    plain = json.loads(files[f"records/{record_id}.json"])
+    change(plain)
+    plain["content_hash"] = content_hash(plain)
+    return sealed(files | {f"records/{record_id}.json": json.dumps(plain).encode()})
+
+
+def with_rows(files: Files, record_id: str, change: Callable[[list[dict]], None]) -> Files:
+    """Return the files with the predictions of one record changed, and the manifest made to fit."""
+    name = f"predictions/{record_id}.csv"
+    rows = list(csv.DictReader(io.StringIO(files[name].decode())))
+    change(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return sealed(files | {name: text.getvalue().encode()})
+
+
+def judged(files: Files, tmp_path: Path, registry, **options) -> Verdict:
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(zip_bytes(files))
+    return verify(path, registry, **options)
+
+
+def refused(verdict: Verdict, code: str, says: str) -> None:
+    """Assert that a verdict refuses, for this reason."""
+    assert verdict.word == "refused"
+    assert verdict.exit_code == 1
+    errors = [f for f in verdict.findings if f.level == "error"]
+    assert any(f.code == code and says in f"{f.path}: {f.message}" for f in errors), errors
+    assert not any(f.code == "uncheckable" for f in errors), errors
+
+
+# ---------------------------------------------------------------- honest ones
+
+
+def test_an_honest_bundle_is_believed_and_found_again(honest: Files, tmp_path: Path, registry):
+    verdict = judged(honest, tmp_path, registry)
+    assert {f.code for f in verdict.findings} == {"suite"}, "a warning that it belongs to no suite, and nothing else"
+    assert verdict.word == "believed, with warnings"
+    assert verdict.exit_code == 2
+    assert set(verdict.levels.values()) == {"recomputed"}
+    assert len(verdict.levels) == len(verdict.records) == sum(n.startswith("records/") for n in honest)
+
+
+def test_equal_folders_give_equal_bytes(out: Path, registry, tmp_path: Path):
+    paths = [write_bundle(make_bundle(out, registry), tmp_path / name) for name in ("a.zip", "b.zip")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    folder = write_bundle(make_bundle(out, registry), tmp_path / "folder")
+    contents, packed = read_bundle(folder), read_bundle(paths[0])
+    assert contents.files == packed.files
+    write_bundle(make_bundle(out, registry), folder)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "mine.txt").write_text("mine")
+    with pytest.raises(BundleError, match="is there already and is no bundle"):
+        write_bundle(make_bundle(out, registry), tmp_path / "thesis")
+
+
+def test_no_folder_of_this_machine_leaves(out: Path, honest: Files, monkeypatch):
+    for name, content in honest.items():
+        assert str(out.parent).encode() not in content, name
+        assert str(Path.home()).encode() + b"/" not in content, name
+
+
+def test_predictions_leave_under_pseudonyms_where_the_card_says_so(real: Path, registry, tmp_path: Path):
+    bundle = make_bundle(real, registry)
+    assert any("names of participants" in s.what and "ADHD-200" in s.why for s in bundle.stripped)
+    people = next((real / "folds").glob("*.json")).read_text()
+    names = {n for f in json.loads(people) for n in f["train"]}
+    for name, content in bundle.files.items():
+        if name.startswith(("predictions/", "folds/")):
+            cells = {c for row in csv.reader(io.StringIO(content.decode())) for c in row}
+            assert not names & {c.strip('", []') for c in cells}
+            assert not {"sex", "duration_s", "mean_fd"} & cells
+    verdict = verify(write_bundle(bundle, tmp_path / "b.zip"), registry)
+    assert set(verdict.levels.values()) == {"recomputed"}, verdict.findings
+    named_again = dict(bundle.files)
+    record_id = named(named_again, "connectome", "age")
+    forged = with_rows(
+        named_again, record_id, lambda rows: [r.update(participant_id=f"00{i}") for i, r in enumerate(rows)]
+    )
+    refused(judged(forged, tmp_path, registry), "forbidden", "asks for pseudonyms")
+
+
+def test_only_scores_leave_where_the_card_says_so(real: Path, registry, tmp_path: Path, monkeypatch):
+    loose = of_task(dict(make_bundle(real, registry).files), "age")
+    cls = registry.get("dataset", "adhd200")
+    strict = replace(cls().card, may_leave="aggregates")
+    monkeypatch.setattr(cls, "card", strict)
+    bundle = make_bundle(real, registry)
+    assert not any(n.startswith(("predictions/", "folds/")) for n in bundle.files)
+    assert any("held-out predictions" in s.what and "lets scores leave" in s.why for s in bundle.stripped)
+    verdict = judged(loose, tmp_path, registry)
+    refused(verdict, "forbidden", "lets scores leave only")
+    refused(verdict, "forbidden", "list participants")
+    refused(verdict, "card", "lets aggregates leave, and records say predictions")
+
+
+def test_without_an_identity_nothing_is_submitted(out: Path, registry, tmp_path: Path):
+    folder = tmp_path / "out"
+    for part in ("records", "predictions", "folds", "identities"):
+        shutil.copytree(out / part, folder / part)
+    shutil.copy(out / "neurobench.json", folder)
+    next((folder / "identities").glob("*.json")).unlink()
+    with pytest.raises(BundleError, match=r"no identity beside it.*Run the same `neurobench run` again"):
+        make_bundle(folder, registry)
+
+
+# ---------------------------------------------------------------- forged ones
+
+
+def test_a_changed_metric(ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, "transformer · roi", "age")
+    name = f"records/{record_id}.json"
+    plain = json.loads(ages[name])
+    plain["metrics"]["mae"]["value"] -= 0.5
+    content = json.dumps(plain).encode()
+    refused(judged(ages | {name: content}, tmp_path, registry), "sum", "another sha256")
+    refused(judged(sealed(ages | {name: content}), tmp_path, registry), "content-hash", "changed after it was written")
+
+    def better(plain: dict) -> None:
+        for what in ("value", "low", "high"):
+            plain["metrics"]["mae"][what] -= 0.5
+
+    verdict = judged(with_record(ages, record_id, better), tmp_path, registry)
+    refused(verdict, "recomputed", "mae is given as")
+    refused(verdict, "value", "mae and its chance level give")
+    assert record_id not in verdict.levels
+    assert set(verdict.levels.values()) == {"recomputed"}, "the others stay what they are"
+
+
+@pytest.mark.parametrize("row", ["transformer · roi", "ridge"])
+def test_a_changed_reconstruction(row: str, honest: Files, tmp_path: Path, registry):
+    honest = of_task(honest, "reconstruction")
+    record_id = named(honest, row, "reconstruction")
+
+    def better(plain: dict) -> None:
+        for name in ("r2[random]", "r2"):
+            for what in ("value", "low", "high"):
+                plain["metrics"][name][what] += 0.01
+
+    refused(judged(with_record(honest, record_id, better), tmp_path, registry), "recomputed", "r2[random] is given as")
+
+
+def test_an_interval_made_narrower(diagnoses: Files, tmp_path: Path, registry):
+    def narrow(plain: dict) -> None:
+        m = plain["metrics"]["auroc"]
+        m["low"] += (m["value"] - m["low"]) / 2
+
+    forged = with_record(diagnoses, named(diagnoses, "tangent", "diagnosis"), narrow)
+    refused(judged(forged, tmp_path, registry), "recomputed", "the lower end of the interval of auroc")
+
+
+def test_a_skill_that_is_not_what_the_records_give(ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, "transformer · roi", "age")
+    forged = with_record(ages, record_id, lambda plain: plain.update(skill=0.4))
+    refused(judged(forged, tmp_path, registry), "skill", "its skill is given as 0.4")
+    control = named(ages, json.loads(ages[f"records/{record_id}.json"])["best_baseline"], "age")
+    alone = sealed({n: c for n, c in ages.items() if control not in n})
+    refused(judged(alone, tmp_path, registry), "skill", "which is not in the bundle")
+
+
+def test_confounds_that_were_made_smaller(ages: Files, tmp_path: Path, registry):
+    def change(plain: dict) -> None:
+        plain["confounds"]["partial_r[all]"]["value"] = plain["confounds"]["partial_r[all]"]["high"]
+
+    forged = with_record(ages, named(ages, "connectome", "age"), change)
+    refused(judged(forged, tmp_path, registry), "confounds", "partial_r[all] is given as")
+
+
+def test_swapped_predictions(honest: Files, ages: Files, tmp_path: Path, registry):
+    a, b = (f"predictions/{named(ages, row, 'age')}.csv" for row in ("connectome", "transformer · roi"))
+    forged = sealed(ages | {a: ages[b], b: ages[a]})
+    refused(judged(forged, tmp_path, registry), "recomputed", "mae is given as")
+    other = honest[f"predictions/{named(honest, 'connectome', 'diagnosis')}.csv"]
+    refused(judged(sealed(ages | {a: other}), tmp_path, registry), "predictions", "subjects")
+
+
+def test_another_truth(ages: Files, tmp_path: Path, registry):
+    def lie(rows: list[dict]) -> None:
+        for r in rows:
+            r["truth"] = repr(float(r["prediction"]) + 1)
+
+    forged = with_rows(ages, named(ages, "transformer · roi", "age"), lie)
+    refused(judged(forged, tmp_path, registry), "swapped", "have not the same truth")
+
+
+def test_another_fold(ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, "transformer · roi", "age")
+    forged = with_rows(ages, record_id, lambda rows: rows[0].update(fold="1" if rows[0]["fold"] == "0" else "0"))
+    refused(judged(forged, tmp_path, registry), "predictions", "who is tested in fold")
+
+    name = next(n for n in ages if n.startswith("folds/"))
+    plain = json.loads(ages[name])
+    plain["folds"][0]["test"][0], plain["folds"][1]["test"][0] = (
+        plain["folds"][1]["test"][0],
+        plain["folds"][0]["test"][0],
+    )
+    moved = sealed(ages | {name: json.dumps(plain).encode()})
+    verdict = judged(moved, tmp_path, registry)
+    refused(verdict, "overlap", "are in training and in test")
+
+    other = "f" * 64
+    verdict = judged(
+        with_record(ages, record_id, lambda p: p["protocol"].update(fold_fingerprint=other)), tmp_path, registry
+    )
+    refused(verdict, "folds", "were tested on 2 splits")
+    refused(verdict, "identity", "its split is not the one that its id is the hash of")
+
+
+def test_somebody_in_training_and_in_test(ages: Files, tmp_path: Path, registry):
+    name = next(n for n in ages if n.startswith("folds/"))
+    plain = json.loads(ages[name])
+    plain["folds"][0]["train"].append(plain["folds"][0]["test"][0])
+    refused(
+        judged(sealed(ages | {name: json.dumps(plain).encode()}), tmp_path, registry),
+        "overlap",
+        "training and in test",
+    )
+
+
+def test_an_edited_hash(lone: Files, tmp_path: Path, registry):
+    record_id = named(lone, "mean", "age")
+    name = f"records/{record_id}.json"
+    edited = json.loads(lone[name]) | {"content_hash": "0" * 64}
+    refused(
+        judged(sealed(lone | {name: json.dumps(edited).encode()}), tmp_path, registry),
+        "content-hash",
+        "does not match",
+    )
+    manifest = json.loads(lone[MANIFEST])
+    manifest["files"][name]["sha256"] = "0" * 64
+    refused(judged(lone | {MANIFEST: json.dumps(manifest).encode()}, tmp_path, registry), "sum", "another sha256")
+    other = "0" * 64
+    plain = json.loads(lone[name]) | {"id": other}
+    plain["content_hash"] = content_hash(plain)
+    files = {n.replace(record_id, other): c for n, c in lone.items()} | {
+        f"records/{other}.json": json.dumps(plain).encode()
+    }
+    refused(judged(sealed(files), tmp_path, registry), "id", "is not the hash of the identity beside it")
+
+
+def test_a_wrong_plugin_digest(ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, "transformer · roi", "age")
+    forged = with_record(ages, record_id, lambda plain: plain["backbone"].update(digest="a" * 64))
+    verdict = judged(forged, tmp_path, registry)
+    refused(verdict, "plugin-digest", "its code is another one")
+    refused(verdict, "identity", "its backbone is not the one that its results were made with")
+
+
+def test_an_old_score_version_and_a_stranger_s_plugin(ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, "mean", "age")
+    old = with_record(ages, record_id, lambda plain: plain["task"].update(score_version=0))
+    refused(judged(old, tmp_path, registry), "score-version", "has score version 0, and 1 here")
+
+    def another(plain: dict) -> None:
+        plain["baseline"].update(name="magic", label="magic", distribution="magic-fm", version="3")
+
+    verdict = judged(with_record(ages, record_id, another), tmp_path, registry)
+    assert any(f.level == "warning" and f.code == "plugin-not-here" for f in verdict.findings)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"n_steps": 100_000}, "its n_steps is not the one"),
+        ({"seed": 7}, "its seed is not the one"),
+        ({"width": 256}, "profile smoke has width 32, not 256"),
+        ({"recipe": {"learning_rate": 1.0}}, "by another recipe"),
+        ({"profile": "huge"}, "there is no profile 'huge'"),
+        ({"suite": "core-v1@847de69fe2af"}, "which has profile full, not smoke"),
+        ({"suite": "core-v1@000000000000"}, "is not that"),
+    ],
+)
+def test_a_protocol_that_was_not_followed(change: dict, says: str, ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, "transformer · roi", "age")
+    verdict = judged(with_record(ages, record_id, lambda plain: plain["protocol"].update(change)), tmp_path, registry)
+    assert verdict.word == "refused"
+    assert any(says in f.message for f in verdict.findings), verdict.findings
+
+
+def test_a_pretraining_on_test_subjects_that_nobody_speaks_of(tmp_path: Path, registry):
+    folder = tmp_path / "out"
+    options = {"backbone": "transformer", "mask": "roi", "dataset": "adhd200", "n_subjects": 12, "n_steps": 1}
+    neurobench.run(**options, task="reconstruction[masks=random]", transductive=True, out=folder)
+    files = dict(make_bundle(folder, registry).files)
+    assert judged(files, tmp_path, registry).word == "believed, with warnings"
+    record_id = named(files, "transformer · roi", "reconstruction")
+    hidden = with_record(files, record_id, lambda plain: plain["protocol"].update(transductive=False))
+    refused(judged(hidden, tmp_path, registry), "identity", "more than the training subjects")
+
+
+def test_a_duplicated_subject(ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, "connectome", "age")
+    forged = with_rows(ages, record_id, lambda rows: rows.append(dict(rows[0])))
+    refused(judged(forged, tmp_path, registry), "predictions", "twice: everybody is tested once")
+    fewer = with_rows(ages, record_id, lambda rows: rows.pop())
+    refused(judged(fewer, tmp_path, registry), "predictions", "counts 24 subjects, and its predictions are of 23")
+    counted = with_record(fewer, record_id, lambda plain: plain.update(n_subjects=23))
+    refused(judged(counted, tmp_path, registry), "n-subjects", "were scored on 23 and 24 subjects")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p["metrics"]["r2"].update(value=1.2, high=1.3), "r2 is 1.2: only -inf to 1 can be"),
+        (lambda p: p["metrics"]["pearson_r"].update(value=-1.5), "pearson_r is -1.5: only -1 to 1 can be"),
+        (lambda p: p["metrics"]["mae"].update(value=-0.1, low=-0.2), "mae is -0.1: only 0 to inf can be"),
+        (lambda p: p["metrics"]["mae"].update(low=9.0, high=8.0), "is upside down"),
+        (lambda p: p["metrics"]["mae"].update(low=0.0, high=0.1), "does not hold its value"),
+        (lambda p: p["metrics"]["mae"].update(p_value=0.0123), "1000 permutations cannot give that"),
+        (lambda p: p["metrics"]["mae"].update(above_chance=True, p_value=500 / 1001), "above chance at p = 0.5"),
+        (lambda p: p["per_fold"].update(mae=[1.0]), "mae has 1 folds, and the protocol 2"),
+        (lambda p: p.update(n_subjects=2_000), "counts 2000 subjects of a cohort of 24"),
+        (lambda p: p.update(headline="loss"), "its headline 'loss' is none of its metrics"),
+        (lambda p: p.update(p_value=-1.0), "a p-value is -1"),
+        (lambda p: p["metrics"]["mae"].update(value=0.01, low=0.0), "a tenth of chance or less"),
+    ],
+)
+def test_values_that_cannot_be(change, says: str, ages: Files, tmp_path: Path, registry):
+    verdict = judged(with_record(ages, named(ages, "connectome", "age"), change), tmp_path, registry)
+    assert verdict.word == "refused"
+    assert any(says in f.message for f in verdict.findings), verdict.findings
+    assert not any(f.code == "uncheckable" for f in verdict.findings)
+
+
+def test_shares_that_no_number_of_subjects_gives(diagnoses: Files, tmp_path: Path, registry):
+    def change(plain: dict) -> None:
+        plain["metrics"]["accuracy"]["value"] = 0.777
+        plain["metrics"]["balanced_accuracy"]["value"] = 0.9
+
+    verdict = judged(with_record(diagnoses, named(diagnoses, "tangent", "diagnosis"), change), tmp_path, registry)
+    refused(verdict, "value", "no share of 23 subjects is")
+    refused(verdict, "value", "its halves give")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none(text: str, lone: Files, tmp_path: Path, registry):
+    record_id = named(lone, "mean", "age")
+    name = f"records/{record_id}.json"
+    plain = json.loads(lone[name])
+    plain["metrics"]["mae"]["value"] = "HERE"
+    content = json.dumps(plain).replace('"HERE"', text).encode()
+    refused(judged(sealed(lone | {name: content}), tmp_path, registry), "schema", "is no record")
+    for cell in ("nan", "inf", "1e999", "seven", ""):
+        forged = with_rows(lone, record_id, lambda rows, cell=cell: rows[3].update(prediction=cell))
+        refused(judged(forged, tmp_path, registry), "predictions", "cannot be read")
+
+
+# ---------------------------------------------------------------- archives
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [
+        ("../evil.json", "path", "leads out of the bundle"),
+        ("records/../../evil.json", "path", "leads out of the bundle"),
+        ("records\\..\\..\\evil.json", "path", "leads out of the bundle"),
+        ("/etc/passwd", "path", "is an absolute path"),
+        ("C:\\evil.json", "path", "is an absolute path"),
+        ("records/$(touch evil).json", "name", "is no part of a bundle"),
+        ("records/<script>alert(1)</script>.json", "name", "is no part of a bundle"),
+        ("setup.py", "name", "is no part of a bundle"),
+        ("weights.pkl", "name", "is no part of a bundle"),
+        ("notes\x1b[2J.md", "name", "is no part of a bundle"),
+    ],
+)
+def test_names_that_no_bundle_has(name: str, code: str, says: str, lone: Files, tmp_path: Path, registry):
+    before = sorted(tmp_path.parent.rglob("*evil*"))
+    verdict = judged(sealed(lone | {name: b"{}"}), tmp_path, registry)
+    refused(verdict, code, says)
+    assert all(c.isprintable() for f in verdict.findings for c in f"{f.path}{f.message}")
+    assert sorted(tmp_path.parent.rglob("*evil*")) == before, "nothing is unpacked"
+
+
+def test_a_file_that_is_not_in_the_manifest(lone: Files, tmp_path: Path, registry):
+    extra = lone | {f"records/{'0' * 64}.json": b"{}"}
+    refused(judged(extra, tmp_path, registry), "not-listed", "is not in the manifest")
+    less = {n: c for n, c in lone.items() if not n.startswith("folds/")}
+    verdict = judged(less, tmp_path, registry)
+    refused(verdict, "missing", "is in the manifest and not in the bundle")
+    refused(verdict, "folds", "are missing, and may be published")
+
+
+def test_a_missing_manifest_and_a_wrong_one(lone: Files, tmp_path: Path, registry):
+    with pytest.raises(BundleError, match=r"holds no manifest.*zip its content"):
+        judged({n: c for n, c in lone.items() if n != MANIFEST}, tmp_path, registry)
+    for content, says in ((b"[]", "is no manifest"), (b'{"format": 9}', "format '9'"), (b"\xff", "no UTF-8")):
+        with pytest.raises(BundleError, match=says):
+            judged(lone | {MANIFEST: content}, tmp_path, registry)
+
+
+def test_a_truncated_zip_and_things_that_are_none(lone: Files, tmp_path: Path, registry):
+    packed = zip_bytes(lone)
+    path = tmp_path / "cut.zip"
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(BundleError, match=r"cannot be read as a zip file.*cut off"):
+        verify(path, registry)
+    with pytest.raises(BundleError, match="there is no bundle"):
+        verify(tmp_path / "nothing.zip", registry)
+    link = tmp_path / "link.zip"
+    link.symlink_to(path)
+    with pytest.raises(BundleError, match="is a link"):
+        verify(link, registry)
+
+
+def test_a_bomb_is_met_before_it_goes_off(lone: Files, tmp_path: Path, registry):
+    name = f"predictions/{named(lone, 'mean', 'age')}.csv"
+    bomb = lone | {name: b"0" * (LIMITS.file_bytes - 1)}
+    refused(judged(bomb, tmp_path, registry), "too-large", "unpacks to more than 100 times its size")
+    large = zip_bytes(lone | {name: b"0" * (LIMITS.file_bytes + 1)})
+    path = tmp_path / "large.zip"
+    path.write_bytes(large)
+    refused(verify(path, registry), "too-large", "it was not unpacked")
+    # The header says one GiB.
+    at = large.rindex(b"PK\x01\x02", 0, large.rindex(name.encode()))
+    path.write_bytes(large[: at + 24] + struct.pack("<I", 1 << 30) + large[at + 28 :])
+    refused(verify(path, registry), "too-large", "has 1.02e+03 MiB")
+    # The header says one byte.
+    path.write_bytes(large[: at + 24] + struct.pack("<I", 1) + large[at + 28 :])
+    refused(verify(path, registry), "unreadable", "cannot be read")
+    with pytest.raises(BundleError, match=r"holds \d+ files"):
+        judged(lone, tmp_path, registry, limits=replace(LIMITS, n_files=5))
+    with pytest.raises(BundleError, match="unpacked; reading stopped there"):
+        judged(lone, tmp_path, registry, limits=replace(LIMITS, total_bytes=10_000))
+    with pytest.raises(BundleError, match="at most"):
+        judged(lone, tmp_path, registry, limits=replace(LIMITS, archive_bytes=100))
+
+
+def test_links_pipes_and_files_that_are_there_twice(lone: Files, tmp_path: Path, registry, out: Path):
+    path = tmp_path / "links.zip"
+    name = f"records/{'1' * 64}.json"
+    with zipfile.ZipFile(path, "w") as archive:
+        for n, c in lone.items():
+            archive.writestr(n, c)
+        link = zipfile.ZipInfo(name)
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(MANIFEST, b"{}")
+    verdict = verify(path, registry)
+    refused(verdict, "link", "is a link")
+    refused(verdict, "twice", "is in the archive twice")
+    folder = write_bundle(make_bundle(out, registry), tmp_path / "folder")
+    (folder / "records" / f"{'1' * 64}.json").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "records" / f"{'2' * 64}.json")
+    (folder / "away").symlink_to("/etc")
+    verdict = verify(folder, registry)
+    refused(verdict, "link", f"{'1' * 64}.json: is a link")
+    refused(verdict, "link", "away: is a link")
+    refused(verdict, "kind", "is no plain file")
+
+
+# ---------------------------------------------------------------- accepted records
+
+
+def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path: Path, registry):
+    accepted = tmp_path / "results" / "no-suite"
+    accepted.mkdir(parents=True)
+    record_id = named(ages, "mean", "age")
+    content = ages[f"records/{record_id}.json"]
+    (accepted / f"{record_id}.json").write_bytes(content)
+    (accepted / "not-a-record.json").write_text("[]")
+    assert judged(ages, tmp_path, registry, against=tmp_path / "results").word == "believed, with warnings"
+    edited = with_record(ages, record_id, lambda plain: plain.update(written="2026-01-01T00:00:00Z"))
+    verdict = judged(edited, tmp_path, registry, against=tmp_path / "results")
+    refused(verdict, "append-only", "is accepted already and says something else here")
+    plain = json.loads(content) | {"id": "e" * 64}
+    plain["data"]["source"] = "real"
+    plain["content_hash"] = content_hash(plain)
+    (accepted / f"{record_id}.json").unlink()
+    (accepted / "older.json").write_text(json.dumps(plain))
+    verdict = judged(ages, tmp_path, registry, against=tmp_path / "results")
+    assert any(f.code == "supersedes" and "eeeeeeeeeeee" in f.message for f in verdict.findings)
+    refused(verdict, "source", "calls real what")
+    with pytest.raises(BundleError, match="there is no folder"):
+        judged(ages, tmp_path, registry, against=tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_commands(out: Path, tmp_path: Path, ages: Files):
+    run = CliRunner().invoke
+    path = tmp_path / "mine.zip"
+    found = run(app, ["submit", str(out), "--to", str(path)])
+    assert found.exit_code == 0, found.output
+    assert "left behind" in found.output
+    assert "neurobench verify" in found.output
+    found = run(app, ["verify", str(path)])
+    assert found.exit_code == 2, found.output
+    assert "recomputed)" in found.output
+    forged = with_record(ages, named(ages, "mean", "age"), lambda p: p["metrics"]["mae"].update(value=1.0, low=0.5))
+    path.write_bytes(zip_bytes(forged))
+    found = run(app, ["verify", str(path)])
+    assert found.exit_code == 1
+    assert "mae is given as 1, and is" in found.output
+    assert "refused: " in found.output
+    found = run(app, ["verify", str(path), "--json"])
+    assert found.exit_code == 1
+    assert json.loads(found.output)["verdict"] == "refused"
+    found = run(app, ["verify", str(tmp_path / "none.zip"), "--json"])
+    assert found.exit_code == 1
+    assert json.loads(found.output)["verdict"] == "refused"
+    assert run(app, ["verify", str(tmp_path / "none.zip")]).exit_code == 1
+
+
+@pytest.mark.slow
+def test_simulated_records_run_again(out: Path, tmp_path: Path, honest: Files):
+    path = tmp_path / "mine.zip"
+    path.write_bytes(zip_bytes(honest))
+    found = CliRunner().invoke(app, ["verify", str(path), "--rerun"])
+    assert found.exit_code == 2, found.output
+    assert "re-run)" in found.output
+    record_id = named(honest, "connectome", "age")
+
+    def invent(rows: list[dict]) -> None:
+        for r in rows:
+            r["prediction"] = repr(float(r["truth"]) + 0.5)
+
+    files = with_rows(honest, record_id, invent)
+    forged = with_record(files, record_id, lambda p: p["metrics"]["mae"].update(value=0.5, low=0.5, high=0.5))
+    path.write_bytes(zip_bytes(forged))
+    assert CliRunner().invoke(app, ["verify", str(path), "--rerun"]).exit_code == 1
+
+
+@pytest.mark.slow
+def test_evoked_responses_and_windows_are_found_again(tmp_path: Path, registry):
+    neurobench.run(
+        backbone="transformer", mask="time_block", dataset="meg_headache", n_subjects=8, n_steps=2, out=tmp_path / "out"
+    )
+    files = dict(make_bundle(tmp_path / "out", registry).files)
+    verdict = judged(files, tmp_path, registry)
+    assert verdict.word == "believed, with warnings", verdict.findings
+    assert {r.task.name for r in verdict.records} >= {"evoked", "state", "reconstruction"}
+    assert set(verdict.levels.values()) == {"recomputed"}
+    for task, metric in (("evoked", "waveform_r[null]"), ("state", "macro_auroc")):
+        record_id = named(files, "transformer · time_block", task)
+        forged = with_record(files, record_id, lambda p, m=metric: p["metrics"][m].update(value=0.5, low=0.4, high=0.6))
+        refused(judged(forged, tmp_path, registry), "recomputed", f"{metric} is given as 0.5")
+
+
+# ---------------------------------------------------------------- pull requests
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_workflow_has_nothing_to_steal_and_runs_nothing_that_was_sent():
+    text = (ROOT / ".github/workflows/submission.yml").read_text(encoding="utf-8")
+    plan = yaml.safe_load(text)
+    assert plan["permissions"] == {"contents": "read"}
+    assert set(plan[True]) == {"pull_request"}, "YAML reads `on` as true"
+    assert "secrets." not in text
+    steps = plan["jobs"]["verify"]["steps"]
+    assert all(s["with"]["persist-credentials"] is False for s in steps if "checkout" in s.get("uses", ""))
+    commands = [s["run"] for s in steps if "run" in s]
+    assert not any("${{" in c for c in commands), "no text of a pull request in a command"
+    assert not any(" ./head" in c or "--rerun" in c or ("pip install" in c and "./base" not in c) for c in commands)
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    run = subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_path: Path):
+    repository = tmp_path / "head"
+    accepted = repository / "leaderboard" / "results"
+    (accepted / "no-suite").mkdir(parents=True)
+    git(tmp_path, "init", "--quiet", str(repository))
+    record_id = named(ages, "covariates", "age")
+    (accepted / "no-suite" / f"{record_id}.json").write_bytes(ages[f"records/{record_id}.json"])
+    git(repository, "add", "-A")
+    git(repository, "commit", "--quiet", "-m", "accepted")
+    before = git(repository, "rev-parse", "HEAD")
+
+    def judged_now() -> tuple[int, str]:
+        git(repository, "add", "-A")
+        git(repository, "commit", "--quiet", "--allow-empty", "-m", "change")
+        words = [str(repository), str(accepted), before, git(repository, "rev-parse", "HEAD")]
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "leaderboard" / "judge.py"), *words], capture_output=True, text=True
+        )
+        return run.returncode, run.stdout + run.stderr
+
+    (repository / "README.md").write_text("nothing of a submission")
+    assert judged_now() == (0, "## Submissions\n\nNo submission here.\n")
+    for name, content in ages.items():
+        path = repository / "leaderboard" / "submissions" / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    mine = named(ages, "mean", "age")
+    (accepted / "no-suite" / f"{mine}.json").write_bytes(ages[f"records/{mine}.json"])
+    code, says = judged_now()
+    assert code == 0, says
+    assert "### mine: believed, with warnings" in says
+    (accepted / "no-suite" / f"{mine}.json").write_bytes(ages[f"records/{mine}.json"] + b" ")
+    (accepted / "no-suite" / f"{record_id}.json").unlink()
+    (accepted / "no-suite" / "note.md").write_text("x")
+    code, says = judged_now()
+    assert code == 1
+    assert "is in no bundle of this pull request that was believed" in says
+    assert "never edited or removed" in says
+    assert "is no leaderboard/results/SUITE/ID.json" in says
+
+
+# ---------------------------------------------------------------- whatever bytes come
+
+
+@given(st.binary(max_size=400))
+def test_readers_of_text_say_what_is_wrong_and_never_break(content: bytes):
+    for reader in (parse_json, parse_folds, parse_table):
+        try:
+            reader(content)
+        except ValueError:
+            continue
+
+
+@given(st.text(max_size=300))
+def test_readers_of_tables_take_any_text(text: str):
+    for content in (text, f"participant_id,truth\n{text}", f"participant_id,fold,headline\n{text},0,true\n"):
+        try:
+            parse_table(content.encode("utf-8", "surrogatepass"))
+        except ValueError:
+            continue
+
+
+def test_deep_and_odd_json_is_refused():
+    for content in (b"[" * 100_000, b'{"a":' * 100_000, b'{"a":1,"a":2}', b'"\\ud800"', b"1" * 10_000, b"1e400"):
+        with pytest.raises(ValueError):
+            parse_json(content)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_damaged_archive_is_read_or_refused(data, lone: Files, tmp_path: Path):
+    small = {n: lone[n] for n in sorted(lone) if n == MANIFEST or n.startswith("folds/")}
+    packed = bytearray(zip_bytes(small))
+    for _ in range(data.draw(st.integers(1, 8))):
+        packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.zip"
+    path.write_bytes(bytes(packed[: data.draw(st.integers(0, len(packed)))]) if data.draw(st.booleans()) else packed)
+    with contextlib.suppress(BundleError):
+        assert set(read_bundle(path).files) <= set(small)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=20),
+    st.just([]),
+    st.just({}),
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_odd_values_are_judged_and_never_break(data, lone: Files, tmp_path: Path, registry):
+    keep = named(lone, "mean", "age")
+    folds = [n for n in lone if n.startswith("folds/")]
+    files = {n: c for n, c in lone.items() if keep in n or n in folds or n == MANIFEST}
+    kind = data.draw(st.sampled_from(["records", "identities", "folds"]))
+    name = folds[0] if kind == "folds" else f"{kind}/{keep}.json"
+    plain = json.loads(files[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = plain
+        while True:
+            keys = list(place) if isinstance(place, dict) else range(len(place))
+            key = data.draw(st.sampled_from(list(keys)))
+            if isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
+                place = place[key]
+                continue
+            place[key] = data.draw(ODD)
+            break
+    if kind == "records" and isinstance(plain, dict):
+        plain["content_hash"] = content_hash(plain)
+    verdict = judged(sealed(files | {name: json.dumps(plain).encode()}), tmp_path, registry)
+    assert not any(f.code == "uncheckable" for f in verdict.findings), verdict.findings
