@@ -21,9 +21,9 @@ from neurobench.errors import ConfigError, closest
 from neurobench.evidence import Evidence
 from neurobench.paired import POWER, Paired, Row, needed, row_of
 from neurobench.results import load_evidence
-from neurobench.scoring import holm
+from neurobench.scoring import N_PERMUTATIONS, holm
 
-__all__ = ["By", "Comparisons", "compare_all", "compare_results"]
+__all__ = ["By", "Comparisons", "compare_all", "compare_results", "compare_rows"]
 
 Array = NDArray[np.float64]
 
@@ -48,6 +48,10 @@ COLUMNS = (
     *("p_nadeau_bengio", "winner", "detectable", "n_subjects", "n_needed", "n_seeds", "sd_seeds", "se_subjects"),
     "se_combined",
 )
+
+
+MOST_EXCHANGES = 40_000
+"""Exchanges of two rows' predictions when many rows are ranked: enough for 1,000 pairs; beyond, ties stay open."""
 
 
 # ---------------------------------------------------------------- one task of one cohort
@@ -204,12 +208,20 @@ class _Task(Paired):
         Better means that the interval of the paired difference excludes 0 and that its p-value, adjusted for all pairs
         of the task by Holm's method, is below .05. Rows with overlapping ranks are tied.
         """
+        every = list(itertools.combinations(self.of.items(), 2))
+        # Holm's smallest p must be able to fall below .05: with 11 rows a thousand exchanges no longer allow that, so
+        # what none of them reached is exchanged anew, as often as the number of pairs asks for.
+        enough = min(40 * len(every), MOST_EXCHANGES)
         pairs: list[tuple[str, str, str, float]] = []
-        for (a, rows), (b, theirs) in itertools.combinations(self.of.items(), 2):
+        for (a, rows), (b, theirs) in every:
             seeds = _common([rows, theirs])
             if seeds:
-                found = self.contrast([(rows[s], theirs[s]) for s in seeds], "baseline", a.row, b.row, seeds)
-                pairs.append((a.row, b.row, found["winner"], found["p"]))
+                terms = [(rows[s], theirs[s]) for s in seeds]
+                found = self.contrast(terms, "baseline", a.row, b.row, seeds)
+                p = found["p"]
+                if found["winner"] and enough > N_PERMUTATIONS and p < 1.5 / N_PERMUTATIONS:
+                    p = self.exchange_p(terms, enough)
+                pairs.append((a.row, b.row, found["winner"], p))
         adjusted = holm([p for *_, p in pairs]) if pairs else []
         names = [k.row for k in self.of]
         ahead, behind = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
@@ -302,6 +314,32 @@ def compare_all(
             if dataset in ("", evidence.dataset) and task in ("", name):
                 found.append(_compared(evidence, name, rows, by, seed))
     return found
+
+
+def compare_rows(
+    evidence: Evidence,
+    task: str,
+    rows: pd.DataFrame,
+    *,
+    by: Sequence[By] = ("backbone", "mask", "untrained", "baseline", "interaction"),
+    seed: int = 0,
+) -> Comparisons:
+    """Compare the rows of one task whose evidence is at hand: as :func:`compare_all`, without an output folder.
+
+    Parameters
+    ----------
+    evidence
+        Whose ``predictions`` are asked for by the records' ids.
+    task
+        Label of the task.
+    rows
+        Rows as :func:`neurobench.load_results` gives them, of one protocol.
+    by
+        What to compare.
+    seed
+        Of bootstrap and permutations.
+    """
+    return _compared(evidence, task, rows, by, seed)
 
 
 def _compared(evidence: Evidence, task: str, rows: pd.DataFrame, by: Sequence[By], seed: int) -> Comparisons:

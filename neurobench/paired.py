@@ -27,6 +27,9 @@ __all__ = ["POWER", "Paired", "Row", "difference_of", "mean_row", "nadeau_bengio
 
 Array = NDArray[np.float64]
 
+PART = 2_000
+"""Exchanges at a time where many are drawn."""
+
 POWER = 2.8
 """Standard errors that a difference needs to be found with a power of .8 at 5 %: 1.96 + .84."""
 
@@ -258,6 +261,25 @@ class Paired:
             "se_subjects": se,
             "se_combined": together,
         }
+
+    def exchange_p(self, terms: Sequence[tuple[Row, Row]], n_draws: int) -> float:
+        """Return the p-value of :meth:`difference` from fresh exchanges, as many as asked for.
+
+        Parameters
+        ----------
+        terms
+            Pairs of rows.
+        n_draws
+            Exchanges; drawn in parts, so that many of them need little memory.
+        """
+        observed = abs(float(np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms])))
+        rng = np.random.default_rng(seed_for(self.seed, "permutation", "swap-more", self.n))
+        reached = 0
+        for start in range(0, n_draws, PART):
+            swap = rng.random((min(PART, n_draws - start), self.n)) < 0.5
+            null = np.mean([_exchanged(a, b, swap) for a, b in terms], 0)
+            reached += int(np.sum(~(np.abs(null) < observed - 1e-12)))
+        return (reached + 1) / (n_draws + 1)
 
     def _combined(self, draws: Array) -> float:
         """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) differences."""
