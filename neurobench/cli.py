@@ -11,6 +11,7 @@ import typer
 
 from neurobench.cli_compare import compare
 from neurobench.cli_data import data
+from neurobench.cli_leaderboard import leaderboard
 from neurobench.cli_report import report
 from neurobench.commands import AsJson, Names, Out, PluginFiles, Verbose, choice, complete, guarded, open_registry
 from neurobench.errors import ConfigError, closest, unknown_name
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data)
+app.add_typer(leaderboard)
 app.command()(compare)
 app.command()(report)
 
