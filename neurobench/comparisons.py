@@ -51,7 +51,7 @@ COLUMNS = (
 
 
 MOST_EXCHANGES = 40_000
-"""Exchanges of two rows' predictions when many rows are ranked: enough for 1,000 pairs; beyond, ties stay open."""
+"""Exchanges of two rows' predictions when many rows are ranked: enough for 1,600 pairs; beyond, ties stay open."""
 
 
 # ---------------------------------------------------------------- one task of one cohort
@@ -211,7 +211,7 @@ class _Task(Paired):
         every = list(itertools.combinations(self.of.items(), 2))
         # Holm's smallest p must be able to fall below .05: with 11 rows a thousand exchanges no longer allow that, so
         # what none of them reached is exchanged anew, as often as the number of pairs asks for.
-        enough = min(40 * len(every), MOST_EXCHANGES)
+        enough = min(25 * len(every), MOST_EXCHANGES)
         pairs: list[tuple[str, str, str, float]] = []
         for (a, rows), (b, theirs) in every:
             seeds = _common([rows, theirs])

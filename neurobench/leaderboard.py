@@ -126,12 +126,12 @@ class Line:
         """Mean over seeds; NaN where it is not defined."""
         return _mean(m.value for m in self.heads)
 
-    @property
+    @cached_property
     def low(self) -> float:
         """Lowest lower limit of the seeds' 95 % intervals."""
         return min((m.low for m in self.heads if m.low is not None), default=math.nan)
 
-    @property
+    @cached_property
     def high(self) -> float:
         """Highest upper limit of the seeds' 95 % intervals."""
         return max((m.high for m in self.heads if m.high is not None), default=math.nan)
@@ -272,7 +272,7 @@ class Table:
         """Held-out subjects."""
         return max((line.first.n_subjects for line in self.lines), default=0)
 
-    @property
+    @cached_property
     def n_seeds(self) -> int:
         """Most seeds of a row."""
         return max((len(line.seeds) for line in self.lines), default=0)
@@ -599,7 +599,8 @@ def words(table: Table) -> str:
         return f"No row is above chance, so none is ahead; {len(table.front)} of {len(table.lines)} share first place."
     if len(table.front) == 1:
         return f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(table.unpaired)} cannot."
-    return f"{len(table.front)} of {len(table.lines)} rows share first place: nothing separates them."
+    rest = f" {_n_rows(table.unpaired).capitalize()} cannot be compared." if table.unpaired else ""
+    return f"{len(table.front)} of {len(table.lines)} rows share first place: nothing separates them.{rest}"
 
 
 def _n_rows(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ sorting, filters and search come on top.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import re
@@ -195,7 +196,7 @@ def _renderer() -> Any:
 
 def _slug(*parts: str) -> str:
     """Return a file's name that says what it is, is safe everywhere, and is of these parts only."""
-    plain = ["-".join(re.findall(r"[a-z0-9_.]+", p.lower())).strip(".")[:60] or "x" for p in parts]
+    plain = ["-".join(re.findall(r"[a-z0-9_.]+", p.lower())).strip(".")[:44] or "x" for p in parts]
     return "--".join(plain) + ("" if plain == list(parts) else "-" + digest(list(parts))[:8])
 
 
@@ -283,6 +284,7 @@ class Axis:
         }
 
 
+@functools.lru_cache(maxsize=1024)
 def _axis(t: Table) -> Axis:
     return Axis.of([(x.low, x.score, x.high) for x in t.lines], t.chance, higher=t.higher)
 
@@ -322,6 +324,8 @@ def _index_line(name: str, t: Table, n_tables: int) -> dict[str, Any]:
     best = {kind: next((x for x in t.lines if x.kind == kind), None) for kind in KINDS}
     controls = sorted((t.lines.index(x) for k, x in best.items() if x is not None and k != "pretrained"))
     shown = [x for x in (best["pretrained"], t.lines[controls[0]] if controls else None) if x is not None]
+    if t.withheld:
+        shown = []
     return {
         "file": name,
         "table": t,
@@ -346,9 +350,7 @@ def _board_page(tables: Sequence[Table], board: Board) -> dict[str, Any]:
                 "axis": axis,
                 "ticks": _ticks(axis, 3),
                 "marks": {x.name: axis.mark(x.low, x.score, x.high) for x in t.lines},
-                "heat": _heat(t),
-                "pareto": [p for cost in ("seconds", "n_parameters") if (p := _pareto(t, cost)) is not None],
-                "transfer": _transfer(t, board),
+                **_plots(t, board),
                 "levels": sorted({x.level for x in t.lines}),
                 "devices": sorted({r.cost.device for x in t.lines for r in x.records if r.cost.device}),
                 "sentences": _sentences(t),
@@ -365,6 +367,14 @@ def _board_page(tables: Sequence[Table], board: Board) -> dict[str, Any]:
         "masks": sorted({x.mask for x in lines if x.mask}),
         "others": others,
     }
+
+
+def _plots(t: Table, board: Board) -> dict[str, Any]:
+    """Return what is drawn of a table; of one that is withheld nothing, for every plot is an invitation to compare."""
+    if t.withheld:
+        return {"heat": None, "pareto": [], "transfer": None}
+    pareto = [p for cost in ("seconds", "n_parameters") if (p := _pareto(t, cost)) is not None]
+    return {"heat": _heat(t), "pareto": pareto, "transfer": _transfer(t, board)}
 
 
 def _sentences(t: Table) -> list[str]:
@@ -528,7 +538,8 @@ def _place_labels(points: Sequence[dict[str, Any]], axis: Axis, size: float = 11
     if axis.chance_at is not None:
         y = _y(axis.chance_at / 100)
         taken.append((WIDTH - RIGHT - 42, y - 16, WIDTH - RIGHT, y + 1))
-    for p in sorted(points, key=lambda p: (not p["front"], p["y"])):
+    # Beyond some dozens of names there is no room anyway.
+    for p in sorted(points, key=lambda p: (not p["front"], p["y"]))[:40]:
         name = p["line"].name
         w = 0.56 * size * len(name)
         for anchor, dx, dy in (("start", 9, 4), ("end", -9, 4), ("middle", 0, -11), ("middle", 0, 19)):

@@ -211,6 +211,7 @@ class Paired:
         self.weights = bootstrap_weights(n_subjects, N_BOOTSTRAP, seed) if n_subjects else np.zeros((0, 0))
         rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
         self.swap = rng.random((N_PERMUTATIONS, n_subjects)) < 0.5
+        self._more: list[NDArray[np.bool_]] = []
         self._drawn: dict[int, tuple[float, Array, Array]] = {}
 
     def drawn(self, row: Row) -> tuple[float, Array, Array]:
@@ -270,13 +271,15 @@ class Paired:
         terms
             Pairs of rows.
         n_draws
-            Exchanges; drawn in parts, so that many of them need little memory.
+            Exchanges; the same ones for every pair of rows, drawn and used in parts, so that they need little memory.
         """
         observed = abs(float(np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms])))
-        rng = np.random.default_rng(seed_for(self.seed, "permutation", "swap-more", self.n))
+        if sum(map(len, self._more)) != n_draws:
+            rng = np.random.default_rng(seed_for(self.seed, "permutation", "swap-more", self.n))
+            sizes = [min(PART, n_draws - start) for start in range(0, n_draws, PART)]
+            self._more = [rng.random((size, self.n)) < 0.5 for size in sizes]
         reached = 0
-        for start in range(0, n_draws, PART):
-            swap = rng.random((min(PART, n_draws - start), self.n)) < 0.5
+        for swap in self._more:
             null = np.mean([_exchanged(a, b, swap) for a, b in terms], 0)
             reached += int(np.sum(~(np.abs(null) < observed - 1e-12)))
         return (reached + 1) / (n_draws + 1)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from benchmarks.performance.board import invented, place, predictions, with_value
 from neurobench.cli import app
+from neurobench.errors import StoreError
 from neurobench.leaderboard import BoardError, add_records, gain, markdown, read_board, words
 from neurobench.leaderboard_site import MANIFEST, Axis, build_leaderboard
 from neurobench.results import write_record
@@ -204,6 +205,29 @@ def test_placing_leaves_restricted_predictions_behind(tmp_path: Path):
         write_record(tmp_path / "out", record, held_out)
     assert add_records(tmp_path / "out", tmp_path / "results") == (2, 1)
     assert [p.stem for p in (tmp_path / "results" / "invented" / "predictions").iterdir()] == [free.id]
+
+
+def test_the_two_commands_from_a_run_to_a_page(tmp_path: Path):
+    write_record(tmp_path / "out", invented("net · roi", "pretrained"))
+    results = str(tmp_path / "board" / "results")
+    placed = CliRunner().invoke(app, ["leaderboard", "add", str(tmp_path / "out"), "--results", results])
+    assert placed.exit_code == 0, placed.output
+    assert "1 record placed" in placed.output
+    built = CliRunner().invoke(app, ["leaderboard", "build", "--results", results])
+    assert built.exit_code == 0, built.output
+    assert "1 record · 1 table · 3 pages" in built.output
+    assert (tmp_path / "board" / "site" / "index.html").is_file()
+    assert "net · roi" in (tmp_path / "board" / "LEADERBOARD.md").read_text(encoding="utf-8")
+    empty = CliRunner().invoke(app, ["leaderboard", "add", str(tmp_path / "nothing"), "--results", results])
+    assert empty.exit_code == 1
+    assert "holds no records" in empty.output
+
+
+def test_a_record_of_no_suite_is_not_placed(tmp_path: Path):
+    write_record(tmp_path / "out", invented("net · roi", "pretrained", protocol__suite=""))
+    with pytest.raises(StoreError, match="is of no suite"):
+        add_records(tmp_path / "out", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 # ---------------------------------------------------------------- files
