@@ -11,6 +11,7 @@ import typer
 
 from neurobench.cli_compare import compare
 from neurobench.cli_data import data
+from neurobench.cli_leaderboard import leaderboard
 from neurobench.cli_new import new
 from neurobench.cli_report import report
 from neurobench.cli_submit import card, export, submit, verify
@@ -41,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data)
+app.add_typer(leaderboard)
 app.command()(compare)
 app.command()(report)
 app.command()(new)

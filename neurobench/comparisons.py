@@ -20,11 +20,21 @@ from scipy import stats
 
 from neurobench.errors import ConfigError, closest
 from neurobench.evidence import Evidence
-from neurobench.paired import POWER, Paired, Row, families_of, needed, row_of
+from neurobench.paired import N_MORE, POWER, Paired, Row, families_of, needed, row_of
 from neurobench.results import load_evidence
 from neurobench.scoring import holm, percentile_interval
 
-__all__ = ["Across", "By", "Comparisons", "across_tasks", "compare_all", "compare_results", "rank_ranges", "transfer"]
+__all__ = [
+    "Across",
+    "By",
+    "Comparisons",
+    "across_tasks",
+    "compare_all",
+    "compare_results",
+    "compare_rows",
+    "rank_ranges",
+    "transfer",
+]
 
 Array = NDArray[np.float64]
 
@@ -58,6 +68,9 @@ SCORES = (
 
 MIN_ROWS = 4
 """Pretrained rows below which a rank correlation over them says nothing."""
+
+MOST_EXCHANGES = 40_000
+"""Exchanges of two rows' predictions when many rows are ranked: enough for 1,600 pairs; beyond, ties stay open."""
 
 
 # ---------------------------------------------------------------- one task of one cohort
@@ -247,12 +260,20 @@ class _Task(Paired):
         Better means that the interval of the paired difference excludes 0 and that its p-value, adjusted for all pairs
         of the task by Holm's method, is below .05.
         """
+        every = list(itertools.combinations(self.of.items(), 2))
+        # Holm's smallest p must be able to fall below .05: what no exchange reached is exchanged anew, as often as the
+        # number of pairs asks for.
+        enough = min(25 * len(every), MOST_EXCHANGES)
         pairs: list[tuple[str, str, str, float]] = []
-        for (a, rows), (b, theirs) in itertools.combinations(self.of.items(), 2):
+        for (a, rows), (b, theirs) in every:
             seeds = _common([rows, theirs])
             if seeds:
-                found = self.contrast([(rows[s], theirs[s]) for s in seeds], "baseline", a.row, b.row, seeds)
-                pairs.append((a.row, b.row, found["winner"], found["p"]))
+                terms = [(rows[s], theirs[s]) for s in seeds]
+                found = self.contrast(terms, "baseline", a.row, b.row, seeds)
+                p = found["p"]
+                if found["winner"] and enough > N_MORE and p < 1.5 / N_MORE:
+                    p = self.exchange_p(terms, enough)
+                pairs.append((a.row, b.row, found["winner"], p))
         adjusted = holm([p for *_, p in pairs])
         return frozenset(
             (winner, other if winner == one else one)
@@ -376,6 +397,32 @@ def compare_all(
             if dataset in ("", evidence.dataset) and task in ("", name):
                 found.append(_compared(evidence, name, rows, by, seed))
     return found
+
+
+def compare_rows(
+    evidence: Evidence,
+    task: str,
+    rows: pd.DataFrame,
+    *,
+    by: Sequence[By] = ("backbone", "mask", "untrained", "baseline", "interaction"),
+    seed: int = 0,
+) -> Comparisons:
+    """Compare the rows of one task whose evidence is at hand: as :func:`compare_all`, without an output folder.
+
+    Parameters
+    ----------
+    evidence
+        Whose ``predictions`` are asked for by the records' ids.
+    task
+        Label of the task.
+    rows
+        Rows as :func:`neurobench.load_results` gives them, of one protocol.
+    by
+        What to compare.
+    seed
+        Of bootstrap and permutations.
+    """
+    return _compared(evidence, task, rows, by, seed)
 
 
 def _compared(evidence: Evidence, task: str, rows: pd.DataFrame, by: Sequence[By], seed: int) -> Comparisons:

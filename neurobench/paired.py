@@ -7,7 +7,6 @@ few matrix products.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,15 +23,29 @@ from neurobench.identity import seed_for
 from neurobench.metrics import FUNCTIONS, Sample, auroc
 from neurobench.scoring import N_BOOTSTRAP, N_PERMUTATIONS, bootstrap_weights, family_numbers, sample_of
 
-__all__ = ["POWER", "Paired", "Row", "difference_of", "families_of", "mean_row", "nadeau_bengio", "needed", "row_of"]
+__all__ = [
+    "N_MORE",
+    "POWER",
+    "Paired",
+    "Row",
+    "difference_of",
+    "families_of",
+    "mean_row",
+    "nadeau_bengio",
+    "needed",
+    "row_of",
+]
 
 Array = NDArray[np.float64]
+
+PART = 2_000
+"""Exchanges at a time where many are drawn."""
 
 POWER = 2.8
 """Standard errors that a difference needs to be found with a power of .8 at 5 %: 1.96 + .84."""
 
-N_MORE, FEW = 9_000, 10
-"""Further exchanges, where at most so many of the first thousand reach the difference. With a thousand alone p is never
+N_MORE, FEW = 10_000, 10
+"""Fresh exchanges, where at most so many of the first thousand reach the difference. With a thousand alone p is never
 below .001, and among the 55 pairs of eleven rows Holm's adjustment could call nothing different."""
 
 
@@ -214,33 +227,44 @@ class Paired:
         self.n, self.seed = n_subjects, seed
         self.weights = bootstrap_weights(n_subjects, N_BOOTSTRAP, seed, family) if n_subjects else np.zeros((0, 0))
         self.family = family
-        self._rng = np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
-        self.swap = self._exchanges(N_PERMUTATIONS)
+        self.swap = self._exchanges(
+            N_PERMUTATIONS, np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
+        )
+        self._more: dict[int, list[NDArray[np.bool_]]] = {}
         self._drawn: dict[int, tuple[float, Array, Array]] = {}
-
-    def _exchanges(self, n: int) -> NDArray[np.bool_]:
-        """Return (n, subjects) True where a subject is exchanged; the next ones of one stream."""
-        drawn = self._rng.random((n, self.n)) < 0.5
-        return drawn if self.family is None else drawn[:, self.family]
-
-    @functools.cached_property
-    def _more(self) -> NDArray[np.bool_]:
-        return self._exchanges(N_MORE)
 
     def _p(self, terms: Sequence[tuple[Row, Row]]) -> float:
         """Return the share of exchanges that reach the mean difference over pairs, (b + 1) / (m + 1)."""
+        n = self._reached(terms, [self.swap])
+        return self.exchange_p(terms, N_MORE) if n <= FEW else (n + 1) / (N_PERMUTATIONS + 1)
+
+    def exchange_p(self, terms: Sequence[tuple[Row, Row]], n_draws: int) -> float:
+        """Return the p-value of :meth:`difference` from fresh exchanges, as many as asked for.
+
+        Parameters
+        ----------
+        terms
+            Pairs of rows.
+        n_draws
+            Exchanges; the same ones for every pair of rows, drawn and used in parts, so that they need little memory.
+        """
+        if n_draws not in self._more:
+            sizes = [min(PART, n_draws - start) for start in range(0, n_draws, PART)]
+            rng = np.random.default_rng(seed_for(self.seed, "permutation", "swap-more", self.n, n_draws))
+            self._more[n_draws] = [self._exchanges(size, rng) for size in sizes]
+        return (self._reached(terms, self._more[n_draws]) + 1) / (n_draws + 1)
+
+    def _exchanges(self, n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Return (n, subjects) True where a subject is exchanged; members of a family go together."""
+        drawn = rng.random((n, self.n)) < 0.5
+        return drawn if self.family is None else drawn[:, self.family]
+
+    def _reached(self, terms: Sequence[tuple[Row, Row]], swaps: Sequence[NDArray[np.bool_]]) -> int:
+        """Return how many exchanges reach the mean difference over pairs; what is not defined does."""
         # The difference without any exchange, in the form that the null has: of ranks, where those are exchanged.
-        observed = abs(np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms]))
-
-        def reached(swap: NDArray[np.bool_]) -> int:
-            null = np.mean([_exchanged(a, b, swap) for a, b in terms], 0)
-            # What is not defined shows nothing: it counts as at least as large.
-            return int(np.sum(~(np.abs(null) < observed - 1e-12)))
-
-        n, total = reached(self.swap), N_PERMUTATIONS
-        if n <= FEW:
-            n, total = n + reached(self._more), total + N_MORE
-        return (n + 1) / (total + 1)
+        observed = abs(float(np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms])))
+        nulls = (np.mean([_exchanged(a, b, swap) for a, b in terms], 0) for swap in swaps)
+        return sum(int(np.sum(~(np.abs(null) < observed - 1e-12))) for null in nulls)
 
     def drawn(self, row: Row) -> tuple[float, Array, Array]:
         """Return value, (draws,) bootstrap values and (folds,) values of a row, computed once."""

@@ -97,6 +97,17 @@ def test_exchanging_everybody_turns_the_sign(metric):
     assert a.exchanged(b, everybody)[0] == pytest.approx(-a.exchanged(b, nobody)[0])
 
 
+def test_more_exchanges_agree_with_a_thousand_and_go_further():
+    pair = row_of("mae", people(100, 3.0, seed=1)), row_of("mae", people(100, seed=2))
+    paired = Paired(100)
+    p = paired.difference([pair])["p"]
+    assert 0.001 < p < 0.5
+    assert paired.exchange_p([pair], 5_000) == pytest.approx(p, rel=0.35)
+    far = row_of("mae", people(100, 12.0, seed=1)), row_of("mae", people(100, seed=2))
+    assert paired.difference([far])["p"] == pytest.approx(1 / 10_001)
+    assert paired.exchange_p([far], 50_000) == pytest.approx(1 / 50_001)
+
+
 def test_area_under_exchange_is_that_of_the_exchanged_scores():
     a, b = (people(40, seed=s, classes=True) for s in (1, 2))
     swap = np.random.default_rng(1).random((5, 40)) < 0.5

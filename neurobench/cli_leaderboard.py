@@ -1,0 +1,68 @@
+"""``neurobench leaderboard``: from published records to a table, a Markdown file and a static site."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neurobench.commands import Verbose, guarded
+
+__all__ = ["leaderboard"]
+
+leaderboard = typer.Typer(name="leaderboard", help="Publish records as a board.", no_args_is_help=True)
+
+
+Results = Annotated[
+    Path, typer.Option("--results", metavar="DIR", help="Folder of published records, one folder a suite.")
+]
+RESULTS = Path("leaderboard/results")
+
+
+@leaderboard.command("add")
+@guarded
+def add(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of runs of a suite.")],
+    results: Results = RESULTS,
+    verbose: Verbose = False,
+) -> None:
+    """Place the records of a run among the published ones, with held-out predictions where the card lets them leave.
+
+    Example: neurobench leaderboard add neurobench-results
+    """
+    from neurobench import console
+    from neurobench.leaderboard import add_records
+    from neurobench.tables import plural
+
+    n, beside = add_records(out, results)
+    said = f"{plural(n, 'record')} placed in {results}, {beside} of them with held-out predictions."
+    console.make_console().print(said, markup=False, soft_wrap=True)
+
+
+@leaderboard.command("build")
+@guarded
+def build(
+    results: Results = RESULTS,
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", metavar="DIR", help="Folder of the site; without, `site` beside DIR."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Build LEADERBOARD.md beside the records, and a static site; the same records give the same bytes.
+
+    Example: neurobench leaderboard build --results leaderboard/results --site leaderboard/site
+    """
+    from neurobench import console
+    from neurobench.leaderboard_site import build_leaderboard
+    from neurobench.tables import plural
+
+    screen, side = console.make_console(), console.make_console(stderr=True)
+    with side.status("building") if side.is_terminal else contextlib.nullcontext():
+        built = build_leaderboard(results, site)
+    counts = (plural(built.n_records, "record"), plural(built.n_tables, "table"), plural(built.n_pages, "page"))
+    screen.print(" · ".join(counts), markup=False)
+    for path in (built.markdown, built.index):
+        screen.print(str(path), markup=False, soft_wrap=True)

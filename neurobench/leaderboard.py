@@ -1,0 +1,771 @@
+"""From published records to a board: what may stand in one table, who may be ranked, and what separates.
+
+``results/<suite>/<id>.json`` holds one record a file; ``results/<suite>/predictions/<id>.parquet``, beside it, the
+held-out predictions, where the dataset's card lets them leave. Nothing else may lie there. A rank comes from paired
+comparisons of those predictions alone (:mod:`neurobench.comparisons`); a record without them is shown and never ranked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+
+from neurobench.comparisons import Comparisons, compare_rows
+from neurobench.errors import DataError, StoreError
+from neurobench.evidence import Evidence
+from neurobench.identity import digest
+from neurobench.paired import row_of
+from neurobench.results import MetricRecord, ProtocolRecord, Record, as_row, read_record
+from neurobench.store import atomic_write
+from neurobench.tables import decimals, metric_name, missing
+
+__all__ = [
+    "KINDS",
+    "LEVELS",
+    "Board",
+    "BoardError",
+    "Line",
+    "Table",
+    "add_records",
+    "flat",
+    "markdown",
+    "read_board",
+    "words",
+]
+
+KINDS: Mapping[str, str] = {
+    "pretrained": "pretrained",
+    "untrained": "untrained control",
+    "baseline": "baseline",
+    "filler": "trivial filler",
+}
+"""Kinds of rows, in the order in which they are explained, as they are written."""
+
+LEVELS: Mapping[str, str] = {
+    "declared": "as its author sent it",
+    "recomputed": "metrics and intervals computed again from the held-out predictions",
+    "re-run": "computed again from the recordings, or on the simulated twin, by somebody else",
+}
+"""What was done to believe a record, the least first."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class BoardError(StoreError):
+    """Something lies among the published records that may not, or that cannot be believed."""
+
+
+# ---------------------------------------------------------------- what a board holds
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One row of one table, over its seeds.
+
+    Parameters
+    ----------
+    records
+        The newest record of each seed, in their order; failed ones only where no seed was scored.
+    superseded
+        Records that a newer one has taken the place of.
+    rank
+        First and last rank that the paired evidence leaves open; None: not ranked.
+    """
+
+    records: tuple[Record, ...]
+    superseded: tuple[Record, ...] = ()
+    rank: tuple[int, int] | None = None
+
+    @property
+    def first(self) -> Record:
+        """The record of the first seed: what all seeds share is read from it."""
+        return self.records[0]
+
+    @property
+    def name(self) -> str:
+        """The row's label, such as ``mamba · roi``."""
+        return self.first.row
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`KINDS`."""
+        return self.first.kind
+
+    @property
+    def backbone(self) -> str:
+        """Label of the backbone, or nothing."""
+        return self.first.backbone.label if self.first.backbone else ""
+
+    @property
+    def mask(self) -> str:
+        """Label of the masking strategy, or nothing."""
+        return self.first.mask.label if self.first.mask else ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error instead of a score."""
+        return self.first.status == "failed"
+
+    @cached_property
+    def heads(self) -> list[MetricRecord]:
+        """The headline metric of each seed."""
+        return [r.metrics[r.headline] for r in self.records if r.headline in r.metrics]
+
+    @cached_property
+    def score(self) -> float:
+        """Mean over seeds; NaN where it is not defined."""
+        return _mean(m.value for m in self.heads)
+
+    @cached_property
+    def low(self) -> float:
+        """Lowest lower limit of the seeds' 95 % intervals."""
+        return min((m.low for m in self.heads if m.low is not None), default=math.nan)
+
+    @cached_property
+    def high(self) -> float:
+        """Highest upper limit of the seeds' 95 % intervals."""
+        return max((m.high for m in self.heads if m.high is not None), default=math.nan)
+
+    @property
+    def skill(self) -> float:
+        """Mean skill over the best control."""
+        return _mean(r.skill for r in self.records)
+
+    @property
+    def above_chance(self) -> bool | None:
+        """Whether every seed is above chance; None where nobody asked."""
+        said = [r.above_chance for r in self.records if r.above_chance is not None]
+        return all(said) if said else None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the pretraining of any seed stayed behind the best trivial filler."""
+        return any(r.pretraining is not None and r.pretraining.learned is False for r in self.records)
+
+    @property
+    def n_parameters(self) -> float:
+        """Parameters of the backbone; NaN for what has none."""
+        return _mean(r.cost.n_parameters for r in self.records)
+
+    @property
+    def seconds(self) -> float:
+        """Measured seconds of one seed, mean over seeds."""
+        return _mean(r.cost.seconds for r in self.records)
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """Highest peak of memory in MB; NaN where it was not measured."""
+        return max((r.cost.peak_memory_mb for r in self.records if r.cost.peak_memory_mb is not None), default=math.nan)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds behind the row."""
+        return [r.protocol.seed for r in self.records]
+
+    @cached_property
+    def level(self) -> str:
+        """The least that was done to believe any of its records."""
+        return min((level_of(r) for r in self.records), key=list(LEVELS).index)
+
+    @cached_property
+    def combination(self) -> str:
+        """What tells its page from others: everything but the task and the seed."""
+        r = self.first
+        return digest([_ground(r), _settings(r.protocol), r.protocol.suite, r.kind, r.row])
+
+
+def level_of(record: Record) -> str:
+    """Return how far a record was verified; "declared" where it does not say."""
+    said = str(getattr(record, "verification", "declared"))
+    return said if said in LEVELS else "declared"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows that may stand beside each other: one suite, cohort, protocol and task; real or simulated, never both.
+
+    Parameters
+    ----------
+    suite
+        Folder of the records.
+    lines
+        Scored rows, the best first.
+    failed
+        Rows with an error instead of a score.
+    withheld
+        Why nothing here is ranked, whatever evidence there is; empty where it may be.
+    compared
+        Paired comparisons; None without held-out predictions of at least two rows.
+    unpaired
+        Rows without held-out predictions beside their records.
+    """
+
+    suite: str
+    lines: tuple[Line, ...]
+    failed: tuple[Line, ...]
+    withheld: str
+    compared: Comparisons | None
+    unpaired: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Record:
+        """A record of the table: what all of them share is read from it."""
+        return (self.lines or self.failed)[0].first
+
+    @property
+    def dataset(self) -> str:
+        """Label of the dataset."""
+        return self.first.dataset.label
+
+    @property
+    def task(self) -> str:
+        """Label of the task."""
+        return self.first.task.label
+
+    @property
+    def source(self) -> str:
+        """``real`` or ``simulated``; empty where the cohort could not be read."""
+        return self.first.data.source if self.first.data else ""
+
+    @property
+    def metric(self) -> str:
+        """The headline metric as it is written."""
+        return metric_name(self.first.headline)
+
+    @property
+    def head(self) -> MetricRecord | None:
+        """A headline metric of the table, for its unit and direction."""
+        return next((m for line in self.lines for m in line.heads), None)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the headline metric, or nothing."""
+        return self.head.unit if self.head else ""
+
+    @property
+    def higher(self) -> bool:
+        """Whether higher is better."""
+        return self.head is None or self.head.higher_is_better
+
+    @cached_property
+    def chance(self) -> float:
+        """Chance level of the headline metric, mean over rows; NaN where it has none."""
+        return _mean(m.chance for line in self.lines for m in line.heads)
+
+    @cached_property
+    def places(self) -> int:
+        """Decimals worth printing."""
+        return decimals([line.low for line in self.lines], [line.high for line in self.lines])
+
+    @property
+    def n_subjects(self) -> int:
+        """Held-out subjects."""
+        return max((line.first.n_subjects for line in self.lines), default=0)
+
+    @cached_property
+    def n_seeds(self) -> int:
+        """Most seeds of a row."""
+        return max((len(line.seeds) for line in self.lines), default=0)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether any row has a rank."""
+        return any(line.rank for line in self.lines)
+
+    @property
+    def leader(self) -> Line | None:
+        """The row that is better than every other one, if the paired evidence says so of one."""
+        return next((line for line in self.lines if line.rank == (1, 1)), None) if self._all_ranked else None
+
+    @property
+    def _all_ranked(self) -> bool:
+        # Who is ahead of those that can be compared may still be behind one that cannot.
+        return bool(self.lines) and all(line.rank for line in self.lines)
+
+    @property
+    def front(self) -> tuple[Line, ...]:
+        """Rows that may be the best: none is shown to be better than they are."""
+        return tuple(line for line in self.lines if line.rank and line.rank[0] == 1)
+
+    @cached_property
+    def reconstructs(self) -> bool:
+        """Whether it scores the signal itself, mask by mask, instead of something downstream of it."""
+        return any(name.startswith("r2[") for line in self.lines for name in line.first.metrics)
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """Everything that was published.
+
+    Parameters
+    ----------
+    tables
+        In the order in which they are shown.
+    lost
+        Records of combinations that failed with their whole cohort, by suite.
+    n_records
+        All of them, superseded ones included.
+    """
+
+    tables: tuple[Table, ...]
+    lost: Mapping[str, tuple[Record, ...]]
+    n_records: int
+
+    @property
+    def suites(self) -> list[str]:
+        """Suites, in their order."""
+        return sorted({t.suite for t in self.tables} | set(self.lost))
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_board(results: str | Path) -> Board:
+    """Read and compare everything under a folder of published records.
+
+    Parameters
+    ----------
+    results
+        Folder with one folder a suite.
+
+    Raises
+    ------
+    BoardError
+        If anything lies there that is no record, or predictions of people that may not.
+    """
+    folder = Path(results)
+    if not folder.is_dir():
+        raise BoardError(
+            f"there is no folder {folder}.", next_step="Say where the records are: `--results DIR`, one folder a suite."
+        )
+    tables: list[Table] = []
+    lost: dict[str, tuple[Record, ...]] = {}
+    n = 0
+    for suite in sorted(folder.iterdir()):
+        if not suite.is_dir() or suite.is_symlink() or not _NAME.fullmatch(suite.name):
+            raise _not_a_record(suite, "it is no folder of a suite")
+        records = _records(suite)
+        n += len(records)
+        if without := tuple(r for r in records if r.data is None):
+            lost[suite.name] = without
+        tables += _tables(suite, [r for r in records if r.data is not None])
+    if not n:
+        raise BoardError(
+            f"{folder} holds no records.",
+            next_step="Place some: `neurobench leaderboard add OUT --results DIR`.",
+        )
+    return Board(tuple(sorted(tables, key=_order_of_tables)), lost, n)
+
+
+def _order_of_tables(t: Table) -> tuple[Any, ...]:
+    shared = (t.source != "real", t.suite, t.dataset, t.reconstructs, t.task)
+    # What is not ranked comes last of its kind; then the larger cohort first.
+    return (*shared, bool(t.withheld), -t.n_subjects, digest([_ground(t.first), _settings(t.first.protocol)]))
+
+
+def _not_a_record(path: Path, why: str) -> BoardError:
+    return BoardError(
+        f"{path} is not a record: {why}.",
+        allowed="<suite>/<id>.json, one record a file, and <suite>/predictions/<id>.parquet beside it where the "
+        "dataset's card lets predictions leave",
+        next_step="Take it out: nothing else may lie among the records, least of all rows of single subjects.",
+    )
+
+
+def _records(suite: Path) -> list[Record]:
+    """Return the records of a suite, whatever else lies there being an error."""
+    records = []
+    for path in sorted(suite.iterdir()):
+        if path.is_symlink():
+            raise _not_a_record(path, "it is a link")
+        if path.is_dir() and path.name == "predictions":
+            continue
+        if path.is_dir() or path.suffix != ".json":
+            raise _not_a_record(path, "it is a folder" if path.is_dir() else "its name does not end in .json")
+        try:
+            record = read_record(path)
+        except StoreError as error:
+            raise BoardError(error.what, next_step="Take it out, or place the record as it was written.") from error
+        if record.id != path.stem:
+            raise _not_a_record(path, f"its name is not the record's id, {record.id}")
+        name = record.protocol.suite.partition("@")[0]
+        if name != suite.name:
+            raise BoardError(
+                f"{path} is of {f'the suite {name!r}' if name else 'no suite'} and lies in that of {suite.name!r}.",
+                next_step="Place it where it belongs: what stands in one table was made by the same rules.",
+            )
+        records.append(record)
+    _check_predictions(suite / "predictions", {r.id: r for r in records})
+    return records
+
+
+def _check_predictions(folder: Path, records: Mapping[str, Record]) -> None:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        record = records.get(path.stem)
+        if path.suffix != ".parquet" or not path.is_file() or path.is_symlink() or record is None:
+            raise _not_a_record(path, "nor the predictions of one that lies here")
+        data = record.data
+        if data is None or (data.source == "real" and data.may_leave == "aggregates"):
+            raise BoardError(
+                f"{path} holds rows of single subjects of {record.dataset.label}: its card lets only aggregates leave.",
+                next_step="Take it out of this folder and of its history. The record alone may be published.",
+            )
+
+
+def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
+    """Return what must agree for rows to stand in one table; the seed is averaged over."""
+    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite", "seed"})
+
+
+def _ground(record: Record) -> list[str]:
+    """Return whose recordings a record was scored on."""
+    assert record.data is not None
+    return [record.dataset.label, record.data.source, record.data.variant, record.data.fingerprint]
+
+
+def _tables(suite: Path, records: Sequence[Record]) -> Iterator[Table]:
+    groups: dict[str, list[Record]] = {}
+    for r in records:
+        groups.setdefault(digest([_ground(r), _settings(r.protocol), r.protocol.suite, r.task.label]), []).append(r)
+    for group in groups.values():
+        yield _table(suite, group)
+
+
+def _table(suite: Path, records: Sequence[Record]) -> Table:
+    rows: dict[tuple[str, str], dict[int, list[Record]]] = {}
+    for r in sorted(records, key=lambda r: (r.written, r.id)):
+        rows.setdefault((r.kind, r.row), {}).setdefault(r.protocol.seed, []).append(r)
+    scored: list[Line] = []
+    failed: list[Line] = []
+    for by_seed in rows.values():
+        newest = [by_seed[s][-1] for s in sorted(by_seed)]
+        older = tuple(r for s in sorted(by_seed) for r in by_seed[s][:-1])
+        ok = tuple(r for r in newest if r.status == "ok")
+        (scored if ok else failed).append(Line(ok or tuple(newest), older))
+    withheld = _withheld(records[0])
+    compared, unpaired = (None, ()) if withheld else _compared(suite, scored)
+    ranks = compared.ranks if compared else {}
+    lines = [Line(x.records, x.superseded, ranks.get(x.name)) for x in scored]
+    higher = next((m.higher_is_better for x in lines for m in x.heads), True)
+    lines.sort(key=lambda x: (math.isnan(x.score), -x.score if higher else x.score, x.name))
+    return Table(suite.name, tuple(lines), tuple(sorted(failed, key=lambda x: x.name)), withheld, compared, unpaired)
+
+
+def _withheld(record: Record) -> str:
+    if record.protocol.split == "within-recording":
+        return (
+            "Training and test are parts of the same recordings, so nothing here says how well anything generalises to "
+            "other people. Shown apart, never ranked."
+        )
+    if record.protocol.transductive:
+        return (
+            "Backbones were pretrained on the test subjects' recordings too, without their labels (transductive). "
+            "Shown apart from inductive rows, never ranked."
+        )
+    return ""
+
+
+def _compared(suite: Path, lines: Sequence[Line]) -> tuple[Comparisons | None, tuple[str, ...]]:
+    """Return paired comparisons of the rows that have predictions, and the names of those that have none."""
+    ok = [r for line in lines for r in line.records]
+    beside = {r.id for r in ok if _beside(suite, r).is_file()}
+    unpaired = tuple(line.name for line in lines if not {r.id for r in line.records} & beside)
+    if len(lines) - len(unpaired) < 2:
+        return None, tuple(line.name for line in lines)
+    data = ok[0].data
+    assert data is not None
+    evidence = Evidence(
+        folder=suite,
+        dataset=ok[0].dataset.label,
+        title=data.title,
+        source=data.source,
+        modality="fmri",
+        signal=cast("Literal['parcels', 'sensors', 'volume']", data.signal),
+        table=pd.DataFrame([as_row(r) for r in ok if r.id in beside]),
+        cohort={},
+    )
+    for r in ok:
+        if r.id in beside:
+            _check_headline(evidence, r, _beside(suite, r))
+    try:
+        return compare_rows(evidence, ok[0].task.label, evidence.table), unpaired
+    except DataError:  # a headline that cannot be compared, of a task that somebody else wrote
+        return None, tuple(line.name for line in lines)
+
+
+def _beside(suite: Path, record: Record) -> Path:
+    return suite / "predictions" / f"{record.id}.parquet"
+
+
+def _check_headline(evidence: Evidence, record: Record, path: Path) -> None:
+    """Refuse predictions that do not give the score of their record: a rank would be of something else."""
+    held_out = evidence.predictions(record.id)
+    assert held_out is not None
+    try:
+        row = row_of(record.headline, held_out)
+        found = float(row.values(np.ones((1, len(row.subjects))))[0])
+    except DataError:
+        return
+    except (KeyError, ValueError, TypeError) as error:
+        raise BoardError(f"{path} cannot be read as predictions of {record.headline}: {error!r}.") from error
+    said = record.metrics[record.headline].value
+    if said is not None and not math.isclose(found, said, rel_tol=1e-6, abs_tol=1e-9):
+        raise BoardError(
+            f"{path} gives a {metric_name(record.headline)} of {found:.6g}, and its record says {said:.6g}.",
+            next_step="Place the predictions that belong to the record, or neither.",
+        )
+
+
+def _mean(values: Any) -> float:
+    known = [float(v) for v in values if v is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+# ---------------------------------------------------------------- placing
+
+
+def add_records(out: str | Path, results: str | Path) -> tuple[int, int]:
+    """Place the records of an output folder among the published ones, and the predictions whose card lets them leave.
+
+    Parameters
+    ----------
+    out
+        Output folder of runs of one or more suites.
+    results
+        Folder of published records; what is there stays, whatever is placed beside it.
+
+    Returns
+    -------
+    n_records, n_predictions
+        How many were placed.
+
+    Raises
+    ------
+    StoreError
+        If the folder holds no records, one that was changed, or one of no suite.
+    """
+    paths = sorted((Path(out) / "records").glob("*.json"))
+    if not paths:
+        raise StoreError(
+            f"{out} holds no records.", next_step="Run `neurobench run --suite …` with --out set to it first."
+        )
+    records = [read_record(path) for path in paths]
+    n = 0
+    for record, path in zip(records, paths, strict=True):
+        name = record.protocol.suite.partition("@")[0]
+        if not _NAME.fullmatch(name):
+            raise StoreError(
+                f"{path} is of no suite, and only what is of one can stand in a table with others.",
+                next_step="Run with `--suite NAME|FILE`; `neurobench run --help` names those that there are.",
+            )
+    for record, path in zip(records, paths, strict=True):
+        suite = Path(results) / record.protocol.suite.partition("@")[0]
+        atomic_write(suite / path.name, path.read_text(encoding="utf-8"))
+        beside = Path(out) / "predictions" / f"{record.id}.parquet"
+        if beside.is_file() and record.data is not None and record.data.may_leave != "aggregates":
+            (suite / "predictions").mkdir(exist_ok=True)
+            shutil.copyfile(beside, suite / "predictions" / beside.name)
+            n += 1
+    return len(records), n
+
+
+# ---------------------------------------------------------------- words
+
+
+def words(table: Table) -> str:
+    """Return what may be said of who is best, in one sentence."""
+    if table.withheld:
+        return "Not ranked."
+    if not table.lines:
+        return "Every row failed."
+    if not table.ranked:
+        return "Not ranked: there are no held-out predictions beside these records, so no two rows can be compared."
+    if table.leader is not None:
+        return f"{table.leader.name} is better than every other row."
+    if len(table.lines) == 1:
+        return "There is one row only."
+    heard = [line for line in table.front if line.above_chance is not False]
+    if not heard:
+        return f"No row is above chance, so none is ahead; {len(table.front)} of {len(table.lines)} share first place."
+    if len(table.front) == 1:
+        return f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(table.unpaired)} cannot."
+    rest = f" {_n_rows(table.unpaired).capitalize()} cannot be compared." if table.unpaired else ""
+    return f"{len(table.front)} of {len(table.lines)} rows share first place: nothing separates them.{rest}"
+
+
+def _n_rows(names: Sequence[str]) -> str:
+    return "1 row" if len(names) == 1 else f"{len(names)} rows"
+
+
+def gain(table: Table) -> tuple[str, str]:
+    """Return whether pretraining is shown to be better than the best control: a short word, and a sentence."""
+    own = table.compared.table if table.compared else pd.DataFrame({"by": []})
+    own = own[own["by"] == "baseline"]
+    if not len(own):
+        return "not known", "No pretrained row could be compared with a control."
+    control = str(own["second"].iloc[0])
+    won = sorted(own.loc[own["winner"] == own["first"], "first"])
+    lost = int((own["winner"] == own["second"]).sum())
+    if won:
+        return "yes", f"{', '.join(won)} {'is' if len(won) == 1 else 'are'} better than the best control, {control}."
+    if lost == len(own):
+        return "behind", f"Every pretrained row is behind the best control, {control}."
+    return "not shown", f"No pretrained row is shown to be better than the best control, {control}."
+
+
+# ---------------------------------------------------------------- flat rows, for CSV and JSON
+
+
+def flat(table: Table, line: Line) -> dict[str, Any]:
+    """Return a row as plain values under fixed names; what is not known is None."""
+    r = line.first
+    return {
+        "suite": table.suite,
+        "dataset": table.dataset,
+        "source": table.source,
+        "task": table.task,
+        "kind": line.kind,
+        "row": line.name,
+        "backbone": line.backbone,
+        "mask": line.mask,
+        "status": r.status,
+        "ranked": line.rank is not None,
+        "rank_first": line.rank[0] if line.rank else None,
+        "rank_last": line.rank[1] if line.rank else None,
+        "metric": r.headline,
+        "unit": table.unit,
+        "higher_is_better": table.higher,
+        "score": _known(line.score),
+        "low": _known(line.low),
+        "high": _known(line.high),
+        "chance": _known(_mean(m.chance for m in line.heads)),
+        "above_chance": line.above_chance,
+        "skill": _known(line.skill),
+        "best_control": r.best_baseline,
+        "pretraining_learned": None if r.pretraining is None else not line.stuck,
+        "n_subjects": r.n_subjects,
+        "n_parameters": _known(line.n_parameters),
+        "seconds": _known(line.seconds),
+        "peak_memory_mb": _known(line.peak_memory_mb),
+        "device": r.cost.device,
+        "verification": line.level,
+        "profile": r.protocol.profile,
+        "split": r.protocol.split,
+        "n_folds": r.protocol.n_folds,
+        "adaptation": r.protocol.adaptation,
+        "transductive": r.protocol.transductive,
+        "cohort": r.data.fingerprint if r.data else "",
+        "seeds": line.seeds,
+        "records": [x.id for x in line.records],
+        "error": r.error,
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def markdown(board: Board) -> str:
+    """Return the board as Markdown: one table a (suite, cohort, protocol, task)."""
+    return "\n".join(_markdown(board)) + "\n"
+
+
+HEADINGS = {
+    "real": "Real recordings",
+    "simulated": "Simulated twins: these numbers measure the software, not a brain",
+}
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is; whatever a record says starts no markup and no row."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _markdown(board: Board) -> Iterator[str]:
+    yield "# Leaderboard\n"
+    yield "Made by `neurobench leaderboard build` from the records in `results/`; do not edit. The same with pictures,"
+    yield "sorting and filters is in `site/`.\n"
+    yield "- *rank*: the ranks that paired evidence leaves open (Holm p < .05, the difference's interval excludes 0,"
+    yield "  the better row above chance). Rows whose ranks overlap are tied. `–`: no held-out predictions beside the"
+    yield "  record, so not ranked."
+    yield "- *no signal*: not above chance. †: pretraining did not reach the best trivial filler on held-out subjects."
+    yield "- *skill*: 1 is perfect, 0 is as good as the best other control, below 0 is worse."
+    source = ""
+    for t in board.tables:
+        if t.source != source:
+            source = t.source
+            yield f"\n## {HEADINGS.get(source, source)}"
+        simulated = " (simulated)" if source == "simulated" else ""
+        yield f"\n### {_plain(t.task)} on {_plain(t.dataset)} · {_plain(t.suite)}{simulated}\n"
+        yield _plain(facts(t)) + ".\n"
+        yield f"**{_plain(words(t))}** {_plain(t.withheld or (gain(t)[1] if t.ranked else ''))}\n"
+        yield f"| rank | row | kind | {_plain(t.metric)} | 95 % interval | skill | verification |"
+        yield "|---:|---|---|---:|---:|---:|---|"
+        for line in t.lines:
+            p = t.places
+            cells = [
+                rank_text(line),
+                _plain(line.name) + (" †" if line.stuck else ""),
+                KINDS[line.kind],
+                "–" if math.isnan(line.score) else f"{line.score:.{p}f}",
+                "–" if math.isnan(line.low) else f"{line.low:.{p}f} to {line.high:.{p}f}",
+                skill_text(line),
+                line.level,
+            ]
+            yield "| " + " | ".join(cells) + " |"
+        for line in t.failed:
+            yield f"\n{_plain(line.name)} failed: {_plain(line.first.error)}"
+    for suite, records in sorted(board.lost.items()):
+        yield f"\n## Failed with their whole cohort · {_plain(suite)}\n"
+        for text in sorted({f"{r.dataset.label}: {r.error}" for r in records}):
+            yield f"- {_plain(text)}"
+
+
+def facts(table: Table) -> str:
+    """Return metric, direction, chance, subjects and protocol of a table in one line."""
+    said = [table.metric + (f" in {table.unit}" if table.unit else "")]
+    said.append("higher is better" if table.higher else "lower is better")
+    if not missing(table.chance):
+        said.append(f"chance {table.chance:.3g}")
+    said.append(f"{table.n_subjects} held-out subjects")
+    p = table.first.protocol
+    split = {"subjects": f"{p.n_folds} folds by subject", "site": "one site left out at a time"}.get(p.split, p.split)
+    said += [f"profile {p.profile}", split, p.adaptation]
+    if table.n_seeds > 1:
+        said.append(f"mean over {table.n_seeds} seeds, widest limits of their intervals")
+    return " · ".join(said)
+
+
+def rank_text(line: Line) -> str:
+    """Return ``1``, ``2–5``, or a dash where there is no rank."""
+    if line.rank is None:
+        return "–"
+    return str(line.rank[0]) if line.rank[0] == line.rank[1] else f"{line.rank[0]}–{line.rank[1]}"
+
+
+def skill_text(line: Line) -> str:
+    """Return the skill, or that there is no signal."""
+    if line.above_chance is False:
+        return "no signal"
+    return "–" if math.isnan(line.skill) else f"{line.skill:+.2f}"
+
+
+def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as JSON, one a line, for files whose differences can be read."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    return "[\n" + ",\n".join(lines) + "\n]\n"

@@ -1,0 +1,373 @@
+"""The board: what may lie among the records, what is ranked and what never is, the same bytes twice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.performance.board import invented, place, predictions, with_value
+from neurobench.cli import app
+from neurobench.errors import StoreError
+from neurobench.leaderboard import BoardError, add_records, gain, markdown, read_board, words
+from neurobench.leaderboard_site import MANIFEST, Axis, build_leaderboard
+from neurobench.results import write_record
+
+ROOT = Path(__file__).parents[1]
+TRUTH = 10 + 3 * np.random.default_rng(0).standard_normal(80)
+
+
+def ranked(folder: Path, errors: dict[str, float], **changes) -> None:
+    """Place rows with held-out predictions of these errors; the names of controls say what they are."""
+    for n, (row, error) in enumerate(errors.items()):
+        kind = "pretrained" if " · " in row else "baseline"
+        held_out, value = predictions(TRUTH, error, n)
+        record = invented(row, kind, above_chance=error < 3, **changes)
+        place(folder, with_value(record, value), held_out)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def test_ranks_come_from_pairs_on_the_same_subjects(tmp_path: Path):
+    ranked(tmp_path, {"net · roi": 0.5, "net · random": 1.6, "ridge": 1.45, "mean": 3.2})
+    (table,) = read_board(tmp_path).tables
+    ranks = {line.name: line.rank for line in table.lines}
+    assert table.lines[0].name == "net · roi"
+    assert ranks["net · roi"] == (1, 1)
+    assert ranks["net · random"] == ranks["ridge"] == (2, 3), "tied, whatever their scores"
+    assert ranks["mean"] == (4, 4)
+    assert table.leader is table.lines[0]
+    assert words(table) == "net · roi is better than every other row."
+    assert gain(table)[0] == "yes"
+
+
+def test_what_is_not_above_chance_is_never_ahead(tmp_path: Path):
+    ranked(tmp_path, {"net · roi": 3.1, "net · random": 6.0, "mean": 9.0})
+    (table,) = read_board(tmp_path).tables
+    assert all(line.rank == (1, 3) for line in table.lines)
+    assert table.leader is None
+    assert "No row is above chance" in words(table)
+    assert markdown(read_board(tmp_path)).count("| no signal |") == 3
+
+
+def test_many_rows_can_still_be_told_apart(tmp_path: Path):
+    ranked(tmp_path, {"net · roi": 0.3} | {f"net{i} · roi": 2.0 for i in range(13)})
+    (table,) = read_board(tmp_path).tables
+    assert table.lines[0].rank == (1, 1), "a thousand exchanges are too few for Holm among 91 pairs"
+    assert all(line.rank[0] > 1 for line in table.lines[1:])
+
+
+def test_without_predictions_an_interval_declares_no_winner(tmp_path: Path):
+    place(tmp_path, invented("net · roi", "pretrained", value=1.0))
+    place(tmp_path, invented("mean", "baseline", value=9.0))
+    (table,) = read_board(tmp_path).tables
+    best, worst = table.lines
+    assert best.high < worst.low, "their intervals are far apart"
+    assert table.leader is None
+    assert best.rank is worst.rank is None
+    assert "Not ranked" in words(table)
+
+
+def test_one_row_without_predictions_keeps_the_others_from_being_best_of_all(tmp_path: Path):
+    ranked(tmp_path, {"net · roi": 0.5, "mean": 3.0})
+    place(tmp_path, invented("net · block", "pretrained", value=1.0))
+    (table,) = read_board(tmp_path).tables
+    assert table.unpaired == ("net · block",)
+    assert {line.name: line.rank for line in table.lines}["net · roi"] == (1, 1)
+    assert table.leader is None
+    assert words(table) == "net · roi is ahead of every row that can be compared; 1 row cannot."
+
+
+@pytest.mark.parametrize("change", [{"protocol__split": "within-recording"}, {"protocol__transductive": True}])
+def test_some_protocols_are_shown_apart_and_never_ranked(tmp_path: Path, change):
+    ranked(tmp_path / "results", {"net · roi": 0.5, "mean": 3.0})
+    ranked(tmp_path / "results", {"net · roi": 0.5, "mean": 3.0}, **change)
+    first, apart = read_board(tmp_path / "results").tables
+    assert not first.withheld
+    assert first.leader is not None
+    assert apart.withheld
+    assert all(line.rank is None for line in apart.lines)
+    build_leaderboard(tmp_path / "results")
+    (page,) = (tmp_path / "site" / "boards").glob("*.html")
+    assert "Shown apart, not ranked" in page.read_text(encoding="utf-8")
+
+
+def test_real_and_simulated_are_never_in_one_table(tmp_path: Path):
+    place(tmp_path / "results", invented("net · roi", "pretrained"))
+    place(tmp_path / "results", invented("net · block", "pretrained", data__source="real"))
+    real, simulated = read_board(tmp_path / "results").tables
+    assert (real.source, simulated.source) == ("real", "simulated")
+    assert len(real.lines) == len(simulated.lines) == 1
+    build_leaderboard(tmp_path / "results")
+    assert len(list((tmp_path / "site" / "boards").glob("*.html"))) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data__fingerprint": "another"}, {"protocol__n_steps": 9}, {"protocol__adaptation": "finetune"}],
+)
+def test_other_people_or_another_protocol_are_another_table(tmp_path: Path, change):
+    place(tmp_path, invented("net · roi", "pretrained"))
+    place(tmp_path, invented("net · block", "pretrained", **change))
+    assert [len(t.lines) for t in read_board(tmp_path).tables] == [1, 1]
+
+
+def test_seeds_are_one_row_and_the_newest_record_counts(tmp_path: Path):
+    place(tmp_path, invented("net · roi", "pretrained", value=4.0))
+    place(tmp_path, invented("net · roi", "pretrained", value=5.0, seed=1))
+    place(tmp_path, invented("net · roi", "pretrained", value=9.0, seed=1, written="2025-01-01T00:00:00Z"))
+    (table,) = read_board(tmp_path).tables
+    (line,) = table.lines
+    assert line.score == pytest.approx(4.5)
+    assert (line.low, line.high) == (pytest.approx(3.4), pytest.approx(5.6)), "the widest limits"
+    assert [r.metrics["mae"].value for r in line.superseded] == [9.0]
+
+
+# ---------------------------------------------------------------- what may not lie there
+
+
+def test_anything_else_is_refused_by_name(tmp_path: Path):
+    path = place(tmp_path, invented("net · roi", "pretrained"))
+    for name, content in {
+        "participants.tsv": "participant_id\tage\nsub-01\t33\n",
+        "note.json": '{"hello": 1}',
+        "deep/er.json": "{}",
+        ".hidden": "",
+        "predictions/unknown.parquet": "",
+    }.items():
+        other = path.parent / name
+        other.parent.mkdir(exist_ok=True)
+        other.write_text(content)
+        with pytest.raises(BoardError, match=re.escape(name.partition("/")[0])):
+            read_board(tmp_path)
+        other.unlink()
+        if other.parent != path.parent:
+            other.parent.rmdir()
+    read_board(tmp_path)
+
+
+def test_a_changed_or_renamed_record_is_refused(tmp_path: Path):
+    path = place(tmp_path, invented("net · roi", "pretrained", value=5.0))
+    whole = path.read_text()
+    path.write_text(whole.replace('"value": 5.0', '"value": 1.0'))
+    with pytest.raises(BoardError, match="was changed"):
+        read_board(tmp_path)
+    path.unlink()
+    path.with_name("abc.json").write_text(whole)
+    with pytest.raises(BoardError, match=r"abc\.json"):
+        read_board(tmp_path)
+
+
+def test_a_record_of_another_suite_is_refused(tmp_path: Path):
+    path = place(tmp_path, invented("net · roi", "pretrained"))
+    (tmp_path / "core-v1").mkdir()
+    shutil.move(path, tmp_path / "core-v1" / path.name)
+    path.parent.rmdir()
+    with pytest.raises(BoardError, match=r"is of the suite 'invented'"):
+        read_board(tmp_path)
+
+
+def test_rows_of_restricted_people_never_enter(tmp_path: Path):
+    held_out, value = predictions(TRUTH, 1.0, 0)
+    record = invented("net · roi", "pretrained", data__source="real", data__may_leave="aggregates")
+    place(tmp_path, with_value(record, value), held_out)
+    with pytest.raises(BoardError, match="only aggregates leave"):
+        read_board(tmp_path)
+
+
+def test_predictions_of_another_score_are_refused(tmp_path: Path):
+    ranked(tmp_path, {"mean": 3.0})
+    held_out, value = predictions(TRUTH, 1.0, 0)
+    place(tmp_path, with_value(invented("net · roi", "pretrained"), value - 0.5), held_out)
+    with pytest.raises(BoardError, match="gives a MAE of"):
+        read_board(tmp_path)
+
+
+def test_placing_leaves_restricted_predictions_behind(tmp_path: Path):
+    held_out, _ = predictions(TRUTH, 1.0, 0)
+    free = invented("net · roi", "pretrained")
+    kept = invented("net · roi", "pretrained", dataset="clinic", data__may_leave="aggregates")
+    for record in (free, kept):
+        write_record(tmp_path / "out", record, held_out)
+    assert add_records(tmp_path / "out", tmp_path / "results") == (2, 1)
+    assert [p.stem for p in (tmp_path / "results" / "invented" / "predictions").iterdir()] == [free.id]
+
+
+def test_the_two_commands_from_a_run_to_a_page(tmp_path: Path):
+    write_record(tmp_path / "out", invented("net · roi", "pretrained"))
+    results = str(tmp_path / "board" / "results")
+    placed = CliRunner().invoke(app, ["leaderboard", "add", str(tmp_path / "out"), "--results", results])
+    assert placed.exit_code == 0, placed.output
+    assert "1 record placed" in placed.output
+    built = CliRunner().invoke(app, ["leaderboard", "build", "--results", results])
+    assert built.exit_code == 0, built.output
+    assert "1 record · 1 table · 3 pages" in built.output
+    assert (tmp_path / "board" / "site" / "index.html").is_file()
+    assert "net · roi" in (tmp_path / "board" / "LEADERBOARD.md").read_text(encoding="utf-8")
+    empty = CliRunner().invoke(app, ["leaderboard", "add", str(tmp_path / "nothing"), "--results", results])
+    assert empty.exit_code == 1
+    assert "holds no records" in empty.output
+
+
+def test_a_record_of_no_suite_is_not_placed(tmp_path: Path):
+    write_record(tmp_path / "out", invented("net · roi", "pretrained", protocol__suite=""))
+    with pytest.raises(StoreError, match="is of no suite"):
+        add_records(tmp_path / "out", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path):
+    ranked(tmp_path / "a" / "results", {"net · roi": 0.5, "net · random": 1.6, "mean": 3.0})
+    shutil.copytree(tmp_path / "a" / "results", tmp_path / "b" / "elsewhere" / "results")
+    build_leaderboard(tmp_path / "a" / "results")
+    build_leaderboard(tmp_path / "b" / "elsewhere" / "results")
+    first = everything(tmp_path / "a")
+    assert first == everything(tmp_path / "b" / "elsewhere")
+    assert not any(str(tmp_path).encode() in content for content in first.values())
+    build_leaderboard(tmp_path / "a" / "results")
+    assert everything(tmp_path / "a") == first
+
+
+def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(tmp_path: Path):
+    results = tmp_path / "results"
+    gone = place(results, invented("net · block", "pretrained", task="sex"))
+    place(results, invented("net · roi", "pretrained"))
+    build_leaderboard(results)
+    before = set(everything(tmp_path / "site"))
+    (tmp_path / "site" / "CNAME").write_text("board.example")
+    gone.unlink()
+    build_leaderboard(results)
+    after = set(everything(tmp_path / "site"))
+    assert "CNAME" in after
+    assert {n for n in before - after if n.startswith("rows/")}
+    assert after - {"CNAME"} == set((tmp_path / "site" / MANIFEST).read_text().split())
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path):
+    place(tmp_path / "results", invented("net · roi", "pretrained"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    found = CliRunner().invoke(
+        app, ["leaderboard", "build", "--results", str(tmp_path / "results"), "--site", str(tmp_path / "home")]
+    )
+    assert found.exit_code == 1
+    assert "no build has made" in found.output
+    assert [p.name for p in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+class _Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+
+def test_names_are_text_and_nothing_else(tmp_path: Path):
+    row = f'{EVIL} · "><img src=x onerror=alert(1)>|`x`'
+    record = invented(
+        row,
+        "pretrained",
+        task=f"target:{EVIL}",
+        dataset="../../evil",
+        notes=[EVIL],
+        error="",
+        environment={"command": f"=cmd() {EVIL}", "python": EVIL},
+    )
+    place(tmp_path / "results", record)
+    place(tmp_path / "results", invented("=HYPERLINK(1)", "baseline", task=f"target:{EVIL}", dataset="../../evil"))
+    build_leaderboard(tmp_path / "results")
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) == 4
+    for page in pages:
+        tags = _Tags(page.read_text(encoding="utf-8")).seen
+        scripts = [a.get("src") for t, a in tags if t == "script"]
+        assert all(s and s.split("/")[-1] in ("theme.js", "board.js", "dataTables.min.js") for s in scripts)
+        assert not [t for t, a in tags if t == "img" or any(k.startswith("on") for k in a)]
+    text = (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
+    assert "<script" not in text.replace("\\<script", "")
+    lines = [line for line in text.splitlines() if line.startswith("| –")]
+    assert len(lines) == 2
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 8 for line in lines), "a name opens no column"
+    cells = csv.reader(io.StringIO((tmp_path / "site" / "data" / "leaderboard.csv").read_text(encoding="utf-8")))
+    assert not [c for row in cells for c in row if c.startswith("=")], "a spreadsheet computes nothing"
+
+
+def test_pages_refer_to_files_that_are_there_and_to_nothing_outside(tmp_path: Path):
+    ranked(tmp_path / "results", {"net · roi": 0.5, "net · random": 1.6, "other · roi": 2.0, "mean": 3.0})
+    build_leaderboard(tmp_path / "results")
+    for page in (tmp_path / "site").rglob("*.html"):
+        for _, attrs in _Tags(page.read_text(encoding="utf-8")).seen:
+            for address in (attrs.get("href"), attrs.get("src")):
+                if address and not address.startswith(("#", "data:")):
+                    assert (page.parent / address.partition("#")[0]).is_file(), address
+
+
+def test_downloads_hold_what_the_tables_show(tmp_path: Path):
+    ranked(tmp_path / "results", {"net · roi": 0.5, "mean": 3.0})
+    build_leaderboard(tmp_path / "results")
+    data = tmp_path / "site" / "data"
+    rows = json.loads((data / "leaderboard.json").read_text(encoding="utf-8"))
+    table = read_board(tmp_path / "results").tables[0]
+    assert [r["row"] for r in rows] == [line.name for line in table.lines]
+    assert [r["score"] for r in rows] == [line.score for line in table.lines]
+    assert [(r["rank_first"], r["rank_last"]) for r in rows] == [(1, 1), (2, 2)]
+    assert {r["verification"] for r in rows} == {"declared"}
+    again = csv.DictReader(io.StringIO((data / "leaderboard.csv").read_text(encoding="utf-8")))
+    assert [float(r["score"]) for r in again] == [r["score"] for r in rows]
+
+
+def test_an_axis_is_cut_where_one_row_would_squash_the_others():
+    axis = Axis.of([(0.1, 0.2, 0.3), (-9.2, -9.0, -8.8)], 0.0, higher=True)
+    assert axis.low > -0.5
+    assert axis.mark(-9.2, -9.0, -8.8)["outside"] == "left"
+    assert axis.mark(0.1, 0.2, 0.3)["outside"] == ""
+    assert axis.mark(math.nan, math.nan, math.nan) is None
+
+
+def test_failed_rows_are_named_and_cost_nothing_else(tmp_path: Path):
+    place(tmp_path / "results", invented("net · roi", "pretrained"))
+    failed = {"status": "failed", "error": "MemoryError: no", "metrics": {}, "per_fold": {}}
+    place(tmp_path / "results", invented("net · block", "pretrained", **failed))
+    place(tmp_path / "results", invented("net · future", "pretrained", data=None, **failed))
+    board = read_board(tmp_path / "results")
+    assert [line.name for line in board.tables[0].failed] == ["net · block"]
+    assert len(board.lost["invented"]) == 1
+    build_leaderboard(tmp_path / "results")
+    assert "MemoryError" in (tmp_path / "LEADERBOARD.md").read_text(encoding="utf-8")
+    assert "MemoryError" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- what is published
+
+
+def test_the_published_board_is_what_its_records_give(tmp_path: Path):
+    shutil.copytree(ROOT / "leaderboard" / "results", tmp_path / "results")
+    build_leaderboard(tmp_path / "results")
+    found, published = everything(tmp_path), everything(ROOT / "leaderboard")
+    published.pop("README.md")
+    assert sorted(found) == sorted(published)
+    assert [n for n in found if found[n] != published[n]] == []
+    assert sum(map(len, published.values())) < 3_000_000
