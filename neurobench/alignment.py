@@ -169,8 +169,8 @@ def same_signal(
     Returns
     -------
     findings, lost
-        What was found; places of the recordings that must not be used: a copy of one's own, and whatever several
-        people claim, because nobody can say whose labels are the right ones.
+        What was found; places of the recordings that must not be used: whatever several people claim, because nobody
+        can say whose labels are the right ones.
     """
     family = participants["family"].dropna() if "family" in participants else pd.Series(dtype=object)
     by_content: dict[str, list[int]] = {}
@@ -184,14 +184,17 @@ def same_signal(
         if len(places) == 1 or (len(people) > 1 and len(apart) == 1):
             continue
         if len(people) == 1:
-            gone = places[1:]
-            text = f"the same signal as {Path(recordings[places[0]][2]).name}, which is taken"
-        else:
-            gone = places
-            text = f"one signal under {len(people)} subjects ({some(people)}): it would be trained on and tested"
-        fix = "remove the copy" if len(people) == 1 else "keep one id, or give both one value in a column family"
-        lost |= set(gone)
-        findings += [Finding("error", "same-signal", text, fix, recordings[i][0], recordings[i][2]) for i in gone]
+            # Counted twice, and never on two sides: whoever has the files knows which one is meant.
+            text = f"the same signal as {Path(recordings[places[0]][2]).name}"
+            findings += [
+                Finding("warning", "same-signal", text, "remove the copy", recordings[i][0], recordings[i][2])
+                for i in places[1:]
+            ]
+            continue
+        text = f"one signal under {len(people)} subjects ({some(people)}): it would be trained on and tested"
+        fix = "keep one id, or give both one value in a column family"
+        lost |= set(places)
+        findings += [Finding("error", "same-signal", text, fix, recordings[i][0], recordings[i][2]) for i in places]
     return findings, lost
 
 

@@ -29,6 +29,6 @@ def new(
     folder = to or Path(f"neurobench-{name.replace('_', '-')}")
     files = new_plugin(kind, name, folder, open_registry(()))
     screen = console.make_console()
-    screen.print(f"{files[0]} is the plugin; change it into what it is to be.", highlight=False)
+    screen.print(f"{files[0]} is the plugin; change it into what it is to be.", highlight=False, soft_wrap=True)
     then = f'cd {folder} && pip install -e ".[test]" && neurobench check {name}'
-    screen.print(f"Next: {then}", highlight=False, markup=False)
+    screen.print(f"Next: {then}", highlight=False, markup=False, soft_wrap=True)

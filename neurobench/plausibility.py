@@ -23,7 +23,7 @@ _CORRELATION = re.compile(
     r"pearson_r|mcc|partial_r.*|r\[.*|truth_r\[.*|fc_similarity|(waveform|gfp|topography|across_halves)_r.*"
 )
 _AT_MOST_ONE = re.compile(r"r2.*|skill.*")
-_NOT_NEGATIVE = re.compile(r"mae|peak_latency_error.*|peak_amplitude_ratio.*|delta_r2.*")
+_NOT_NEGATIVE = re.compile(r"mae|peak_latency_error.*|peak_amplitude_ratio.*")
 
 
 def value_range(name: str) -> tuple[float, float]:
@@ -31,7 +31,8 @@ def value_range(name: str) -> tuple[float, float]:
     if _UNIT_RANGE.fullmatch(name):
         return 0.0, 1.0
     if name.startswith("delta_r2"):
-        return 0.0, 1.0
+        # Negative where the prediction goes the wrong way, given the covariates.
+        return -1.0, 1.0
     if _CORRELATION.fullmatch(name):
         return -1.0, 1.0
     if _AT_MOST_ONE.fullmatch(name):

@@ -198,7 +198,7 @@ def test_a_trigger_channel_that_is_not_there(folder: Path, events: str) -> None:
 
 
 def test_one_recording_without_events_is_named(folder: Path) -> None:
-    save(make_raw(), at(folder, "sub-02"))
+    save(make_raw(seed=5), at(folder, "sub-02"))
     cohort = load(folder)
     assert [r.subject for r in cohort.recordings if not r.events] == ["sub-02"]
     assert {f.subject for f in cohort.findings if f.code == "no-events"} == {"sub-02"}
