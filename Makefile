@@ -12,11 +12,14 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/neurobench run --backbone mamba --mask roi --out $(OUT)
 
+# As many processes as cores, each with one thread: more would only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow and not gpu and not network and not slurm"
+	$(PYTEST) -m "slow and not gpu and not network and not slurm"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,6 +25,8 @@ from neurobench.errors import DataError, StoreError
 from neurobench.evidence import Evidence
 from neurobench.identity import digest
 from neurobench.paired import row_of
+from neurobench.plugins import Registry
+from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import MetricRecord, ProtocolRecord, Record, as_row, read_record
 from neurobench.store import atomic_write
 from neurobench.tables import decimals, metric_name, missing
@@ -80,11 +82,14 @@ class Line:
         Records that a newer one has taken the place of.
     rank
         First and last rank that the paired evidence leaves open; None: not ranked.
+    levels
+        By id of a record what was done to believe it, where that is more than nothing: one of :data:`LEVELS`.
     """
 
     records: tuple[Record, ...]
     superseded: tuple[Record, ...] = ()
     rank: tuple[int, int] | None = None
+    levels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def first(self) -> Record:
@@ -175,19 +180,17 @@ class Line:
     @cached_property
     def level(self) -> str:
         """The least that was done to believe any of its records."""
-        return min((level_of(r) for r in self.records), key=list(LEVELS).index)
+        return min(map(self.level_of, self.records), key=list(LEVELS).index)
+
+    def level_of(self, record: Record) -> str:
+        """What was done to believe one of its records."""
+        return self.levels.get(record.id, "declared")
 
     @cached_property
     def combination(self) -> str:
         """What tells its page from others: everything but the task and the seed."""
         r = self.first
         return digest([_ground(r), _settings(r.protocol), r.protocol.suite, r.kind, r.row])
-
-
-def level_of(record: Record) -> str:
-    """Return how far a record was verified; "declared" where it does not say."""
-    said = str(getattr(record, "verification", "declared"))
-    return said if said in LEVELS else "declared"
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,13 +333,16 @@ class Board:
 # ---------------------------------------------------------------- reading
 
 
-def read_board(results: str | Path) -> Board:
+def read_board(results: str | Path, registry: Registry | None = None) -> Board:
     """Read and compare everything under a folder of published records.
 
     Parameters
     ----------
     results
         Folder with one folder a suite.
+    registry
+        Where tasks come from, to compute metrics and intervals again from the predictions; without it only the scores
+        that rows are ranked by are, and every record counts as declared.
 
     Raises
     ------
@@ -358,7 +364,7 @@ def read_board(results: str | Path) -> Board:
         n += len(records)
         if without := tuple(r for r in records if r.data is None):
             lost[suite.name] = without
-        tables += _tables(suite, [r for r in records if r.data is not None])
+        tables += _tables(suite, [r for r in records if r.data is not None], registry)
     if not n:
         raise BoardError(
             f"{folder} holds no records.",
@@ -433,15 +439,15 @@ def _ground(record: Record) -> list[str]:
     return [record.dataset.label, record.data.source, record.data.variant, record.data.fingerprint]
 
 
-def _tables(suite: Path, records: Sequence[Record]) -> Iterator[Table]:
+def _tables(suite: Path, records: Sequence[Record], registry: Registry | None) -> Iterator[Table]:
     groups: dict[str, list[Record]] = {}
     for r in records:
         groups.setdefault(digest([_ground(r), _settings(r.protocol), r.protocol.suite, r.task.label]), []).append(r)
     for group in groups.values():
-        yield _table(suite, group)
+        yield _table(suite, group, registry)
 
 
-def _table(suite: Path, records: Sequence[Record]) -> Table:
+def _table(suite: Path, records: Sequence[Record], registry: Registry | None) -> Table:
     rows: dict[tuple[str, str], dict[int, list[Record]]] = {}
     for r in sorted(records, key=lambda r: (r.written, r.id)):
         rows.setdefault((r.kind, r.row), {}).setdefault(r.protocol.seed, []).append(r)
@@ -455,7 +461,8 @@ def _table(suite: Path, records: Sequence[Record]) -> Table:
     withheld = _withheld(records[0])
     compared, unpaired = (None, ()) if withheld else _compared(suite, scored)
     ranks = compared.ranks if compared else {}
-    lines = [Line(x.records, x.superseded, ranks.get(x.name)) for x in scored]
+    levels = {r.id: "recomputed" for x in scored for r in x.records if _recomputed(suite, r, registry)}
+    lines = [Line(x.records, x.superseded, ranks.get(x.name), levels) for x in scored]
     higher = next((m.higher_is_better for x in lines for m in x.heads), True)
     lines.sort(key=lambda x: (math.isnan(x.score), -x.score if higher else x.score, x.name))
     return Table(suite.name, tuple(lines), tuple(sorted(failed, key=lambda x: x.name)), withheld, compared, unpaired)
@@ -524,6 +531,34 @@ def _check_headline(evidence: Evidence, record: Record, path: Path) -> None:
             f"{path} gives a {metric_name(record.headline)} of {found:.6g}, and its record says {said:.6g}.",
             next_step="Place the predictions that belong to the record, or neither.",
         )
+
+
+def _recomputed(suite: Path, record: Record, registry: Registry | None) -> bool:
+    """Whether every metric, interval and p-value of a record was found again from its predictions.
+
+    Not where there are none, or where the task that scored them is not installed here in the same version.
+
+    Raises
+    ------
+    BoardError
+        If something else was found.
+    """
+    path = _beside(suite, record)
+    if registry is None or not path.is_file() or record.task.name not in registry.tasks:
+        return False
+    cls = registry.tasks[record.task.name]
+    if cls.score_version != record.task.score_version:
+        return False
+    try:
+        again = recompute(cls(**record.task.parameters), record, pd.read_parquet(path))
+    except DataError:
+        return False
+    if wrong := list(differences(record.metrics, again.metrics, tolerance_of(record))):
+        raise BoardError(
+            f"{path} does not give the numbers of its record: {wrong[0]}.",
+            next_step="Place the predictions that belong to the record, or neither.",
+        )
+    return True
 
 
 def _mean(values: Any) -> float:

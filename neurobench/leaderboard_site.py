@@ -34,13 +34,13 @@ from neurobench.leaderboard import (
     facts,
     flat,
     gain,
-    level_of,
     markdown,
     rank_text,
     read_board,
     skill_text,
     words,
 )
+from neurobench.plugins import Registry, load_registry
 from neurobench.report import CONFOUNDS
 from neurobench.results import MetricRecord, Record
 from neurobench.store import atomic_write
@@ -81,7 +81,9 @@ class Built:
     n_pages: int
 
 
-def build_leaderboard(results: str | Path, site: str | Path | None = None) -> Built:
+def build_leaderboard(
+    results: str | Path, site: str | Path | None = None, *, registry: Registry | None = None
+) -> Built:
     """Build ``LEADERBOARD.md`` beside a folder of records, and the site.
 
     Parameters
@@ -90,6 +92,8 @@ def build_leaderboard(results: str | Path, site: str | Path | None = None) -> Bu
         Folder of published records, see :func:`neurobench.leaderboard.read_board`.
     site
         Folder of the site; ``site`` beside the records without.
+    registry
+        Where tasks come from; what is installed without.
 
     Raises
     ------
@@ -100,7 +104,7 @@ def build_leaderboard(results: str | Path, site: str | Path | None = None) -> Bu
     """
     folder = Path(results)
     to = Path(site) if site is not None else folder.parent / "site"
-    board = read_board(folder)
+    board = read_board(folder, registry or load_registry())
     files = dict(_files(board))
     files[MANIFEST] = "\n".join(sorted([*files, MANIFEST])) + "\n"
     _replace(to, files)
@@ -649,7 +653,7 @@ def _row_page(found: Sequence[tuple[Table, Line]]) -> dict[str, Any]:
             dict.fromkeys(r.environment.get("command", "") for r in records if r.environment.get("command"))
         ),
         "versions": _versions(records),
-        "records": [(t, r, level_of(r)) for t, x in found for r in x.records],
+        "records": [(t, r, x.level_of(r)) for t, x in found for r in x.records],
         "superseded": [(t, r) for t, x in found for r in x.superseded],
         "citation": _citation(line, table),
         "data": data,

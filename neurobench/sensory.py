@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.transform import Rotation
-from sklearn.metrics import roc_auc_score
 
 from neurobench.contracts import Backbone, EvokedTask
 from neurobench.errors import DataError
@@ -406,8 +406,8 @@ def alignment(
     if rearranged is None:
         rng = np.random.default_rng(seed_for(seed, "permutation", "alignment", len(values)))
         rearranged = rng.permuted(np.tile(np.arange(len(values)), (N_PERMUTATIONS, 1)), axis=1)
-    observed = _auroc(values, expected)
-    drawn = np.array([_auroc(values[order], expected) for order in rearranged])
+    observed = float(_aurocs(values, expected, np.arange(len(values))[None])[0])
+    drawn = _aurocs(values, expected, rearranged)
     p = (1 + int((drawn >= observed - 1e-12).sum())) / (1 + len(drawn)) if np.isfinite(observed) else float("nan")
     known = np.isfinite(values)
     return {
@@ -419,8 +419,14 @@ def alignment(
     }
 
 
-def _auroc(values: Array, expected: NDArray[np.bool_]) -> float:
+def _aurocs(values: Array, expected: NDArray[np.bool_], orders: NDArray[np.int64]) -> Array:
+    """Return (draws,) areas of (units,) values in (draws, units) orders; NaN where only one kind of unit is known."""
     known = np.isfinite(values)
-    if len(set(expected[known].tolist())) < 2:
-        return float("nan")
-    return float(roc_auc_score(expected[known], values[known]))
+    # Values change their places, not their ranks.
+    ranks = np.zeros(len(values))
+    ranks[known] = stats.rankdata(values[known])
+    there = known[orders]
+    n, m = (there & expected).sum(1), (there & ~expected).sum(1)
+    above = (ranks[orders] * expected).sum(1) - n * (n + 1) / 2
+    areas: Array = np.divide(above, n * m, out=np.full(len(orders), np.nan), where=n * m > 0)
+    return areas

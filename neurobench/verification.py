@@ -30,7 +30,7 @@ from neurobench.options import PROFILES, frozen_suites
 from neurobench.plausibility import impossible
 from neurobench.plugins import Kind, Registry
 from neurobench.pretraining import Recipe
-from neurobench.recomputation import Tolerance, same
+from neurobench.recomputation import Tolerance, same, tolerance_of
 from neurobench.records import Finding, Fold
 from neurobench.results import ComponentRecord, Record, content_hash, parse_record
 from neurobench.splits import check_disjoint, fold_fingerprint
@@ -555,7 +555,7 @@ class _Check:
         except NeurobenchError as error:
             self.add("error", "predictions", f"its predictions cannot be scored: {error}", item.label)
             return False
-        tolerance = self._tolerance(record)
+        tolerance = tolerance_of(record)
         wrong = list(recomputation.differences(record.metrics, score.metrics, tolerance))
         wrong += [
             f"{printable(m)} is given, and is no metric of the task"
@@ -578,12 +578,6 @@ class _Check:
         if not wrong:
             self.levels[record.id] = "recomputed"
         return True
-
-    @staticmethod
-    def _tolerance(record: Record) -> Tolerance:
-        """Return the tolerance: another numpy may draw other subjects in bootstrap and permutations."""
-        same_numpy = record.environment.get("numpy", "").split(".")[:2] == np.__version__.split(".")[:2]
-        return Tolerance() if same_numpy else Tolerance(interval=0.1, p_value=0.03)
 
     # ------------------------------------------------------------ records that should agree
 
@@ -660,7 +654,7 @@ class _Check:
             self.add("error", "confounds", f"its confounds cannot be computed again: {error}", item.label)
             return
         # Pseudo-inverses and correlations of near-constant columns differ in the last digits from machine to machine.
-        tolerance = Tolerance(1e-5, self._tolerance(item.record).interval, 1.0)
+        tolerance = Tolerance(1e-5, tolerance_of(item.record).interval, 1.0)
         for message in recomputation.differences(item.record.confounds, found, tolerance):
             self.add("error", "confounds", message, item.label)
         known = {*found, "site_leak", "over_covariates"}

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import neurobench
 from benchmarks.performance.board import invented, place, predictions, with_value
 from neurobench.cli import app
 from neurobench.errors import StoreError
 from neurobench.leaderboard import BoardError, add_records, gain, markdown, read_board, words
 from neurobench.leaderboard_site import MANIFEST, Axis, build_leaderboard
-from neurobench.results import write_record
+from neurobench.plugins import load_registry
+from neurobench.results import read_record, write_record
 
 ROOT = Path(__file__).parents[1]
 TRUTH = 10 + 3 * np.random.default_rng(0).standard_normal(80)
@@ -371,3 +373,32 @@ def test_the_published_board_is_what_its_records_give(tmp_path: Path):
     assert sorted(found) == sorted(published)
     assert [n for n in found if found[n] != published[n]] == []
     assert sum(map(len, published.values())) < 3_000_000
+
+
+# ---------------------------------------------------------------- what was done to believe it
+
+
+def test_numbers_that_follow_from_the_predictions_are_said_to(tmp_path: Path):
+    out = tmp_path / "out"
+    suite = tmp_path / "tiny.yaml"
+    suite.write_text("backbones: transformer\nmasks: none\ndatasets: adhd200\ntasks: [age]\nn_subjects: 24\n")
+    neurobench.run(suite=suite, out=out)
+    add_records(out, tmp_path / "results")
+    registry = load_registry()
+    (table,) = read_board(tmp_path / "results", registry).tables
+    assert {line.level for line in table.lines} == {"recomputed"}
+    # Without the task that scored them, or without predictions, nobody can say so.
+    assert {line.level for line in read_board(tmp_path / "results").tables[0].lines} == {"declared"}
+    taken = next((tmp_path / "results" / "tiny" / "predictions").iterdir())
+    taken.rename(tmp_path / "kept.parquet")
+    levels = {r.id: x.level for x in read_board(tmp_path / "results", registry).tables[0].lines for r in x.records}
+    assert levels.pop(taken.stem) == "declared"
+    assert set(levels.values()) == {"recomputed"}
+    # Predictions that give the score and nothing else of the record are not its own.
+    (tmp_path / "kept.parquet").rename(taken)
+    path = tmp_path / "results" / "tiny" / f"{taken.stem}.json"
+    record = read_record(path)
+    metrics = {n: m.model_copy(update={"high": (m.high or 0.0) + 0.5}) for n, m in record.metrics.items()}
+    path.write_text(json.dumps(record.model_copy(update={"metrics": metrics}).hashed().model_dump(mode="json")))
+    with pytest.raises(BoardError, match="does not give the numbers of its record"):
+        read_board(tmp_path / "results", registry)

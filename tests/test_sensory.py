@@ -130,6 +130,17 @@ def test_values_that_single_the_expected_ones_out():
     assert 0.3 < np.mean(nothing) < 0.7
 
 
+def test_areas_in_any_order_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 6, 30).astype(float)
+    values[[3, 17]] = np.nan
+    expected = rng.random(30) < 0.3
+    orders = rng.permuted(np.tile(np.arange(30), (20, 1)), axis=1)
+    for order, area in zip(orders, sensory._aurocs(values, expected, orders), strict=True):
+        known = np.isfinite(values[order])
+        assert area == pytest.approx(roc_auc_score(expected[known], values[order][known]))
+
+
 def test_turning_keeps_neighbours_where_shuffling_does_not():
     """Smooth values line up with a region by accident: turns know that, shuffles find it remarkable."""
     i = np.arange(80) + 0.5

@@ -57,7 +57,8 @@ def invented(
     """
 
     def component(name: str, **parameters: Any) -> dict[str, Any]:
-        known = {"distribution": "invented", "version": "1", "digest": digest(name), "score_version": 1}
+        # Of no version that is installed: intervals are invented, and would not be found again.
+        known = {"distribution": "invented", "version": "1", "digest": digest(name), "score_version": 0}
         return {"name": name, "label": name, "parameters": parameters, **known}
 
     backbone, _, mask = row.partition(" · ")
