@@ -57,7 +57,8 @@ def _designs(predictions: pd.DataFrame) -> dict[str, Array]:
         else:
             columns = values.to_numpy(float)[:, None]
             known = np.asarray(np.isfinite(columns[:, 0]))
-        if known.sum() < MIN_KNOWN or columns.shape[1] == 0 or np.nanstd(columns, 0).max() == 0:
+        # By range: the s.d. of equal numbers may be a rounding error and not 0.
+        if known.sum() < MIN_KNOWN or columns.shape[1] == 0 or not np.ptp(columns[known], axis=0).any():
             continue
         if columns.shape[1] == 1 and abs(stats.pearsonr(columns[known, 0], truth[known]).statistic) > 1 - 1e-9:
             continue  # The target itself.
