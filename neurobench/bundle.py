@@ -53,6 +53,7 @@ __all__ = [
     "may_leave",
     "suite_folder",
     "task_of",
+    "without_paths",
     "write_bundle",
 ]
 
@@ -179,7 +180,7 @@ def make_bundle(out: Path, registry: Registry) -> Bundle:
         by_cohort.setdefault(record.data.fingerprint if record.data else "", []).append(record)
     for own in by_cohort.values():
         _add_cohort(files, own, out, registry, stripped)
-    shown = tuple(_without_paths(r) for r in kept)
+    shown = tuple(without_paths(r) for r in kept)
     n_paths = sum(a is not b for a, b in zip(shown, kept, strict=True))
     if n_paths:
         stripped.append(Stripped("folders in commands and notes", "they name this machine and its users", n_paths))
@@ -366,7 +367,7 @@ def _shorter(text: str) -> str:
     return _FOLDER.sub("…/", text)
 
 
-def _without_paths(record: Record) -> Record:
+def without_paths(record: Record) -> Record:
     """Return the record without folders in its texts; the same object where there is none."""
     environment = {k: _shorter(v) if k == "command" else v for k, v in record.environment.items()}
     notes = [_shorter(n) for n in record.notes]

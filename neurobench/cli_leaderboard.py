@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from neurobench.commands import Verbose, guarded
+from neurobench.commands import Verbose, guarded, open_registry
 
 __all__ = ["leaderboard"]
 
@@ -24,20 +24,27 @@ RESULTS = Path("leaderboard/results")
 @leaderboard.command("add")
 @guarded
 def add(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of runs of a suite.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT|BUNDLE", help="Output folder of runs of a suite, or a bundle.")],
     results: Results = RESULTS,
     verbose: Verbose = False,
 ) -> None:
     """Place the records of a run among the published ones, with held-out predictions where the card lets them leave.
 
-    Example: neurobench leaderboard add neurobench-results
+    A bundle is verified first, and placed if it is believed. Example: neurobench leaderboard add neurobench-results
     """
     from neurobench import console
-    from neurobench.leaderboard import add_records
+    from neurobench.publication import add_records
     from neurobench.tables import plural
 
-    n, beside = add_records(out, results)
-    said = f"{plural(n, 'record')} placed in {results}, {beside} of them with held-out predictions."
+    placed = add_records(out, results, open_registry(()))
+    said = (
+        f"{plural(placed.n_records, 'record')} placed in {results}, {placed.n_predictions} with held-out predictions."
+    )
+    if placed.n_withheld:
+        said += (
+            f" {placed.n_withheld} have predictions of real people, which may leave under other names only: "
+            f"`neurobench submit {out} --to BUNDLE`, then `neurobench leaderboard add BUNDLE`."
+        )
     console.make_console().print(said, markup=False, soft_wrap=True)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +27,6 @@ from neurobench.paired import row_of
 from neurobench.plugins import Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import MetricRecord, ProtocolRecord, Record, as_row, read_record
-from neurobench.store import atomic_write
 from neurobench.tables import decimals, metric_name, missing
 
 __all__ = [
@@ -38,7 +36,6 @@ __all__ = [
     "BoardError",
     "Line",
     "Table",
-    "add_records",
     "flat",
     "markdown",
     "read_board",
@@ -564,54 +561,6 @@ def _recomputed(suite: Path, record: Record, registry: Registry | None) -> bool:
 def _mean(values: Any) -> float:
     known = [float(v) for v in values if v is not None]
     return sum(known) / len(known) if known else math.nan
-
-
-# ---------------------------------------------------------------- placing
-
-
-def add_records(out: str | Path, results: str | Path) -> tuple[int, int]:
-    """Place the records of an output folder among the published ones, and the predictions whose card lets them leave.
-
-    Parameters
-    ----------
-    out
-        Output folder of runs of one or more suites.
-    results
-        Folder of published records; what is there stays, whatever is placed beside it.
-
-    Returns
-    -------
-    n_records, n_predictions
-        How many were placed.
-
-    Raises
-    ------
-    StoreError
-        If the folder holds no records, one that was changed, or one of no suite.
-    """
-    paths = sorted((Path(out) / "records").glob("*.json"))
-    if not paths:
-        raise StoreError(
-            f"{out} holds no records.", next_step="Run `neurobench run --suite …` with --out set to it first."
-        )
-    records = [read_record(path) for path in paths]
-    n = 0
-    for record, path in zip(records, paths, strict=True):
-        name = record.protocol.suite.partition("@")[0]
-        if not _NAME.fullmatch(name):
-            raise StoreError(
-                f"{path} is of no suite, and only what is of one can stand in a table with others.",
-                next_step="Run with `--suite NAME|FILE`; `neurobench run --help` names those that there are.",
-            )
-    for record, path in zip(records, paths, strict=True):
-        suite = Path(results) / record.protocol.suite.partition("@")[0]
-        atomic_write(suite / path.name, path.read_text(encoding="utf-8"))
-        beside = Path(out) / "predictions" / f"{record.id}.parquet"
-        if beside.is_file() and record.data is not None and record.data.may_leave != "aggregates":
-            (suite / "predictions").mkdir(exist_ok=True)
-            shutil.copyfile(beside, suite / "predictions" / beside.name)
-            n += 1
-    return len(records), n
 
 
 # ---------------------------------------------------------------- words

@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 
 import neurobench
 from benchmarks.performance.board import invented, place, predictions, with_value
+from neurobench.bundle import make_bundle, write_bundle
 from neurobench.cli import app
 from neurobench.errors import StoreError
-from neurobench.leaderboard import BoardError, add_records, gain, markdown, read_board, words
+from neurobench.leaderboard import BoardError, gain, markdown, read_board, words
 from neurobench.leaderboard_site import MANIFEST, Axis, build_leaderboard
 from neurobench.plugins import load_registry
+from neurobench.publication import Placed, add_records
 from neurobench.results import read_record, write_record
 
 ROOT = Path(__file__).parents[1]
@@ -203,9 +205,15 @@ def test_placing_leaves_restricted_predictions_behind(tmp_path: Path):
     held_out, _ = predictions(TRUTH, 1.0, 0)
     free = invented("net · roi", "pretrained")
     kept = invented("net · roi", "pretrained", dataset="clinic", data__may_leave="aggregates")
-    for record in (free, kept):
+    named = invented("net · roi", "pretrained", dataset="ward", data__may_leave="predictions", data__source="real")
+    named = named.model_copy(
+        update={"environment": {**named.environment, "command": "neurobench run --out /home/me/x"}}
+    )
+    for record in (free, kept, named):
         write_record(tmp_path / "out", record, held_out)
-    assert add_records(tmp_path / "out", tmp_path / "results") == (2, 1)
+    assert add_records(tmp_path / "out", tmp_path / "results", load_registry()) == Placed(3, 1, 1)
+    placed = read_record(tmp_path / "results" / "invented" / f"{named.id}.json")
+    assert placed.environment["command"] == "neurobench run --out …/x"
     assert [p.stem for p in (tmp_path / "results" / "invented" / "predictions").iterdir()] == [free.id]
 
 
@@ -228,7 +236,7 @@ def test_the_two_commands_from_a_run_to_a_page(tmp_path: Path):
 def test_a_record_of_no_suite_is_not_placed(tmp_path: Path):
     write_record(tmp_path / "out", invented("net · roi", "pretrained", protocol__suite=""))
     with pytest.raises(StoreError, match="is of no suite"):
-        add_records(tmp_path / "out", tmp_path / "results")
+        add_records(tmp_path / "out", tmp_path / "results", load_registry())
     assert not (tmp_path / "results").exists()
 
 
@@ -383,8 +391,8 @@ def test_numbers_that_follow_from_the_predictions_are_said_to(tmp_path: Path):
     suite = tmp_path / "tiny.yaml"
     suite.write_text("backbones: transformer\nmasks: none\ndatasets: adhd200\ntasks: [age]\nn_subjects: 24\n")
     neurobench.run(suite=suite, out=out)
-    add_records(out, tmp_path / "results")
     registry = load_registry()
+    add_records(out, tmp_path / "results", registry)
     (table,) = read_board(tmp_path / "results", registry).tables
     assert {line.level for line in table.lines} == {"recomputed"}
     # Without the task that scored them, or without predictions, nobody can say so.
@@ -402,3 +410,24 @@ def test_numbers_that_follow_from_the_predictions_are_said_to(tmp_path: Path):
     path.write_text(json.dumps(record.model_copy(update={"metrics": metrics}).hashed().model_dump(mode="json")))
     with pytest.raises(BoardError, match="does not give the numbers of its record"):
         read_board(tmp_path / "results", registry)
+
+
+def test_a_bundle_is_placed_if_it_is_believed(tmp_path: Path):
+    suite = tmp_path / "tiny.yaml"
+    suite.write_text("backbones: transformer\nmasks: none\ndatasets: adhd200\ntasks: [age]\nn_subjects: 24\n")
+    neurobench.run(suite=suite, out=tmp_path / "out")
+    registry = load_registry()
+    write_bundle(make_bundle(tmp_path / "out", registry), tmp_path / "sent")
+    placed = add_records(tmp_path / "sent", tmp_path / "results", registry)
+    assert placed.n_records == placed.n_predictions > 5
+    (table,) = read_board(tmp_path / "results", registry).tables
+    assert {line.level for line in table.lines} == {"recomputed"}
+    # The same again changes nothing; what was tampered with is refused.
+    before = everything(tmp_path / "results")
+    add_records(tmp_path / "sent", tmp_path / "results", registry)
+    assert everything(tmp_path / "results") == before
+    victim = next((tmp_path / "sent" / "records").iterdir())
+    victim.write_text(victim.read_text(encoding="utf-8").replace('"n_subjects": 24', '"n_subjects": 25'))
+    with pytest.raises(BoardError, match="is not believed"):
+        add_records(tmp_path / "sent", tmp_path / "elsewhere", registry)
+    assert not (tmp_path / "elsewhere").exists()
