@@ -274,7 +274,6 @@ def _pretrained_on(run: CohortRun) -> list[results.OutsideRecord]:
     """Return the cohorts that networks were pretrained on, if that was not the training subjects alone."""
     seen = run.cohort.seen_as
     outside = {o.cohort.dataset: o for o in run.outside}
-    distinct = run.grid.config.shared_people == "distinct"
     found = []
     for spec in run.grid.pretrain_on:
         one = outside.get(spec.label)
@@ -284,8 +283,8 @@ def _pretrained_on(run: CohortRun) -> list[results.OutsideRecord]:
                 dataset=spec.label,
                 fingerprint=(one.cohort if one else run.cohort).fingerprint,
                 n_subjects=len(one.people) if one else n_inside,
-                n_left_out=len(one.cohort.subjects) - len(one.people) if one else 0,
-                n_same_name=len(one.shared.by_name) if one and distinct else 0,
+                n_left_out=one.n_left_out if one else 0,
+                n_same_name=one.n_same_name if one else 0,
                 units_by=seen.by if seen else "name",
                 distance_mm=float(np.median(seen.distance_mm)) if seen else 0.0,
             )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,9 @@ __all__ = [
 Array = NDArray[np.float64]
 
 By = Literal["backbone", "mask", "untrained", "baseline", "interaction"]
+
+EVERY: tuple[By, ...] = get_args(By)
+"""Everything that can be compared, in the order in which it is told."""
 
 COLUMNS = (
     *(
@@ -357,7 +360,7 @@ def compare_all(
     *,
     dataset: str = "",
     task: str = "",
-    by: Sequence[By] = ("backbone", "mask", "untrained", "baseline", "interaction"),
+    by: Sequence[By] = EVERY,
     seed: int = 0,
 ) -> list[Comparisons]:
     """Compare the rows of an output folder.
@@ -395,7 +398,7 @@ def compare_all(
     for evidence in cohorts:
         for name, rows in evidence.tasks():
             if dataset in ("", evidence.dataset) and task in ("", name):
-                found.append(_compared(evidence, name, rows, by, seed))
+                found.append(compare_rows(evidence, name, rows, by=by, seed=seed))
     return found
 
 
@@ -404,10 +407,10 @@ def compare_rows(
     task: str,
     rows: pd.DataFrame,
     *,
-    by: Sequence[By] = ("backbone", "mask", "untrained", "baseline", "interaction"),
+    by: Sequence[By] = EVERY,
     seed: int = 0,
 ) -> Comparisons:
-    """Compare the rows of one task whose evidence is at hand: as :func:`compare_all`, without an output folder.
+    """Compare the rows of one task whose evidence is at hand.
 
     Parameters
     ----------
@@ -422,10 +425,6 @@ def compare_rows(
     seed
         Of bootstrap and permutations.
     """
-    return _compared(evidence, task, rows, by, seed)
-
-
-def _compared(evidence: Evidence, task: str, rows: pd.DataFrame, by: Sequence[By], seed: int) -> Comparisons:
     first = rows.iloc[0]
     never = ""
     if first["split"] == "within-recording":
@@ -717,8 +716,7 @@ def compare_results(
         ``detectable`` and ``n_needed`` for a power of .8; ``sd_seeds``, ``se_subjects`` and ``se_combined``. Of an
         interaction ``first`` is a backbone, ``second`` a mask, and ``p`` is of all cells together.
     """
-    every: tuple[By, ...] = ("backbone", "mask", "untrained", "baseline", "interaction")
-    chosen = every if by is None else (by,) if isinstance(by, str) else tuple(by)
+    chosen = EVERY if by is None else (by,) if isinstance(by, str) else tuple(by)
     tables = [c.table for c in compare_all(out, dataset=dataset, task=task, by=chosen, seed=seed)]
     tables = [t for t in tables if len(t)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))

@@ -57,7 +57,8 @@ LEVELS: Mapping[str, str] = {
 }
 """What was done to believe a record, the least first."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a folder of records."""
 
 
 class BoardError(StoreError):
@@ -355,7 +356,7 @@ def read_board(results: str | Path, registry: Registry | None = None) -> Board:
     lost: dict[str, tuple[Record, ...]] = {}
     n = 0
     for suite in sorted(folder.iterdir()):
-        if not suite.is_dir() or suite.is_symlink() or not _NAME.fullmatch(suite.name):
+        if not suite.is_dir() or suite.is_symlink() or not SUITE_NAME.fullmatch(suite.name):
             raise _not_a_record(suite, "it is no folder of a suite")
         records = _records(suite)
         n += len(records)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +11,13 @@ from neurobench.bundle import MANIFEST, without_paths
 from neurobench.bundle_reader import parse_table, read_bundle
 from neurobench.errors import StoreError
 from neurobench.evidence import write_table
-from neurobench.leaderboard import BoardError
+from neurobench.leaderboard import SUITE_NAME, BoardError
 from neurobench.plugins import Registry
-from neurobench.results import Record, read_record
+from neurobench.results import Record, read_record, record_text
 from neurobench.store import atomic_write
 from neurobench.verification import verify
 
 __all__ = ["Placed", "add_records"]
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -86,14 +82,16 @@ def add_records(source: str | Path, results: str | Path, registry: Registry) -> 
 
 
 def _from_bundle(source: Path, results: Path, registry: Registry) -> Placed:
-    verdict = verify(source, registry, against=results if results.is_dir() else None)
+    # Read once: what is placed is what was verified.
+    contents = read_bundle(source)
+    verdict = verify(contents, registry, against=results if results.is_dir() else None)
     if errors := [f for f in verdict.findings if f.level == "error"]:
         raise BoardError(
             f"{source} is not believed: {errors[0].message}" + (f" (and {len(errors) - 1} more)" if errors[1:] else ""),
             next_step=f"See `neurobench verify {source}`.",
         )
     suites = [_suite(record, f"record {record.id[:12]}") for record in verdict.records]
-    tables = read_bundle(source).named("predictions")
+    tables = contents.named("predictions")
     n = 0
     for record, suite in zip(verdict.records, suites, strict=True):
         _place(record, results / suite)
@@ -106,7 +104,7 @@ def _from_bundle(source: Path, results: Path, registry: Registry) -> Placed:
 def _suite(record: Record, where: str) -> str:
     """Return the folder of a record's suite."""
     name = record.protocol.suite.partition("@")[0]
-    if not _NAME.fullmatch(name):
+    if not SUITE_NAME.fullmatch(name):
         raise StoreError(
             f"{where} is of no suite, and only what is of one can stand in a table with others.",
             next_step="Run with `--suite NAME|FILE`; `neurobench run --help` names those that there are.",
@@ -115,5 +113,4 @@ def _suite(record: Record, where: str) -> str:
 
 
 def _place(record: Record, folder: Path) -> None:
-    text = json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False)
-    atomic_write(folder / f"{record.id}.json", text + "\n")
+    atomic_write(folder / f"{record.id}.json", record_text(record))

@@ -541,6 +541,11 @@ class Cohort:
         """Features of one token: samples of a patch times voxels."""
         return self.samples_per_patch * self.n_voxels
 
+    @property
+    def known_units(self) -> UnitTable:
+        """The unit table of the networks that are used on it: its own, or the one that it is seen as."""
+        return self.units if self.seen_as is None else self.seen_as.units
+
     def recordings_of(self, subject: str) -> tuple[Recording, ...]:
         """Return the recordings of one subject, in order."""
         return tuple(r for r in self.recordings if r.subject == subject)

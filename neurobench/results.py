@@ -36,6 +36,7 @@ __all__ = [
     "load_results",
     "parse_record",
     "read_record",
+    "record_text",
     "schema",
     "write_folds",
     "write_record",
@@ -232,8 +233,13 @@ def write_record(
     if identity is not None:
         atomic_write(out / "identities" / f"{record.id}.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
     if not (path.is_file() and _says(path, record.model_dump(mode="json"))):
-        atomic_write(path, json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+        atomic_write(path, record_text(record))
     return path
+
+
+def record_text(record: Record) -> str:
+    """Return the content of a record's file."""
+    return json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
 
 def _says(path: Path, plain: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from neurobench.errors import ConfigError, DataError
 from neurobench.identity import digest, seed_for
 from neurobench.records import Fold
 
-__all__ = ["SplitMode", "check_disjoint", "fold_fingerprint", "make_folds", "split_remarks"]
+__all__ = ["SplitMode", "check_disjoint", "family_of", "fold_fingerprint", "make_folds", "split_remarks"]
 
 SplitMode = Literal["subjects", "site", "within-recording"]
 
@@ -81,7 +81,7 @@ def _from_tests(subjects: tuple[str, ...], tests: Sequence[set[str]]) -> tuple[F
     )
 
 
-def _family_of(participants: pd.DataFrame) -> dict[str, str]:
+def family_of(participants: pd.DataFrame) -> dict[str, str]:
     """Return the family of everybody who has one."""
     known = participants["family"].dropna() if "family" in participants else pd.Series(dtype=str)
     return {str(s): str(f) for s, f in known.items()}
@@ -89,7 +89,7 @@ def _family_of(participants: pd.DataFrame) -> dict[str, str]:
 
 def _without_relatives(fold: Fold, participants: pd.DataFrame) -> tuple[str, ...]:
     """Return the training subjects of a fold who are no relatives of those tested: a family may live at two sites."""
-    family = _family_of(participants)
+    family = family_of(participants)
     tested = {family[s] for s in fold.test if s in family}
     return tuple(s for s in fold.train if family.get(s) not in tested)
 
@@ -250,7 +250,7 @@ def check_disjoint(folds: Sequence[Fold], participants: pd.DataFrame | None = No
         If a subject is trained on and tested in one fold on overlapping parts of its recordings, or is tested twice,
         or if a family is in training and in test.
     """
-    family = _family_of(participants) if participants is not None else {}
+    family = family_of(participants) if participants is not None else {}
     seen: dict[str, int] = {}
     for fold in folds:
         test = set(fold.test)

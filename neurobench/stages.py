@@ -519,9 +519,8 @@ class CohortRun(CohortSteps):
             return []
         remarks = []
         for one in self.outside:
-            n, out = len(one.people), len(one.cohort.subjects) - len(one.people)
-            kept = len(one.shared.by_name) if self.grid.config.shared_people == "distinct" else 0
-            text = f"pretrained on {n} people of {one.cohort.dataset}"
+            out, kept = one.n_left_out, one.n_same_name
+            text = f"pretrained on {len(one.people)} people of {one.cohort.dataset}"
             text += f", without {out} who are in both" if out else ", none of them in both" if not kept else ""
             if kept:
                 text += f"; {kept} identifiers are in both and were declared to be of different people"

@@ -167,6 +167,16 @@ class Outside:
     people: tuple[str, ...]
     shared: transfer.SharedPeople
 
+    @property
+    def n_left_out(self) -> int:
+        """How many of the cohort networks are not pretrained on, because they are in the scored one too."""
+        return len(self.cohort.subjects) - len(self.people)
+
+    @property
+    def n_same_name(self) -> int:
+        """How many are pretrained on though somebody scored has their identifier: declared to be other people."""
+        return len(set(self.shared.by_name) & set(self.people))
+
 
 class CohortSteps:
     """The steps of one (cohort, seed) that compute something on its folds: weights, features, reconstructions.
@@ -209,7 +219,7 @@ class CohortSteps:
         self.seed, self.device, self.fetch = seed, device, fetch
         profile = grid.profile
         self.cohort, self.outside = _met(cohort, grid, others or {})
-        known = self.cohort.units if self.cohort.seen_as is None else self.cohort.seen_as.units
+        known = self.cohort.known_units
         self.folds = splits.make_folds(cohort.participants, profile.n_folds, seed, grid.config.split)
         splits.check_disjoint(self.folds, cohort.participants)
         self.fold_fingerprint = splits.fold_fingerprint(self.folds)
@@ -307,17 +317,16 @@ class CohortSteps:
         if self._meets(mask):
             identity = self._fold_identity(fold) | {"people": digest(list(self._people(fold)))}
         if self.grid.pretrain_on and self.strategy(mask).pretrains:
-            known = self.cohort.units if self.cohort.seen_as is None else self.cohort.seen_as.units
             identity["order"] = [s.label for s in self.grid.pretrain_on]
             identity["outside"] = [[o.cohort.fingerprint, digest(list(o.people))] for o in self.outside]
-            identity["units"] = digest(known.describe())
+            identity["units"] = digest(self.cohort.known_units.describe())
         return identity
 
     def _network_identity(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> dict[str, Any]:
         """Return what identifies a pretrained network that is used on the cohort in a fold."""
         identity: dict[str, Any] = {"pretraining": digest(self.pretraining_step(backbone, mask, fold).identity)}
         # A network that never met the cohort says nothing of who is scaled and scored with it, and how units meet.
-        met = {} if self.cohort.seen_as is None else {"units": digest(self.cohort.seen_as.units.describe())}
+        met = {} if self.cohort.seen_as is None else {"units": digest(self.cohort.known_units.describe())}
         return identity | met if self._meets(mask) else identity | met | self._fold_identity(fold)
 
     def pretraining_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:

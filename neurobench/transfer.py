@@ -16,6 +16,7 @@ import numpy as np
 from neurobench.alignment import some
 from neurobench.errors import DataError
 from neurobench.records import Batch, Cohort, Correspondence, UnitTable
+from neurobench.splits import family_of
 from neurobench.tokens import TrainingWindows
 
 __all__ = ["MixedWindows", "SharedPeople", "check_alike", "correspond", "outsiders", "shared_people"]
@@ -53,8 +54,8 @@ def shared_people(other: Cohort, own: Cohort) -> SharedPeople:
     plugin read them, whatever its parameters: Cam-CAN's MEG and fMRI share their people.
     """
     same_release = _release(other) == _release(own)
-    ids, families = {_bare(s) for s in own.subjects}, _families(own)
-    theirs = _families(other)
+    ids, families = {_bare(s) for s in own.subjects}, family_of(own.participants)
+    theirs = family_of(other.participants)
     contents = {r.content for r in own.recordings if r.content}
     twice = {r.subject for r in other.recordings if r.content in contents}
     named = [s for s in other.subjects if _bare(s) in ids or (theirs.get(s) and theirs[s] in families.values())]
@@ -69,12 +70,6 @@ def _release(cohort: Cohort) -> str:
 def _bare(subject: str) -> str:
     bare = subject.casefold().removeprefix("sub-")
     return bare.lstrip("0") or bare
-
-
-def _families(cohort: Cohort) -> dict[str, str]:
-    if "family" not in cohort.participants:
-        return {}
-    return {str(s): str(f) for s, f in cohort.participants["family"].dropna().items()}
 
 
 def outsiders(

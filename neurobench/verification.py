@@ -119,7 +119,7 @@ def slot(record: Record) -> str:
 
 
 def verify(
-    path: Path,
+    bundle: Path | Contents,
     registry: Registry,
     *,
     against: Path | None = None,
@@ -130,8 +130,8 @@ def verify(
 
     Parameters
     ----------
-    path
-        A zip file or a folder.
+    bundle
+        A zip file or a folder, or what was read from it.
     registry
         What is installed here: the code that everything is checked with.
     against
@@ -139,14 +139,14 @@ def verify(
     repeat
         Runs simulated records again, see :mod:`neurobench.repetition`; None: nothing is run.
     limits
-        Of size.
+        Of size, while it is read.
 
     Raises
     ------
     BundleError
         If there is nothing that could be read.
     """
-    contents = read_bundle(path, limits)
+    contents = bundle if isinstance(bundle, Contents) else read_bundle(bundle, limits)
     check = _Check(registry, list(contents.findings))
     items = check.read_records(contents)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
