@@ -24,7 +24,7 @@ from neurobench.identity import seed_for
 from neurobench.masking import mask_generator
 from neurobench.progress import Advance
 from neurobench.reconstruction import Predictor
-from neurobench.records import Batch, Cohort, Recording, TokenTable
+from neurobench.records import Batch, Cohort, Recording
 from neurobench.tokens import Tokenizer, Window, usable_span
 
 __all__ = [
@@ -571,13 +571,6 @@ def _repeated(batch: Batch, n: int) -> Batch:
     """Return a batch whose windows come ``n`` times, one after the other."""
     if n == 1:
         return batch
-    t = batch.table
-    table = TokenTable(
-        unit=t.unit.repeat(n, 1),
-        valid=t.valid.repeat(n, 1, 1),
-        position=t.position.repeat(n, 1, 1),
-        group=t.group.repeat(n, 1),
-        units=t.units,
-    )
+    table = batch.table.map(lambda tensor: torch.cat([tensor] * n))
     signal, rows = batch.signal.repeat(n, 1, 1, 1), batch.rows.repeat(n, 1)
     return Batch(signal, table, rows, batch.units, batch.subjects * n, batch.windows * n)

@@ -75,8 +75,9 @@ def draw(strategy: MaskingStrategy, window: WindowTable, ratio: float, rng: np.r
     if n_hidden:
         n_valid = int(valid.sum())
         for element in strategy.elements(window, n_hidden, rng):
-            element = np.asarray(element, np.int64)
-            fresh = np.unique(element[valid[element] & ~hidden[element]])
+            taken = np.zeros(valid.size, bool)
+            taken[np.asarray(element, np.int64)] = True
+            fresh = np.flatnonzero(taken & valid & ~hidden)
             if fresh.size == 0:
                 continue
             if count + fresh.size == n_valid:

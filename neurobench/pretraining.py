@@ -20,13 +20,16 @@ from torch import nn
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.errors import NeurobenchError
 from neurobench.masking import draw, mask_generator
-from neurobench.records import BackboneSpec, Batch
+from neurobench.records import BackboneSpec, Batch, TokenTable
 from neurobench.tokens import Tokenizer, WindowSource
 
 __all__ = ["Decoder", "History", "Recipe", "build", "count_parameters", "hide", "masks_of", "pretrain"]
 
 AHEAD = 2
 """Batches that are drawn before they are needed."""
+
+LOOK_EVERY = 50
+"""Steps after which losses are looked at: each look waits for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -146,33 +149,62 @@ def masks_of(
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """The batch of a step with its masks.
+    """The batch of a step with its masks, on the device that trains.
 
     Parameters
     ----------
-    batch
-        The windows.
-    hidden, scored
+    signal
+        (batch, units, patches, features) whole signal: what is hidden of it is for the loss alone.
+    table
+        The token table.
+    hidden
         (batch, units, patches) bool.
+    scored
+        (scored tokens,) int64, places in the flattened (batch × units × patches).
+    n_valid, n_hidden
+        Number of valid and of hidden tokens.
     """
 
-    batch: Batch
+    signal: torch.Tensor
+    table: TokenTable
     hidden: torch.Tensor
     scored: torch.Tensor
+    n_valid: int
+    n_hidden: int
 
 
 def drawn_ahead(
-    windows: WindowSource, strategy: MaskingStrategy, *, batch_size: int, n_steps: int, ratio: float, seed: int
+    windows: WindowSource,
+    strategy: MaskingStrategy,
+    *,
+    batch_size: int,
+    n_steps: int,
+    ratio: float,
+    seed: int,
+    device: torch.device,
 ) -> Generator[Drawn]:
     """Yield the batch of every step with its masks, drawn in another thread while the step before is computed.
 
     Reading waits for the disk and numpy's copies let other threads run, so training is not starved. Step n is the same
-    as without the thread: everything is drawn from generators of its own.
+    as without the thread: everything is drawn from generators of its own. What a GPU could only tell by being waited
+    for (how many tokens are hidden, where the scored ones are) is worked out here, and the copies to it are from pinned
+    memory, beside the step before.
     """
+
+    def sent(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
     def one(step: int) -> Drawn:
         batch = windows.draw(step, batch_size)
-        return Drawn(batch, *masks_of(batch, strategy, ratio, seed, step))
+        hidden, scored = masks_of(batch, strategy, ratio, seed, step)
+        return Drawn(
+            sent(batch.signal),
+            batch.table.map(sent),
+            sent(hidden),
+            sent(scored.flatten().nonzero()[:, 0]),
+            int(batch.table.valid.sum()),
+            int(hidden.sum()),
+        )
 
     with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
         coming: deque[Future[Drawn]] = deque()
@@ -210,7 +242,7 @@ def pretrain(
     ratio: float,
     seed: int,
     device: torch.device | str = "cpu",
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> History:
     """Train backbone and decoder in place to fill hidden tokens.
 
@@ -233,7 +265,7 @@ def pretrain(
     device
         Where to train; bfloat16 on CUDA.
     on_step
-        Called after every step with its number and loss.
+        Called after every step with its number. A loss is not told: a GPU would have to be waited for.
 
     Raises
     ------
@@ -251,48 +283,55 @@ def pretrain(
         parameter_groups([backbone, decoder], recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
-    losses: list[float] = []
+    losses = torch.zeros(n_steps, device=device)
     n_valid = n_hidden = n_scored = 0
     backbone.train()
     started, waiting_s = time.perf_counter(), 0.0
-    coming = drawn_ahead(windows, strategy, batch_size=recipe.batch_size, n_steps=n_steps, ratio=ratio, seed=seed)
+    coming = drawn_ahead(
+        windows, strategy, batch_size=recipe.batch_size, n_steps=n_steps, ratio=ratio, seed=seed, device=device
+    )
     for step in range(n_steps):
         asked = time.perf_counter()
         drawn = next(coming)
         waiting_s += time.perf_counter() - asked
-        batch, hidden, scored = drawn.batch, drawn.hidden, drawn.scored
-        n_valid, n_hidden, n_scored = (
-            n + int(x.sum()) for n, x in ((n_valid, batch.table.valid), (n_hidden, hidden), (n_scored, scored))
-        )
-        signal, hidden, scored = batch.signal.to(device), hidden.to(device), scored.to(device)
+        n_valid, n_hidden, n_scored = n_valid + drawn.n_valid, n_hidden + drawn.n_hidden, n_scored + len(drawn.scored)
         with precision:
-            reconstructed = decoder(backbone(hide(signal, hidden), hidden, batch.table.to(device)))
-        loss = (reconstructed[scored].float() - signal[scored]).square().mean()
+            reconstructed = decoder(backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
+        guess, real = (x.flatten(0, 2).index_select(0, drawn.scored) for x in (reconstructed, drawn.signal))
+        loss = (guess.float() - real).square().mean()
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step, n_steps)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimiser.step()
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise NeurobenchError(
-                f"the loss became {losses[-1]} at step {step + 1} of {n_steps} "
-                f"(learning rate {recipe.rate(step, n_steps):.2g}).",
-                next_step="A scan that overflows or a norm that divides by 0 does this: see `neurobench check`.",
-            )
+        losses[step] = loss.detach()
+        if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
+            _check_finite(losses[: step + 1], recipe, n_steps)
         if on_step is not None:
-            on_step(step, losses[-1])
+            on_step(step)
     coming.close()
     backbone.eval()
     return History(
-        tuple(losses),
+        tuple(losses.tolist()),
         time.perf_counter() - started,
         _peak_memory_mb(device),
         n_hidden / n_valid if n_valid else None,
         n_scored / n_valid if n_valid else None,
         waiting_s,
     )
+
+
+def _check_finite(losses: torch.Tensor, recipe: Recipe, n_steps: int) -> None:
+    """Raise if a loss is not finite, naming the first step at which it was not."""
+    broken = (~losses.isfinite()).nonzero()
+    if len(broken):
+        step = int(broken[0])
+        raise NeurobenchError(
+            f"the loss became {float(losses[step])} at step {step + 1} of {n_steps} "
+            f"(learning rate {recipe.rate(step, n_steps):.2g}).",
+            next_step="A scan that overflows or a norm that divides by 0 does this: see `neurobench check`.",
+        )
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -5,7 +5,7 @@ Shapes are written as (units, times); *unit*, *patch*, *token* and the other wor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -648,11 +648,15 @@ class TokenTable:
 
     def to(self, device: torch.device | str) -> TokenTable:
         """Return the table with its tensors on ``device``."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenTable:
+        """Return the table with every tensor changed, as by a move or a repetition of the batch."""
         return TokenTable(
-            unit=self.unit.to(device),
-            valid=self.valid.to(device),
-            position=self.position.to(device),
-            group=self.group.to(device),
+            unit=change(self.unit),
+            valid=change(self.valid),
+            position=change(self.position),
+            group=change(self.group),
             units=self.units,
         )
 

@@ -361,7 +361,7 @@ class CohortSteps:
                 ratio=ratio,
                 seed=self.seed,
                 device=self.device,
-                on_step=lambda step, loss: advance(step + 1, n_steps),
+                on_step=lambda step: advance(step + 1, n_steps),
             )
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
             weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}

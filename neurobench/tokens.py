@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -258,14 +259,16 @@ class Tokenizer:
         k = units.shape[1]
         signal = np.zeros((len(windows), k, cohort.samples_per_window * n_voxels), np.float32)
         valid = np.zeros((len(windows), k, n_patches), bool)
+        ends = np.arange(1, n_patches + 1) * per_patch
         for row, window in enumerate(windows):
             length = window.stop - window.start
             piece = self._signal(window.recording, window.start, window.stop, units[row])
             signal[row, :, : length * n_voxels] = piece.reshape(k, -1)
             present = cohort.recordings[window.recording].present[units[row]]
             # A patch that runs into the padding is no token: half a patch would be scored against zeros.
-            whole = np.arange(1, n_patches + 1) * per_patch <= length
-            valid[row] = present[:, None] & whole & ~self._artefact(window)
+            valid[row] = present[:, None] & (ends <= length)
+            if cohort.recordings[window.recording].bad_spans:
+                valid[row] &= ~self._artefact(window)
         tokens = signal.reshape(len(windows), k, n_patches, per_patch * n_voxels)
         if not valid.all():
             tokens *= valid[..., None]
@@ -352,12 +355,17 @@ class TrainingWindows:
                 next_step="Use a shorter window: --window-s.",
             )
         # Contiguous bins of the spatial order: one unit of each bin is a subset spread over the groups.
-        self._bins = np.array_split(np.arange(len(cohort.units)), self.n_units)
+        bins = np.array_split(np.arange(len(cohort.units)), self.n_units)
+        self._first, self._bin_sizes = np.array([b[0] for b in bins]), np.array([len(b) for b in bins])
+        self._order = functools.lru_cache(maxsize=4)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng(seed_for(self.seed, "data-order", "epoch", epoch))
+        return rng.permutation(len(self.subjects))
 
     def _subject(self, position: int) -> str:
         epoch, place = divmod(position, len(self.subjects))
-        order = np.random.default_rng(seed_for(self.seed, "data-order", "epoch", epoch)).permutation(len(self.subjects))
-        return self.subjects[int(order[place])]
+        return self.subjects[int(self._order(epoch)[place])]
 
     def draw(self, step: int, batch_size: int) -> Batch:
         """Return the batch of one step."""
@@ -369,5 +377,5 @@ class TrainingWindows:
             index, low, high = spans[int(rng.integers(len(spans)))]
             last = max(low, high - cohort.samples_per_window)
             windows.append(_window(cohort, index, int(rng.integers(low, last + 1)), high))
-            units.append([int(rng.choice(b)) for b in self._bins])
-        return self.tokenizer.batch(windows, np.array(units, np.int64))
+            units.append(self._first + rng.integers(self._bin_sizes))
+        return self.tokenizer.batch(windows, np.stack(units))

@@ -149,7 +149,7 @@ def test_a_loss_that_explodes_says_where(cohort: Cohort, monkeypatch: pytest.Mon
 
 def test_every_step_is_reported(cohort: Cohort) -> None:
     seen: list[int] = []
-    train(cohort, on_step=lambda step, loss: seen.append(step))
+    train(cohort, on_step=seen.append)
     assert seen == [0, 1, 2, 3]
 
 
