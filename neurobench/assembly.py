@@ -90,7 +90,7 @@ def _now() -> str:
 # ---------------------------------------------------------------- records of one cohort
 
 
-def collect(run: CohortRun, failures: Mapping[Row, BaseException], store: Store) -> list[Scored]:
+def collect(run: CohortRun, failures: Mapping[Row, str], store: Store) -> list[Scored]:
     """Return the records of every (row, task) of a cohort; those of failed rows hold the error."""
     if not run.tasks:
         return []
@@ -129,7 +129,7 @@ def _score(
     run: CohortRun,
     row: Row,
     task: ComponentSpec,
-    error: BaseException | None,
+    error: str | None,
     summary: PretrainingRecord | None,
     common: Mapping[str, Any],
     store: Store,
@@ -148,12 +148,11 @@ def _score(
         "written": _now(),
     }
     if entry is None:
-        text = f"{type(error).__name__}: {error}" if error is not None else "an earlier step is missing"
         return Scored(
             Record(
                 **fields,
                 status="failed",
-                error=text,
+                error=error or "an earlier step is missing",
                 headline=run.task(task).metrics[0].name,
                 metrics={},
                 per_fold={},
@@ -313,12 +312,11 @@ def cohort_failed(
     registry: Registry,
     dataset: ComponentSpec,
     seed: int,
-    error: BaseException,
+    error: str,
     protocol: Mapping[str, Any],
     tasks: Sequence[ComponentSpec],
 ) -> list[Scored]:
     """Return the records of combinations that fail with their whole cohort, one a (combination, task)."""
-    text = f"{type(error).__name__}: {error}"
     scored = []
     for c in grid.combinations:
         if (c.dataset, c.seed) != (dataset, seed):
@@ -327,7 +325,7 @@ def cohort_failed(
             record = Record(
                 id=digest({"failed": [c.backbone.label, c.mask.label + grid.arrow, dataset.label, seed, task.label]}),
                 status="failed",
-                error=text,
+                error=error,
                 kind="pretrained",
                 row=f"{c.backbone.label} · {c.mask.label}{grid.arrow}",
                 backbone=component_record(c.backbone, registry),

@@ -258,6 +258,13 @@ def run(
             help="Folder of results and of everything stored; neurobench-results without.", rich_help_panel=OUTPUT
         ),
     ] = None,
+    jobs: Annotated[
+        str,
+        typer.Option(
+            help="Processes that compute at once; auto: as many as suit this machine. Changes no number.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
@@ -308,6 +315,7 @@ def run(
         probe=probe,
         refit_permutations=refit_permutations,
         attribution=attribution or None,
+        jobs=jobs,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)
     shown = side.is_terminal and not (quiet or as_json)

@@ -109,7 +109,7 @@ def data_prepare(
     )
     registry = open_registry(config.plugin_files)
     grid = expand(config, registry, data_only=True)
-    from neurobench.runner import cohort_source
+    from neurobench.opening import cohort_source
     from neurobench.store import Store
 
     screen, side = console.make_console(), console.make_console(stderr=True)

@@ -308,6 +308,7 @@ class Terminal:
             transient=True,
         )
         self._open: list[Any] = []
+        self._elsewhere: dict[str, Any] = {}
         self._computed = False
 
     def __enter__(self) -> Terminal:
@@ -347,6 +348,15 @@ class Terminal:
             self._bars.remove_task(self._open.pop())
             if self._open:
                 self._bars.update(self._open[-1], visible=True)
+
+    def at_work(self, labels: Sequence[str]) -> None:
+        """Show a bar without an end for every stage at work in another process."""
+        self._computed |= bool(labels)
+        for label in set(self._elsewhere) - set(labels):
+            self._bars.remove_task(self._elsewhere.pop(label))
+        for label in labels:
+            if label not in self._elsewhere:
+                self._elsewhere[label] = self._bars.add_task(label, total=None)
 
     def note(self, message: str) -> None:
         """Print a line above the bars."""

@@ -125,6 +125,9 @@ class RunConfig:
         Occlude groups of units, with its controls; takes as long as scoring that many times more.
     suite
         ``NAME@HASH`` of the suite file that this comes from, with what was changed of it; not set by hand.
+    jobs
+        Processes that compute steps at once, 0: as many as suit this machine; changes no number. A script that asks for
+        several needs ``if __name__ == "__main__":`` around the call, as everything does that starts processes.
     """
 
     backbones: tuple[str, ...] = ()
@@ -156,6 +159,7 @@ class RunConfig:
     refit_permutations: int = 0
     attribution: bool = False
     suite: str = ""
+    jobs: int = 1
 
     @classmethod
     def from_options(
@@ -190,6 +194,7 @@ class RunConfig:
         probe: str | None = None,
         refit_permutations: int | None = None,
         attribution: bool | None = None,
+        jobs: int | str | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -225,6 +230,7 @@ class RunConfig:
             "probe": probe,
             "refit_permutations": refit_permutations,
             "attribution": attribution,
+            "jobs": _jobs(jobs),
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -234,8 +240,16 @@ class RunConfig:
         return replace(base, **changes)
 
 
-_NOT_OF_A_SUITE = ("data_dirs", "source", "out", "device", "plugin_files")
+_NOT_OF_A_SUITE = ("data_dirs", "source", "out", "device", "plugin_files", "jobs")
 """What every user of a suite sets for themselves: where the data are, where results go, what they are computed on."""
+
+
+def _jobs(value: int | str | None) -> int | None:
+    if value is None or str(value) == "auto":
+        return None if value is None else 0
+    if not str(value).isdecimal():
+        raise ConfigError(f"--jobs cannot be {str(value)!r}.", allowed="a whole number from 1, or auto")
+    return int(value)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -314,7 +328,7 @@ def load_suite(path: Path | str) -> RunConfig:
         raise ConfigError(f"the suite file {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"the suite file {path} is no YAML: {' '.join(str(error).split())}.") from None
-    known = [f.name for f in fields(RunConfig) if f.name not in ("out", "suite")]
+    known = [f.name for f in fields(RunConfig) if f.name not in ("out", "suite", "jobs")]
     if not isinstance(content, dict):
         raise ConfigError(f"the suite file {path} holds no settings.", allowed=", ".join(known))
     problems: list[NeurobenchError] = [

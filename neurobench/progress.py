@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -27,6 +27,10 @@ class Progress(Protocol):
         """Begin one stage; stages may be nested, and the innermost is shown."""
         ...
 
+    def at_work(self, labels: Sequence[str]) -> None:
+        """Say which stages are at work in other processes, in place of those named before."""
+        ...
+
     def note(self, message: str) -> None:
         """Say something once, without disturbing the rest."""
         ...
@@ -44,6 +48,9 @@ class Silent:
     def stage(self, label: str) -> Iterator[Advance]:
         """Begin a stage."""
         yield lambda done, total: None
+
+    def at_work(self, labels: Sequence[str]) -> None:
+        """Say nothing."""
 
     def note(self, message: str) -> None:
         """Say nothing."""

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from neurobench import assembly
-from neurobench.cohorts import CohortSource
-from neurobench.components import ComponentSpec
 from neurobench.config import Grid, RunConfig, expand
-from neurobench.contracts import Dataset
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
+from neurobench.execution import Executor, Work, describe, few_threads, in_processes, in_turn, suitable_jobs
+from neurobench.opening import cohort_source, open_stored, resolve_device, sources_of
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
-from neurobench.records import Cohort
 from neurobench.stages import CohortRun, protocol
-from neurobench.steps import Row, Step, seconds_per_step
+from neurobench.steps import Step, seconds_per_step
 from neurobench.store import Entry, Store
 
 __all__ = ["Plan", "PlanItem", "RunResult", "execute", "plan", "run", "status"]
@@ -91,110 +88,7 @@ class RunResult:
     notes: tuple[str, ...]
 
 
-# ---------------------------------------------------------------- sources
-
-
-def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> CohortSource:
-    """Return where a dataset's cohort comes from: the user's folder if there is one, else the twin."""
-    config = grid.config
-    dataset: Dataset = registry.get("dataset", spec.name)(**spec.parameters)
-    default = dataset.spec
-    signal = replace(
-        default,
-        window_s=default.window_s if config.window_s is None else config.window_s,
-        patch_s=default.patch_s if config.patch_s is None else config.patch_s,
-        sfreq=default.sfreq if config.sfreq is None else config.sfreq,
-    )
-    provenance = registry.provenance("dataset", spec.name)
-    return CohortSource(
-        dataset=dataset,
-        label=spec.label,
-        code={
-            **spec.identity(),
-            "distribution": provenance.distribution,
-            "version": provenance.version,
-            "digest": provenance.digest,
-            "score_version": type(dataset).score_version,
-        },
-        spec=signal,
-        root=grid.data_dirs.get(spec.label),
-        n_subjects=config.n_subjects,
-        # One twin for every seed of a run: seeds repeat the analysis, not the people.
-        seed=0,
-        variant=config.variant,
-    )
-
-
-def _sources(dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store) -> dict[str, CohortSource]:
-    """Return where a dataset and those that it is pretrained on come from, by label, the dataset first.
-
-    Cohorts that share a network are resampled down to the slowest of them.
-    """
-    specs = dict.fromkeys([dataset, *grid.pretrain_on])
-    sources = {s.label: cohort_source(s, grid, registry) for s in specs}
-    if len(sources) == 1:
-        return sources
-    own = {label: source.slowest(store) for label, source in sources.items()}
-    slowest = min(own.values())
-    return {
-        label: source if own[label] <= slowest else replace(source, spec=replace(source.spec, sfreq=slowest))
-        for label, source in sources.items()
-    }
-
-
-def _stored(
-    dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store
-) -> tuple[CohortSource, dict[str, Cohort]] | None:
-    """Return a dataset's source and the cohorts that its rows need, by label; None if one of them is not prepared."""
-    if not all(cohort_source(s, grid, registry).is_there(store) for s in (dataset, *grid.pretrain_on)):
-        return None
-    sources = _sources(dataset, grid, registry, store)
-    found = {label: source.stored(store) for label, source in sources.items()}
-    whole = {label: cohort for label, cohort in found.items() if cohort is not None}
-    return (sources[dataset.label], whole) if len(whole) == len(found) else None
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a run; ``auto`` takes CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda was asked for, but torch finds no CUDA device.", allowed="auto, cpu")
-    return torch.device(name)
-
-
-# ---------------------------------------------------------------- finding or computing steps
-
-
-class _Executor:
-    """Finds or computes steps, counts them, and shows progress."""
-
-    def __init__(self, store: Store, progress: Progress) -> None:
-        self.store, self.progress = store, progress
-        self.computed: set[str] = set()
-        self.stored: set[str] = set()
-
-    def fetch(self, step: Step) -> Entry:
-        """Return the entry of a step, computing it if it is not stored."""
-        key = self.store.key(step.identity)
-        entry = self.store.get(step.stage, step.identity)
-        if entry is None:
-            with self.store.lock(step.stage, step.identity):
-                entry = self.store.get(step.stage, step.identity) or self._compute(step)
-                self.computed.add(key)
-        elif key not in self.computed:
-            self.stored.add(key)
-        return entry
-
-    def _compute(self, step: Step) -> Entry:
-        with (
-            self.progress.stage(step.label) as advance,
-            self.store.write(step.stage, step.identity, step.label) as folder,
-        ):
-            step.compute(folder, advance)
-        entry = self.store.get(step.stage, step.identity)
-        assert entry is not None
-        return entry
+# ---------------------------------------------------------------- estimates
 
 
 def _estimate(store: Store) -> dict[tuple[str, str], float]:
@@ -248,7 +142,7 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     progress = progress or Silent()
     store = Store(grid.config.out)
     device = resolve_device(grid.config.device)
-    executor = _Executor(store, progress)
+    executor = Executor(store, progress)
     scored: list[assembly.Scored] = []
     notes: list[str] = []
     pairs = list(dict.fromkeys((c.dataset, c.seed) for c in grid.combinations))
@@ -256,7 +150,7 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     for dataset, seed in pairs:
         source = cohort_source(dataset, grid, registry)
         try:
-            sources = _sources(dataset, grid, registry, store)
+            sources = sources_of(dataset, grid, registry, store)
             cohorts = {}
             for label, one in sources.items():
                 with progress.stage(f"prepare {label}") as advance:
@@ -268,14 +162,24 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             raise
         except (NeurobenchError, OSError, ValueError) as error:
             settings = protocol(grid, seed, source.spec)
-            scored += assembly.cohort_failed(grid, registry, dataset, seed, error, settings, grid.tasks)
+            scored += assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks)
     scored += _refused(grid, registry, runs)
     measured = _estimate(store)
-    todo = [(run, list(run.steps())) for run in runs]
-    with progress.grid(sum(_seconds(s, measured) for _, steps in todo for _, s in steps)) as done:
-        for run, steps in todo:
-            failures = _work(run, steps, executor, measured, done)
-            scored += assembly.collect(run, failures, store)
+    work = [Work(run, list(run.steps())) for run in runs]
+
+    def seconds(step: Step) -> float:
+        return _seconds(step, measured)
+
+    missing = sum(seconds(s) for w in work for _, s in w.steps if store.get(s.stage, s.identity) is None)
+    jobs = grid.config.jobs or suitable_jobs(grid, missing)
+    with progress.grid(sum(seconds(s) for w in work for _, s in w.steps)) as done:
+        if jobs > 1 and missing:
+            ended = in_processes(work, grid, executor, seconds, done, jobs)
+        else:
+            with few_threads(grid.profile, device):
+                ended = in_turn(work, executor, seconds, done)
+        for of, failures in ended:
+            scored += assembly.collect(of.run, failures, store)
     table = assembly.finish(scored, store.out)
     failed = tuple(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
     return RunResult(
@@ -295,32 +199,9 @@ def _refused(grid: Grid, registry: Registry, runs: Sequence[CohortRun]) -> list[
     for task in grid.tasks if grid.tasks_asked else ():
         if runs and not any(task in run.tasks for run in runs):
             for run in runs:
-                error = ConfigError(f"task {task.label} cannot be scored: {run.why_not(task)}.")
-                settings = run.protocol()
-                scored += assembly.cohort_failed(grid, registry, run.dataset, run.seed, error, settings, (task,))
+                error = describe(ConfigError(f"task {task.label} cannot be scored: {run.why_not(task)}."))
+                scored += assembly.cohort_failed(grid, registry, run.dataset, run.seed, error, run.protocol(), (task,))
     return scored
-
-
-def _work(
-    run: CohortRun,
-    steps: Sequence[tuple[Row, Step]],
-    executor: _Executor,
-    measured: dict[tuple[str, str], float],
-    done: Callable[[float], None],
-) -> dict[Row, BaseException]:
-    """Fetch every step; a row whose step fails is left there, and the others go on."""
-    failures: dict[Row, BaseException] = {}
-    for row, step in steps:
-        if row not in failures:
-            try:
-                executor.fetch(step)
-            except StoreError:
-                # A full disk or a folder that cannot be written concerns every row.
-                raise
-            except Exception as error:
-                failures[row] = error
-        done(_seconds(step, measured))
-    return failures
 
 
 # ---------------------------------------------------------------- plan, status
@@ -338,9 +219,9 @@ def plan(grid: Grid, registry: Registry) -> Plan:
         raise AssertionError(f"a plan computes nothing, and {step.label!r} was asked for")
 
     for dataset, seed in dict.fromkeys((c.dataset, c.seed) for c in grid.combinations):
-        found = _stored(dataset, grid, registry, store)
+        run = open_stored(dataset, seed, grid, registry, store, device, missing)
         label = f"prepare {', '.join(dict.fromkeys(s.label for s in (dataset, *grid.pretrain_on)))}"
-        if found is None:
+        if run is None:
             n = sum(c.dataset == dataset and c.seed == seed for c in grid.combinations)
             guess = n * grid.profile.n_folds * grid.profile.n_steps * seconds_per_step(grid.profile)
             items.append(PlanItem("cohort", label, "to do"))
@@ -348,9 +229,7 @@ def plan(grid: Grid, registry: Registry) -> Plan:
             items.append(PlanItem("pretraining", text, "to do", "steps are known once it is prepared", guess))
             continue
         items.append(PlanItem("cohort", label, "stored", seconds=0.0))
-        source, cohorts = found
-        cohort = cohorts.pop(dataset.label)
-        for _, step in CohortRun(cohort, source, grid, registry, seed, device, missing, cohorts).steps():
+        for _, step in run.steps():
             key = store.key(step.identity)
             if key in seen:
                 continue

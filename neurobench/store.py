@@ -24,7 +24,7 @@ import filelock
 from neurobench.errors import StoreError
 from neurobench.identity import digest, file_digest
 
-__all__ = ["Entry", "Store", "atomic_write", "disk_errors"]
+__all__ = ["Entry", "Store", "atomic_write", "disk_errors", "keys_in"]
 
 FORMAT = 1
 """Version of the layout of an output folder."""
@@ -194,12 +194,12 @@ class Store:
         An identity names its sources by their keys; with what stands behind every key, all of it can be hashed again.
         """
         found: dict[str, Any] = {}
-        todo = list(_keys_in(identity))
+        todo = list(keys_in(identity))
         while todo:
             key = todo.pop()
             if key not in found and (step := self._step(key)) is not None:
                 found[key] = step
-                todo += _keys_in(step["identity"])
+                todo += keys_in(step["identity"])
         return dict(sorted(found.items()))
 
     def _step(self, key: str) -> dict[str, Any] | None:
@@ -276,17 +276,17 @@ class Store:
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
-def _keys_in(value: Any) -> Iterator[str]:
+def keys_in(value: Any) -> Iterator[str]:
     """Yield every text in an identity that could be the key of another one."""
     if isinstance(value, str):
         if _KEY.fullmatch(value):
             yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from _keys_in(inner)
+            yield from keys_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _keys_in(inner)
+            yield from keys_in(inner)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -16,9 +16,9 @@ from neurobench import attribution, pretraining, reconstruction, tokens
 from neurobench.cohorts import twin
 from neurobench.config import RunConfig, expand
 from neurobench.identity import seed_for
+from neurobench.opening import cohort_source
 from neurobench.plugins import load_registry
 from neurobench.records import BackboneSpec, Batch
-from neurobench.runner import cohort_source
 from neurobench.specimens import simulated_cohort
 from neurobench.store import Store
 

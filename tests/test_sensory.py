@@ -17,11 +17,11 @@ from neurobench.config import RunConfig, expand
 from neurobench.contracts import TokenBackbone
 from neurobench.errors import DataError
 from neurobench.identity import seed_for
+from neurobench.opening import cohort_source
 from neurobench.plugins import load_registry
 from neurobench.pretraining import Recipe, build, pretrain
 from neurobench.reconstruction import BackbonePredictor
 from neurobench.records import BackboneSpec, UnitTable
-from neurobench.runner import cohort_source
 from neurobench.specimens import simulated_batch, simulated_spec, simulated_states, simulated_units
 from neurobench.store import Store
 from neurobench_backbones._attention import AttentionPass

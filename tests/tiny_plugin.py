@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
-from neurobench import TokenBackbone, TokenTable, hookimpl
+from neurobench import StoreError, TokenBackbone, TokenTable, hookimpl
 from tests.fakes import FakeDataset
 
 
@@ -41,10 +43,28 @@ class BreaksInTraining(Tiny):
         raise RuntimeError("lost the thread")
 
 
+class EndsTheProcess(Tiny):
+    """Takes the process with it, as running out of memory does."""
+
+    name = "ends_the_process"
+
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        os._exit(9)
+
+
+class FillsTheDisk(Tiny):
+    """Raises what the store does when the disk is full."""
+
+    name = "fills_the_disk"
+
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        raise StoreError("the disk is full.")
+
+
 @hookimpl
 def register_backbones() -> list[type]:
     """Return the backbones."""
-    return [Tiny, BreaksInConstruction, BreaksInTraining]
+    return [Tiny, BreaksInConstruction, BreaksInTraining, EndsTheProcess, FillsTheDisk]
 
 
 @hookimpl

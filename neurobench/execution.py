@@ -1,0 +1,408 @@
+"""Finding or computing the steps of a grid: one after the other in this process, or several at once in others.
+
+What is computed does not depend on how: a step uses the same number of threads either way, reads what it needs from
+the store and writes what it gives there. Steps wait for the steps whose keys their identities name; those of one
+cohort and fold come one after the other, because a process keeps one fold's scaled signal at a time.
+
+Other processes load plugins anew and build the grid from the same configuration; what passes between processes is a
+step's key and how it ended.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import heapq
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
+
+import joblib
+import threadpoolctl
+import torch
+
+from neurobench.config import Grid, Profile, RunConfig, expand
+from neurobench.errors import NeurobenchError, StoreError
+from neurobench.opening import open_stored, resolve_device
+from neurobench.plugins import Registry, load_registry
+from neurobench.progress import Done, Progress, Silent
+from neurobench.stages import CohortRun
+from neurobench.steps import Row, Step
+from neurobench.store import Entry, Store, keys_in
+
+__all__ = ["Executor", "Failures", "Work", "describe", "few_threads", "in_processes", "in_turn", "suitable_jobs"]
+
+Failures = Mapping[Row, str]
+"""Kind and message of the error that stopped each row of which a step failed."""
+
+SMALL = 128
+"""Width below which a step runs on one thread: starting more takes longer than they save."""
+
+WORTH_S = 30.0
+"""Estimated seconds of a grid from which on starting other processes pays."""
+
+BYTES_A_JOB = 1 << 30
+"""Memory that a process of a small network takes, with its libraries."""
+
+
+# ---------------------------------------------------------------- one step
+
+
+class Executor:
+    """Finds or computes steps, counts them, and shows progress."""
+
+    def __init__(self, store: Store, progress: Progress) -> None:
+        self.store, self.progress = store, progress
+        self.computed: set[str] = set()
+        self.stored: set[str] = set()
+
+    def fetch(self, step: Step) -> Entry:
+        """Return the entry of a step, computing it if it is not stored."""
+        key = self.store.key(step.identity)
+        entry = self.store.get(step.stage, step.identity)
+        if entry is None:
+            with self.store.lock(step.stage, step.identity):
+                entry = self.store.get(step.stage, step.identity) or self._compute(step)
+                self.computed.add(key)
+        elif key not in self.computed:
+            self.stored.add(key)
+        return entry
+
+    def _compute(self, step: Step) -> Entry:
+        with (
+            self.progress.stage(step.label) as advance,
+            self.store.write(step.stage, step.identity, step.label) as folder,
+        ):
+            step.compute(folder, advance)
+        entry = self.store.get(step.stage, step.identity)
+        assert entry is not None
+        return entry
+
+
+@contextlib.contextmanager
+def few_threads(profile: Profile, device: torch.device) -> Iterator[None]:
+    """Compute on one thread where networks are small, on all cores where they are not; as before afterwards.
+
+    One number for a profile, however many processes there are: sums are rounded alike.
+    """
+    if device.type == "cuda" or profile.width >= SMALL:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def suitable_jobs(grid: Grid, seconds: float) -> int:
+    """Return how many processes suit a grid on this machine.
+
+    Parameters
+    ----------
+    grid
+        What is to be run.
+    seconds
+        What that is estimated to take in one process.
+    """
+    small = grid.profile.width < SMALL and resolve_device(grid.config.device).type == "cpu"
+    if not small or seconds < WORTH_S:
+        return 1
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 32
+    at_once = len(grid.combinations) * grid.profile.n_folds
+    return int(max(1, min(joblib.cpu_count(), free // BYTES_A_JOB, at_once)))
+
+
+# ---------------------------------------------------------------- all steps
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """The steps of one (dataset, seed), in an order in which each finds what it needs.
+
+    Parameters
+    ----------
+    run
+        Its rows.
+    steps
+        Every step, with a row that needs it.
+    """
+
+    run: CohortRun
+    steps: Sequence[tuple[Row, Step]]
+
+
+def in_turn(
+    work: Iterable[Work], executor: Executor, seconds: Callable[[Step], float], done: Done
+) -> list[tuple[Work, Failures]]:
+    """Fetch every step in this process; a row whose step fails is left there, and the others go on.
+
+    Parameters
+    ----------
+    work
+        What there is to do.
+    executor
+        Counts what it computes and finds.
+    seconds
+        What a step is estimated to take.
+    done
+        Called after every step.
+
+    Returns
+    -------
+    work, failures
+        One pair a (dataset, seed).
+
+    Raises
+    ------
+    StoreError
+        If the output folder cannot be used, which concerns every row.
+    """
+    ended: list[tuple[Work, Failures]] = []
+    for one in work:
+        failures: dict[Row, str] = {}
+        for row, step in one.steps:
+            if row not in failures:
+                try:
+                    executor.fetch(step)
+                except StoreError:
+                    raise
+                except Exception as error:
+                    failures[row] = describe(error)
+            done(seconds(step))
+        ended.append((one, failures))
+    return ended
+
+
+def describe(error: BaseException) -> str:
+    """Return kind and message of an error, as a record of what failed has it."""
+    return f"{type(error).__name__}: {error}"
+
+
+def in_processes(
+    work: Sequence[Work],
+    grid: Grid,
+    executor: Executor,
+    seconds: Callable[[Step], float],
+    done: Done,
+    jobs: int,
+) -> list[tuple[Work, Failures]]:
+    """Compute what is not stored in ``jobs`` other processes; see :func:`in_turn` for what it gives and raises.
+
+    A process that ends without a word, as one that the system kills for its memory does, is replaced: the steps that
+    were under way are tried once more, each alone, so that the one that is to blame fails and no other.
+    """
+    schedule = _Schedule(work, executor, seconds, done)
+    running: dict[Future[_Outcome], _Node] = {}
+    before = set(multiprocessing.active_children())
+    pool = _pool(grid.config, jobs)
+    try:
+        while True:
+            while (node := schedule.next(len(running), jobs)) is not None:
+                run = work[node.waiting[0][0]].run
+                running[pool.submit(_compute, run.dataset.label, run.seed, node.step.stage, node.key)] = node
+            executor.progress.at_work([node.step.label for node in running.values()])
+            if not running:
+                break
+            ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            try:
+                for future in ended:
+                    outcome = future.result()
+                    if outcome.store_error is not None:
+                        raise outcome.store_error
+                    executor.computed |= outcome.computed
+                    schedule.finish(running.pop(future), outcome.error)
+            except BrokenProcessPool:
+                # It cannot be told whose process it was: every step that was under way is tried again.
+                for node in running.values():
+                    schedule.again(node)
+                running.clear()
+                pool.shutdown(wait=False, cancel_futures=True)
+                pool = _pool(grid.config, jobs)
+    except BaseException:
+        # Ctrl-C, or a full disk: nobody waits for what is under way; what is half-written is swept at the next start.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    finally:
+        executor.progress.at_work([])
+    pool.shutdown()
+    return list(zip(work, schedule.failures, strict=True))
+
+
+@dataclass(eq=False)
+class _Node:
+    """A step that is to be computed, the rows that wait for it by number of their work, and how many steps it needs."""
+
+    key: str
+    order: int
+    step: Step
+    waiting: list[tuple[int, Row]]
+    n_needed: int = 0
+    broke: int = 0
+
+
+class _Schedule:
+    """Which step is next: the first of those that have all they need.
+
+    Parameters
+    ----------
+    work, executor, seconds, done
+        As for :func:`in_processes`; what is stored is done at once.
+    """
+
+    def __init__(self, work: Sequence[Work], executor: Executor, seconds: Callable[[Step], float], done: Done) -> None:
+        self.failures: list[dict[Row, str]] = [{} for _ in work]
+        self._seconds, self._done = seconds, done
+        self._suspects: list[_Node] = []
+        nodes: dict[str, _Node] = {}
+        for number, one in enumerate(work):
+            for row, step in one.steps:
+                key = executor.store.key(step.identity)
+                if key in nodes:
+                    nodes[key].waiting.append((number, row))
+                elif executor.store.get(step.stage, step.identity) is None:
+                    nodes[key] = _Node(key, len(nodes), step, [(number, row)])
+                    continue
+                else:
+                    executor.stored.add(key)
+                done(seconds(step))
+        self._needed_by: dict[str, list[_Node]] = {}
+        for node in nodes.values():
+            needs = set(keys_in(node.step.identity)) & nodes.keys()
+            node.n_needed = len(needs)
+            for key in needs:
+                self._needed_by.setdefault(key, []).append(node)
+        self._ready = [(node.order, node) for node in nodes.values() if node.n_needed == 0]
+        heapq.heapify(self._ready)
+
+    def next(self, n_running: int, jobs: int) -> _Node | None:
+        """Return a step to start now, or None; steps that were under way when a process died run alone."""
+        if self._suspects:
+            return self._suspects.pop() if n_running == 0 else None
+        while self._ready and n_running < jobs:
+            _, node = heapq.heappop(self._ready)
+            if any(row not in self.failures[number] for number, row in node.waiting):
+                return node
+            self.finish(node, "")
+        return None
+
+    def finish(self, node: _Node, error: str) -> None:
+        """Count a step as done; with an error, its rows are left there, and steps that need it fail by themselves."""
+        if error:
+            for number, row in node.waiting:
+                self.failures[number].setdefault(row, error)
+        for other in self._needed_by.pop(node.key, ()):
+            other.n_needed -= 1
+            if other.n_needed == 0:
+                heapq.heappush(self._ready, (other.order, other))
+        self._done(self._seconds(node.step))
+
+    def again(self, node: _Node) -> None:
+        """Have a step tried once more after the process that computed it, or one beside it, has died."""
+        node.broke += 1
+        if node.broke == 1:
+            self._suspects.append(node)
+            return
+        error = NeurobenchError(
+            f"the process that computed {node.step.label!r} ended twice without an error.",
+            next_step="The system may have killed it for its memory: use fewer --jobs, or a smaller --profile.",
+        )
+        self.finish(node, describe(error))
+
+
+# ---------------------------------------------------------------- in another process
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a step ended: the keys of what was computed, and the error if there was one.
+
+    Errors travel as text, since a plugin's own class may not survive the way; but for the store's, which end the run.
+    """
+
+    computed: frozenset[str]
+    error: str = ""
+    store_error: StoreError | None = None
+
+
+class _Here:
+    """What one of the other processes keeps between steps: the grid, and the cohort it is at work on."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.registry: Registry = load_registry(config.plugin_files)
+        self.grid = expand(config, self.registry)
+        self.store = Store(config.out)
+        self.device = resolve_device(config.device)
+        self.at: tuple[str, int] | None = None
+        self.steps: dict[tuple[str, str], Step] = {}
+
+    def step(self, dataset: str, seed: int, stage: str, key: str, executor: Executor) -> Step:
+        """Return one of the steps of a (dataset, seed)."""
+        if self.at != (dataset, seed):
+            # One cohort's signal in memory at a time.
+            self.at, self.steps = None, {}
+            spec = next(d for d in self.grid.datasets if d.label == dataset)
+            run = open_stored(spec, seed, self.grid, self.registry, self.store, self.device, executor.fetch)
+            if run is not None:
+                self.steps = {(s.stage, self.store.key(s.identity)): s for _, s in run.steps()}
+                self.at = dataset, seed
+        if (stage, key) not in self.steps:
+            raise NeurobenchError(
+                f"the files of {dataset}, or a plugin, changed while the grid was running.",
+                next_step="Run the same command again: what is finished is kept.",
+            )
+        return self.steps[stage, key]
+
+
+_here: _Here | None = None
+_executor: Executor | None = None
+
+
+def _pool(config: RunConfig, jobs: int) -> ProcessPoolExecutor:
+    # A copy of this process would inherit locks of its threads; a server that has only imported what is needed is
+    # started once, and copied.
+    able = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(able)
+    if able == "forkserver":
+        context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(config,))
+
+
+def _start(config: RunConfig) -> None:
+    """Make this process ready to compute steps."""
+    global _here, _executor
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    _here = _Here(config)
+    _executor = Executor(_here.store, Silent())
+
+
+def _die_with_the_parent() -> None:
+    """End this process when the one that started it is gone: killed, it cannot say so itself."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _compute(dataset: str, seed: int, stage: str, key: str) -> _Outcome:
+    assert _here is not None
+    assert _executor is not None
+    before = set(_executor.computed)
+    error, store_error = "", None
+    try:
+        with few_threads(_here.grid.profile, _here.device):
+            _executor.fetch(_here.step(dataset, seed, stage, key, _executor))
+    except StoreError as found:
+        store_error = found
+    except Exception as found:
+        error = describe(found)
+    return _Outcome(frozenset(_executor.computed - before), error, store_error)

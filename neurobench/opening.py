@@ -1,0 +1,94 @@
+"""Where the cohorts of a grid come from, and how one of its (dataset, seed) is opened, in any process of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from neurobench.cohorts import CohortSource
+from neurobench.components import ComponentSpec
+from neurobench.config import Grid
+from neurobench.contracts import Dataset
+from neurobench.errors import ConfigError
+from neurobench.plugins import Registry
+from neurobench.records import Cohort
+from neurobench.stages import CohortRun
+from neurobench.steps import Fetch
+from neurobench.store import Store
+
+__all__ = ["cohort_source", "open_stored", "resolve_device", "sources_of"]
+
+
+def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> CohortSource:
+    """Return where a dataset's cohort comes from: the user's folder if there is one, else the twin."""
+    config = grid.config
+    dataset: Dataset = registry.get("dataset", spec.name)(**spec.parameters)
+    default = dataset.spec
+    signal = replace(
+        default,
+        window_s=default.window_s if config.window_s is None else config.window_s,
+        patch_s=default.patch_s if config.patch_s is None else config.patch_s,
+        sfreq=default.sfreq if config.sfreq is None else config.sfreq,
+    )
+    provenance = registry.provenance("dataset", spec.name)
+    return CohortSource(
+        dataset=dataset,
+        label=spec.label,
+        code={
+            **spec.identity(),
+            "distribution": provenance.distribution,
+            "version": provenance.version,
+            "digest": provenance.digest,
+            "score_version": type(dataset).score_version,
+        },
+        spec=signal,
+        root=grid.data_dirs.get(spec.label),
+        n_subjects=config.n_subjects,
+        # One twin for every seed of a run: seeds repeat the analysis, not the people.
+        seed=0,
+        variant=config.variant,
+    )
+
+
+def sources_of(dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store) -> dict[str, CohortSource]:
+    """Return where a dataset and those that it is pretrained on come from, by label, the dataset first.
+
+    Cohorts that share a network are resampled down to the slowest of them.
+    """
+    specs = dict.fromkeys([dataset, *grid.pretrain_on])
+    sources = {s.label: cohort_source(s, grid, registry) for s in specs}
+    if len(sources) == 1:
+        return sources
+    own = {label: source.slowest(store) for label, source in sources.items()}
+    slowest = min(own.values())
+    return {
+        label: source if own[label] <= slowest else replace(source, spec=replace(source.spec, sfreq=slowest))
+        for label, source in sources.items()
+    }
+
+
+def open_stored(
+    dataset: ComponentSpec, seed: int, grid: Grid, registry: Registry, store: Store, device: torch.device, fetch: Fetch
+) -> CohortRun | None:
+    """Return the rows and steps of one (dataset, seed); None if a cohort that they need is not prepared."""
+    if not all(cohort_source(s, grid, registry).is_there(store) for s in (dataset, *grid.pretrain_on)):
+        return None
+    sources = sources_of(dataset, grid, registry, store)
+    cohorts: dict[str, Cohort] = {}
+    for label, source in sources.items():
+        cohort = source.stored(store)
+        if cohort is None:
+            return None
+        cohorts[label] = cohort
+    own = cohorts.pop(dataset.label)
+    return CohortRun(own, sources[dataset.label], grid, registry, seed, device, fetch, cohorts)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a run; ``auto`` takes CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, but torch finds no CUDA device.", allowed="auto, cpu")
+    return torch.device(name)

@@ -1,0 +1,242 @@
+"""Steps in several processes: the same bytes as one after the other, and nothing lost when a process ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from neurobench import execution, runner
+from neurobench.config import RunConfig, expand
+from neurobench.errors import ConfigError, StoreError
+from neurobench.execution import Executor, Work
+from neurobench.identity import digest
+from neurobench.plugins import load_registry
+from neurobench.progress import Silent
+from neurobench.store import Store
+from tests.fakes import write_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGIN = ROOT / "tests" / "tiny_plugin.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_folder(folder, n_subjects=24)
+    return folder
+
+
+def execute(data: Path, out: Path, **options: Any) -> runner.RunResult:
+    settings: dict[str, Any] = {
+        "backbone": "tiny",
+        "mask": "roi",
+        "dataset": "fake",
+        "data_dir": data,
+        "out": out,
+        "n_steps": 3,
+        "task": "reconstruction,age",
+        "plugin_files": PLUGIN,
+        "jobs": 2,
+    }
+    config = RunConfig.from_options(**settings | options)
+    registry = load_registry(config.plugin_files)
+    return runner.execute(expand(config, registry), registry)
+
+
+def bytes_of(out: Path) -> dict[str, str]:
+    """Return the sha256 of every stored file that holds no measured time, by stage, label and name."""
+    store = Store(out, read_only=True)
+    return {
+        f"{stage}/{e.manifest['label']}/{name}": sha
+        for stage in ("pretraining", "embedding", "baseline", "reconstruction", "evaluation", "confounds")
+        for e in store.entries(stage)
+        for name, (sha, _) in e.manifest["files"].items()
+        if name != "pretraining.json"
+    }
+
+
+def test_two_processes_write_the_bytes_of_one(data: Path, tmp_path: Path) -> None:
+    one = execute(data, tmp_path / "one", jobs=1)
+    two = execute(data, tmp_path / "two")
+    assert len(bytes_of(tmp_path / "one")) > 20
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    pd.testing.assert_frame_equal(one.table.drop(columns="seconds"), two.table.drop(columns="seconds"))
+    assert (two.n_computed, two.n_stored, two.failed) == (one.n_computed, one.n_stored, ())
+    again = execute(data, tmp_path / "two")
+    assert (again.n_computed, again.n_stored) == (0, two.n_computed)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("breaks_in_training", "RuntimeError: lost the thread"),
+        ("ends_the_process", "ended twice without an error. The system may have killed it for its memory"),
+    ],
+)
+def test_what_breaks_is_a_record_and_the_others_go_on(data: Path, tmp_path: Path, name: str, error: str) -> None:
+    result = execute(data, tmp_path / "out", backbone=f"{name},tiny", task="age")
+    table = result.table.set_index("row")
+    assert f"{name} · roi on fake, age" in result.failed
+    assert error in table.loc[f"{name} · roi", "error"]
+    assert table.loc["tiny · roi", "status"] == "ok"
+    assert table.loc["connectome", "status"] == "ok"
+    assert execute(data, tmp_path / "out", task="age").n_computed == 0
+
+
+def test_a_full_disk_ends_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="disk is full"):
+        execute(data, tmp_path / "out", backbone="fills_the_disk", task="age")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_the_one_that_was_stopped(data: Path, tmp_path: Path, end: signal.Signals) -> None:
+    mark = f"neurobench-{tmp_path.name}-{os.getpid()}"
+    command = [
+        *(sys.executable, "-m", "neurobench", "run", "--plugin", str(PLUGIN), "--backbone", "tiny", "--mask", "roi"),
+        *("--dataset", "fake", "--data-dir", str(data), "--out", str(tmp_path / "out"), "--steps", "400"),
+        *("--jobs", "2"),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"MARK": mark}, start_new_session=True)
+    wanted = tmp_path / "out" / "store" / "embedding"
+    deadline = time.monotonic() + 120
+    while not (wanted.is_dir() and any(wanted.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(_marked(mark)) >= 3
+    process.send_signal(end)
+    assert process.wait(30) == (130 if end == signal.SIGINT else -end)
+    while _marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _marked(mark) == []
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert execute(data, tmp_path / "out", n_steps=400, task=None).n_computed == 0
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the processes that were started with a mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"MARK={mark}\0".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_jobs_are_a_number_or_auto() -> None:
+    assert RunConfig.from_options().jobs == 1
+    assert RunConfig.from_options(jobs="auto").jobs == 0
+    assert RunConfig.from_options(jobs="3").jobs == 3
+    with pytest.raises(ConfigError, match=r"--jobs cannot be 'two'.*a whole number from 1, or auto"):
+        RunConfig.from_options(jobs="two")
+    assert "changed" not in RunConfig.from_options(suite=ROOT / "benchmarks" / "smoke.yaml", jobs=4).suite
+
+
+def test_processes_are_started_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = load_registry()
+    monkeypatch.setattr(execution.joblib, "cpu_count", lambda: 4)
+
+    def jobs(seconds: float, **options: Any) -> int:
+        config = RunConfig.from_options(backbone="mamba", mask="roi", dataset="camcan", device="cpu", **options)
+        return execution.suitable_jobs(expand(config, registry), seconds)
+
+    assert jobs(5.0) == 1
+    assert jobs(300.0) == 2, "one combination has two folds to pretrain on"
+    assert jobs(300.0, profile="cpu") == 4
+    assert jobs(300.0, profile="full") == 1, "a large network keeps all cores busy by itself"
+
+
+def test_small_networks_run_on_one_thread_and_leave_it_as_it_was() -> None:
+    registry = load_registry()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for profile, expected in (("smoke", 1), ("full", 2)):
+            grid = expand(RunConfig.from_options(backbone="mamba", mask="roi", profile=profile), registry)
+            with execution.few_threads(grid.profile, torch.device("cpu")):
+                assert torch.get_num_threads() == expected
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------- the order of steps
+
+
+@dataclass(frozen=True)
+class FakeStep:
+    """A step that nobody computes."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        return "pretraining"
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "needs": list(self.needs)}
+
+
+def schedule(tmp_path: Path, *works: list[tuple[str, FakeStep]]) -> Any:
+    executor = Executor(Store(tmp_path / "out"), Silent())
+    work = [Work(SimpleNamespace(), steps) for steps in works]  # type: ignore[arg-type]
+    return execution._Schedule(work, executor, lambda step: 1.0, lambda seconds: None)
+
+
+def test_a_step_waits_for_those_that_its_identity_names(tmp_path: Path) -> None:
+    a, b = FakeStep("a"), FakeStep("b")
+    both = FakeStep("both", (digest(a.identity), digest(b.identity)))
+    later = FakeStep("later")
+    found = schedule(tmp_path, [("row", both), ("row", a), ("other", b), ("other", a)], [("row", later)])
+    first = [found.next(i, 3) for i in range(3)]
+    assert [n.label if n is None else n.step.label for n in first] == ["a", "b", "later"]
+    assert found.next(3, 3) is None
+    found.finish(first[0], "")
+    assert found.next(2, 3) is None, "b is still under way"
+    found.finish(first[1], "")
+    assert found.next(1, 3).step.label == "both"
+
+
+def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Path) -> None:
+    a = FakeStep("a")
+    mine, shared = FakeStep("mine", (digest(a.identity),)), FakeStep("shared", (digest(a.identity),))
+    found = schedule(tmp_path, [("row", a), ("row", mine), ("row", shared), ("other", shared)])
+    found.finish(found.next(0, 1), "ValueError: no")
+    assert found.failures == [{"row": "ValueError: no"}]
+    assert found.next(0, 1).step.label == "shared"
+    assert found.next(0, 1) is None
+
+
+def test_steps_beside_a_process_that_died_are_tried_alone(tmp_path: Path) -> None:
+    found = schedule(tmp_path, [(name, FakeStep(name)) for name in "abc"])
+    a, b = found.next(0, 2), found.next(1, 2)
+    found.again(a)
+    found.again(b)
+    alone = found.next(0, 2)
+    assert alone in (a, b)
+    assert found.next(1, 2) is None, "not beside another one"
+    found.again(alone)
+    assert "ended twice" in found.failures[0][alone.step.label]
+    other = found.next(0, 2)
+    assert other in (a, b)
+    found.finish(other, "")
+    assert found.next(0, 2).step.label == "c"
