@@ -243,7 +243,7 @@ class _Node:
     """A step that is to be computed, the rows that wait for it by number of their work, and how many steps it needs."""
 
     key: str
-    order: int
+    order: tuple[int, bool, int]
     step: Step
     waiting: list[tuple[int, Row]]
     n_needed: int = 0
@@ -270,7 +270,10 @@ class _Schedule:
                 if key in nodes:
                     nodes[key].waiting.append((number, row))
                 elif executor.store.get(step.stage, step.identity) is None:
-                    nodes[key] = _Node(key, len(nodes), step, [(number, row)])
+                    # Of one cohort what takes longest first, or the last pretraining leaves the others idle; the rest
+                    # fold after fold.
+                    order = number, step.stage != "pretraining", len(nodes)
+                    nodes[key] = _Node(key, order, step, [(number, row)])
                     continue
                 else:
                     executor.stored.add(key)

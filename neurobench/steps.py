@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -413,6 +414,11 @@ class CohortSteps:
 
     # ------------------------------------------------------------ features
 
+    def _embeds_alike(self, mask: ComponentSpec) -> bool:
+        """Whether a network embeds everybody alike in all folds: it never met the cohort, and nobody scales others."""
+        whole = all(fold.train_span == (0.0, 1.0) for fold in self.folds)
+        return not self._meets(mask) and self.cohort.spec.scaling == "recording" and whole
+
     def embedding_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
         """Embed every subject with the frozen backbone of a fold."""
         identity = {
@@ -422,6 +428,9 @@ class CohortSteps:
         }
 
         def compute(folder: Path, advance: Advance) -> None:
+            if self._embeds_alike(mask) and fold is not self.folds[0]:
+                _copy_features(self.fetch(self.embedding_step(backbone, mask, self.folds[0])), folder)
+                return
             net, _ = self.load_pretrained(backbone, mask, fold)
             windows = tokens.evaluation_windows(self.cohort, self.cohort.subjects)
             subjects, features = adaptation.embed_subjects(net, self.tokenizer(fold), windows, self.chunks, self.device)
@@ -441,6 +450,10 @@ class CohortSteps:
         }
 
         def compute(folder: Path, advance: Advance) -> None:
+            if self._embeds_alike(mask) and fold is not self.folds[0]:
+                first = self.window_embedding_step(backbone, mask, self.folds[0], task)
+                _copy_features(self.fetch(first), folder)
+                return
             net, _ = self.load_pretrained(backbone, mask, fold)
             rows = self.window_rows(task).cohort
             cut = tokens.evaluation_windows(rows, rows.subjects)
@@ -820,3 +833,8 @@ def _target_column(task: Task) -> str:
 def _save_features(folder: Path, subjects: tuple[str, ...], features: NDArray[np.floating[Any]]) -> None:
     np.save(folder / "features.npy", np.asarray(features, np.float32), allow_pickle=False)
     (folder / "subjects.json").write_text(json.dumps(list(subjects)), encoding="utf-8")
+
+
+def _copy_features(entry: Entry, folder: Path) -> None:
+    for name in ("features.npy", "subjects.json"):
+        shutil.copyfile(entry.file(name), folder / name)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import neurobench
-from neurobench import results, runner, store
+from neurobench import adaptation, results, runner, store
 from neurobench.config import RunConfig, expand
 from neurobench.errors import DataError, StoreError
 from neurobench.plugins import load_registry
@@ -279,3 +279,20 @@ def test_a_transductive_run_says_so_and_does_not_rank_reconstruction(tmp_path):
     assert not seen.loc[seen["task"] == "reconstruction", "best"].any()
     stored = neurobench.load_results(tmp_path / "out")
     assert set(stored["transductive"]) == {False, True}
+
+
+def test_a_network_that_never_met_the_cohort_embeds_it_once(data: Path, tmp_path: Path, monkeypatch) -> None:
+    calls: list[str] = []
+    original = adaptation.embed_subjects
+
+    def counted(*args: object, **named: object) -> object:
+        calls.append("embedded")
+        return original(*args, **named)
+
+    monkeypatch.setattr(adaptation, "embed_subjects", counted)
+    execute(data, tmp_path / "out", task="age", folds=3)
+    assert len(calls) == 3 + 1, "one network a fold, and the untrained one"
+    found = store.Store(tmp_path / "out", read_only=True).entries("embedding")
+    untrained = [e for e in found if "none" in e.manifest["label"]]
+    assert len(untrained) == 3
+    assert len({e.manifest["files"]["features.npy"][0] for e in untrained}) == 1

@@ -1,6 +1,6 @@
 """Preparing 4-D BOLD beside its peers, and whether training waits for data: ratios, measured side by side in one run.
 
-    python -m benchmarks.performance.prepare [--files 8] [--repeats 3] [--json FILE]
+    python -m benchmarks.performance prepare
 
 One simulated recording of 61 × 73 × 61 voxels of 3 mm and 176 volumes, int16, .nii.gz (noise inside and outside the
 head, as fMRIPrep writes it), one thread:
@@ -16,10 +16,7 @@ and how much faster two workers prepare several recordings than one.
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,13 +26,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import threadpoolctl
 from isal import igzip
 from nilearn.datasets import load_mni152_brain_mask
 from nilearn.image import resample_img
 from nilearn.maskers import NiftiLabelsMasker
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.performance.table import Ratio, interleaved
 from neurobench import RecordingFile, SignalSpec
 from neurobench.preparation import write_prepared
 from neurobench_datasets._bold_images import read_bold
@@ -106,18 +103,6 @@ def with_nilearn(path: Path, atlas: Path) -> np.ndarray:
     return NiftiLabelsMasker(str(atlas), standardize=None, resampling_target="data").fit_transform(str(path))
 
 
-def measure(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each contender; repeats are interleaved, because machines are shared."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(repeats + 1):
-        for name, call in contenders.items():
-            started = time.perf_counter()
-            call()
-            if repeat:  # The first round fills the caches of grids and atlases.
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def memory_in_copies(path: Path, atlas: Path, way: str) -> float:
     """Return by how many float32 copies of the recording the peak memory of a fresh process grows."""
     code = (
@@ -158,41 +143,35 @@ def workers_ratio(paths: list[Path], atlas: Path, way: str) -> float:
     return seconds[1] / seconds[2]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    screen = Console()
-    with tempfile.TemporaryDirectory() as name:
-        paths, atlas = write_files(Path(name), options.files)
+def measure(quick: bool) -> list[Ratio]:
+    """Return time against decompression and nilearn's masker, peak memory, and what a second worker gains."""
+    rows = []
+
+    def add(name: str, value: float, bar: float | None = None, at_least: bool = True, **measured: float) -> None:
+        rows.append(Ratio("prepare", name, value, bar, at_least, measured))
+
+    with tempfile.TemporaryDirectory() as name, threadpoolctl.threadpool_limits(1):
+        paths, atlas = write_files(Path(name), 2 if quick else 6)
         path = paths[0]
         contenders: dict[str, Callable[[], object]] = {
-            "zlib and one pass": lambda: decompress(path, gzip.open),
-            "isal and one pass": lambda: decompress(path, igzip.open),
-            "nilearn's masker, regions": lambda: with_nilearn(path, atlas),
+            "zlib": lambda: decompress(path, gzip.open),
+            "isal": lambda: decompress(path, igzip.open),
+            "nilearn": lambda: with_nilearn(path, atlas),
         }
-        contenders |= {f"neurobench, {way}": lambda way=way: prepare(path, atlas, way) for way in WAYS}
-        seconds = measure(contenders, options.repeats)
-        size = f"{path.stat().st_size / 1e6:.0f} MB compressed"
-        table = Table("what", "seconds", "× zlib and one pass", "× isal and one pass", title=f"one recording, {size}")
-        for what, value in seconds.items():
-            zlib, isal = (value / seconds[f"{z} and one pass"] for z in ("zlib", "isal"))
-            table.add_row(what, f"{value:.2f}", f"{zlib:.2f}", f"{isal:.2f}")
-        screen.print(table)
+        contenders |= {way: lambda way=way: prepare(path, atlas, way) for way in WAYS}
+        seconds = interleaved(contenders, 1 if quick else 3)
+        for way in WAYS:
+            times = {f"{k}_s": seconds[k] for k in ("zlib", "isal")} | {"ours_s": seconds[way]}
+            add(f"{way}: our time over decompression by zlib and one pass", seconds[way] / seconds["zlib"], **times)
+        times = {"nilearn_s": seconds["nilearn"], "ours_s": seconds["regions"]}
+        add("regions: nilearn's masker's time over ours", seconds["nilearn"] / seconds["regions"], 1.0, True, **times)
         raw = read_bold(RecordingFile("x", path, 1 / T_R, beside={"atlas": atlas}), signal="parcels", confounds=())
         difference = float(np.abs(raw.data.T / with_nilearn(path, atlas) - 1).max())
-        screen.print(f"largest relative difference of a region's mean from nilearn's: {difference:.1e}")
-        memory = {way: memory_in_copies(path, atlas, way) for way in WAYS}
-        ratio = {way: workers_ratio(paths, atlas, way) for way in WAYS}
+        add("regions: largest relative difference from nilearn's means", difference, 1e-4, False)
         for way in WAYS:
-            screen.print(f"{way}: peak memory {memory[way]:.2f} float32 copies; two workers {ratio[way]:.2f} ×")
-    if options.json:
-        found = {"seconds": seconds, "memory_in_float32_copies": memory, "two_workers": ratio, "difference": difference}
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+            copies = memory_in_copies(path, atlas, way)
+            add(f"{way}: growth of peak memory in copies of the recording as float32", copies, 1.0, False)
+        if not quick:
+            for way in WAYS:
+                add(f"{way}: two workers' speed over one's", workers_ratio(paths, atlas, way), 1.7)
+    return rows

@@ -1,31 +1,31 @@
 """Does training wait for data? A prepared cohort larger than the cache, read lazily from a disk cache that was emptied.
 
-    python -m benchmarks.performance.reading [--gib 4] [--steps 60] [--profile cpu] [--json FILE]
+    python -m benchmarks.performance reading
 
-Simulated noise, laid out as `prepare` lays out volumes: 238 patches of 216 voxels, float16, one file a recording. The
-files are dropped from the system's cache first (where the system allows it), so that they are read from the disk. What
-is printed is the share of the training loop that was spent waiting for a batch, with batches drawn ahead in a thread as
-neurobench does, and with the same batches drawn in the loop.
+Simulated noise, laid out as `prepare` lays out volumes: 238 patches of 216 voxels, float16, one file a recording.
+The files are dropped from the system's cache first (where the system allows it), so that they are read from the disk.
+Measured is the share of the training loop that was spent waiting for a batch, at the `cpu` profile, with batches drawn
+ahead in a thread as neurobench does, and with the same batches drawn in the loop; and the memory that drawing a batch
+takes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
+from benchmarks.performance.table import Ratio
 from neurobench import pretraining
-from neurobench.config import PROFILES
+from neurobench.config import PROFILES, Profile
 from neurobench.plugins import load_registry
 from neurobench.records import BackboneSpec, Cohort, Recording, SignalSpec
 from neurobench.specimens import CARD, simulated_units
-from neurobench.tokens import CACHE_BYTES, Scaler, Tokenizer, TrainingWindows
+from neurobench.tokens import Scaler, Tokenizer, TrainingWindows
 
 N_UNITS, N_VOXELS, N_TIMES, SFREQ = 238, 216, 176, 0.5
 
@@ -69,48 +69,56 @@ def empty_cache(cohort: Cohort) -> None:
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    screen, profile, registry = Console(), PROFILES[options.profile], load_registry()
-    found = {}
+def waiting(cohort: Cohort, profile: Profile, n_steps: int, ahead: int) -> pretraining.History:
+    """Return the history of a training whose files come from the disk."""
+    registry = load_registry()
+    spec = BackboneSpec(N_UNITS, 8, cohort.patches_per_window, cohort.n_features, profile.width, profile.n_layers)
+    kept, pretraining.AHEAD = pretraining.AHEAD, ahead
+    try:
+        empty_cache(cohort)
+        tokenizer = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects))
+        windows = TrainingWindows(tokenizer, cohort.subjects, profile.n_tokens, seed=ahead)
+        net, decoder = pretraining.build(registry.get("backbone", "transformer"), spec, {}, seed=0)
+        return pretraining.pretrain(
+            net,
+            decoder,
+            registry.get("mask", "random_tube")(),
+            windows,
+            recipe=pretraining.Recipe.for_width(profile.width, profile.batch_size),
+            n_steps=n_steps,
+            ratio=0.5,
+            seed=0,
+            device=torch.device("cpu"),
+        )
+    finally:
+        pretraining.AHEAD = kept
+
+
+def memory_of_a_batch(cohort: Cohort, profile: Profile) -> float:
+    """Return the peak of what drawing one batch allocates, in sizes of the batch itself."""
+    tokenizer = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects))
+    windows = TrainingWindows(tokenizer, cohort.subjects, profile.n_tokens, seed=0)
+    windows.draw(0, 2)
+    tracemalloc.start()
+    try:
+        batch = windows.draw(1, profile.batch_size)
+        return tracemalloc.get_traced_memory()[1] / batch.signal.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def measure(quick: bool) -> list[Ratio]:
+    """Return how long training waits for data, and what a batch costs beside itself."""
+    profile, rows = PROFILES["cpu"], []
+    n_steps = 20 if quick else 100
     with tempfile.TemporaryDirectory() as name:
-        cohort = write_cohort(Path(name), options.gib)
-        size = sum(r.path.stat().st_size for r in cohort.recordings)
-        if size <= CACHE_BYTES / 2:
-            raise SystemExit("a cohort of this size is kept in memory; give a larger --gib")
-        spec = BackboneSpec(N_UNITS, 8, cohort.patches_per_window, cohort.n_features, profile.width, profile.n_layers)
-        for mode in ("drawn ahead", "drawn in the loop"):
-            # With one batch ahead it is asked for when it is needed, and the loop waits for all of it.
-            pretraining.AHEAD = 2 if mode == "drawn ahead" else 1
-            empty_cache(cohort)
-            tokenizer = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects))
-            windows = TrainingWindows(tokenizer, cohort.subjects, profile.n_tokens, seed=len(found))
-            net, decoder = pretraining.build(registry.get("backbone", "transformer"), spec, {}, seed=0)
-            history = pretraining.pretrain(
-                net,
-                decoder,
-                registry.get("mask", "random_tube")(),
-                windows,
-                recipe=pretraining.Recipe.for_width(profile.width, profile.batch_size),
-                n_steps=options.steps,
-                ratio=0.5,
-                seed=0,
-                device=torch.device("cpu"),
-            )
-            found[mode] = history.waiting_s / history.seconds
-            screen.print(
-                f"{mode}: {found[mode]:.1%} of {history.seconds:.1f} s waiting for data "
-                f"({history.seconds / options.steps:.3f} s a step, {size / 2**30:.1f} GiB, profile {profile.name})"
-            )
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        # Larger than half the cache: mapped, and scaled window by window.
+        cohort = write_cohort(Path(name), 1.2 if quick else 4.0)
+        for what, ahead, bar in (("drawn ahead", pretraining.AHEAD, 0.05), ("drawn in the loop", 1, None)):
+            history = waiting(cohort, profile, n_steps, ahead)
+            share, step = history.waiting_s / history.seconds, history.seconds / n_steps
+            what_is = f"batches {what}: share of the training loop spent waiting for data"
+            rows.append(Ratio("reading", what_is, share, bar, False, {"step_s": step}))
+        peak = memory_of_a_batch(cohort, profile)
+        rows.append(Ratio("reading", "peak memory of drawing a batch, in batches", peak, 1.1, False))
+    return rows
