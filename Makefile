@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-test
 
 # Ratios against peers, measured side by side; figures depend on the machine.
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.performance.scan
+	$(BIN)/python -m benchmarks.performance
 
 # A thousand repeats in which there is nothing to find: docs/statistics.md holds what came of it.
 nulls: $(VENV)/.installed

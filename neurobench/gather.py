@@ -153,12 +153,16 @@ def responses(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Ma
 
 def embedding_geometry(run: CohortRun, row: Row, spec: ComponentSpec) -> pd.DataFrame:
     """Return where every held-out subject lies on the first two components of its fold's training subjects."""
-    tables = []
-    for fold in run.folds:
-        subjects, x = run.features(row, spec, fold)
-        table = attribution.geometry(x, subjects, run.cohort.participants, fold.train, fold.test)
-        tables.append(table.assign(fold=fold.index))
-    return pd.concat(tables, ignore_index=True)
+    # Tasks on subjects share their features, unless sites are taken out beside a target.
+    key = row.label, spec.label if run.harmonises(row, spec) else ""
+    if key not in run.geometries:
+        tables = []
+        for fold in run.folds:
+            subjects, x = run.features(row, spec, fold)
+            table = attribution.geometry(x, subjects, run.cohort.participants, fold.train, fold.test)
+            tables.append(table.assign(fold=fold.index))
+        run.geometries[key] = pd.concat(tables, ignore_index=True)
+    return run.geometries[key]
 
 
 def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> pd.DataFrame | None:

@@ -414,6 +414,11 @@ class CohortSteps:
 
     # ------------------------------------------------------------ features
 
+    @functools.cached_property
+    def geometries(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Where held-out subjects lie in a row's embedding, by row and, where that changes it, task."""
+        return {}
+
     def _embeds_alike(self, mask: ComponentSpec) -> bool:
         """Whether a network embeds everybody alike in all folds: it never met the cohort, and nobody scales others."""
         whole = all(fold.train_span == (0.0, 1.0) for fold in self.folds)
@@ -504,7 +509,7 @@ class CohortSteps:
         entry = self.fetch(self.feature_step(row, task, fold))
         features = np.load(entry.file("features.npy"), allow_pickle=False).astype(np.float64)
         subjects = entry.json("subjects.json")
-        if self._harmonises(row, task):
+        if self.harmonises(row, task):
             people, train = self.cohort.participants.loc[subjects], np.isin(subjects, fold.train)
             features = harmonisation.by_site(features, people, train, _target_column(self.task(task)))
         return subjects, features
@@ -528,7 +533,7 @@ class CohortSteps:
         family = self.cohort.participants["family"].loc[list(table["participant_id"])]
         return table.assign(family=["" if pd.isna(f) else str(f) for f in family])
 
-    def _harmonises(self, row: Row, task: ComponentSpec) -> bool:
+    def harmonises(self, row: Row, task: ComponentSpec) -> bool:
         """Whether sites are taken out of a row's features: not of covariates, which know the site themselves."""
         if self.grid.config.harmonise == "none" or "site" not in self.cohort.participants:
             return False

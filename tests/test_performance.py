@@ -1,0 +1,81 @@
+"""The performance table: what every benchmark gives, when a bar is missed, what is kept and drawn."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks.performance import __main__ as command
+from benchmarks.performance.plot import draw
+from benchmarks.performance.table import Ratio, interleaved
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_bar_is_a_lower_or_an_upper_one() -> None:
+    assert Ratio("t", "speed-up", 4.0, 4.0).met
+    assert Ratio("t", "speed-up", 3.9, 4.0).met is False
+    assert Ratio("t", "cost", 1.5, 1.5, at_least=False).met
+    assert Ratio("t", "cost", 1.6, 1.5, at_least=False).met is False
+    assert Ratio("t", "told", 1.6).met is None
+
+
+def test_repeats_take_turns_and_the_first_round_is_not_counted() -> None:
+    calls: list[str] = []
+    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert set(found) == {"a", "b"}
+
+
+def test_every_benchmark_is_found_and_says_what_it_is() -> None:
+    found = command.topics()
+    assert {"scan", "prepare", "reading"} <= set(found)
+    for name, module in found.items():
+        if isinstance(module, ModuleType):
+            assert module.__doc__
+        else:
+            # The peers are no part of what the tests need.
+            assert module.endswith('is not installed: pip install -e ".[bench]"'), f"{name}: {module}"
+
+
+def test_kept_rows_of_other_topics_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "KEPT", tmp_path / "performance.json")
+    command._save([], [Ratio("scan", "a", 2.0, 1.0), Ratio("grid", "b", 1.0)], {}, quick=False)
+    before = json.loads(command.KEPT.read_text())["rows"]
+    command._save(before, [Ratio("scan", "c", 3.0, 4.0)], {"gpu": "no CUDA device"}, quick=True)
+    kept = json.loads(command.KEPT.read_text())
+    assert [(r["topic"], r["name"], r["met"], r["measured_on"]["quick"]) for r in kept["rows"]] == [
+        ("grid", "b", None, False),
+        ("scan", "c", False, True),
+    ]
+    assert kept["not_run"] == {"gpu": "no CUDA device"}
+    assert command.change(Ratio("scan", "c", 1.5), {("scan", "c"): kept["rows"][1]}) == "× 0.50"
+    assert (tmp_path / "performance.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_nothing_to_draw_without_a_bar(tmp_path: Path) -> None:
+    draw([{"topic": "t", "name": "n", "value": 1.0, "bar": None, "at_least": True}], tmp_path / "p.png")
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_the_kept_table_is_of_benchmarks_that_there_are() -> None:
+    kept = json.loads(command.KEPT.read_text(encoding="utf-8"))
+    known = set(command.topics())
+    assert {r["topic"] for r in kept["rows"]} | set(kept["not_run"]) == known
+    for row in kept["rows"]:
+        ratio = Ratio(*(row[k] for k in ("topic", "name", "value", "bar", "at_least")))
+        assert ratio.met == row["met"]
+        assert {"date", "device", "torch", "cores"} <= set(row["measured_on"])
+
+
+def test_an_unknown_topic_is_refused_with_those_there_are() -> None:
+    run = [sys.executable, "-m", "benchmarks.performance", "scna"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "no topic scna; there are" in done.stderr
