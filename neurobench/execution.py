@@ -16,7 +16,7 @@ import heapq
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ class Work:
 
 def in_turn(
     work: Iterable[Work], executor: Executor, seconds: Callable[[Step], float], done: Done
-) -> list[tuple[Work, Failures]]:
+) -> Iterator[tuple[Work, Failures]]:
     """Fetch every step in this process; a row whose step fails is left there, and the others go on.
 
     Parameters
@@ -155,17 +155,16 @@ def in_turn(
     done
         Called after every step.
 
-    Returns
-    -------
+    Yields
+    ------
     work, failures
-        One pair a (dataset, seed).
+        Each (dataset, seed) as soon as all of its steps are through.
 
     Raises
     ------
     StoreError
         If the output folder cannot be used, which concerns every row.
     """
-    ended: list[tuple[Work, Failures]] = []
     for one in work:
         failures: dict[Row, str] = {}
         for row, step in one.steps:
@@ -177,8 +176,7 @@ def in_turn(
                 except Exception as error:
                     failures[row] = describe(error)
             done(seconds(step))
-        ended.append((one, failures))
-    return ended
+        yield one, failures
 
 
 def describe(error: BaseException) -> str:
@@ -193,8 +191,8 @@ def in_processes(
     seconds: Callable[[Step], float],
     done: Done,
     jobs: int,
-) -> list[tuple[Work, Failures]]:
-    """Compute what is not stored in ``jobs`` other processes; see :func:`in_turn` for what it gives and raises.
+) -> Iterator[tuple[Work, Failures]]:
+    """Compute what is not stored in ``jobs`` other processes; see :func:`in_turn` for what it yields and raises.
 
     A process that ends without a word, as one that the system kills for its memory does, is replaced: the steps that
     were under way are tried once more, each alone, so that the one that is to blame fails and no other.
@@ -205,14 +203,17 @@ def in_processes(
     pool = _pool(grid.config, jobs)
     try:
         while True:
-            while (node := schedule.next(len(running), jobs)) is not None:
-                run = work[node.waiting[0][0]].run
-                running[pool.submit(_compute, run.dataset.label, run.seed, node.step.stage, node.key)] = node
-            executor.progress.at_work([node.step.label for node in running.values()])
-            if not running:
-                break
-            ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            node = None
             try:
+                while (node := schedule.next(running.values(), jobs)) is not None:
+                    run = work[node.waiting[0][0]].run
+                    running[pool.submit(_compute, run.dataset.label, run.seed, node.step.stage, node.key)] = node
+                executor.progress.at_work([node.step.label for node in running.values()])
+                for number in schedule.through():
+                    yield work[number], schedule.failures[number]
+                if not running:
+                    break
+                ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
                     outcome = future.result()
                     if outcome.store_error is not None:
@@ -221,8 +222,10 @@ def in_processes(
                     schedule.finish(running.pop(future), outcome.error)
             except BrokenProcessPool:
                 # It cannot be told whose process it was: every step that was under way is tried again.
-                for node in running.values():
-                    schedule.again(node)
+                for one in running.values():
+                    schedule.again(one)
+                if node is not None:
+                    schedule.put_back(node)
                 running.clear()
                 pool.shutdown(wait=False, cancel_futures=True)
                 pool = _pool(grid.config, jobs)
@@ -235,7 +238,6 @@ def in_processes(
     finally:
         executor.progress.at_work([])
     pool.shutdown()
-    return list(zip(work, schedule.failures, strict=True))
 
 
 @dataclass(eq=False)
@@ -261,6 +263,8 @@ class _Schedule:
 
     def __init__(self, work: Sequence[Work], executor: Executor, seconds: Callable[[Step], float], done: Done) -> None:
         self.failures: list[dict[Row, str]] = [{} for _ in work]
+        self._left = [0] * len(work)
+        self._told: set[int] = set()
         self._seconds, self._done = seconds, done
         self._suspects: list[_Node] = []
         nodes: dict[str, _Node] = {}
@@ -284,14 +288,17 @@ class _Schedule:
             node.n_needed = len(needs)
             for key in needs:
                 self._needed_by.setdefault(key, []).append(node)
+        for node in nodes.values():
+            for number, _ in node.waiting:
+                self._left[number] += 1
         self._ready = [(node.order, node) for node in nodes.values() if node.n_needed == 0]
         heapq.heapify(self._ready)
 
-    def next(self, n_running: int, jobs: int) -> _Node | None:
+    def next(self, running: Collection[_Node], jobs: int) -> _Node | None:
         """Return a step to start now, or None; steps that were under way when a process died run alone."""
-        if self._suspects:
-            return self._suspects.pop() if n_running == 0 else None
-        while self._ready and n_running < jobs:
+        if self._suspects or any(node.broke for node in running):
+            return None if running else self._suspects.pop()
+        while self._ready and len(running) < jobs:
             _, node = heapq.heappop(self._ready)
             if any(row not in self.failures[number] for number, row in node.waiting):
                 return node
@@ -300,14 +307,28 @@ class _Schedule:
 
     def finish(self, node: _Node, error: str) -> None:
         """Count a step as done; with an error, its rows are left there, and steps that need it fail by themselves."""
-        if error:
-            for number, row in node.waiting:
+        for number, row in node.waiting:
+            self._left[number] -= 1
+            if error:
                 self.failures[number].setdefault(row, error)
         for other in self._needed_by.pop(node.key, ()):
             other.n_needed -= 1
             if other.n_needed == 0:
                 heapq.heappush(self._ready, (other.order, other))
         self._done(self._seconds(node.step))
+
+    def through(self) -> list[int]:
+        """Return the numbers of those of which no step is left, once each."""
+        found = [n for n, left in enumerate(self._left) if left == 0 and n not in self._told]
+        self._told.update(found)
+        return found
+
+    def put_back(self, node: _Node) -> None:
+        """Have a step that could not be started be the next one again."""
+        if node.broke:
+            self._suspects.append(node)
+        else:
+            heapq.heappush(self._ready, (node.order, node))
 
     def again(self, node: _Node) -> None:
         """Have a step tried once more after the process that computed it, or one beside it, has died."""

@@ -172,12 +172,12 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
 
     missing = sum(seconds(s) for w in work for _, s in w.steps if store.get(s.stage, s.identity) is None)
     jobs = grid.config.jobs or suitable_jobs(grid, missing)
-    with progress.grid(sum(seconds(s) for w in work for _, s in w.steps)) as done:
+    total = sum(seconds(s) for w in work for _, s in w.steps)
+    with progress.grid(total) as done, few_threads(grid.profile, device):
         if jobs > 1 and missing:
             ended = in_processes(work, grid, executor, seconds, done, jobs)
         else:
-            with few_threads(grid.profile, device):
-                ended = in_turn(work, executor, seconds, done)
+            ended = in_turn(work, executor, seconds, done)
         for of, failures in ended:
             scored += assembly.collect(of.run, failures, store)
     table = assembly.finish(scored, store.out)

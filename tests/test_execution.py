@@ -207,36 +207,50 @@ def test_a_step_waits_for_those_that_its_identity_names(tmp_path: Path) -> None:
     both = FakeStep("both", (digest(a.identity), digest(b.identity)))
     later = FakeStep("later")
     found = schedule(tmp_path, [("row", both), ("row", a), ("other", b), ("other", a)], [("row", later)])
-    first = [found.next(i, 3) for i in range(3)]
-    assert [n.label if n is None else n.step.label for n in first] == ["a", "b", "later"]
-    assert found.next(3, 3) is None
-    found.finish(first[0], "")
-    assert found.next(2, 3) is None, "b is still under way"
-    found.finish(first[1], "")
-    assert found.next(1, 3).step.label == "both"
+    running: list[Any] = []
+    for name in ("a", "b", "later"):
+        running.append(found.next(running, 3))
+        assert running[-1].step.label == name
+    first, second, third = running
+    assert found.next(running, 3) is None
+    found.finish(first, "")
+    assert found.next([second, third], 3) is None, "b is still under way"
+    found.finish(second, "")
+    assert found.through() == []
+    found.finish(third, "")
+    assert found.through() == [1], "the second one's only step is done"
+    last = found.next([], 3)
+    assert last.step.label == "both"
+    found.finish(last, "")
+    assert found.through() == [0]
 
 
 def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Path) -> None:
     a = FakeStep("a")
     mine, shared = FakeStep("mine", (digest(a.identity),)), FakeStep("shared", (digest(a.identity),))
     found = schedule(tmp_path, [("row", a), ("row", mine), ("row", shared), ("other", shared)])
-    found.finish(found.next(0, 1), "ValueError: no")
+    found.finish(found.next([], 1), "ValueError: no")
     assert found.failures == [{"row": "ValueError: no"}]
-    assert found.next(0, 1).step.label == "shared"
-    assert found.next(0, 1) is None
+    assert found.next([], 1).step.label == "shared"
+    assert found.next([], 1) is None
 
 
 def test_steps_beside_a_process_that_died_are_tried_alone(tmp_path: Path) -> None:
     found = schedule(tmp_path, [(name, FakeStep(name)) for name in "abc"])
-    a, b = found.next(0, 2), found.next(1, 2)
+    a = found.next([], 2)
+    b = found.next([a], 2)
     found.again(a)
     found.again(b)
-    alone = found.next(0, 2)
+    alone = found.next([], 2)
     assert alone in (a, b)
-    assert found.next(1, 2) is None, "not beside another one"
+    assert found.next([alone], 2) is None, "not beside another one"
     found.again(alone)
     assert "ended twice" in found.failures[0][alone.step.label]
-    other = found.next(0, 2)
+    other = found.next([], 2)
     assert other in (a, b)
+    assert found.next([other], 2) is None, "the last suspect runs alone too"
     found.finish(other, "")
-    assert found.next(0, 2).step.label == "c"
+    last = found.next([], 2)
+    assert last.step.label == "c"
+    found.put_back(last)
+    assert found.next([], 2) is last
