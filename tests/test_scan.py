@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from neurobench_backbones._mamba2 import Mamba2
-from neurobench_backbones._ssd import ssd_scan, ssd_step_by_step
+from neurobench_backbones._mamba2 import Mamba2, MambaPass, _GatedNorm, _ScanInputs, scan_inputs
+from neurobench_backbones._ssd import scan_heads, ssd_scan, ssd_step_by_step
 
 
 def inputs(length: int, batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[torch.Tensor]:
@@ -75,31 +78,93 @@ def test_weights_are_named_and_shaped_as_in_mamba_ssm() -> None:
     }
 
 
-def test_the_shifted_products_are_the_convolution() -> None:
-    mixer = Mamba2(32)
-    xbc = torch.randn(3, 11, mixer.d_inner + 2 * mixer.d_state)
-    wanted = mixer.conv1d(xbc.transpose(1, 2))[..., :11].transpose(1, 2)
-    torch.testing.assert_close(mixer._convolve(xbc), wanted)
+def by_the_book(mixer: Mamba2, projected: torch.Tensor, valid: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Gate, x, dt, B and C by torch's own convolution and autograd, shaped as the fused node gives them."""
+    length, sequences = projected.shape[1:3]
+    z, xbc, dt = projected[0].split([mixer.d_inner, mixer.d_inner + 2 * mixer.d_state, mixer.n_heads], -1)
+    convolved = mixer.conv1d(xbc.permute(1, 2, 0))[..., :length].transpose(1, 2)
+    x, b, c = F.silu(convolved).split([mixer.d_inner, mixer.d_state, mixer.d_state], -1)
+    steps = F.softplus(dt + mixer.dt_bias)
+    if valid is not None:
+        steps = steps * valid[0][..., None]
+    heads = x.view(sequences, length, mixer.n_heads, mixer.headdim).transpose(1, 2)
+    return [F.silu(z)[None], heads, steps.permute(1, 2, 0), b, c]
 
 
+def fused(mixer: Mamba2, projected: torch.Tensor, valid: torch.Tensor | None = None) -> list[torch.Tensor]:
+    weight, bias = mixer.conv1d.weight[:, 0][None], mixer.conv1d.bias[None]
+    return list(_ScanInputs.apply(projected, weight, bias, mixer.dt_bias[None], valid, mixer.d_state))
+
+
+def projection(mixer: Mamba2, length: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(1, length, 3, mixer.in_proj.out_features, dtype=dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 11])
-def test_gradients_of_the_shifted_products_are_those_of_the_convolution(length: int) -> None:
+def test_what_enters_the_scan_and_its_gradients_are_those_of_torchs_own_convolution(length: int, masked: bool) -> None:
+    torch.manual_seed(0)
     mixer = Mamba2(16).double()
-    xbc = torch.randn(2, length, mixer.d_inner + 2 * mixer.d_state, dtype=torch.float64, requires_grad=True)
-    values = (xbc, mixer.conv1d.weight, mixer.conv1d.bias)
-    ours = torch.autograd.grad(mixer._convolve(xbc).sin().sum(), values)
-    wanted = torch.autograd.grad(mixer.conv1d(xbc.transpose(1, 2))[..., :length].sin().sum(), values)
+    projected = projection(mixer, length, torch.float64)
+    valid = torch.rand(1, length, 3) > 0.4 if masked else None
+    values = (projected, mixer.conv1d.weight, mixer.conv1d.bias, mixer.dt_bias)
+    ours, wanted = fused(mixer, projected, valid), by_the_book(mixer, projected, valid)
     for mine, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(mine, other)
+    gradients = [torch.autograd.grad(sum(v.sin().sum() for v in found), values) for found in (ours, wanted)]
+    for mine, other in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, other)
 
 
-def test_the_convolution_takes_half_precision_beside_single_precision_weights() -> None:
+def test_what_enters_the_scan_takes_half_precision_beside_single_precision_weights() -> None:
     mixer = Mamba2(16)
-    xbc = torch.randn(2, 9, mixer.d_inner + 2 * mixer.d_state).bfloat16().requires_grad_()
-    mixer._convolve(xbc).sum().backward()
-    assert xbc.grad is not None
-    assert xbc.grad.dtype == torch.bfloat16
+    projected = projection(mixer, 9, torch.bfloat16)
+    gate, x, dt, b, c = fused(mixer, projected)
+    assert {v.dtype for v in (gate, x, b, c)} == {torch.bfloat16}
+    assert dt.dtype == torch.float32, "steps add up over a whole sequence"
+    scan_heads(x, dt, -dt, b, c).float().sum().backward()
+    assert projected.grad is not None
+    assert projected.grad.dtype == torch.bfloat16
     assert mixer.conv1d.weight.grad is not None
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 8])
+def test_written_out_gradients_are_those_of_finite_differences(chunk: int) -> None:
+    x, dt, a, b, c = inputs(5, batch=1)
+    skip = torch.rand(1, 3, dtype=torch.float64, requires_grad=True)
+    values = tuple(v.detach().transpose(1, 2).requires_grad_() for v in (x, dt, dt * a))
+    assert torch.autograd.gradcheck(partial(scan_heads, chunk=chunk), (*values, b, c, skip))
+
+
+def test_written_out_gradients_of_the_gated_norm_are_those_of_finite_differences() -> None:
+    y = torch.randn(6, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    gate = torch.randn(2, 4, 3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_GatedNorm.apply, (y, gate, 1e-5))
+
+
+@pytest.mark.parametrize("length", [1, 24, 130])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_pass_is_its_two_mixers_each_on_its_own(length: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    both = MambaPass(32).double()
+    tokens = torch.randn(3, length, 32, dtype=torch.float64, requires_grad=True)
+    valid = torch.rand(3, length) > 0.3 if masked else torch.ones(3, length, dtype=torch.bool)
+    x = both.norm(tokens) * valid[..., None]
+    apart = tokens + both.forward_mixer(x, valid) + both.backward_mixer(x.flip(1), valid.flip(1)).flip(1)
+    apart = (apart + both.feedforward(both.feedforward_norm(apart))) * valid[..., None]
+    together = both(tokens, valid if masked else None)
+    torch.testing.assert_close(together, apart)
+    values = (tokens, *both.parameters())
+    for mine, other in zip(
+        torch.autograd.grad(together.sin().sum(), values), torch.autograd.grad(apart.sin().sum(), values), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_same_tokens_give_the_same_bytes() -> None:
+    both, tokens = MambaPass(32), torch.randn(8, 24, 32)
+    first, second = (torch.autograd.grad(both(tokens, None).square().sum(), both.parameters()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_mixer_is_causal() -> None:
@@ -119,13 +184,8 @@ def test_steps_that_are_not_valid_leave_the_state_as_it_is() -> None:
     x[:, 4:8] = 0.0
     valid = torch.ones(1, 12, dtype=torch.bool)
     valid[:, 4:8] = False
-    z, xbc, dt = mixer.in_proj(x).split([32, 64, mixer.n_heads], -1)
-    del z
-    dt = torch.nn.functional.softplus(dt + mixer.dt_bias) * valid[..., None]
-    values, b, c = torch.nn.functional.silu(mixer._convolve(xbc)).split([32, 16, 16], -1)
-    heads = values.unflatten(-1, (mixer.n_heads, mixer.headdim))
-    a = -torch.exp(mixer.A_log)
-    y = ssd_scan(heads, dt, a, b, c)
+    _, heads, dt, a, b, c = scan_inputs([mixer], x.transpose(0, 1)[None], valid.T[None])
+    y = scan_heads(heads, dt, dt * a[..., None], b, c)
     keep = valid[0]
-    short = ssd_scan(heads[:, keep], dt[:, keep], a, b[:, keep], c[:, keep])
-    torch.testing.assert_close(y[:, keep], short)
+    short = scan_heads(heads[:, :, keep], dt[:, :, keep], dt[:, :, keep] * a[..., None], b[:, keep], c[:, keep])
+    torch.testing.assert_close(y[:, :, keep], short)

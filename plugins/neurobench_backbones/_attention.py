@@ -22,9 +22,9 @@ class AttentionPass(nn.Module):
 
         self.block = Block(width, num_heads=max(2, width // 32), mlp_ratio=4.0, qkv_bias=True)
 
-    def forward(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Mix tokens; those that are not valid are attended to by none."""
-        if bool(valid.all()):
+    def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Mix tokens; those that are not valid are attended to by none. None: all are."""
+        if valid is None:
             mixed: torch.Tensor = self.block(tokens)
             return mixed
         # A sequence without any valid token attends to itself: softmax over nothing is NaN.

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-Mixer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Maps (sequences, length, width) tokens and (sequences, length) valid to tokens of the same shape."""
+Mixer = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Maps (sequences, length, width) tokens and (sequences, length) valid to tokens of the same shape; None for valid:
+all of them are."""
 
 
 def mix_grid(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterable[nn.Module]]) -> torch.Tensor:
@@ -28,8 +29,12 @@ def mix_grid(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterabl
         Pairs of mixers.
     """
     batch, units, patches, width = tokens.shape
-    across = valid.transpose(1, 2).reshape(batch * patches, units)
-    along = valid.reshape(batch * units, patches)
+    across: torch.Tensor | None = None
+    along: torch.Tensor | None = None
+    # Asked once, not by every pass; on a GPU the host would have to wait for the answer, and the mask costs less.
+    if valid.is_cuda or not bool(valid.all()):
+        across = valid.transpose(1, 2).reshape(batch * patches, units)
+        along = valid.reshape(batch * units, patches)
     for unit_pass, time_pass in layers:
         x = tokens.transpose(1, 2).reshape(batch * patches, units, width)
         x = unit_pass(x, across).view(batch, patches, units, width).transpose(1, 2)

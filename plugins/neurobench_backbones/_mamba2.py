@@ -7,6 +7,7 @@ Ali, Zimerman and Wolf 2024, The hidden attention of Mamba models (arXiv:2403.01
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,57 +16,151 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from neurobench import feedforward_width
-from neurobench_backbones._ssd import decay_between, ssd_scan
+from neurobench_backbones._ssd import decay_between, scan_heads
 
 D_CONV = 4
 
 
-class GatedRMSNorm(nn.Module):
-    """Root-mean-square norm of ``y · silu(z)``."""
+class _ScanInputs(torch.autograd.Function):
+    """From the input projection to what the gate and the scan take: convolution, SiLU, softplus.
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Gate, then normalise."""
-        gated = y * F.silu(z)
-        return gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps) * self.weight
-
-
-class _CausalConvolution(torch.autograd.Function):
-    """Depthwise causal convolution as shifted products.
-
-    Torch's own is many times slower on a CPU, and its autograd fills and copies a padded gradient for every shift.
+    One node with its gradient written out. Torch's own depthwise convolution is many times slower on a CPU than
+    shifted products; their autograd would fill and copy a padded gradient for every shift, and one for every slice.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Convolve (batch, length, channels) with (channels, taps); the last tap meets the present."""
-        ctx.save_for_backward(x, weight)
-        out = torch.addcmul(bias, x, weight[:, -1])
-        for lag in range(1, min(weight.shape[1], x.shape[1])):
-            out[:, lag:].addcmul_(x[:, :-lag], weight[:, -1 - lag])
-        return out
+    def forward(
+        ctx: Any,
+        projected: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        dt_bias: torch.Tensor,
+        valid: torch.Tensor | None,
+        d_state: int,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the gate, and x, Δ, B and C of the scan.
+
+        Parameters
+        ----------
+        projected
+            (mixers, length, sequences, d_inner + d_inner + 2 d_state + heads): z, then x, B and C, then Δ.
+        weight, bias
+            (mixers, d_inner + 2 d_state, taps) and (mixers, d_inner + 2 d_state); the last tap meets the present.
+        dt_bias
+            (mixers, heads).
+        valid
+            (mixers, length, sequences) bool; where False the step is 0. None: valid throughout.
+        d_state
+            Size of a state.
+
+        Returns
+        -------
+        gate
+            (mixers, length, sequences, d_inner).
+        x, dt, b, c
+            (mixers · sequences, heads, length, headdim), (mixers · sequences, heads, length), and twice
+            (mixers · sequences, length, d_state).
+        """
+        mixers, length, sequences, _ = projected.shape
+        n_heads, n_conv = dt_bias.shape[1], bias.shape[1]
+        d_inner = n_conv - 2 * d_state
+        z, xbc, dt = projected.split([d_inner, n_conv, n_heads], -1)
+        taps = weight.to(projected.dtype).permute(2, 0, 1)[:, :, None, None]
+        convolved = torch.addcmul(bias.to(projected.dtype)[:, None, None], xbc, taps[-1])
+        for lag in range(1, min(len(taps), length)):
+            convolved[:, lag:].addcmul_(xbc[:, :-lag], taps[-1 - lag])
+        of_x, of_b, of_c = convolved.split([d_inner, d_state, d_state], -1)
+        x = F.silu(of_x).view(mixers, length, sequences, n_heads, -1).permute(0, 2, 3, 1, 4)
+        b, c = (F.silu(v).transpose(1, 2).reshape(-1, length, d_state) for v in (of_b, of_c))
+        dt = F.softplus((dt + dt_bias[:, None, None]).permute(0, 2, 3, 1).contiguous())
+        if valid is not None:
+            dt *= valid.transpose(1, 2)[:, :, None]
+        ctx.save_for_backward(projected, convolved, taps, dt)
+        return (
+            F.silu(z),
+            x.reshape(mixers * sequences, n_heads, length, -1),
+            dt.view(mixers * sequences, n_heads, length),
+            b,
+            c,
+        )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of x, weight and bias."""
-        x, weight = ctx.saved_tensors
-        of_x, of_weight = grad * weight[:, -1], torch.zeros_like(weight)
-        of_weight[:, -1] = (grad * x).sum((0, 1))
-        for lag in range(1, min(weight.shape[1], x.shape[1])):
-            of_x[:, :-lag].addcmul_(grad[:, lag:], weight[:, -1 - lag])
-            of_weight[:, -1 - lag] = (grad[:, lag:] * x[:, :-lag]).sum((0, 1))
-        return of_x, of_weight, grad.sum((0, 1))
+    def backward(
+        ctx: Any,
+        of_gate: torch.Tensor,
+        of_x: torch.Tensor,
+        of_dt: torch.Tensor,
+        of_b: torch.Tensor,
+        of_c: torch.Tensor,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of projected, weight, bias and dt_bias."""
+        projected, convolved, taps, dt = ctx.saved_tensors
+        mixers, length, sequences, _ = projected.shape
+        n_heads, n_conv, d_state = dt.shape[2], convolved.shape[-1], of_b.shape[-1]
+        sizes = [n_conv - 2 * d_state, n_conv, n_heads]
+        z, xbc, _ = projected.split(sizes, -1)
+        of_projected = torch.empty_like(projected)
+        of_z, of_xbc, of_raw = of_projected.split(sizes, -1)
+        torch.ops.aten.silu_backward(of_gate, z, grad_input=of_z)
+        # Where the step was set to 0, this is 0 as well: softplus' derivative is 1 − exp(−Δ).
+        of_steps = of_dt.view_as(dt) * -torch.expm1(-dt)
+        of_raw.copy_(of_steps.permute(0, 3, 1, 2))
+        arrived = (
+            of_x.view(mixers, sequences, n_heads, length, -1).permute(0, 3, 1, 2, 4).flatten(3),
+            *(v.view(mixers, sequences, length, d_state).transpose(1, 2) for v in (of_b, of_c)),
+        )
+        of_convolved = torch.ops.aten.silu_backward(torch.cat(arrived, -1), convolved)
+        torch.mul(of_convolved, taps[-1], out=of_xbc)
+        of_taps = torch.zeros(len(taps), mixers, n_conv, dtype=taps.dtype, device=taps.device)
+        of_taps[-1] = (of_convolved * xbc).sum((1, 2))
+        for lag in range(1, min(len(taps), length)):
+            of_xbc[:, :-lag].addcmul_(of_convolved[:, lag:], taps[-1 - lag])
+            of_taps[-1 - lag] = (of_convolved[:, lag:] * xbc[:, :-lag]).sum((1, 2))
+        return of_projected, of_taps.permute(1, 2, 0), of_convolved.sum((1, 2)), of_steps.sum((1, 3)), None, None
+
+
+class _GatedNorm(torch.autograd.Function):
+    """Root-mean-square norm of y · gate, without its weight."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, gate: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return (mixers, length, sequences, d_inner) from y by heads and a gate of the result's shape.
+
+        Parameters
+        ----------
+        y
+            (mixers · sequences, heads, length, headdim).
+        gate
+            (mixers, length, sequences, d_inner).
+        eps
+            Added to the mean square.
+        """
+        mixers, length, sequences, _ = gate.shape
+        y = y.view(mixers, sequences, -1, length, y.shape[-1]).permute(0, 3, 1, 2, 4)
+        normed = torch.empty_like(gate)
+        torch.mul(y, gate.view(y.shape), out=normed.view(y.shape))
+        inverse = normed.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        normed *= inverse
+        ctx.save_for_backward(y, gate, normed, inverse)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of y and gate."""
+        y, gate, normed, inverse = ctx.saved_tensors
+        along = (grad * normed).mean(-1, keepdim=True)
+        of_gated = torch.addcmul(grad, normed, along, value=-1).mul_(inverse)
+        of_gate = (of_gated.view(y.shape) * y).view(gate.shape)
+        by_heads = of_gated.mul_(gate).view(y.shape).permute(0, 2, 3, 1, 4)
+        return by_heads.reshape(-1, *by_heads.shape[2:]), of_gate, None
 
 
 class Mamba2(nn.Module):
     """One causal Mamba-2 mixer; its state dict moves to and from ``mamba_ssm.Mamba2`` of the same sizes.
 
-    On CUDA, where mamba-ssm is installed, its kernels do the scan; elsewhere :func:`ssd_scan`.
+    On CUDA, where mamba-ssm is installed, its kernels do the scan; elsewhere :func:`scan_heads`.
 
     Parameters
     ----------
@@ -88,15 +183,13 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.A_log = nn.Parameter(torch.log(torch.empty(self.n_heads).uniform_(0.25, 4)))
         self.D = nn.Parameter(torch.ones(self.n_heads))
-        self.norm = GatedRMSNorm(self.d_inner)
+        self.norm = nn.RMSNorm(self.d_inner, eps=1e-5)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Mix (sequences, length, d_model) causally; steps that are not valid leave the state as it is."""
-        z, heads, dt, a, b, c = self._projected(tokens, valid)
-        y = self._scan(heads, dt, a, b, c) + heads * self.D[:, None]
-        mixed: torch.Tensor = self.out_proj(self.norm(y.flatten(-2), z))
-        return mixed
+        mask = None if valid is None else valid.T[None]
+        return mix_causally([self], tokens.transpose(0, 1)[None], mask)[0].transpose(0, 1)
 
     def weights(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Return (sequences, length, length) how much each step's output draws on each input, the mean over heads.
@@ -104,38 +197,93 @@ class Mamba2(nn.Module):
         |C_t · B_s| · decay from s to t · Δ_s, and |D| of the step itself: all that the scan does. The convolution
         before it, over four steps, and the gate after it are left out.
         """
-        _, _, dt, a, b, c = self._projected(tokens, valid)
+        mask = None if valid is None else valid.T[None]
+        _, _, dt, a, b, c = scan_inputs([self], tokens.transpose(0, 1)[None], mask)
         reach = (c @ b.transpose(1, 2)).abs()
-        steps = dt.transpose(1, 2)
-        drawn = reach * (decay_between(steps * a[:, None]) * steps[:, :, None]).mean(1)
+        drawn = reach * (decay_between(dt * a[..., None]) * dt[:, :, None]).mean(1)
         return drawn + torch.eye(tokens.shape[1], device=tokens.device) * self.D.abs().mean()
 
-    def _projected(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """Return the gate, and x (by heads), Δ, A, B and C of the scan."""
-        z, xbc, dt = self.in_proj(tokens).split([self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads], -1)
-        x, b, c = F.silu(self._convolve(xbc)).split([self.d_inner, self.d_state, self.d_state], -1)
-        dt = F.softplus(dt + self.dt_bias)
-        if valid is not None:
-            dt = dt * valid[..., None]
-        return z, x.unflatten(-1, (self.n_heads, self.headdim)), dt, -torch.exp(self.A_log.float()), b, c
 
-    def _convolve(self, xbc: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
-        convolved: torch.Tensor = _CausalConvolution.apply(xbc, weight, bias)
-        return convolved
+def scan_inputs(mixers: Sequence[Mamba2], tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Return the gate, and x, Δ, A, B and C of the scans of several mixers of one shape at once.
 
-    def _scan(
-        self, x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor
-    ) -> torch.Tensor:
-        if x.is_cuda:
-            try:
-                # mamba_ssm imports compiled kernels at its top: only here, and only where there is a GPU.
-                from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-            except ImportError:
-                return ssd_scan(x, dt, a, b, c)
-            scanned: torch.Tensor = mamba_chunk_scan_combined(x, dt, a, b[:, :, None], c[:, :, None], chunk_size=64)
-            return scanned
-        return ssd_scan(x, dt, a, b, c)
+    Parameters
+    ----------
+    mixers
+        Each mixes its own part of the tokens.
+    tokens
+        (mixers, length, sequences, d_model).
+    valid
+        (mixers, length, sequences) bool; None: valid throughout.
+
+    Returns
+    -------
+    gate
+        (mixers, length, sequences, d_inner).
+    x, dt, a, b, c
+        As :func:`scan_heads` takes them, mixers · sequences one after the other; a is (mixers · sequences, heads).
+    """
+    _, length, sequences, d_model = tokens.shape
+    projected = tokens.reshape(len(mixers), -1, d_model) @ _stacked([m.in_proj.weight for m in mixers]).transpose(1, 2)
+    gate, x, dt, b, c = _ScanInputs.apply(
+        projected.view(len(mixers), length, sequences, -1),
+        _stacked([m.conv1d.weight[:, 0] for m in mixers]),
+        _stacked([m.conv1d.bias for m in mixers]),
+        _stacked([m.dt_bias for m in mixers]),
+        valid,
+        mixers[0].d_state,
+    )
+    a = -torch.exp(_stacked([m.A_log for m in mixers])).repeat_interleave(sequences, 0)
+    return gate, x, dt, a, b, c
+
+
+def mix_causally(mixers: Sequence[Mamba2], tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Return what each mixer makes of its own part of (mixers, length, sequences, d_model) tokens; same shape."""
+    _, length, sequences, _ = tokens.shape
+    gate, x, dt, a, b, c = scan_inputs(mixers, tokens, valid)
+    skip = _stacked([m.D for m in mixers])
+    y = _scan(x, dt, a, b, c, skip.repeat_interleave(sequences, 0), len(mixers))
+    normed = _GatedNorm.apply(y, gate, mixers[0].norm.eps)
+    # The norm's weight is a scale of the output projection's columns: there it costs nothing.
+    out = _stacked([m.out_proj.weight * m.norm.weight for m in mixers])
+    mixed: torch.Tensor = (normed.view(len(mixers), length * sequences, -1) @ out.transpose(1, 2)).view(tokens.shape)
+    return mixed
+
+
+def _scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+    mixers: int,
+) -> torch.Tensor:
+    if x.is_cuda:
+        try:
+            # mamba_ssm imports compiled kernels at its top: only here, and only where there is a GPU.
+            from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+        except ImportError:
+            pass
+        else:
+            # Mixers become groups of heads: one launch for all.
+            values, steps, of_b, of_c = (v.unflatten(0, (mixers, -1)) for v in (x, dt, b, c))
+            scanned = mamba_chunk_scan_combined(
+                values.permute(1, 3, 0, 2, 4).flatten(2, 3),
+                steps.permute(1, 3, 0, 2).flatten(2),
+                a.unflatten(0, (mixers, -1))[:, 0].flatten(),
+                of_b.permute(1, 2, 0, 3),
+                of_c.permute(1, 2, 0, 3),
+                chunk_size=64,
+                D=skip.unflatten(0, (mixers, -1))[:, 0].flatten(),
+            )
+            by_heads: torch.Tensor = scanned.unflatten(2, (mixers, -1)).permute(2, 0, 3, 1, 4).flatten(0, 1)
+            return by_heads.contiguous()
+    return scan_heads(x, dt, dt * a[..., None], b, c, skip)
+
+
+def _stacked(parameters: list[torch.Tensor]) -> torch.Tensor:
+    return parameters[0][None] if len(parameters) == 1 else torch.stack(parameters)
 
 
 class MambaPass(nn.Module):
@@ -157,14 +305,15 @@ class MambaPass(nn.Module):
         hidden = feedforward_width(width, sum(p.numel() for p in self.parameters()))
         self.feedforward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Mix in both directions; tokens that are not valid influence none."""
-        mask = None if bool(valid.all()) else valid
-        x = self.norm(tokens) if mask is None else self.norm(tokens) * mask[..., None]
-        reverse = self.backward_mixer(x.flip(1), None if mask is None else mask.flip(1)).flip(1)
-        tokens = tokens + self.forward_mixer(x, mask) + reverse
+    def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Mix in both directions; tokens that are not valid influence none. None: all are."""
+        x = self.norm(tokens) if valid is None else self.norm(tokens) * valid[..., None]
+        both = torch.stack((x, x.flip(1))).transpose(1, 2)
+        masks = None if valid is None else torch.stack((valid, valid.flip(1))).transpose(1, 2)
+        onwards, back = mix_causally((self.forward_mixer, self.backward_mixer), both, masks)
+        tokens = tokens + (onwards + back.flip(0)).transpose(0, 1)
         tokens = tokens + self.feedforward(self.feedforward_norm(tokens))
-        return tokens if mask is None else tokens * mask[..., None]
+        return tokens if valid is None else tokens * valid[..., None]
 
     def weights(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Return (sequences, length, length) how much each place draws on each, both directions: rows sum to 1."""
