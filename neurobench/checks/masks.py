@@ -115,6 +115,37 @@ def leaves_something_visible(cls: type[MaskingStrategy], registry: Registry | No
     return ""
 
 
+def hides_what_it_says(cls: type[MaskingStrategy], registry: Registry | None, full: bool) -> str:
+    """Where `hides` says whole units or whole times, every element is made of such, gaps and padding aside."""
+    problems = []
+    axes = {"units": 1, "times": 0}
+    whole = dict.fromkeys(axes, True)
+    hides_something = False
+    for what, strategy, window in _possible(cls, full):
+        if strategy.hides not in (*axes, "tokens"):
+            raise CheckError(f"`hides` is {strategy.hides!r}, not units, times or tokens.")
+        taken = np.zeros(window.valid.size, bool)
+        for element in _elements(strategy, window, 0.5, 0):
+            taken[np.asarray(element, np.int64)] = True
+            hidden = taken.reshape(window.valid.shape) & window.valid
+            hides_something |= bool(hidden.any())
+            for kind, axis in axes.items():
+                parts = hidden.any(axis) & (hidden != window.valid).any(axis)
+                whole[kind] &= not parts.any()
+                if kind == strategy.hides and parts.any():
+                    at = int(parts.argmax())
+                    one = "unit" if axis else "patch"
+                    n, of = int(np.take(hidden, at, 1 - axis).sum()), int(np.take(window.valid, at, 1 - axis).sum())
+                    problems.append(
+                        f"says that it hides whole {kind}, and of {one} {at} it hides {n} of {of} valid tokens ({what})"
+                    )
+    demand(problems[:3], "Yield whole ones, or leave `hides` at tokens.")
+    possible = [kind for kind, always in whole.items() if always]
+    if hides_something and possible and strategy.hides == "tokens":
+        return f'hides whole {possible[0]}: with hides = "{possible[0]}" backbones may leave hidden tokens out'
+    return f"hides {strategy.hides}"
+
+
 def table_and_generator_only(cls: type[MaskingStrategy], registry: Registry | None, full: bool) -> str:
     """The same table and the same generator give the same mask, whatever happened before and elsewhere."""
     problems = []
@@ -197,6 +228,7 @@ CHECKS: dict[str, Check] = {
     "elements-are-flat-indices": elements_are_flat_indices,
     "equal-budget": equal_budget,
     "leaves-something-visible": leaves_something_visible,
+    "hides-what-it-says": hides_what_it_says,
     "table-and-generator-only": table_and_generator_only,
     "table-is-left-alone": table_is_left_alone,
     "masks-differ": masks_differ,
