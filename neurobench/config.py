@@ -308,8 +308,8 @@ def _impossible_pairs(
         if cls.drops(backbone.parameters):
             other = "another backbone" if cls.drops_hidden else f"--backbone {backbone.name} without visible_only"
             yield ConfigError(
-                f"backbone {backbone.label!r} computes visible tokens only, and mask {mask.label!r} hides single tokens "
-                "here and there: what stays visible is no grid, and nothing would be saved.",
+                f"backbone {backbone.label!r} computes visible tokens only, and mask {mask.label!r} hides tokens here "
+                "and there: what stays visible is no grid, and nothing would be saved.",
                 allowed=f"masks that hide whole units or times: {', '.join(fitting)}",
                 likely=closest(mask.name, fitting),
                 next_step=f"Use one of these, or {other}.",

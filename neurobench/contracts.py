@@ -204,9 +204,9 @@ class TokenBackbone(Backbone):
     in a thousand steps.
 
     With ``drops_hidden = True`` in a class, or ``visible_only``, :meth:`mix` is given visible tokens only, on the
-    smallest grid that holds them (:class:`neurobench.visible.VisibleGrid`), and hidden places get their tokens from
-    what comes out of it (:class:`neurobench.visible.FromVisible`). Patches that are neighbours there need not be so in
-    time: what a place means is in its embedding and in ``table``.
+    smallest grid that holds them, and hidden places get their tokens from what comes out of it, by one light attention
+    whose parameters count. Patches that are neighbours on that grid need not be so in time: what a place means is in
+    its embedding and in ``table``.
 
     Parameters
     ----------

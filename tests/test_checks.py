@@ -53,7 +53,7 @@ CHEATS = [
         "drops-hidden",
         r"said to leave hidden tokens out, and hidden units change the visible tokens.*hidden patches change",
     ),
-    ("mask_says_whole_units", "hides-what-it-says", r"hides whole units, and of unit 0 it hides 4 of 5 valid tokens"),
+    ("mask_says_whole_units", "hides-what-it-says", r"hides whole units, and of unit \d+ it hides 4 of 5 valid tokens"),
     ("mask_reads_signal", "table-and-generator-only", r"drawing a mask opened .*participants\.tsv"),
 ]
 

@@ -117,9 +117,9 @@ def leaves_something_visible(cls: type[MaskingStrategy], registry: Registry | No
 
 def hides_what_it_says(cls: type[MaskingStrategy], registry: Registry | None, full: bool) -> str:
     """Where `hides` says whole units or whole times, every element is made of such, gaps and padding aside."""
-    problems = []
+    problems: dict[str, str] = {}
     axes = {"units": 1, "times": 0}
-    whole = dict.fromkeys(axes, True)
+    whole = set(axes)
     hides_something = False
     for what, strategy, window in _possible(cls, full):
         if strategy.hides not in (*axes, "tokens"):
@@ -131,18 +131,18 @@ def hides_what_it_says(cls: type[MaskingStrategy], registry: Registry | None, fu
             hides_something |= bool(hidden.any())
             for kind, axis in axes.items():
                 parts = hidden.any(axis) & (hidden != window.valid).any(axis)
-                whole[kind] &= not parts.any()
-                if kind == strategy.hides and parts.any():
+                if not parts.any():
+                    continue
+                whole.discard(kind)
+                if kind == strategy.hides:
                     at = int(parts.argmax())
-                    one = "unit" if axis else "patch"
-                    n, of = int(np.take(hidden, at, 1 - axis).sum()), int(np.take(window.valid, at, 1 - axis).sum())
-                    problems.append(
-                        f"says that it hides whole {kind}, and of {one} {at} it hides {n} of {of} valid tokens ({what})"
-                    )
-    demand(problems[:3], "Yield whole ones, or leave `hides` at tokens.")
-    possible = [kind for kind, always in whole.items() if always]
-    if hides_something and possible and strategy.hides == "tokens":
-        return f'hides whole {possible[0]}: with hides = "{possible[0]}" backbones may leave hidden tokens out'
+                    n, of = (int(np.take(x, at, 1 - axis).sum()) for x in (hidden, window.valid))
+                    said = f"says that it hides whole {kind}, and of {kind[:-1]} {at} it hides {n} of {of} valid tokens"
+                    problems.setdefault(what, f"{said} ({what})")
+    demand(list(problems.values())[:3], "Yield whole ones, or leave `hides` at tokens.")
+    if hides_something and whole and strategy.hides == "tokens":
+        kind = max(whole)
+        return f'hides whole {kind}: with hides = "{kind}" backbones may leave hidden tokens out'
     return f"hides {strategy.hides}"
 
 
