@@ -174,6 +174,8 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         n_folds=profile.n_folds if config.folds is None else config.folds,
     )
     problems.extend(_impossible_backbones(backbone_specs, profile, registry))
+    if not any(faulty):
+        problems.extend(_impossible_pairs(backbone_specs, mask_specs, registry))
     data_dirs = _resolve_data_dirs(config, tuple(dict.fromkeys([*dataset_specs, *pretrain_on])), registry, problems)
     if problems:
         raise ConfigErrors(problems)
@@ -290,6 +292,27 @@ def _impossible_backbones(
             yield ConfigError(
                 f"backbone {spec.label!r} cannot be built at --profile {profile.name}: {reason.rstrip('.')}.",
                 next_step=f"Change its parameters (`neurobench info {spec.name}`) or the profile.",
+            )
+
+
+def _impossible_pairs(
+    backbones: tuple[ComponentSpec, ...], masks: tuple[ComponentSpec, ...], registry: Registry
+) -> Iterator[ConfigError]:
+    """Refuse to pretrain on visible tokens only under a mask that does not leave a grid of them."""
+    fitting = [n for n, cls in registry.masks.items() if cls.pretrains and cls.hides != "tokens"]
+    for backbone, mask in itertools.product(backbones, masks):
+        strategy = registry.get("mask", mask.name)(**mask.parameters)
+        if not strategy.pretrains or strategy.hides != "tokens":
+            continue
+        cls = registry.get("backbone", backbone.name)
+        if cls.drops(backbone.parameters):
+            other = "another backbone" if cls.drops_hidden else f"--backbone {backbone.name} without visible_only"
+            yield ConfigError(
+                f"backbone {backbone.label!r} computes visible tokens only, and mask {mask.label!r} hides tokens here "
+                "and there: what stays visible is no grid, and nothing would be saved.",
+                allowed=f"masks that hide whole units or times: {', '.join(fitting)}",
+                likely=closest(mask.name, fitting),
+                next_step=f"Use one of these, or {other}.",
             )
 
 

@@ -35,6 +35,7 @@ from neurobench.records import (
     UnitTable,
     WindowTable,
 )
+from neurobench.visible import FromVisible, VisibleGrid
 
 if TYPE_CHECKING:
     # Only a report draws: nobody else should wait for matplotlib.
@@ -125,11 +126,17 @@ class Backbone(nn.Module, Component, ABC):
     """
 
     drops_hidden: ClassVar[bool] = False
-    """Whether the tokens at hidden places are left out of the computation, as MAE does."""
+    """Whether hidden tokens are left out when the visible ones are computed, as MAE does: visible tokens are what they
+    would be if the hidden ones were not in the table. A :class:`TokenBackbone` has no more to do than to say so."""
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec
+
+    @classmethod
+    def drops(cls, parameters: Mapping[str, Any]) -> bool:
+        """Return whether hidden tokens are left out with these parameters: always, or by ``visible_only``."""
+        return cls.drops_hidden or bool(parameters.get("visible_only", False))
 
     @classmethod
     def impossible(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
@@ -167,8 +174,8 @@ class Backbone(nn.Module, Component, ABC):
         -------
         importance
             (batch, units, units), output unit × input unit: shares from 0 that sum to 1 a row, input patches summed
-            up, the mean over the output's valid patches; a row of zeros for a unit without any. None: this backbone
-            cannot say (occlusion can all the same).
+            up, the mean over the output's valid patches; a row of zeros for a unit without any (where hidden tokens are
+            left out: without a visible one). None: this backbone cannot say (occlusion can all the same).
         """
         return None
 
@@ -195,11 +202,23 @@ class TokenBackbone(Backbone):
     A token's embedding is the sum of its value (or a learned vector where hidden), its unit, its group, its
     position and its time. Units get a strong identity (s.d. .2): with .02 a model on real BOLD learns almost nothing
     in a thousand steps.
+
+    With ``drops_hidden = True`` in a class, or ``visible_only``, :meth:`mix` is given visible tokens only, on the
+    smallest grid that holds them, and hidden places get their tokens from what comes out of it, by one light attention
+    whose parameters count. Patches that are neighbours on that grid need not be so in time: what a place means is in
+    its embedding and in ``table``.
+
+    Parameters
+    ----------
+    spec
+        Sizes.
+    visible_only
+        For a backbone that leaves it to its user: its constructor has a parameter of that name and hands it on.
     """
 
     UNIT_STD = 0.2
 
-    def __init__(self, spec: BackboneSpec) -> None:
+    def __init__(self, spec: BackboneSpec, visible_only: bool = False) -> None:
         super().__init__(spec)
         w = spec.width
         self.value = nn.Linear(spec.n_features, w)
@@ -213,6 +232,7 @@ class TokenBackbone(Backbone):
         nn.init.normal_(self.unit_embedding.weight, std=self.UNIT_STD)
         nn.init.normal_(self.group_embedding.weight, std=0.02)
         self.norm = nn.LayerNorm(w)
+        self.from_visible = FromVisible(w, spec.n_layers) if visible_only or self.drops_hidden else None
 
     def embed(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return (batch, units, patches, width) embeddings; zeros where a token is not valid."""
@@ -223,10 +243,19 @@ class TokenBackbone(Backbone):
         return embedded
 
     def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Embed, mix, normalise."""
-        mixed = self.mix(self.embed(signal, hidden, table), table)
+        """Embed, mix (all tokens, or the visible ones and from them the hidden), normalise."""
+        tokens = self.embed(signal, hidden, table)
+        if self.from_visible is None:
+            mixed = self.mix(tokens, table)
+        else:
+            grid = VisibleGrid.of(hidden, table)
+            mixed = self.from_visible(tokens, self.mix(grid.gather(tokens), grid.table), hidden, grid)
         normed: torch.Tensor = self.norm(mixed)
         return normed
+
+    def taking_part(self, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Return (batch, units, patches) which tokens are mixed: the valid ones, or the visible ones of them."""
+        return table.valid if self.from_visible is None else table.valid & ~hidden
 
     @abstractmethod
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
@@ -269,6 +298,11 @@ class MaskingStrategy(Component, ABC):
 
     pretrains: ClassVar[bool] = True
     """False for ``none``: no pretraining at all."""
+
+    hides: ClassVar[Literal["units", "times", "tokens"]] = "tokens"
+    """What every element is made of: whole ``units`` (all patches of a window), whole ``times`` (a patch of all units),
+    or ``tokens``, no such promise. The first two leave a grid of visible tokens, which a backbone that leaves hidden
+    ones out needs to be pretrained; a check holds a strategy to it."""
 
     rank_trivial_on: ClassVar[tuple[SignalKind, ...]] = ()
     """Kinds of signal on which linear interpolation between neighbours makes the pretext near-empty: results are

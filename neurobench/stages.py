@@ -511,7 +511,21 @@ class CohortRun(CohortSteps):
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
-        return notes
+        return notes + [f"{self.cohort.dataset}: {r}" for r in self.visible_remarks()]
+
+    def visible_remarks(self) -> list[str]:
+        """Return what a reader should know of backbones that leave hidden tokens out."""
+        specs = dict.fromkeys(c.backbone for c in self.combinations)
+        dropping = [s.label for s in specs if self.registry.get("backbone", s.name).drops(s.parameters)]
+        tasks = [self.task(t) for t in self.tasks]
+        used = {m: None for t in tasks if isinstance(t, ReconstructionTask) for m in self.evaluation_masks(t)}
+        loose = [m.label for m in used if self.strategy(m).hides == "tokens"]
+        if not dropping or not loose:
+            return []
+        return [
+            f"{', '.join(dropping)} never saw a token hidden here and there in its pretraining; under the evaluation "
+            f"mask {', '.join(loose)} such tokens are left out as gaps of the grid"
+        ]
 
     def transfer_remarks(self) -> list[str]:
         """Return what a reader should know of networks that were pretrained on other cohorts."""

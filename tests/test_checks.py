@@ -48,6 +48,12 @@ CHEATS = [
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
     ("mask_global_state", "table-and-generator-only", "global state of random, numpy or torch"),
     ("mask_counts_calls", "table-and-generator-only", "depends on the calls before it: state is kept"),
+    (
+        "says_it_drops",
+        "drops-hidden",
+        r"said to leave hidden tokens out, and hidden units change the visible tokens.*hidden patches change",
+    ),
+    ("mask_says_whole_units", "hides-what-it-says", r"hides whole units, and of unit \d+ it hides 4 of 5 valid tokens"),
     ("mask_reads_signal", "table-and-generator-only", r"drawing a mask opened .*participants\.tsv"),
 ]
 

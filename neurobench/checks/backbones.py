@@ -344,6 +344,32 @@ def _cut(batch: Batch, units: torch.Tensor | int | None, n_patches: int | None =
     return replace(batch, signal=batch.signal[:, at][:, :, :n_patches], table=table)
 
 
+def drops_hidden(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Where hidden tokens are said to be left out, visible ones are what they are without them in the table."""
+    if not cls.drops(_parameters(cls)):
+        return "hidden tokens take part, as one learned token"
+    problems = []
+    for what, n_units, n_patches in (
+        ("hidden units", SPEC.n_units - 9, None),
+        ("hidden patches", None, SPEC.n_patches - 3),
+    ):
+        if n_patches and not issubclass(cls, TokenBackbone):
+            continue
+        batch = _batch(2)
+        hidden = torch.ones_like(batch.table.valid)
+        hidden[:, :n_units, :n_patches] = False
+        there = _call(_built(cls), batch, hidden)[:, :n_units, :n_patches]
+        short = _cut(batch, n_units, n_patches)
+        absent = _call(_built(cls), short, torch.zeros_like(short.table.valid))
+        if (difference := _difference(absent, there)) > TOLERANCE:
+            problems.append(
+                f"is said to leave hidden tokens out, and {what} change the visible tokens by {difference:.1e} s.d., "
+                "compared with a table without them"
+            )
+    demand(problems, "Compute visible tokens from visible ones, or leave `drops_hidden` False.")
+    return "hidden tokens are left out"
+
+
 def order_of_units(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     """Says (and never fails) how much the tokens depend on the order in which units are given."""
     batch = _batch()
@@ -439,6 +465,7 @@ CHECKS: dict[str, Check] = {
     "subjects-do-not-mix": subjects_do_not_mix,
     "no-state": no_state,
     "invalid-tokens": invalid_tokens,
+    "drops-hidden": drops_hidden,
     "same-seed-same-bytes": same_seed_same_bytes,
     "weights-move": weights_move,
     "inputs-are-left-alone": inputs_are_left_alone,

@@ -115,6 +115,37 @@ def leaves_something_visible(cls: type[MaskingStrategy], registry: Registry | No
     return ""
 
 
+def hides_what_it_says(cls: type[MaskingStrategy], registry: Registry | None, full: bool) -> str:
+    """Where `hides` says whole units or whole times, every element is made of such, gaps and padding aside."""
+    problems: dict[str, str] = {}
+    axes = {"units": 1, "times": 0}
+    whole = set(axes)
+    hides_something = False
+    for what, strategy, window in _possible(cls, full):
+        if strategy.hides not in (*axes, "tokens"):
+            raise CheckError(f"`hides` is {strategy.hides!r}, not units, times or tokens.")
+        taken = np.zeros(window.valid.size, bool)
+        for element in _elements(strategy, window, 0.5, 0):
+            taken[np.asarray(element, np.int64)] = True
+            hidden = taken.reshape(window.valid.shape) & window.valid
+            hides_something |= bool(hidden.any())
+            for kind, axis in axes.items():
+                parts = hidden.any(axis) & (hidden != window.valid).any(axis)
+                if not parts.any():
+                    continue
+                whole.discard(kind)
+                if kind == strategy.hides:
+                    at = int(parts.argmax())
+                    n, of = (int(np.take(x, at, 1 - axis).sum()) for x in (hidden, window.valid))
+                    said = f"says that it hides whole {kind}, and of {kind[:-1]} {at} it hides {n} of {of} valid tokens"
+                    problems.setdefault(what, f"{said} ({what})")
+    demand(list(problems.values())[:3], "Yield whole ones, or leave `hides` at tokens.")
+    if hides_something and whole and strategy.hides == "tokens":
+        kind = max(whole)
+        return f'hides whole {kind}: with hides = "{kind}" backbones may leave hidden tokens out'
+    return f"hides {strategy.hides}"
+
+
 def table_and_generator_only(cls: type[MaskingStrategy], registry: Registry | None, full: bool) -> str:
     """The same table and the same generator give the same mask, whatever happened before and elsewhere."""
     problems = []
@@ -197,6 +228,7 @@ CHECKS: dict[str, Check] = {
     "elements-are-flat-indices": elements_are_flat_indices,
     "equal-budget": equal_budget,
     "leaves-something-visible": leaves_something_visible,
+    "hides-what-it-says": hides_what_it_says,
     "table-and-generator-only": table_and_generator_only,
     "table-is-left-alone": table_is_left_alone,
     "masks-differ": masks_differ,

@@ -29,14 +29,17 @@ class Hybrid(TokenBackbone):
     layout
         One letter a layer, such as ``MMMA``, ``MAMA``, ``AAMM``, ``MMAA``. Empty: M throughout and A last. With a
         single layer ``MA`` is its two passes: M across units, A along time.
+    visible_only
+        Hidden tokens are left out of the passes and filled in from the visible ones afterwards: at the same steps a
+        fraction of the time, for masks that hide whole units or times.
     """
 
     name = "hybrid"
     summary = "Mamba and attention layers in a given order (layout=MMMA)"
     reference = "arXiv:2506.22591; arXiv:2605.01240"
 
-    def __init__(self, spec: BackboneSpec, *, layout: str = "") -> None:
-        super().__init__(spec)
+    def __init__(self, spec: BackboneSpec, *, layout: str = "", visible_only: bool = False) -> None:
+        super().__init__(spec, visible_only)
         letters = resolve(layout, spec.n_layers)
         pairs = [letters] if spec.n_layers == 1 else [letter * 2 for letter in letters]
         self.layers = nn.ModuleList(nn.ModuleList(PASSES[m](spec.width) for m in pair) for pair in pairs)
@@ -59,7 +62,7 @@ class Hybrid(TokenBackbone):
 
     def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return attention and what scans draw on, each with its residual, chained over passes."""
-        return roll_out(self.embed(signal, hidden, table), table.valid, self.layers)
+        return roll_out(self.embed(signal, hidden, table), self.taking_part(hidden, table), self.layers)
 
 
 @hookimpl

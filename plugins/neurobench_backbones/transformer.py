@@ -11,14 +11,21 @@ from neurobench_backbones._grid import mix_grid, roll_out
 
 
 class Transformer(TokenBackbone):
-    """Factorised self-attention: every layer attends across units, then along time."""
+    """Factorised self-attention: every layer attends across units, then along time.
+
+    Parameters
+    ----------
+    visible_only
+        Hidden tokens are left out of the passes and filled in from the visible ones afterwards: at the same steps a
+        fraction of the time, for masks that hide whole units or times.
+    """
 
     name = "transformer"
     summary = "self-attention across units, then along time (timm blocks)"
     reference = "arXiv:2010.11929; factorised: arXiv:2103.15691"
 
-    def __init__(self, spec: BackboneSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: BackboneSpec, *, visible_only: bool = False) -> None:
+        super().__init__(spec, visible_only)
         passes = [AttentionPass(spec.width) for _ in range(2 * spec.n_layers)]
         self.layers = nn.ModuleList(nn.ModuleList(passes[i : i + 2]) for i in range(0, len(passes), 2))
 
@@ -28,7 +35,7 @@ class Transformer(TokenBackbone):
 
     def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return attention rollout: every pass's attention and its residual, chained over passes."""
-        return roll_out(self.embed(signal, hidden, table), table.valid, self.layers)
+        return roll_out(self.embed(signal, hidden, table), self.taking_part(hidden, table), self.layers)
 
 
 @hookimpl

@@ -23,6 +23,7 @@ class Block(MaskingStrategy):
 
     name = "block"
     summary = "contiguous units around a random centre, of the size of a region, for the whole window"
+    hides = "units"
 
     def impossible(self, units: UnitTable) -> str:
         """Refuse units without positions."""

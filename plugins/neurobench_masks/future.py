@@ -16,6 +16,7 @@ class Future(MaskingStrategy):
     name = "future"
     summary = "the last patches of all units: forecasting"
     reference = "doi:10.1101/2023.09.12.557460"
+    hides = "times"
 
     def remark(self, units: UnitTable) -> str:
         """Say that there is one mask only."""

@@ -20,6 +20,7 @@ class RandomTube(MaskingStrategy):
     name = "random_tube"
     summary = "random units for the whole window (MEG: all sensors of a site); the control of roi"
     reference = "arXiv:2203.12602"
+    hides = "units"
 
     def remark(self, units: UnitTable) -> str:
         """Say that the sensors of a site go together."""

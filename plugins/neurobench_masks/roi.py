@@ -33,6 +33,7 @@ class Roi(MaskingStrategy):
     name = "roi"
     summary = "whole regions for the whole window; rule=any|majority|pure for volumes"
     reference = "arXiv:2511.00443"
+    hides = "units"
 
     def __init__(self, *, rule: str = "majority") -> None:
         if rule not in RULES:

@@ -21,6 +21,7 @@ class TimeBlock(MaskingStrategy):
 
     name = "time_block"
     summary = "contiguous spans of time in all units at once"
+    hides = "times"
 
     def __init__(self, *, patches: int = 2) -> None:
         if patches < 1:
