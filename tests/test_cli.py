@@ -174,6 +174,21 @@ def test_help_answers_before_anything_heavy_is_loaded() -> None:
     assert time.perf_counter() - started < 3
 
 
+def test_listing_components_loads_torch_and_pandas_and_nothing_else_that_is_large() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom neurobench.cli import app\n"
+        "result = CliRunner().invoke(app, ['list'])\nassert result.exit_code == 0, result.output\n"
+        "assert 'roi' in result.output and 'tangent' in result.output, result.output\n"
+        "late = {'timm', 'nilearn', 'nibabel', 'sklearn', 'statsmodels', 'matplotlib', 'joblib', 'jinja2', 'mne_bids'}\n"
+        "late |= {'scipy.signal', 'scipy.stats', 'scipy.sparse', 'scipy.ndimage', 'scipy.cluster'}\n"
+        "late |= {'mne.preprocessing', 'mne.viz', 'neurobench.runner'}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "NEUROBENCH_BLOCK_PLUGINS"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+
+
 def test_completion_names_components_without_importing_them() -> None:
     code = (
         "import sys\nfrom neurobench.commands import complete\n"
