@@ -163,24 +163,22 @@ class Table:
 
 
 def _line(observations: Sequence[Observation]) -> tuple[float, float]:
-    """Return (fixed, rate) of a line through what was observed, neither below 0.
+    """Return (fixed, rate) of a line through what was observed, neither below 0, whose total is what was observed.
 
-    Weights are 1 / √seconds: between equal errors in seconds, in which the longest step is all that counts, and
-    equal relative ones, in which it counts as much as the shortest.
+    Totals are what people are told. Which part is fixed is chosen for the relative errors of single steps; where all
+    have about one size nothing can be said of that, and nothing is.
     """
     x = np.array([o.work.amount * o.work.size for o in observations])
     y = np.array([o.seconds for o in observations])
-    w = 1 / np.maximum(y, 1e-3)
-    candidates = [(float((w * y).sum() / w.sum()), 0.0)]
-    if (x > 0).any():
-        candidates.append((0.0, float((w * x * y).sum() / (w * x * x).sum())))
-        mx, my = (w * x).sum() / w.sum(), (w * y).sum() / w.sum()
-        spread = (w * (x - mx) ** 2).sum()
-        if spread > 0:
-            rate = float((w * (x - mx) * (y - my)).sum() / spread)
-            candidates.append((float(my - rate * mx), rate))
-    possible = [c for c in candidates if c[0] >= 0 and c[1] >= 0]
-    return min(possible, key=lambda c: float((w * (y - c[0] - c[1] * x) ** 2).sum()))
+    if not (x > 0).any():
+        return float(y.mean()), 0.0
+    fixed = np.linspace(0.0, float(y.mean()), 201)
+    if x.max() < 2 * x.min():
+        fixed = fixed[:1]
+    rate = np.maximum(y.sum() - len(y) * fixed, 0.0) / x.sum()
+    errors = (fixed[:, None] + rate[:, None] * x - y) / np.maximum(y, 0.01)
+    best = int((errors**2).sum(1).argmin())
+    return float(fixed[best]), float(rate[best])
 
 
 def machine() -> dict[str, float]:

@@ -11,11 +11,11 @@ from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.cost import Estimate, Model, Source, Work, total
 from neurobench.plugins import Registry
-from neurobench.probing import SUBJECTS, Limit, Sample, probe, sample
+from neurobench.probing import SUBJECTS, Limit, Sample, nothing, probe, sample
 from neurobench.runner import cohort_source, measured, resolve_device, stored_cohorts
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
-from neurobench.store import Entry, Store
+from neurobench.store import Store
 
 __all__ = ["Plan", "PlanItem", "RowCost", "plan"]
 
@@ -24,6 +24,7 @@ MOST_BACKBONES, MOST_MASKS = 8, 3
 what their like cost."""
 
 CONTROLS = "baselines and fillers"
+REST = "start, records and tables"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class _Costs:
         costs = []
         for (dataset, row), (training, scoring) in self.parts.items():
             one, two = total(training), total(scoring)
-            known = [e.seconds for e in (one, two)]
+            known = [None if e.source == "unknown" else e.seconds for e in (one, two)]
             costs.append(RowCost(dataset, row, known[0], known[1], total([*training, *scoring]).source))
         return tuple(costs)
 
@@ -172,6 +173,7 @@ class _Planner:
         self.items: list[PlanItem] = []
         self.seen: set[str] = set()
         self.notes: list[str] = []
+        self.n_records = 0.0
 
     def result(self) -> Plan:
         """Return the plan."""
@@ -179,7 +181,9 @@ class _Planner:
             self.notes.append(
                 f"probes stopped after {self.limit.seconds:g} s; {self.limit.n_left_out} more would have been made"
             )
-        self.costs.add("", "start, records and tables", Work("start", 1.0))
+        if any(i.state != "stored" for i in self.items):
+            self.costs.add("", REST, Work("start", 1.0))
+            self.costs.add("", REST, Work("records", self.n_records))
         return Plan(tuple(self.items), self.costs.rows(), self.limit.spent, tuple(dict.fromkeys(self.notes)))
 
     def dataset(self, dataset: ComponentSpec, seeds: Sequence[int], folder: Path) -> None:
@@ -195,7 +199,7 @@ class _Planner:
             self.items.append(PlanItem("cohort", f"prepare {labels}", "stored", seconds=0.0, source="measured here"))
             others = {label: c for label, c in cohorts.items() if label != dataset.label}
             one = cohorts[dataset.label]
-            runs.append(CohortRun(one, source, self.grid, self.registry, seed, self.device, _missing, others))
+            runs.append(CohortRun(one, source, self.grid, self.registry, seed, self.device, nothing, others))
         todo = [(run, list(self._todo(run))) for run in runs]
         if any(self.model.estimate(s.work).source == "table" and s.work.size > 1 for _, own in todo for _, s, _ in own):
             sources = dict.fromkeys(cohorts, source)
@@ -206,7 +210,7 @@ class _Planner:
                 state = "stale" if why else "to do"
                 self.items.append(PlanItem(step.stage, step.label, state, why, cost.seconds, cost.source))
             if own:
-                self._records(dataset, run)
+                self.n_records += _n_records(run)
 
     def _todo(self, run: CohortRun) -> Iterator[tuple[Row, Step, str]]:
         """Yield every step that is not stored with its row and what is stale; note those that are."""
@@ -220,17 +224,12 @@ class _Planner:
             else:
                 yield row, step, self.store.why_stale(step.stage, step.label, step.identity)
 
-    def _records(self, dataset: ComponentSpec, run: CohortRun, times: float = 1.0) -> None:
-        for row in run.rows:
-            n = sum(run.task(t).needs in row.provides for t in run.tasks)
-            self.costs.add(dataset.label, _name(row), Work("records", n), times)
-
     # ------------------------------------------------------------ not prepared
 
     def _not_prepared(self, dataset: ComponentSpec, seeds: Sequence[int], labels: str, folder: Path) -> None:
         try:
             few = self._small_twin(dataset, folder)
-            works = None if few is None else self._works(dataset, few, seeds[0])
+            works = None if few is None else self._works(few, seeds[0], len(seeds))
         except Exception as error:
             # Whatever is wrong with the data is told by the run, or by `data check`, and not by an estimate.
             few = works = None
@@ -271,7 +270,7 @@ class _Planner:
             own = {label: replace(s, spec=replace(s.spec, sfreq=slowest)) for label, s in own.items()}
         return sample(own, {}, folder)
 
-    def _works(self, dataset: ComponentSpec, few: Sample, seed: int) -> list[tuple[str, Work, float]]:
+    def _works(self, few: Sample, seed: int, n_seeds: int) -> list[tuple[str, Work, float]]:
         """Return row, work and how often, for all rows of a dataset and one seed, from the steps of a sample."""
         pretraining = [m for m in self.grid.masks if self.registry.get("mask", m.name).pretrains]
         shown = [*(m for m in self.grid.masks if m not in pretraining), *pretraining[:MOST_MASKS]]
@@ -279,6 +278,8 @@ class _Planner:
         small = replace(self.grid, masks=tuple(shown), backbones=backbones)
         run = few.run(small, self.registry, seed, self.device)
         n_left_out = len(pretraining) - len(pretraining[:MOST_MASKS])
+        n_rows = len(pretraining) * len(self.grid.backbones) / max(1, len(pretraining[:MOST_MASKS]) * len(backbones))
+        self.n_records += _n_records(run) * max(1.0, n_rows) * n_seeds
         by_row: dict[Row, list[tuple[Work, float]]] = {}
         seen: set[str] = set()
         for row, step in run.steps():
@@ -286,16 +287,12 @@ class _Planner:
             if key in seen:
                 continue
             seen.add(key)
-            work = step.work if step.work.kind == "pretraining" else step.work.times(few.times)
-            n = 1.0
+            work, n = step.work, 1.0
             if n_left_out and work.kind in ("reconstruction", "fillers"):
                 # Every row is scored under every mask that pretrains somebody.
                 n_masks = len(run.reconstruction_masks(row))
                 n = (n_masks + n_left_out) / n_masks
             by_row.setdefault(row, []).append((work, n))
-        for row in run.rows:
-            n_tasks = sum(run.task(t).needs in row.provides for t in run.tasks)
-            by_row.setdefault(row, []).append((Work("records", n_tasks), 1.0))
         found = [(_name(row), work, n) for row, own in by_row.items() for work, n in own]
         trained = {r.backbone: own for r, own in by_row.items() if r.kind == "pretrained"}
         untrained = {r.backbone: own for r, own in by_row.items() if r.kind == "untrained"}
@@ -338,5 +335,5 @@ def _by(work: Work, template: ComponentSpec, backbone: ComponentSpec) -> Work:
     return replace(work, by=f"{backbone.label} on {work.by.removeprefix(head)}") if work.by.startswith(head) else work
 
 
-def _missing(step: Step) -> Entry:
-    raise AssertionError(f"a plan computes nothing, and {step.label!r} was asked for")
+def _n_records(run: CohortRun) -> int:
+    return sum(run.task(t).needs in row.provides for row in run.rows for t in run.tasks)

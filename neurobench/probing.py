@@ -7,6 +7,8 @@ run's own steps on a handful of subjects: a few optimiser steps, one embedding, 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from neurobench.cohorts import CohortSource
@@ -28,15 +31,12 @@ from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
 from neurobench.store import Entry, Store
 
-__all__ = ["Limit", "Sample", "probe", "sample"]
+__all__ = ["SUBJECTS", "Limit", "Sample", "nothing", "probe", "sample"]
 
-SUBJECTS = 12
+SUBJECTS = 8
 """People of a sample."""
 
-WARM_UP = 4
-"""People of a twin that is written and read once before one is timed."""
-
-SECONDS = 3.0
+SECONDS = 2.0
 """Probes that begin after this many seconds of a plan are left out; the table stands for them."""
 
 STEP_SECONDS = 0.25
@@ -87,34 +87,47 @@ class Sample:
 
     Parameters
     ----------
-    cohorts
+    few
         By label, the dataset first, and those that it is pretrained on.
+    whole
+        The same cohorts in full; of one that is not prepared, as many people as it has, who all are copies of the few.
     source
         Of the dataset.
-    times
-        People of the whole cohort over people of the sample.
     seconds
         What simulating and preparing the whole cohorts is expected to take; 0 for what is there already.
     """
 
-    cohorts: Mapping[str, Cohort]
+    few: Mapping[str, Cohort]
+    whole: Mapping[str, Cohort]
     source: CohortSource
-    times: float
     seconds: float = 0.0
 
     def run(self, grid: Grid, registry: Registry, seed: int, device: torch.device) -> CohortRun:
-        """Return what would be done with the sample; nothing can be fetched."""
-        return self._run(grid, registry, seed, device, _nothing)
+        """Return what would be done with the whole cohorts; nothing of it can be computed."""
+        return self._run(self.whole, grid, registry, seed, device, nothing)
 
-    def _run(
+    def trial(
         self, grid: Grid, registry: Registry, seed: int, device: torch.device, fetch: Callable[[Step], Entry]
     ) -> CohortRun:
-        cohort, *others = self.cohorts.values()
+        """Return the same for the few."""
+        return self._run(self.few, grid, registry, seed, device, fetch)
+
+    def _run(
+        self,
+        cohorts: Mapping[str, Cohort],
+        grid: Grid,
+        registry: Registry,
+        seed: int,
+        device: torch.device,
+        fetch: Callable[[Step], Entry],
+    ) -> CohortRun:
+        cohort, *others = cohorts.values()
         by_label = {c.dataset: c for c in others}
         return CohortRun(cohort, self.source, grid, registry, seed, device, fetch, by_label)
 
 
-def _nothing(step: Step) -> Entry:
+def nothing(step: Step) -> Entry:
+    """Refuse to compute a step."""
     raise AssertionError(f"a plan computes nothing, and {step.label!r} was asked for")
 
 
@@ -133,23 +146,47 @@ def sample(sources: Mapping[str, CohortSource], cohorts: Mapping[str, Cohort], f
     folder
         Where small twins go.
     """
-    found: dict[str, Cohort] = {}
-    times, total = 1.0, 0.0
-    for place, (label, source) in enumerate(sources.items()):
+    few: dict[str, Cohort] = {}
+    whole: dict[str, Cohort] = {}
+    seconds = 0.0
+    _warm_up()
+    for label, source in sources.items():
         if label in cohorts:
-            few = _few(cohorts[label])
-            n = len(cohorts[label].subjects)
+            few[label], whole[label] = _few(cohorts[label]), cohorts[label]
         else:
             n = source.dataset.twin_subjects if source.n_subjects is None else source.n_subjects
-            # The first few pay for imports, which the others do not.
-            for size in (min(n, WARM_UP), min(n, SUBJECTS)):
-                started = time.perf_counter()
-                few = replace(source, n_subjects=size).load(Store(folder / "twins"), workers=1)
-            total += (time.perf_counter() - started) * n / min(n, SUBJECTS)
-        found[label] = few
-        if place == 0:
-            times = n / len(few.subjects)
-    return Sample(found, next(iter(sources.values())), times, total)
+            started = time.perf_counter()
+            few[label] = replace(source, n_subjects=min(n, SUBJECTS)).load(Store(folder / "twins"), workers=1)
+            seconds += (time.perf_counter() - started) * n / min(n, SUBJECTS)
+            whole[label] = _copied(few[label], n)
+    return Sample(few, whole, next(iter(sources.values())), seconds)
+
+
+def _warm_up() -> None:
+    """Import what a first recording and a first optimiser would, so that it is not counted for every one of them."""
+    for name in ("scipy.signal", "scipy.stats", "pyarrow.parquet", "mne.io"):
+        importlib.import_module(name)
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+
+
+def _copied(cohort: Cohort, n: int) -> Cohort:
+    """Return a cohort of ``n`` people who are copies of those of a small one: what is done with them is the same."""
+    people = cohort.subjects
+    rounds = math.ceil(n / len(people))
+    names = [f"{s}~{k}" for k in range(rounds) for s in people][:n]
+    participants = pd.concat([cohort.participants] * rounds).iloc[:n]
+    participants.index = pd.Index(names, name=cohort.participants.index.name)
+    kept = set(names)
+    return replace(
+        cohort,
+        participants=participants,
+        recordings=tuple(
+            replace(r, id=f"{r.id}~{k}", subject=f"{r.subject}~{k}")
+            for k in range(rounds)
+            for r in cohort.recordings
+            if f"{r.subject}~{k}" in kept
+        ),
+    )
 
 
 def _few(cohort: Cohort) -> Cohort:
@@ -186,7 +223,7 @@ def probe(
     for backbone in grid.backbones:
         short = _short(grid, backbone, one, registry, seed, device, model)
         timed = _Timed(Store(Path(tempfile.mkdtemp(dir=folder)) / "out"), model, device)
-        run = one._run(short, registry, seed, device, timed.fetch)
+        run = one.trial(short, registry, seed, device, timed.fetch)
         row = next((r for r in run.rows if r.backbone == backbone and r.mask == mask), None)
         if row is not None:
             waiting.append((timed, _steps(run, row)))
@@ -213,14 +250,15 @@ def _short(
 ) -> Grid:
     """Return the grid with so few steps, and for large networks so few windows in each, that a probe is short."""
     profile = replace(grid.profile, n_folds=2)
-    run = one.run(replace(grid, profile=profile, backbones=(backbone,)), registry, seed, device)
+    run = one.trial(replace(grid, profile=profile, backbones=(backbone,)), registry, seed, device, nothing)
     row = next(r for r in run.rows if r.backbone == backbone)
     size = run.pretraining_step(*row.pretraining, run.folds[0]).work.size
     expected = model.table_seconds(Work("pretraining", 1.0, size)) or STEP_SECONDS
     batch_size = max(1, min(profile.batch_size, int(profile.batch_size * STEP_SECONDS / expected)))
     expected *= batch_size / profile.batch_size
-    n_steps = max(1 if expected > PROBE_SECONDS else 3, min(12, round(PROBE_SECONDS / expected)))
-    profile = replace(profile, n_steps=min(n_steps, max(1, profile.n_steps)), batch_size=batch_size)
+    # Two at least: the first one finds nothing in place.
+    n_steps = max(2 if expected > PROBE_SECONDS else 4, min(12, round(PROBE_SECONDS / expected)))
+    profile = replace(profile, n_steps=n_steps, batch_size=batch_size)
     return replace(grid, profile=profile, backbones=(backbone,))
 
 
@@ -228,9 +266,9 @@ def _steps(run: CohortRun, row: Row) -> list[Step]:
     """Return one step of each kind that a row needs, the most costly kind first."""
     fold = run.folds[0]
     steps = [run.pretraining_step(*row.pretraining, fold)]
-    features = [t for t in run.tasks if run.task(t).needs == "features"]
-    if features and not run.finetunes(row):
-        steps.append(run.feature_step(row, features[0], fold))
+    # Tasks may refuse so few people; what they need is the same.
+    if not run.finetunes(row) and any(run.task(t).needs == "features" for t in run.grid.tasks):
+        steps.append(run.embedding_step(*row.pretraining, fold))
     for spec in run.tasks:
         task = run.task(spec)
         if isinstance(task, ReconstructionTask) and (masks := run.evaluation_masks(task)):
@@ -252,7 +290,7 @@ class _Timed:
         return self.store.get(step.stage, step.identity) or self._compute(step, lambda done, total: None)
 
     def time(self, step: Step) -> None:
-        """Compute a step. Of a pretraining the first optimiser steps do not count where there are more."""
+        """Compute a step. Of a pretraining the first optimiser step does not count: it finds nothing in place."""
         stamps: list[float] = []
 
         def advance(done: int, total: int) -> None:
@@ -263,9 +301,8 @@ class _Timed:
         started = time.perf_counter()
         self._compute(step, advance)
         seconds, work = time.perf_counter() - started, step.work
-        if work.kind == "pretraining" and len(stamps) >= 3:
-            # The first steps wait for the data and for memory that later ones find in place.
-            between = np.diff(stamps[len(stamps) // 3 :])
+        if work.kind == "pretraining" and len(stamps) > 1:
+            between = np.diff(stamps[len(stamps) // 4 :])
             fixed = self.model.table_seconds(work.times(0.0)) or 0.0
             seconds = fixed + float(np.median(between)) * work.amount
         self.observations.append(Observation(work, seconds))
