@@ -153,13 +153,10 @@ def plan(grid: Grid, registry: Registry, *, limit: Limit | None = None) -> Plan:
     """
     store = Store(grid.config.out, read_only=True)
     planner = _Planner(grid, registry, store, Model(measured=measured(store)), limit or Limit())
-    by_dataset: dict[ComponentSpec, list[int]] = {}
-    for dataset, seed in dict.fromkeys((c.dataset, c.seed) for c in grid.combinations):
-        by_dataset.setdefault(dataset, []).append(seed)
     with tempfile.TemporaryDirectory(prefix="neurobench-plan-") as folder:
-        for n_done, (dataset, seeds) in enumerate(by_dataset.items()):
-            planner.limit.share(len(by_dataset) - n_done)
-            planner.dataset(dataset, seeds, Path(folder))
+        for n_done, dataset in enumerate(grid.datasets):
+            planner.limit.share(len(grid.datasets) - n_done)
+            planner.dataset(dataset, grid.seeds, Path(folder))
     return planner.result()
 
 
@@ -173,10 +170,13 @@ class _Planner:
         self.items: list[PlanItem] = []
         self.seen: set[str] = set()
         self.notes: list[str] = []
+        self.from_few: list[str] = []
         self.n_records = 0.0
 
     def result(self) -> Plan:
         """Return the plan."""
+        if self.from_few:
+            self.notes.append(f"from {SUBJECTS} simulated people each: {', '.join(self.from_few)}, not prepared yet")
         if self.limit.n_left_out:
             self.notes.append(
                 f"probes stopped after {self.limit.seconds:g} s; {self.limit.n_left_out} more would have been made"
@@ -245,14 +245,14 @@ class _Planner:
             parts = [self.costs.add(dataset.label, row, work, n * len(seeds)) for row, work, n in works]
             cost = total(parts)
             preparation = Estimate(few.seconds, "probe")
-            self.notes.append(f"from {SUBJECTS} simulated people of {labels}, which is not prepared")
+            self.from_few.append(dataset.label)
         self.costs.put(dataset.label, "preparation", preparation)
         for seed in seeds:
             label = f"prepare {labels}"
             first = seed == seeds[0]
             seconds = preparation.seconds if first else 0.0
             self.items.append(PlanItem("cohort", label, "to do", "", seconds, preparation.source))
-            n = sum(c.dataset == dataset and c.seed == seed for c in self.grid.combinations)
+            n = len(self.grid.backbones) * len(self.grid.masks)
             text = f"{n} combinations on {dataset.label} · seed {seed}"
             seconds = None if cost.seconds is None else cost.seconds / len(seeds)
             why = "steps are known once it is prepared"
