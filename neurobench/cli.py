@@ -325,11 +325,23 @@ def run(
         from neurobench import runner
 
     if dry_run:
-        planned = runner.plan(grid, registry)
+        from neurobench import planning
+
+        with side.status("timing a few steps on a few subjects") if shown else contextlib.nullcontext():
+            planned = planning.plan(grid, registry)
         if as_json:
-            console.print_json(screen, {"items": [vars(i) for i in planned.items], "seconds": planned.seconds})
+            console.print_json(
+                screen,
+                {
+                    "items": [vars(i) for i in planned.items],
+                    "rows": [{**vars(r), "seconds": r.seconds} for r in planned.rows],
+                    "seconds": planned.seconds,
+                    "probe_s": planned.probe_s,
+                    "notes": planned.notes,
+                },
+            )
         else:
-            console.print_plan(screen, planned.items, planned.seconds)
+            console.print_plan(screen, planned, quiet=quiet)
         return
     if shown:
         with console.Terminal(side) as progress:

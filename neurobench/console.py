@@ -174,20 +174,44 @@ def print_summary(console: Console, *, out: object, seconds: float, n_computed: 
     console.print(Text(what, style="dim"), soft_wrap=True)
 
 
-def print_plan(console: Console, items: Sequence[Any], seconds: float) -> None:
-    """Print the steps of a plan: those stored by their number, the others one by one."""
-    todo = [i for i in items if i.state != "stored"]
+def print_plan(console: Console, plan: Any, *, quiet: bool = False) -> None:
+    """Print the steps of a plan, those stored by their number, the others one by one; and what each row costs."""
+    todo = [i for i in plan.items if i.state != "stored"]
+    n_stored = len(plan.items) - len(todo)
+    if not todo:
+        console.print(f"{plural(0, 'step')} to do; {n_stored} stored. Nothing was started.")
+        return
     rows = [
-        (i.stage, i.label, i.state, duration(i.seconds) if i.seconds else "", Text(i.why, style="dim"))
-        for i in todo[:PLAN_ROWS]
+        (i.stage, i.label, i.state, _about(i.seconds), i.source, Text(i.why, style="dim")) for i in todo[:PLAN_ROWS]
     ]
-    if rows:
-        print_table(console, ("stage", "step", "state", "estimate", "why"), rows, right=("estimate",))
+    print_table(console, ("stage", "step", "state", "estimate", "from", "why"), rows, right=("estimate",))
     if len(todo) > PLAN_ROWS:
         console.print(f"and {len(todo) - PLAN_ROWS} more; --json lists all.", style="dim")
-    n_stored = len(items) - len(todo)
-    estimate = f", about {duration(seconds)}" if seconds else ""
+    costs = [
+        (r.dataset, r.row, _about(r.pretraining), _about(r.scoring), _about(r.seconds), r.source)
+        for r in plan.rows[:PLAN_ROWS]
+    ]
+    columns = ("dataset", "row", "pretraining", "all else", "together", "from")
+    print_table(console, columns, costs, title="What each row costs", right=columns[2:5])
+    if len(plan.rows) > PLAN_ROWS:
+        console.print(f"and {len(plan.rows) - PLAN_ROWS} more rows; --json lists all.", style="dim")
+    unknown = f", without what is not known of {plural(plan.unknown, 'row')}" if plan.unknown else ""
+    estimate = f", about {duration(plan.seconds)}{unknown}" if plan.seconds else ""
     console.print(f"{plural(len(todo), 'step')} to do{estimate}; {n_stored} stored. Nothing was started.")
+    if quiet:
+        return
+    for note in plan.notes:
+        console.print(Padding(Text("· ", style="dim").append(note), (0, 0, 0, 1), expand=False))
+    console.print(
+        "measured here: like steps of this folder; probe: timed just now on a few subjects, "
+        f"{duration(plan.probe_s)}; table: measured elsewhere, scaled to this machine",
+        style="dim",
+    )
+
+
+def _about(seconds: float | None) -> str:
+    """Return an estimate in words: a question mark for what is not known, nothing for nothing."""
+    return "?" if seconds is None else duration(seconds) if seconds > 0 else ""
 
 
 def print_findings(console: Console, findings: Sequence[Any]) -> None:

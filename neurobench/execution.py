@@ -35,7 +35,7 @@ from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
 from neurobench.store import Entry, Store, keys_in
 
-__all__ = ["Executor", "Failures", "Work", "describe", "few_threads", "in_processes", "in_turn", "suitable_jobs"]
+__all__ = ["Executor", "Failures", "Todo", "describe", "few_threads", "in_processes", "in_turn", "suitable_jobs"]
 
 Failures = Mapping[Row, str]
 """Kind and message of the error that stopped each row of which a step failed."""
@@ -76,7 +76,7 @@ class Executor:
     def _compute(self, step: Step) -> Entry:
         with (
             self.progress.stage(step.label) as advance,
-            self.store.write(step.stage, step.identity, step.label) as folder,
+            self.store.write(step.stage, step.identity, step.label, step.work.to_dict()) as folder,
         ):
             step.compute(folder, advance)
         entry = self.store.get(step.stage, step.identity)
@@ -124,7 +124,7 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class Todo:
     """The steps of one (dataset, seed), in an order in which each finds what it needs.
 
     Parameters
@@ -140,13 +140,13 @@ class Work:
 
 
 def in_turn(
-    work: Iterable[Work], executor: Executor, seconds: Callable[[Step], float], done: Done
-) -> Iterator[tuple[Work, Failures]]:
+    todo: Iterable[Todo], executor: Executor, seconds: Callable[[Step], float], done: Done
+) -> Iterator[tuple[Todo, Failures]]:
     """Fetch every step in this process; a row whose step fails is left there, and the others go on.
 
     Parameters
     ----------
-    work
+    todo
         What there is to do.
     executor
         Counts what it computes and finds.
@@ -157,7 +157,7 @@ def in_turn(
 
     Yields
     ------
-    work, failures
+    todo, failures
         Each (dataset, seed) as soon as all of its steps are through.
 
     Raises
@@ -165,7 +165,7 @@ def in_turn(
     StoreError
         If the output folder cannot be used, which concerns every row.
     """
-    for one in work:
+    for one in todo:
         failures: dict[Row, str] = {}
         for row, step in one.steps:
             if row not in failures:
@@ -185,19 +185,19 @@ def describe(error: BaseException) -> str:
 
 
 def in_processes(
-    work: Sequence[Work],
+    todo: Sequence[Todo],
     grid: Grid,
     executor: Executor,
     seconds: Callable[[Step], float],
     done: Done,
     jobs: int,
-) -> Iterator[tuple[Work, Failures]]:
+) -> Iterator[tuple[Todo, Failures]]:
     """Compute what is not stored in ``jobs`` other processes; see :func:`in_turn` for what it yields and raises.
 
     A process that ends without a word, as one that the system kills for its memory does, is replaced: the steps that
     were under way are tried once more, each alone, so that the one that is to blame fails and no other.
     """
-    schedule = _Schedule(work, executor, seconds, done)
+    schedule = _Schedule(todo, executor, seconds, done)
     running: dict[Future[_Outcome], _Node] = {}
     before = set(multiprocessing.active_children())
     pool = _pool(grid.config, jobs)
@@ -206,11 +206,11 @@ def in_processes(
             node = None
             try:
                 while (node := schedule.next(running.values(), jobs)) is not None:
-                    run = work[node.waiting[0][0]].run
+                    run = todo[node.waiting[0][0]].run
                     running[pool.submit(_compute, run.dataset.label, run.seed, node.step.stage, node.key)] = node
                 executor.progress.at_work([node.step.label for node in running.values()])
                 for number in schedule.through():
-                    yield work[number], schedule.failures[number]
+                    yield todo[number], schedule.failures[number]
                 if not running:
                     break
                 ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -257,18 +257,18 @@ class _Schedule:
 
     Parameters
     ----------
-    work, executor, seconds, done
+    todo, executor, seconds, done
         As for :func:`in_processes`; what is stored is done at once.
     """
 
-    def __init__(self, work: Sequence[Work], executor: Executor, seconds: Callable[[Step], float], done: Done) -> None:
-        self.failures: list[dict[Row, str]] = [{} for _ in work]
-        self._left = [0] * len(work)
+    def __init__(self, todo: Sequence[Todo], executor: Executor, seconds: Callable[[Step], float], done: Done) -> None:
+        self.failures: list[dict[Row, str]] = [{} for _ in todo]
+        self._left = [0] * len(todo)
         self._told: set[int] = set()
         self._seconds, self._done = seconds, done
         self._suspects: list[_Node] = []
         nodes: dict[str, _Node] = {}
-        for number, one in enumerate(work):
+        for number, one in enumerate(todo):
             for row, step in one.steps:
                 key = executor.store.key(step.identity)
                 if key in nodes:

@@ -13,8 +13,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import signal as sps
 
 from neurobench.errors import DataError
 
@@ -40,13 +40,13 @@ def band_pass(data: NDArray[np.float64], sfreq: float, band_hz: tuple[float, flo
     low, high = band_hz
     nyquist = sfreq / 2
     if high < 0.95 * nyquist:
-        sos = sps.butter(2, [low, high], btype="bandpass", fs=sfreq, output="sos")
+        sos = scipy.signal.butter(2, [low, high], btype="bandpass", fs=sfreq, output="sos")
     else:
-        sos = sps.butter(2, low, btype="highpass", fs=sfreq, output="sos")
+        sos = scipy.signal.butter(2, low, btype="highpass", fs=sfreq, output="sos")
     # Three periods of the lower edge settle the filter, as far as the recording allows.
     pad = min(data.shape[1] - 1, math.ceil(3 * sfreq / low))
     mean = data.mean(axis=1, keepdims=True)
-    return np.asarray(sps.sosfiltfilt(sos, data - mean, axis=1, padlen=pad))
+    return np.asarray(scipy.signal.sosfiltfilt(sos, data - mean, axis=1, padlen=pad))
 
 
 def resample(data: NDArray[np.float64], sfreq: float, target: float) -> NDArray[np.float64]:
@@ -56,7 +56,7 @@ def resample(data: NDArray[np.float64], sfreq: float, target: float) -> NDArray[
     if target > sfreq:
         raise DataError(f"a recording of {sfreq:g} Hz cannot be resampled up to {target:g} Hz.")
     ratio = Fraction(target / sfreq).limit_denominator(1000)
-    return np.asarray(sps.resample_poly(data, ratio.numerator, ratio.denominator, axis=1, padtype="line"))
+    return np.asarray(scipy.signal.resample_poly(data, ratio.numerator, ratio.denominator, axis=1, padtype="line"))
 
 
 @functools.lru_cache(maxsize=16)

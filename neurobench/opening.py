@@ -17,7 +17,7 @@ from neurobench.stages import CohortRun
 from neurobench.steps import Fetch
 from neurobench.store import Store
 
-__all__ = ["cohort_source", "open_stored", "resolve_device", "sources_of"]
+__all__ = ["cohort_source", "open_stored", "resolve_device", "sources_of", "stored_cohorts"]
 
 
 def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> CohortSource:
@@ -68,21 +68,28 @@ def sources_of(dataset: ComponentSpec, grid: Grid, registry: Registry, store: St
     }
 
 
+def stored_cohorts(
+    dataset: ComponentSpec, grid: Grid, registry: Registry, store: Store
+) -> tuple[CohortSource, dict[str, Cohort]] | None:
+    """Return a dataset's source and the cohorts that its rows need, by label; None if one of them is not prepared."""
+    if not all(cohort_source(s, grid, registry).is_there(store) for s in (dataset, *grid.pretrain_on)):
+        return None
+    sources = sources_of(dataset, grid, registry, store)
+    found = {label: source.stored(store) for label, source in sources.items()}
+    whole = {label: cohort for label, cohort in found.items() if cohort is not None}
+    return (sources[dataset.label], whole) if len(whole) == len(found) else None
+
+
 def open_stored(
     dataset: ComponentSpec, seed: int, grid: Grid, registry: Registry, store: Store, device: torch.device, fetch: Fetch
 ) -> CohortRun | None:
     """Return the rows and steps of one (dataset, seed); None if a cohort that they need is not prepared."""
-    if not all(cohort_source(s, grid, registry).is_there(store) for s in (dataset, *grid.pretrain_on)):
+    found = stored_cohorts(dataset, grid, registry, store)
+    if found is None:
         return None
-    sources = sources_of(dataset, grid, registry, store)
-    cohorts: dict[str, Cohort] = {}
-    for label, source in sources.items():
-        cohort = source.stored(store)
-        if cohort is None:
-            return None
-        cohorts[label] = cohort
+    source, cohorts = found
     own = cohorts.pop(dataset.label)
-    return CohortRun(own, sources[dataset.label], grid, registry, seed, device, fetch, cohorts)
+    return CohortRun(own, source, grid, registry, seed, device, fetch, cohorts)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ never takes the others down; whoever asks for what it provides sees its own erro
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -183,17 +184,22 @@ class _Candidate:
         return {self.id, self.distribution, self.entry_point}
 
 
+def _told_of(distribution: importlib.metadata.Distribution) -> tuple[str, str, tuple[str, ...]]:
+    """Return name, version and requirements of a distribution; reading them parses its whole README each time."""
+    return distribution.name, distribution.version, tuple(distribution.requires or ())
+
+
 def _installed() -> Iterator[_Candidate]:
-    for point in sorted(
-        importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name)
-    ):
+    told = functools.cache(_told_of)
+    points = [(*(told(p.dist) if p.dist else ("", "", ())), p) for p in importlib.metadata.entry_points(group=GROUP)]
+    for name, version, requires, point in sorted(points, key=lambda found: (found[0], found[3].name)):
         yield _Candidate(
-            distribution=point.dist.name if point.dist else "unknown",
-            version=point.dist.version if point.dist else "",
+            distribution=name or "unknown",
+            version=version,
             entry_point=point.name,
             load=point.load,
             module=point.module,
-            requires=tuple(point.dist.requires or ()) if point.dist else (),
+            requires=requires,
         )
 
 

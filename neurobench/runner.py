@@ -12,51 +12,30 @@ import pandas as pd
 
 from neurobench import assembly
 from neurobench.config import Grid, RunConfig, expand
+from neurobench.cost import Model, Observation, Work
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
-from neurobench.execution import Executor, Work, describe, few_threads, in_processes, in_turn, suitable_jobs
-from neurobench.opening import cohort_source, open_stored, resolve_device, sources_of
+from neurobench.execution import Executor, Todo, describe, few_threads, in_processes, in_turn, suitable_jobs
+from neurobench.opening import cohort_source, resolve_device, sources_of
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
 from neurobench.stages import CohortRun, protocol
-from neurobench.steps import Step, seconds_per_step
-from neurobench.store import Entry, Store
+from neurobench.steps import Step
+from neurobench.store import Store
 
-__all__ = ["Plan", "PlanItem", "RunResult", "execute", "plan", "run", "status"]
-
-
-@dataclass(frozen=True)
-class PlanItem:
-    """One step of a plan.
-
-    Parameters
-    ----------
-    stage, label
-        What it is.
-    state
-        ``stored``, ``to do`` or ``stale`` (something of the same name is stored, but would not be the same).
-    why
-        For ``stale``: what differs.
-    seconds
-        Estimate, or None.
-    """
-
-    stage: str
-    label: str
-    state: str
-    why: str = ""
-    seconds: float | None = None
+__all__ = ["RunResult", "execute", "measured", "run", "status"]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do."""
-
-    items: tuple[PlanItem, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Estimated seconds of everything that is not stored."""
-        return sum(i.seconds or 0.0 for i in self.items if i.state != "stored")
+STAGES = (
+    "pretraining",
+    "embedding",
+    "baseline",
+    "reconstruction",
+    "evoked",
+    "evaluation",
+    "confounds",
+    "attribution",
+)
+"""Stages of the store that a run's steps are kept in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,26 +70,15 @@ class RunResult:
 # ---------------------------------------------------------------- estimates
 
 
-def _estimate(store: Store) -> dict[tuple[str, str], float]:
-    """Return measured seconds of stored steps by (stage, what was done), the newest of each."""
-    return {
-        (e.manifest["stage"], e.manifest["label"].split(" · seed ")[0]): e.seconds
-        for stage in (
-            "pretraining",
-            "embedding",
-            "baseline",
-            "reconstruction",
-            "evoked",
-            "evaluation",
-            "confounds",
-            "attribution",
-        )
-        for e in store.entries(stage)
-    }
-
-
-def _seconds(step: Step, measured: dict[tuple[str, str], float]) -> float:
-    return measured.get((step.stage, step.label.split(" · seed ")[0]), step.weight)
+def measured(store: Store) -> list[Observation]:
+    """Return what the stored steps took, oldest first of each stage; older versions did not write it down."""
+    found = []
+    for stage in STAGES:
+        for entry in store.entries(stage):
+            work = Work.from_dict(entry.manifest.get("work"))
+            if work is not None:
+                found.append(Observation(work, entry.seconds))
+    return found
 
 
 # ---------------------------------------------------------------- execute
@@ -164,20 +132,21 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             settings = protocol(grid, seed, source.spec)
             scored += assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks)
     scored += _refused(grid, registry, runs)
-    measured = _estimate(store)
-    work = [Work(run, list(run.steps())) for run in runs]
+    # No probe here: the first steps teach the time left as much, and are needed anyway.
+    model = Model(measured=measured(store))
+    todo = [Todo(run, list(run.steps())) for run in runs]
 
     def seconds(step: Step) -> float:
-        return _seconds(step, measured)
+        return model.estimate(step.work).seconds or 0.0
 
-    missing = sum(seconds(s) for w in work for _, s in w.steps if store.get(s.stage, s.identity) is None)
+    missing = sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
     jobs = grid.config.jobs or suitable_jobs(grid, missing)
-    total = sum(seconds(s) for w in work for _, s in w.steps)
+    total = sum(seconds(s) for of in todo for _, s in of.steps)
     with progress.grid(total) as done, few_threads(grid.profile, device):
         if jobs > 1 and missing:
-            ended = in_processes(work, grid, executor, seconds, done, jobs)
+            ended = in_processes(todo, grid, executor, seconds, done, jobs)
         else:
-            ended = in_turn(work, executor, seconds, done)
+            ended = in_turn(todo, executor, seconds, done)
         for of, failures in ended:
             scored += assembly.collect(of.run, failures, store)
     table = assembly.finish(scored, store.out)
@@ -204,43 +173,7 @@ def _refused(grid: Grid, registry: Registry, runs: Sequence[CohortRun]) -> list[
     return scored
 
 
-# ---------------------------------------------------------------- plan, status
-
-
-def plan(grid: Grid, registry: Registry) -> Plan:
-    """Return what a run would do, without doing any of it."""
-    store = Store(grid.config.out, read_only=True)
-    device = resolve_device(grid.config.device)
-    measured = _estimate(store)
-    items: list[PlanItem] = []
-    seen: set[str] = set()
-
-    def missing(step: Step) -> Entry:
-        raise AssertionError(f"a plan computes nothing, and {step.label!r} was asked for")
-
-    for dataset, seed in dict.fromkeys((c.dataset, c.seed) for c in grid.combinations):
-        run = open_stored(dataset, seed, grid, registry, store, device, missing)
-        label = f"prepare {', '.join(dict.fromkeys(s.label for s in (dataset, *grid.pretrain_on)))}"
-        if run is None:
-            n = sum(c.dataset == dataset and c.seed == seed for c in grid.combinations)
-            guess = n * grid.profile.n_folds * grid.profile.n_steps * seconds_per_step(grid.profile)
-            items.append(PlanItem("cohort", label, "to do"))
-            text = f"{n} combinations on {dataset.label} · seed {seed}"
-            items.append(PlanItem("pretraining", text, "to do", "steps are known once it is prepared", guess))
-            continue
-        items.append(PlanItem("cohort", label, "stored", seconds=0.0))
-        for _, step in run.steps():
-            key = store.key(step.identity)
-            if key in seen:
-                continue
-            seen.add(key)
-            if store.get(step.stage, step.identity) is not None:
-                items.append(PlanItem(step.stage, step.label, "stored", seconds=0.0))
-            else:
-                why = store.why_stale(step.stage, step.label, step.identity)
-                state = "stale" if why else "to do"
-                items.append(PlanItem(step.stage, step.label, state, why, _seconds(step, measured)))
-    return Plan(tuple(items))
+# ---------------------------------------------------------------- status
 
 
 def status(out: Path) -> pd.DataFrame:

@@ -36,6 +36,7 @@ from neurobench.contracts import (
     SubjectTask,
     WindowTask,
 )
+from neurobench.cost import Work
 from neurobench.identity import digest, seed_for
 from neurobench.progress import Advance
 from neurobench.records import Fold, SignalSpec
@@ -109,8 +110,18 @@ class CohortRun(CohortSteps):
                 lambda whole: confounds.confound_scores(whole, seed=self.seed),
             )
 
-        seconds = 0.5 + 0.03 * n_refits * len(self.folds)
-        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, seconds, compute)
+        if self.finetunes(row):
+            work = self._finetune_work(row, len(self.cohort.subjects))
+        else:
+            # A refit repeats the probe alone, which is the smaller part.
+            work = Work("evaluation", len(self.cohort.subjects) * (1 + n_refits / 4))
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
+
+    def _finetune_work(self, row: Row, n_rows: int) -> Work:
+        """Return the work of training a row's backbone further on all folds but one, for every fold."""
+        n_windows = self._passes("finetune", self.cohort.subjects, row.backbone)
+        times = n_rows / len(self.cohort.subjects) * (len(self.folds) - 1) * finetuning.FinetuneRecipe().n_epochs
+        return replace(n_windows, amount=n_windows.amount * times)
 
     def _score_folds(
         self,
@@ -235,7 +246,13 @@ class CohortRun(CohortSteps):
                 lambda whole: window_scoring.score_window_task(task, whole, seed=self.seed),
             )
 
-        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+        n_rows = len(self.window_rows(spec).subjects)
+        n_classes = len(self.window_rows(spec).names)
+        if self.finetunes(row):
+            work = self._finetune_work(row, n_rows * n_classes)
+        else:
+            work = Work("evaluation-windows", n_rows)
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
 
     def _predict_windows(self, row: Row, spec: ComponentSpec, fold: Fold) -> tuple[pd.DataFrame, bool]:
         """Return the held-out predictions of one fold's windows, and whether the probe converged."""
@@ -308,7 +325,8 @@ class CohortRun(CohortSteps):
             score = confounds.site_leak(self.with_family(pd.concat(tables, ignore_index=True)), seed=self.seed)
             (folder / "leak.json").write_text(json.dumps(asdict(score)), encoding="utf-8")
 
-        return Step("confounds", self._title(f"site leak of {row.label}"), identity, 0.5, compute)
+        work = Work("confounds", len(self.cohort.subjects))
+        return Step("confounds", self._title(f"site leak of {row.label}"), identity, work, compute)
 
     @functools.cached_property
     def _leak_sites(self) -> pd.Series[str]:
@@ -347,7 +365,8 @@ class CohortRun(CohortSteps):
             score = scoring.score_reconstruction(task, scores, row.label, headline, seed=self.seed, families=families)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
-        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+        work = Work("evaluation-reconstruction", len(masks) * len(self.cohort.subjects))
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
 
     def _evoked_evaluation(self, row: Row, spec: ComponentSpec, task: EvokedTask) -> Step:
         identity = {
@@ -364,7 +383,8 @@ class CohortRun(CohortSteps):
             score = evoked_scores.score_evoked(task, scores, row.label, seed=self.seed, families=families)
             (folder / "score.json").write_text(json.dumps(score.to_dict()), encoding="utf-8")
 
-        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, 0.5, compute)
+        work = Work("evaluation-evoked", len(self.cohort.subjects))
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
 
     def evaluated(self, row: Row, spec: ComponentSpec) -> reconstruction.ReconstructionScores:
         """Return a row's reconstruction scores: under the task's masks, and under every mask that pretrained somebody.

@@ -38,7 +38,7 @@ from neurobench import (
 )
 from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
-from neurobench.config import Grid, Profile
+from neurobench.config import Grid
 from neurobench.contracts import (
     COVARIATES,
     Backbone,
@@ -49,6 +49,7 @@ from neurobench.contracts import (
     Task,
     WindowTask,
 )
+from neurobench.cost import Work
 from neurobench.evoked import EvokedScores
 from neurobench.evoked_scores import join_evoked, load_evoked, save_evoked
 from neurobench.grand_average import GrandAverage
@@ -60,7 +61,7 @@ from neurobench.records import BackboneSpec, Cohort, Fold
 from neurobench.store import Entry
 from neurobench.windows import WindowRows, window_rows
 
-__all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest", "seconds_per_step"]
+__all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Step:
         How people call it.
     identity
         Everything that determines it.
-    weight
-        Estimated seconds, for progress until a like step has been measured.
+    work
+        How much it is, for estimates of its time; no part of any identity.
     compute
         Writes the artefact's files into a folder.
     """
@@ -84,7 +85,7 @@ class Step:
     stage: str
     label: str
     identity: Mapping[str, Any]
-    weight: float
+    work: Work
     compute: Callable[[Path, Advance], None]
 
 
@@ -131,14 +132,6 @@ class Row:
 
 FILLERS = Row("filler", "trivial fillers")
 """Stands for all trivial fillers: one stored entry holds them."""
-
-
-def seconds_per_step(profile: Profile) -> float:
-    """Return a first guess of the seconds of one optimiser step, until a like pretraining has been measured.
-
-    Work grows with tokens, width and layers; the factor is what two CPU cores took.
-    """
-    return 3e-7 * profile.n_tokens * profile.width * profile.n_layers * profile.batch_size
 
 
 @functools.cache
@@ -235,6 +228,40 @@ class CohortSteps:
             width=profile.width,
             n_layers=profile.n_layers,
         )
+
+    # ------------------------------------------------------------ how much work it is
+
+    @functools.cached_property
+    def _pass_size(self) -> float:
+        """Nominal size of one window of one chunk of units on its way through a backbone."""
+        return float(self.n_units * self.spec.n_patches * self.spec.width * self.spec.n_layers)
+
+    @functools.cached_property
+    def _n_values(self) -> float:
+        """Numbers in all recordings."""
+        return float(sum(r.n_times for r in self.cohort.recordings) * len(self.cohort.units) * self.cohort.n_voxels)
+
+    def _by(self, backbone: ComponentSpec | None) -> str:
+        """Return what seconds for work of one size are shared by: a backbone on the tokens of a cohort."""
+        return self.cohort.dataset if backbone is None else f"{backbone.label} on {self.cohort.dataset}"
+
+    def _passes(
+        self,
+        kind: str,
+        subjects: Sequence[str],
+        backbone: ComponentSpec | None,
+        span: tuple[float, float] = (0.0, 1.0),
+        times: int = 1,
+    ) -> Work:
+        """Return the work of passing all evaluation windows of some subjects, in all chunks, ``times`` times."""
+        key = (tuple(subjects), span)
+        if key not in self._n_windows:
+            self._n_windows[key] = len(tokens.evaluation_windows(self.cohort, subjects, span))
+        return Work(kind, self._n_windows[key] * len(self.chunks) * times, self._pass_size, self._by(backbone))
+
+    @functools.cached_property
+    def _n_windows(self) -> dict[tuple[tuple[str, ...], tuple[float, float]], int]:
+        return {}
 
     # ------------------------------------------------------------ shared pieces
 
@@ -376,7 +403,8 @@ class CohortSteps:
 
         what = f"pretrain {backbone.label} · {mask.label}" + (self.grid.arrow if strategy.pretrains else "")
         label = self._title(what, fold) if self._meets(mask) else f"{what} · seed {self.seed}"
-        return Step("pretraining", label, identity, seconds_per_step(self.grid.profile) * n_steps, compute)
+        work = Work("pretraining", n_steps, self.recipe.batch_size * self._pass_size, self._by(backbone))
+        return Step("pretraining", label, identity, work, compute)
 
     def _training_windows(self, fold: Fold) -> list[tokens.TrainingWindows]:
         """Return the windows of every cohort that a network is pretrained on in a fold, in the order asked for."""
@@ -442,7 +470,7 @@ class CohortSteps:
             _save_features(folder, subjects, features)
 
         label = self._title(f"embed {backbone.label} · {mask.label}", fold)
-        return Step("embedding", label, identity, 0.02 * len(self.cohort.subjects), compute)
+        return Step("embedding", label, identity, self._passes("embedding", self.cohort.subjects, backbone), compute)
 
     def window_embedding_step(
         self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold, task: ComponentSpec
@@ -466,7 +494,10 @@ class CohortSteps:
             _save_features(folder, *adaptation.embed_subjects(net, tokenizer, cut, self.chunks, self.device))
 
         label = self._title(f"embed windows for {task.label}, {backbone.label} · {mask.label}", fold)
-        return Step("embedding", label, identity, 0.01 * len(self.window_rows(task).subjects), compute)
+        n_passes = len(self.window_rows(task).subjects) * len(self.chunks)
+        return Step(
+            "embedding", label, identity, Work("embedding", n_passes, self._pass_size, self._by(backbone)), compute
+        )
 
     def window_rows(self, task: ComponentSpec) -> WindowRows:
         """Return the windows that a task is about, as rows of a cohort."""
@@ -502,7 +533,9 @@ class CohortSteps:
             _save_features(folder, everyone.subjects, built.transform(everyone))
 
         what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
-        return Step("baseline", self._title(what, fold), identity, 0.02 * len(self.cohort.subjects), compute)
+        rows = len(self.window_rows(task).subjects) / len(self.cohort.subjects) if of_windows else 1.0
+        work = Work("baseline", self._n_values * rows, by=baseline.label)
+        return Step("baseline", self._title(what, fold), identity, work, compute)
 
     def features(self, row: Row, task: ComponentSpec, fold: Fold) -> tuple[list[str], NDArray[np.float64]]:
         """Return subjects and their feature rows."""
@@ -602,7 +635,10 @@ class CohortSteps:
                 )
                 np.savez(folder / "example.npz", allow_pickle=False, **shown)
 
-        return Step("reconstruction", label, identity, 0.02 * len(fold.test), compute)
+        kind = "fillers" if row.kind == "filler" else "reconstruction"
+        return Step(
+            "reconstruction", label, identity, self._passes(kind, fold.test, row.backbone, fold.test_span), compute
+        )
 
     def reconstructions(
         self, row: Row, masks: Sequence[ComponentSpec], ratio: float
@@ -679,7 +715,9 @@ class CohortSteps:
                 tables = [self._occluded_predictions(row, fold, task, without) for task in tasks]
                 pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
 
-        return Step("attribution", self._title(f"occlude {row.label}", fold), identity, 0.2 * len(fold.test), compute)
+        n_groups = len(attribution.unit_groups(self.cohort.units))
+        work = self._passes("attribution", fold.test, row.backbone, fold.test_span, n_groups)
+        return Step("attribution", self._title(f"occlude {row.label}", fold), identity, work, compute)
 
     def _occluded_predictions(
         self, row: Row, fold: Fold, spec: ComponentSpec, without: Mapping[str, Mapping[str, NDArray[np.float32]]]
@@ -783,7 +821,9 @@ class CohortSteps:
             save_evoked(scores, folder / "scores.npz")
             grand.save(folder / "grand_average.npz")
 
-        return Step("evoked", label, identity, 0.5 * len(fold.test), compute)
+        n_passes = sum(len(r.events) for r in self.cohort.recordings if r.subject in set(fold.test)) * len(self.chunks)
+        kind = "evoked-fillers" if row.kind == "filler" else "evoked"
+        return Step("evoked", label, identity, Work(kind, n_passes, self._pass_size, self._by(row.backbone)), compute)
 
     def evoked_scores(self, row: Row, spec: ComponentSpec) -> EvokedScores:
         """Return a row's scores on the responses of every fold's test subjects, those of the fillers beside."""

@@ -223,7 +223,9 @@ class Store:
     # ------------------------------------------------------------ writing
 
     @contextlib.contextmanager
-    def write(self, stage: str, identity: Mapping[str, Any], label: str) -> Iterator[Path]:
+    def write(
+        self, stage: str, identity: Mapping[str, Any], label: str, work: Mapping[str, Any] | None = None
+    ) -> Iterator[Path]:
         """Give a folder to write an entry into; on leaving without an error it becomes the entry, whole or not at all.
 
         Parameters
@@ -232,6 +234,8 @@ class Store:
             What it is.
         label
             How people call it.
+        work
+            How much it was, for later estimates of like steps; like the seconds, no part of what it is.
         """
         key = self.key(identity)
         target = self.root / stage / key
@@ -253,6 +257,7 @@ class Store:
                         if f.is_file()
                     },
                     "seconds": round(time.perf_counter() - started, 3),
+                    "work": None if work is None else dict(work),
                     "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
                 (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")

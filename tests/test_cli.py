@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from neurobench import planning
 from neurobench.cli import app
 from neurobench.errors import DataError
+from neurobench.planning import Plan, PlanItem, RowCost
 from neurobench.plugins import Registry, load_registry
 
 PLUGIN = """
@@ -136,16 +138,18 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def plan(grid: Any, registry: Registry) -> Any:
         items = (
-            SimpleNamespace(stage="cohort", label="prepare people", state="stored", why="", seconds=0.0),
-            SimpleNamespace(stage="pretraining", label="net", state="stale", why="ratio differs", seconds=90.0),
+            PlanItem("cohort", "prepare people", "stored", "", 0.0, "measured here"),
+            PlanItem("pretraining", "net", "stale", "ratio differs", 90.0, "probe"),
         )
-        return SimpleNamespace(items=items, seconds=90.0)
+        rows = (RowCost("people", "net · stripes", 60.0, None, "unknown"), RowCost("people", "net", 0.0, 90.0, "table"))
+        return Plan(items, rows, 1.5, ("a note",))
 
     def status(out: Path) -> pd.DataFrame:
         row = {"stage": "cohort", "label": "people", "state": "stored", "when": "today", "seconds": 2.0}
         return pd.DataFrame([row])
 
-    fake = SimpleNamespace(execute=execute, plan=plan, status=status)
+    monkeypatch.setattr(planning, "plan", plan)
+    fake = SimpleNamespace(execute=execute, status=status)
     import neurobench
 
     monkeypatch.setitem(sys.modules, "neurobench.runner", fake)
@@ -172,6 +176,21 @@ def test_help_answers_before_anything_heavy_is_loaded() -> None:
     assert result.returncode == 0, result.stderr
     # Half a second is the aim on an idle machine; a busy one gets a few times that.
     assert time.perf_counter() - started < 3
+
+
+def test_listing_components_loads_torch_and_pandas_and_nothing_else_that_is_large() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom neurobench.cli import app\n"
+        "result = CliRunner().invoke(app, ['list'])\nassert result.exit_code == 0, result.output\n"
+        "assert 'roi' in result.output and 'tangent' in result.output, result.output\n"
+        "late = {'timm', 'nilearn', 'nibabel', 'sklearn', 'statsmodels', 'matplotlib', 'jinja2', 'mne_bids'}\n"
+        "late |= {'scipy.signal', 'scipy.stats', 'scipy.sparse', 'scipy.ndimage', 'scipy.cluster'}\n"
+        "late |= {'mne.preprocessing', 'mne.viz', 'neurobench.runner'}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "NEUROBENCH_BLOCK_PLUGINS"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 def test_completion_names_components_without_importing_them() -> None:
@@ -224,7 +243,10 @@ def test_json_is_nothing_but_json(invoke: Invoke, runner: Any) -> None:
     assert found["table"][0]["score"] == 5.0
     assert found["table"][0]["best"] is True
     assert (found["n_computed"], found["failed"]) == (3, [])
-    assert json.loads(invoke(*RUN, "--json", "--dry-run").stdout)["items"][1]["why"] == "ratio differs"
+    planned = json.loads(invoke(*RUN, "--json", "--dry-run").stdout)
+    assert planned["items"][1]["why"] == "ratio differs"
+    assert [r["seconds"] for r in planned["rows"]] == [None, 90.0]
+    assert planned["rows"][0]["source"] == "unknown"
 
 
 def test_a_failed_row_makes_the_exit_code_1(invoke: Invoke, runner: Any) -> None:
@@ -240,7 +262,10 @@ def test_a_dry_run_shows_what_is_to_do_and_does_nothing(invoke: Invoke, runner: 
     assert result.exit_code == 0
     assert runner.grid is None
     assert "ratio differs" in result.stdout
-    assert "1 step to do, about 1 min 30 s; 1 stored. Nothing was started." in result.stdout
+    known = "1 step to do, about 2 min 30 s, without what is not known of 1 row; 1 stored. Nothing was started."
+    assert known in result.stdout
+    assert "a note" in result.stdout
+    assert "a note" not in invoke(*RUN, "--dry-run", "--quiet").stdout
 
 
 def test_a_wrong_run_says_everything_and_starts_nothing(invoke: Invoke, runner: Any) -> None:

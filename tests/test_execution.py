@@ -19,7 +19,7 @@ import torch
 from neurobench import execution, runner
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, StoreError
-from neurobench.execution import Executor, Work
+from neurobench.execution import Executor, Todo
 from neurobench.identity import digest
 from neurobench.plugins import load_registry
 from neurobench.progress import Silent
@@ -198,7 +198,7 @@ class FakeStep:
 
 def schedule(tmp_path: Path, *works: list[tuple[str, FakeStep]]) -> Any:
     executor = Executor(Store(tmp_path / "out"), Silent())
-    work = [Work(SimpleNamespace(), steps) for steps in works]  # type: ignore[arg-type]
+    work = [Todo(SimpleNamespace(), steps) for steps in works]  # type: ignore[arg-type]
     return execution._Schedule(work, executor, lambda step: 1.0, lambda seconds: None)
 
 

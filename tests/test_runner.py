@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import neurobench
-from neurobench import adaptation, results, runner, store
+from neurobench import adaptation, planning, results, runner, store
 from neurobench.config import RunConfig, expand
 from neurobench.errors import DataError, StoreError
 from neurobench.plugins import load_registry
@@ -163,7 +163,7 @@ def test_an_edited_record_is_noticed(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_says_what_is_stored_and_starts_nothing(data: Path, tmp_path: Path) -> None:
-    def plan(**options: object) -> runner.Plan:
+    def plan(**options: object) -> planning.Plan:
         config = RunConfig.from_options(
             backbone="tiny",
             mask="roi",
@@ -174,7 +174,7 @@ def test_a_plan_says_what_is_stored_and_starts_nothing(data: Path, tmp_path: Pat
             **options,
         )
         registry = load_registry(config.plugin_files)
-        return runner.plan(expand(config, registry), registry)
+        return planning.plan(expand(config, registry), registry)
 
     assert {i.state for i in plan(n_steps=3).items} == {"to do"}
     assert not (tmp_path / "out").exists()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.signal import welch
 
 from neurobench import Baseline, Cohort, Recording, hookimpl
 from neurobench_baselines._features import SMALLEST, common_states, signal, subject_rows
@@ -46,7 +46,7 @@ def features(data: NDArray[np.float64], sfreq: float, modality: str) -> NDArray[
     # Spectra are interpolated to at least eight bins a band, so that a short recording has some in each.
     narrowest = min(high - low for low, high in bands)
     n_fft = max(segment, round(8 * sfreq / narrowest))
-    frequency, power = welch(data, sfreq, nperseg=segment, nfft=n_fft, detrend="linear")
+    frequency, power = scipy.signal.welch(data, sfreq, nperseg=segment, nfft=n_fft, detrend="linear")
     inside = [(frequency >= low) & (frequency < high) for low, high in bands]
     per_band = np.stack([power[:, i].sum(1) for i in inside], 1)
     total = np.maximum(per_band.sum(1, keepdims=True), np.finfo(float).tiny)

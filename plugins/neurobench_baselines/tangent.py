@@ -5,9 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from nilearn.connectome import ConnectivityMeasure
 from numpy.typing import NDArray
-from sklearn.covariance import EmpiricalCovariance, shrunk_covariance
 
 from neurobench import Baseline, Cohort, DataError, Recording, hookimpl
 from neurobench_baselines._features import average, common_states, regional, subject_rows
@@ -40,6 +38,10 @@ class Tangent(Baseline):
         DataError
             If there are fewer than two training subjects.
         """
+        # Half a second of imports, which whoever lists plugins does not wait for.
+        from nilearn.connectome import ConnectivityMeasure
+        from sklearn.covariance import EmpiricalCovariance
+
         if len(cohort.subjects) < 2:
             raise DataError(f"a tangent space needs two training subjects, and {cohort.dataset} has one here.")
         self.states = common_states(cohort)
@@ -90,6 +92,8 @@ class Tangent(Baseline):
 
         Entries of missing units are those of the training mean.
         """
+        from sklearn.covariance import shrunk_covariance
+
         roots = []
         for covariance in covariances:
             scaled = covariance[np.ix_(self.usable, self.usable)] * np.outer(self.scale, self.scale)

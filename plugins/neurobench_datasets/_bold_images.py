@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import scipy
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.ndimage import map_coordinates
 
 from neurobench import ConfigError, DataError, Finding, RawRecording, RecordingFile, UnitTable
 from neurobench_datasets._atlases import Atlas, find_atlas, load_labels, regions_of
@@ -179,7 +178,7 @@ def labels_on(shape: tuple[int, int, int], affine: tuple[float, ...], atlas: Atl
     return found.reshape(shape).ravel(order="F")
 
 
-def region_map(bold: BoldFile, atlas: Atlas, brain: NDArray[np.bool_] | None) -> sparse.csr_matrix:
+def region_map(bold: BoldFile, atlas: Atlas, brain: NDArray[np.bool_] | None) -> scipy.sparse.csr_matrix:
     """Return (regions, voxels): the mean over the voxels of each region; a row is empty where it has none."""
     labels = labels_on(*bold.grid, atlas)
     if brain is not None:
@@ -188,7 +187,7 @@ def region_map(bold: BoldFile, atlas: Atlas, brain: NDArray[np.bool_] | None) ->
     voxel = np.flatnonzero(labels > 0)
     row = np.searchsorted(ids, labels[voxel])
     count = np.bincount(row, minlength=len(ids))
-    return sparse.csr_matrix((1.0 / count[row], (row, voxel)), shape=(len(ids), labels.size))
+    return scipy.sparse.csr_matrix((1.0 / count[row], (row, voxel)), shape=(len(ids), labels.size))
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ def patches_of(grid: PatchGrid) -> Patches:
     fine = (np.arange(n * n_points) + 0.5) / n_points - 0.5
     place = np.stack(np.meshgrid(fine, fine, fine, indexing="ij"), -1).reshape(-1, 3)
     there = apply_affine(np.linalg.inv(mask.affine) @ grid.affine, place).T
-    share = map_coordinates(mask.get_fdata(dtype=np.float32), there, order=1).reshape((n, n_points) * 3)
+    share = scipy.ndimage.map_coordinates(mask.get_fdata(dtype=np.float32), there, order=1).reshape((n, n_points) * 3)
     is_brain = share.mean((1, 3, 5)) >= 0.5
     m = n // k
     blocks = is_brain.reshape(m, k, m, k, m, k).transpose(0, 2, 4, 1, 3, 5).reshape(m, m, m, -1)
@@ -282,7 +281,7 @@ def patches_of(grid: PatchGrid) -> Patches:
 
 
 @lru_cache(maxsize=4)
-def _interpolation(shape: tuple[int, int, int], affine: tuple[float, ...], grid: PatchGrid) -> sparse.csr_matrix:
+def _interpolation(shape: tuple[int, int, int], affine: tuple[float, ...], grid: PatchGrid) -> scipy.sparse.csr_matrix:
     """Return (brain voxels of the patches, voxels of the image): trilinear, averaged over each voxel of the grid.
 
     A voxel of the grid that is larger than the image's is the average of points spread evenly over it, so that
@@ -296,7 +295,7 @@ def _interpolation(shape: tuple[int, int, int], affine: tuple[float, ...], grid:
     steps = (np.arange(n_points) + 0.5) / n_points - 0.5
     targets = patches.voxels[patches.brain].astype(float)
     to_image = np.linalg.inv(own) @ grid.affine
-    total = sparse.csr_matrix((len(targets), int(np.prod(shape))))
+    total = scipy.sparse.csr_matrix((len(targets), int(np.prod(shape))))
     size = np.array(shape)
     stride = np.array([1, shape[0], shape[0] * shape[1]])
     for point in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):
@@ -313,18 +312,18 @@ def _interpolation(shape: tuple[int, int, int], affine: tuple[float, ...], grid:
             columns.append(there[usable] @ stride)
             weights.append(weight[usable])
         indices = np.concatenate(rows), np.concatenate(columns)
-        total = total + sparse.csr_matrix((np.concatenate(weights), indices), shape=total.shape)
-    return sparse.csr_matrix(total / n_points**3)
+        total = total + scipy.sparse.csr_matrix((np.concatenate(weights), indices), shape=total.shape)
+    return scipy.sparse.csr_matrix(total / n_points**3)
 
 
-def patch_map(bold: BoldFile, grid: PatchGrid, brain: NDArray[np.bool_] | None) -> sparse.csr_matrix:
+def patch_map(bold: BoldFile, grid: PatchGrid, brain: NDArray[np.bool_] | None) -> scipy.sparse.csr_matrix:
     """Return (brain voxels of the patches, voxels): zero rows where the image or its mask does not reach."""
     weights = _interpolation(*bold.grid, grid)
     if brain is not None:
-        weights = weights @ sparse.diags(brain.astype(np.float64))
+        weights = weights @ scipy.sparse.diags(brain.astype(np.float64))
     covered = np.asarray(weights.sum(1)).ravel()
     scale = np.divide(1.0, covered, out=np.zeros_like(covered), where=covered >= COVERED)
-    scaled = sparse.csr_matrix(sparse.diags(scale) @ weights, dtype=np.float32)
+    scaled = scipy.sparse.csr_matrix(scipy.sparse.diags(scale) @ weights, dtype=np.float32)
     scaled.eliminate_zeros()
     return scaled
 
@@ -554,7 +553,7 @@ def _mni_brain(shape: tuple[int, int, int], affine: tuple[float, ...]) -> NDArra
     mask = load_mni152_brain_mask(resolution=2)
     index = np.indices(shape).reshape(3, -1).T
     there = apply_affine(np.linalg.inv(mask.affine) @ np.reshape(affine, (4, 4)), index).T
-    found = map_coordinates(mask.get_fdata(dtype=np.float32), there, order=1) > 0.5
+    found = scipy.ndimage.map_coordinates(mask.get_fdata(dtype=np.float32), there, order=1) > 0.5
     return np.asarray(found.reshape(shape).ravel(order="F"))
 
 

@@ -44,10 +44,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import signal as sps
-from scipy import stats
-from scipy.linalg import expm, hadamard
 
 from neurobench import seed_for
 
@@ -140,7 +138,7 @@ class BoldTwin:
         # The gated part follows a network further away, with a sign that depends on the state by the region's own code.
         self.gate = np.zeros((n, k))
         self.gate[np.arange(n), ranked[np.arange(n), rng.integers(2, k, n)]] = rng.choice([-1.0, 1.0], n)
-        codes = hadamard(N_STATES)[1:]
+        codes = scipy.linalg.hadamard(N_STATES)[1:]
         self.code = codes[rng.integers(0, len(codes), n)]
         pattern = rng.normal(size=(n, N_STATES))
         pattern -= pattern.mean(1, keepdims=True)
@@ -161,7 +159,7 @@ class BoldTwin:
             + e.diagnosis * (traits.diagnosis - 0.5) * self.diagnosis
             + e.subject * own
         )
-        full = expm(log)
+        full = scipy.linalg.expm(log)
         scale = np.sqrt(np.diag(full))
         return np.asarray(full / np.outer(scale, scale))
 
@@ -185,7 +183,7 @@ class BoldTwin:
         steps = warm + int(np.ceil(n_times * t_r / STEP_S)) + 2
         smooth = np.exp(-STEP_S / TAU_S)
         white = rng.standard_normal((1 + k + n, steps)) * np.sqrt(1 - smooth**2)
-        slow = sps.lfilter([1.0], [1.0, -smooth], white, axis=1)
+        slow = scipy.signal.lfilter([1.0], [1.0, -smooth], white, axis=1)
         network = _product(np.linalg.cholesky(covariance), slow[1 : 1 + k])
         moves = np.where(rng.random(steps) < STEP_S / DWELL_S, rng.integers(1, N_STATES, steps), 0)
         state = (rng.integers(N_STATES) + np.cumsum(moves)) % N_STATES
@@ -198,9 +196,9 @@ class BoldTwin:
             + part["local"] * slow[1 + k :]
         )
         lag = np.arange(0, 28, STEP_S)
-        response = stats.gamma.pdf(lag, delay_s) - stats.gamma.pdf(lag, delay_s + 10) / 6
+        response = scipy.stats.gamma.pdf(lag, delay_s) - scipy.stats.gamma.pdf(lag, delay_s + 10) / 6
         both = np.vstack([neural, np.eye(N_STATES)[:, state]])
-        both = sps.oaconvolve(both, response[None] / response.sum(), axes=1)[:, warm:steps]
+        both = scipy.signal.oaconvolve(both, response[None] / response.sum(), axes=1)[:, warm:steps]
         at = np.arange(n_times) * t_r / STEP_S
         left = at.astype(int)
         both = both[:, left] * (1 - at + left) + both[:, left + 1] * (at - left)
@@ -213,7 +211,7 @@ class BoldTwin:
         )
         sd = NOISE_SD * (0.7 + 2 * traits.mean_fd) * pattern
         drift = rng.normal(0, 0.15, (self.n_units, 1)) * np.linspace(-1, 1, n_times)
-        jumps = sps.lfilter([1.0], [1.0, -0.5], rng.standard_normal(n_times)) * traits.mean_fd
+        jumps = scipy.signal.lfilter([1.0], [1.0, -0.5], rng.standard_normal(n_times)) * traits.mean_fd
         return rng.standard_normal((self.n_units, n_times)) * sd[:, None] + drift + jumps
 
     def effect_table(self) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import mne
 import numpy as np
-from mne.preprocessing import annotate_amplitude
+import scipy
 from numpy.typing import NDArray
-from scipy import signal as sps
 
 from neurobench import Finding
 from neurobench_datasets._meg_settings import BAND_HZ
@@ -68,7 +67,7 @@ def bad_by_value(
         raw.set_annotations(
             mne.Annotations([a for a, _ in skipped], [b - a for a, b in skipped], ["BAD_ACQ_SKIP"] * len(skipped))
         )
-        found, bads = annotate_amplitude(
+        found, bads = mne.preprocessing.annotate_amplitude(
             raw, flat=0.0, bad_percent=FLAT_PERCENT, min_duration=FLAT_S, picks="all", verbose="ERROR"
         )
         for row in map(int, bads):
@@ -110,9 +109,9 @@ def band_passed(data: Array, sfreq: float) -> Array:
     low, high = BAND_HZ
     edges: Any = [low, high] if high < 0.45 * sfreq else low
     kind = "bandpass" if high < 0.45 * sfreq else "highpass"
-    sos = sps.butter(2, edges, btype=kind, fs=sfreq, output="sos")
+    sos = scipy.signal.butter(2, edges, btype=kind, fs=sfreq, output="sos")
     pad = min(data.shape[1] - 1, round(3 * sfreq / low))
-    return np.asarray(sps.sosfiltfilt(sos, data - data.mean(1, keepdims=True), axis=1, padlen=pad))
+    return np.asarray(scipy.signal.sosfiltfilt(sos, data - data.mean(1, keepdims=True), axis=1, padlen=pad))
 
 
 def find_artefacts(data: Array, kinds: NDArray[Any], sfreq: float, factor: float) -> Artefacts:

@@ -11,7 +11,7 @@ from typing import Any
 
 import mne
 import numpy as np
-import scipy.io
+import scipy
 from mne.io.constants import FIFF
 
 from neurobench import DataError

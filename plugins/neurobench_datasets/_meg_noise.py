@@ -10,7 +10,6 @@ from typing import Any
 
 import mne
 import numpy as np
-from mne.cov import compute_whitener
 from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, RecordingFile
@@ -123,7 +122,7 @@ def whitened(data: Array, names: Sequence[str], info: Any, noise: Noise) -> Arra
     with used._unlock():
         used["projs"], used["comps"], used["bads"] = [], [], []
     cov = mne.pick_channels_cov(noise.cov, own, ordered=True)
-    operator, _ = compute_whitener(cov, used, picks=np.arange(len(own)), rank=None, verbose="ERROR")
+    operator, _ = mne.cov.compute_whitener(cov, used, picks=np.arange(len(own)), rank=None, verbose="ERROR")
     result = np.full_like(data, np.nan)
     result[rows] = operator @ data[rows]
     return result

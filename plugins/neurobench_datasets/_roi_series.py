@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from neurobench import DataError, Finding, UnitTable
 from neurobench_datasets._tables import find_column, read_table, read_text, unreadable
@@ -72,8 +72,6 @@ def _two_d(values: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _read_mat(path: Path, variable: str) -> NDArray[Any]:
-    from scipy.io import loadmat
-
     with open(path, "rb") as f:
         head = f.read(128)
     if head.startswith(b"\x89HDF\r\n\x1a\n") or b"MATLAB 7.3" in head:
@@ -81,7 +79,7 @@ def _read_mat(path: Path, variable: str) -> NDArray[Any]:
             f"{path.name} is a MATLAB 7.3 (HDF5) file.",
             next_step="Save it again in MATLAB with save(..., '-v7'), or as .npy.",
         )
-    found = {k: v for k, v in loadmat(path).items() if not k.startswith("__")}
+    found = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
     arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "fiu"}
     arrays = {k: v for k, v in arrays.items() if min(v.shape) > 1}
     if variable:
@@ -278,7 +276,8 @@ def units_of(table: pd.DataFrame) -> UnitTable:
 def position_groups(position_mm: NDArray[np.float64]) -> list[str]:
     """Return a group for every position: Ward clusters, numbered from back to front."""
     n = min(POSITION_GROUPS, len(position_mm))
-    label = fcluster(linkage(position_mm, "ward"), n, criterion="maxclust")
+    tree = scipy.cluster.hierarchy.linkage(position_mm, "ward")
+    label = scipy.cluster.hierarchy.fcluster(tree, n, criterion="maxclust")
     centre = {g: position_mm[label == g].mean(0) for g in np.unique(label)}
     ranked = sorted(centre, key=lambda g: (round(centre[g][1], 3), round(centre[g][0], 3)))
     number = {g: i for i, g in enumerate(ranked, 1)}

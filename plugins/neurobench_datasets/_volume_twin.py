@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.spatial import cKDTree
 
 from neurobench_datasets._tables import write_tsv
 
@@ -51,7 +50,7 @@ def labels_at(spacing_mm: float, regions: pd.DataFrame) -> tuple[NDArray[np.int1
     from nibabel.affines import apply_affine
 
     brain, affine = brain_at(spacing_mm)
-    tree = cKDTree(regions[["x", "y", "z"]].to_numpy(float))
+    tree = scipy.spatial.cKDTree(regions[["x", "y", "z"]].to_numpy(float))
     _, nearest = tree.query(apply_affine(affine, np.argwhere(brain)))
     labels = np.zeros(brain.shape, np.int16)
     labels[brain] = nearest + 1
@@ -94,7 +93,7 @@ def write_volume(
     volume = np.zeros((*labels.shape, len(series)), np.float32)
     volume[brain] = BASE + SIGNAL * signal
     sigma = FWHM_VOXELS / np.sqrt(8 * np.log(2))
-    volume = gaussian_filter(volume, (sigma, sigma, sigma, 0))
+    volume = scipy.ndimage.gaussian_filter(volume, (sigma, sigma, sigma, 0))
     volume[~brain] = 0
     image = nib.Nifti1Image(np.round(volume).astype(np.int16), affine)
     image.header.set_xyzt_units("mm", "sec")
