@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ __all__ = [
     "fit_predict_classes",
     "one_against_the_others",
     "pool",
+    "side_by_side",
 ]
 
 Kind = Literal["regression", "classification"]
@@ -53,6 +54,9 @@ WIDTHS = (4.0, 2.0, 1.0, 0.5)
 
 N_INNER = 5
 """Inner folds, over training subjects only, that choose the penalty."""
+
+AT_ONCE = 1 << 15
+"""Tokens that go through a backbone in one call, where chunks of units are small."""
 
 N_KNOWN = 8
 """Decompositions that are kept: those of the folds of one row."""
@@ -88,6 +92,28 @@ def pool(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     mean = tokens.sum(2) / count
     deviation = (tokens - mean[:, :, None]) * weight
     return torch.cat([mean, (deviation.square().sum(2) / count).sqrt()], -1)
+
+
+def side_by_side(chunks: Sequence[NDArray[np.int64]], n_per_unit: int) -> Iterator[list[NDArray[np.int64]]]:
+    """Yield chunks of one size together, as many as stay within :data:`AT_ONCE` tokens, at least one.
+
+    As rows of one batch they give the same tokens; many small ones, one after the other, would spend their time on
+    calls.
+
+    Parameters
+    ----------
+    chunks
+        Units that are seen together.
+    n_per_unit
+        Tokens of a unit in the batch: windows times patches.
+    """
+    by_size: dict[int, list[NDArray[np.int64]]] = {}
+    for chunk in chunks:
+        by_size.setdefault(len(chunk), []).append(chunk)
+    for size, alike in by_size.items():
+        n = max(1, AT_ONCE // (size * n_per_unit))
+        for low in range(0, len(alike), n):
+            yield alike[low : low + n]
 
 
 def embed_subjects(
@@ -127,16 +153,18 @@ def embed_subjects(
     total = np.zeros((len(subjects), len(tokenizer.cohort.units), width))
     count = np.zeros((*total.shape[:2], 1))
     backbone.to(device).eval()
-    for chunk in chunks:
-        for low in range(0, len(windows), batch_size):
-            batch = tokenizer.batch(windows[low : low + batch_size], chunk)
+    for low in range(0, len(windows), batch_size):
+        some = list(windows[low : low + batch_size])
+        rows = np.array([place[w.subject] for w in some])
+        for stack in side_by_side(chunks, len(some) * tokenizer.cohort.patches_per_window):
+            units = np.repeat(np.stack(stack), len(some), axis=0)
+            batch = tokenizer.batch(some * len(stack), units)
             table = batch.table.to(device)
             with torch.inference_mode():
                 tokens = backbone(batch.signal.to(device), torch.zeros_like(table.valid), table)
                 pooled = pool(tokens.float(), table.valid).cpu().numpy()
             seen = batch.table.valid.any(2).numpy()[..., None]
-            rows = np.array([place[s] for s in batch.subjects])
-            at = (rows[:, None], chunk[None])
+            at = (np.tile(rows, len(stack))[:, None], units)
             np.add.at(total, at, np.where(seen, pooled, 0.0))
             np.add.at(count, at, seen)
     features = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import nn
 
-from neurobench.adaptation import Kind, Prediction
+from neurobench.adaptation import Kind, Prediction, side_by_side
 from neurobench.contracts import Backbone
 from neurobench.errors import DataError
 from neurobench.identity import seed_for
 from neurobench.tokens import Tokenizer, Window
 
 __all__ = ["FinetuneRecipe", "finetune"]
-
-AT_ONCE = 1 << 15
-"""Tokens that go through a backbone in one call, where chunks of units are small."""
 
 
 @dataclass(frozen=True)
@@ -221,34 +218,15 @@ def _apply(
     would spend their time on calls.
     """
     total = head.bias.expand(len(windows))
-    for side_by_side in _stacks(chunks, len(windows) * tokenizer.cohort.patches_per_window):
-        units = np.repeat(np.stack(side_by_side), len(windows), axis=0)
-        batch = tokenizer.batch([*windows] * len(side_by_side), units)
+    for stack in side_by_side(chunks, len(windows) * tokenizer.cohort.patches_per_window):
+        units = np.repeat(np.stack(stack), len(windows), axis=0)
+        batch = tokenizer.batch([*windows] * len(stack), units)
         table = batch.table.to(device)
         tokens = backbone(batch.signal.to(device), torch.zeros_like(table.valid), table)
         # The head weighs the cohort's own units, several of which may be one to the backbone.
         share = head(tokens, table.valid, batch.rows.to(device))
-        total = total + share.view(len(side_by_side), len(windows)).sum(0)
+        total = total + share.view(len(stack), len(windows)).sum(0)
     return total
-
-
-def _stacks(chunks: Sequence[NDArray[np.int64]], n_per_unit: int) -> Iterator[list[NDArray[np.int64]]]:
-    """Yield chunks of one size together, as many as stay within :data:`AT_ONCE` tokens, at least one.
-
-    Parameters
-    ----------
-    chunks
-        Units that are seen together.
-    n_per_unit
-        Tokens of a unit in the batch: windows times patches.
-    """
-    by_size: dict[int, list[NDArray[np.int64]]] = {}
-    for chunk in chunks:
-        by_size.setdefault(len(chunk), []).append(chunk)
-    for size, alike in by_size.items():
-        n = max(1, AT_ONCE // (size * n_per_unit))
-        for low in range(0, len(alike), n):
-            yield alike[low : low + n]
 
 
 def _predict_windows(

@@ -56,23 +56,28 @@ class Numbers:
     """A tokenizer whose tokens are (subject, unit); unit 0 is missing in windows named ``*gap``."""
 
     def __init__(self, n_units):
-        self.cohort = SimpleNamespace(units=UnitTable.from_groups(tuple("uvwxyz"[:n_units]), ("",) * n_units))
+        self.cohort = SimpleNamespace(
+            units=UnitTable.from_groups(tuple("uvwxyz"[:n_units]), ("",) * n_units), patches_per_window=3
+        )
 
     def batch(self, windows, units):
-        shape = (len(windows), len(units), 3)
+        units = np.broadcast_to(units, (len(windows), np.shape(units)[-1]))
+        shape = (*units.shape, 3)
         subject = torch.tensor([float(w.subject) for w in windows])[:, None, None].expand(shape)
-        unit = torch.tensor(units, dtype=torch.float32)[:, None].expand(shape)
+        unit = torch.tensor(units, dtype=torch.float32)[..., None].expand(shape)
         valid = torch.ones(shape, dtype=torch.bool)
         for row, w in enumerate(windows):
-            valid[row, units == 0] = not w.name.endswith("gap")
-        rows = torch.tensor(units).expand(shape[:2])
+            valid[row, units[row] == 0] = not w.name.endswith("gap")
+        rows = torch.tensor(units)
         table = TokenTable(rows, valid, torch.zeros(*shape[:2], 3), torch.zeros_like(rows), self.cohort.units)
         names = tuple(w.subject for w in windows), tuple(w.name for w in windows)
         return Batch(torch.stack([subject, unit], -1), table, rows, self.cohort.units, *names)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_embedding_keeps_units_in_their_columns(batch_size):
+@pytest.mark.parametrize("at_once", [1, 1 << 15])
+def test_embedding_keeps_units_in_their_columns(batch_size, at_once, monkeypatch):
+    monkeypatch.setattr(adaptation, "AT_ONCE", at_once)
     names = {"7": ["a", "b-gap"], "3": ["c-gap", "d-gap"], "5": ["e"]}
     windows = [Window(0, 0, 1, s, n) for s, group in names.items() for n in group]
     chunks = (np.array([0, 2]), np.array([1, 3]))
