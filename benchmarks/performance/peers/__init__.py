@@ -45,13 +45,12 @@ HERE = Path(__file__).parent
 TOPIC = "peers"
 
 NOT_RUN = {
-    "NeuralBench (neuralbench, neuralset, neuraltrain)": "what the package registry gives Python 3.11 is an empty "
-    'placeholder of neuralbench (0.0.1, "Coming soon"); releases with a runner need a newer Python',
-    "OpenEEGBench (open-eeg-bench 0.6.0)": "fine-tunes published EEG models on its own list of downloaded datasets: "
-    "weights and data come from a model hub",
-    "Brainmarks (brainmarks 0.1.1; fmri-fm-eval has no package)": "scores published fMRI models on datasets that it "
-    "downloads; it trains nothing, and pins setuptools below 67",
-    "TorchEEG 1.1.3": "EEG datasets of emotion and sleep, no MEG, no runner of whole subjects with folds",
+    "NeuralBench (neuralbench 0.4.0)": "wants Python 3.12, and these numbers are from 3.11, for which the registry has "
+    "an empty placeholder (0.0.1)",
+    "OpenEEGBench (open-eeg-bench 0.6.0)": "its data sets are pulled from a model hub, which cannot be reached here",
+    "Brainmarks (brainmarks 0.1.1)": "fine-tunes and probes published fMRI networks on a list of data sets of its own, "
+    "and pretrains none; fmri-fm-eval has no package",
+    "TorchEEG 1.1.3": "does not install beside the packages used here: it wants scipy 1.10 or older",
 }
 """Peers with a runner of their own that could not be run beside neurobench, and why."""
 
