@@ -6,7 +6,9 @@ r .07 against .45).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,6 +34,7 @@ __all__ = [
     "fit_predict_classes",
     "one_against_the_others",
     "pool",
+    "side_by_side",
 ]
 
 Kind = Literal["regression", "classification"]
@@ -51,6 +54,12 @@ WIDTHS = (4.0, 2.0, 1.0, 0.5)
 
 N_INNER = 5
 """Inner folds, over training subjects only, that choose the penalty."""
+
+AT_ONCE = 1 << 15
+"""Tokens that go through a backbone in one call, where chunks of units are small."""
+
+N_KNOWN = 8
+"""Decompositions that are kept: those of the folds of one row."""
 
 MAX_NEWTON, MAX_GRADIENT = 200, 1e-5
 """Newton steps after which a logistic fit counts as not converged, and the gradient (a subject, mean) at which it
@@ -83,6 +92,28 @@ def pool(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     mean = tokens.sum(2) / count
     deviation = (tokens - mean[:, :, None]) * weight
     return torch.cat([mean, (deviation.square().sum(2) / count).sqrt()], -1)
+
+
+def side_by_side(chunks: Sequence[NDArray[np.int64]], n_per_unit: int) -> Iterator[list[NDArray[np.int64]]]:
+    """Yield chunks of one size together, as many as stay within :data:`AT_ONCE` tokens, at least one.
+
+    As rows of one batch they give the same tokens; many small ones, one after the other, would spend their time on
+    calls.
+
+    Parameters
+    ----------
+    chunks
+        Units that are seen together.
+    n_per_unit
+        Tokens of a unit in the batch: windows times patches.
+    """
+    by_size: dict[int, list[NDArray[np.int64]]] = {}
+    for chunk in chunks:
+        by_size.setdefault(len(chunk), []).append(chunk)
+    for size, alike in by_size.items():
+        n = max(1, AT_ONCE // (size * n_per_unit))
+        for low in range(0, len(alike), n):
+            yield alike[low : low + n]
 
 
 def embed_subjects(
@@ -122,16 +153,18 @@ def embed_subjects(
     total = np.zeros((len(subjects), len(tokenizer.cohort.units), width))
     count = np.zeros((*total.shape[:2], 1))
     backbone.to(device).eval()
-    for chunk in chunks:
-        for low in range(0, len(windows), batch_size):
-            batch = tokenizer.batch(windows[low : low + batch_size], chunk)
+    for low in range(0, len(windows), batch_size):
+        some = list(windows[low : low + batch_size])
+        rows = np.array([place[w.subject] for w in some])
+        for stack in side_by_side(chunks, len(some) * tokenizer.cohort.patches_per_window):
+            units = np.repeat(np.stack(stack), len(some), axis=0)
+            batch = tokenizer.batch(some * len(stack), units)
             table = batch.table.to(device)
             with torch.inference_mode():
                 tokens = backbone(batch.signal.to(device), torch.zeros_like(table.valid), table)
                 pooled = pool(tokens.float(), table.valid).cpu().numpy()
             seen = batch.table.valid.any(2).numpy()[..., None]
-            rows = np.array([place[s] for s in batch.subjects])
-            at = (rows[:, None], chunk[None])
+            at = (np.tile(rows, len(stack))[:, None], units)
             np.add.at(total, at, np.where(seen, pooled, 0.0))
             np.add.at(count, at, seen)
     features = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
@@ -322,8 +355,30 @@ class _Space:
     width: float | None = None
 
 
+_known_spaces: OrderedDict[bytes, list[_Space]] = OrderedDict()
+"""Spaces of the last :data:`N_KNOWN` pairs of training and test rows, by a hash of their numbers."""
+
+
 def _spaces(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]], probe: Probe) -> list[_Space]:
-    """Return the spaces to choose from; none where no feature varies."""
+    """Return the spaces to choose from; none where no feature varies.
+
+    They know nothing of any target, so tasks on the same people, and refits to permuted labels, share them. They are
+    found by the numbers themselves: what a hash takes is nothing beside a decomposition.
+    """
+    found = hashlib.blake2b(probe.encode())
+    for rows in (x_train, x_test):
+        found.update(f"{rows.dtype}{rows.shape}".encode())
+        found.update(np.ascontiguousarray(rows).data)
+    key = found.digest()
+    if key not in _known_spaces:
+        _known_spaces[key] = _new_spaces(x_train, x_test, probe)
+        while len(_known_spaces) > N_KNOWN:
+            _known_spaces.popitem(last=False)
+    _known_spaces.move_to_end(key)
+    return _known_spaces[key]
+
+
+def _new_spaces(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]], probe: Probe) -> list[_Space]:
     if probe == "linear":
         a, b = rotate(x_train, x_test)
         return [_Space(a, b)] if a.shape[1] else []
@@ -358,13 +413,18 @@ def _kernel_space(within: Array, across: Array, width: float, median: float) -> 
 
 
 def rotate(x_train: NDArray[np.floating[Any]], x_test: NDArray[np.floating[Any]]) -> tuple[Array, Array]:
-    """Impute, standardise and, above one feature a subject, rotate losslessly; all of it fitted on the training rows.
+    """Impute, standardise and rotate losslessly to orthogonal columns; all of it fitted on the training rows.
 
-    A penalised linear fit never leaves the span of its training rows, so their singular vectors are enough.
+    A penalised linear fit never leaves the span of its training rows, and does not care how that span is turned. This
+    is the only decomposition that a probe needs, whatever its penalties, inner folds and targets.
     """
     a, b = _standardised(x_train, x_test)
     if a.shape[1] <= len(a):
-        return a, b
+        u, s, vt = np.linalg.svd(a, full_matrices=False)
+        own = s > 1e-10 * s.max(initial=0.0)
+        # The sign of a direction is arbitrary: its largest loading is made positive, so that two machines agree.
+        sign = np.sign(vt[np.arange(len(vt)), np.abs(vt).argmax(1)]) if vt.size else np.ones(len(vt))
+        return (u * (s * sign))[:, own], (b @ (vt * sign[:, None]).T)[:, own]
     values, vectors = np.linalg.eigh(a @ a.T)
     kept = values > 1e-10 * values[-1]
     scale = np.sqrt(values[kept])
@@ -399,23 +459,40 @@ def _inner_folds(y: Array, kind: Kind, rng: np.random.Generator) -> NDArray[np.i
 
 def _ridge(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> tuple[Prediction, float]:
     """Return the prediction of the best penalty, and its inner error."""
-    errors = np.zeros(len(ALPHAS))
-    for i in range(inner.max() + 1):
-        held = inner == i
-        predicted = _ridge_path(a[~held], y[~held], a[held])
-        errors += ((predicted - y[held]) ** 2).sum(1)
+    errors = _held_out_errors(a, y, inner)
     # Of equal penalties the strongest: with nothing to choose from, nothing is claimed.
     best = len(ALPHAS) - 1 - int(np.argmin(errors[::-1]))
-    return Prediction(_ridge_path(a, y, b)[best], ALPHAS[best]), float(errors[best])
+    mean = y.mean()
+    shrunk = (a.T @ (y - mean)) / ((a * a).sum(0) + ALPHAS[best])
+    return Prediction(b @ shrunk + mean, ALPHAS[best]), float(errors[best])
 
 
-def _ridge_path(a: Array, y: Array, b: Array) -> Array:
-    """Return (alphas, rows of ``b``) predictions, all from one singular value decomposition."""
-    centre, mean = a.mean(0), y.mean()
-    u, s, vt = np.linalg.svd(a - centre, full_matrices=False)
-    shrunk = s / (s**2 + np.array(ALPHAS)[:, None])
-    path: Array = (shrunk * (u.T @ (y - mean))) @ (vt @ (b - centre).T) + mean
-    return path
+def _held_out_errors(a: Array, y: Array, inner: NDArray[np.int64]) -> Array:
+    """Return (alphas,) squared errors of every inner fold, each predicted by a ridge on the others, without any refit.
+
+    What a linear smoother H says of rows h when it is fitted without them follows from the fit to all rows: the error
+    is (1 − H)ₕₕ⁻¹ of the residual there. (Intercept and features alike: with the intercept unpenalised, H is 1/n
+    everywhere plus the ridge's own.) The columns of ``a`` are centred and orthogonal, so H is known for every penalty.
+    """
+    n, alphas = len(y), np.array(ALPHAS)
+    errors = np.zeros(len(alphas))
+    if inner.max() < 0:
+        return errors
+    power = (a * a).sum(0)
+    u = a / np.sqrt(power)
+    left = alphas[:, None] / (power + alphas[:, None])  # 1 − the share of each direction that a ridge keeps.
+    along = u.T @ (y - y.mean())
+    outside = y - y.mean() - u @ along
+    complete = len(power) >= n - 1
+    for i in range(inner.max() + 1):
+        held = np.flatnonzero(inner == i)
+        own = u[held]
+        # With as many directions as there can be, nothing is left outside of them but rounding errors.
+        rest = np.zeros((len(held), len(held))) if complete else np.eye(len(held)) - 1 / n - own @ own.T
+        block = rest + (own * left[:, None]) @ own.T
+        residual = (0.0 if complete else outside[held]) + (left * along) @ own.T
+        errors += (np.linalg.solve(block, residual[..., None])[..., 0] ** 2).sum(1)
+    return errors
 
 
 def _logistic(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> tuple[Prediction, float]:
@@ -444,7 +521,7 @@ def _logistic_path(a: Array, y: Array, weights: Array) -> tuple[Array, bool]:
     """Solve weighted logistic regressions of the same rows, from the strongest penalty to the weakest.
 
     Newton steps by preconditioned conjugate gradients, each penalty started from the one before: the columns of a
-    rotated matrix are nearly orthogonal, so a diagonal preconditioner needs few steps.
+    rotated matrix are orthogonal, so a diagonal preconditioner needs few steps.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import nn
 
-from neurobench.adaptation import Kind, Prediction
+from neurobench.adaptation import Kind, Prediction, side_by_side
 from neurobench.contracts import Backbone
 from neurobench.errors import DataError
 from neurobench.identity import seed_for
@@ -212,14 +212,20 @@ def _apply(
     chunks: Sequence[NDArray[np.int64]],
     device: torch.device | str,
 ) -> torch.Tensor:
-    """Return (windows,) outputs of the head, added up over chunks of units."""
+    """Return (windows,) outputs of the head, added up over chunks of units.
+
+    Chunks of one size go through the backbone side by side, as rows of one batch: many small ones, one after the other,
+    would spend their time on calls.
+    """
     total = head.bias.expand(len(windows))
-    for chunk in chunks:
-        batch = tokenizer.batch(windows, chunk)
+    for stack in side_by_side(chunks, len(windows) * tokenizer.cohort.patches_per_window):
+        units = np.repeat(np.stack(stack), len(windows), axis=0)
+        batch = tokenizer.batch([*windows] * len(stack), units)
         table = batch.table.to(device)
         tokens = backbone(batch.signal.to(device), torch.zeros_like(table.valid), table)
         # The head weighs the cohort's own units, several of which may be one to the backbone.
-        total = total + head(tokens, table.valid, batch.rows.to(device))
+        share = head(tokens, table.valid, batch.rows.to(device))
+        total = total + share.view(len(stack), len(windows)).sum(0)
     return total
 
 

@@ -288,17 +288,22 @@ Work = tuple[Dataset, RecordingFile, SignalSpec, Store, str, Mapping[str, Any]]
 
 
 def _each(work: Sequence[Work], workers: int, note: Note) -> Iterator[tuple[RecordingFile, Finding | None]]:
-    """Prepare recordings as they come: the first one here, to see how long it takes; the rest where that is quicker."""
+    """Prepare recordings as they come: two here, to see how long one takes; the rest where that is quicker.
+
+    The first one pays for imports and filters too: judged by it alone, a hundred quick ones would wait for processes to
+    start.
+    """
     n_cores = joblib.cpu_count()
     rest = list(work)
-    size, seconds = 0, 0.0
-    while rest and not size:
+    n_whole, size, seconds = 0, 0, 0.0
+    while rest and n_whole < 2:
         started = time.perf_counter()
         item = rest.pop(0)
         finding = _prepare_one(*item)
         seconds = time.perf_counter() - started
         yield item[1], finding
-        size = _size(item)
+        size = _size(item) or size
+        n_whole += finding is None
     if not rest:
         return
     slow = seconds * len(rest) > PARALLEL_FROM_S

@@ -505,11 +505,11 @@ class CohortRun(CohortSteps):
                         for task in self.tasks:
                             if isinstance(self.task(task), EvokedTask):
                                 yield row, self.evoked_step(row, fold, task)
-        for task in self.tasks:
-            for row in self.rows:
+        for row in self.rows:
+            # One row's tasks after each other: they share the decomposition of its features.
+            for task in self.tasks:
                 if self.task(task).needs in row.provides:
                     yield row, self.evaluation_step(row, task)
-        for row in self.rows:
             if (leak := self.leak_step(row)) is not None:
                 yield row, leak
             for step in self.attribution_steps(row):

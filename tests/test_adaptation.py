@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from neurobench import adaptation
 from neurobench.adaptation import (
@@ -55,23 +56,28 @@ class Numbers:
     """A tokenizer whose tokens are (subject, unit); unit 0 is missing in windows named ``*gap``."""
 
     def __init__(self, n_units):
-        self.cohort = SimpleNamespace(units=UnitTable.from_groups(tuple("uvwxyz"[:n_units]), ("",) * n_units))
+        self.cohort = SimpleNamespace(
+            units=UnitTable.from_groups(tuple("uvwxyz"[:n_units]), ("",) * n_units), patches_per_window=3
+        )
 
     def batch(self, windows, units):
-        shape = (len(windows), len(units), 3)
+        units = np.broadcast_to(units, (len(windows), np.shape(units)[-1]))
+        shape = (*units.shape, 3)
         subject = torch.tensor([float(w.subject) for w in windows])[:, None, None].expand(shape)
-        unit = torch.tensor(units, dtype=torch.float32)[:, None].expand(shape)
+        unit = torch.tensor(units, dtype=torch.float32)[..., None].expand(shape)
         valid = torch.ones(shape, dtype=torch.bool)
         for row, w in enumerate(windows):
-            valid[row, units == 0] = not w.name.endswith("gap")
-        rows = torch.tensor(units).expand(shape[:2])
+            valid[row, units[row] == 0] = not w.name.endswith("gap")
+        rows = torch.tensor(units)
         table = TokenTable(rows, valid, torch.zeros(*shape[:2], 3), torch.zeros_like(rows), self.cohort.units)
         names = tuple(w.subject for w in windows), tuple(w.name for w in windows)
         return Batch(torch.stack([subject, unit], -1), table, rows, self.cohort.units, *names)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_embedding_keeps_units_in_their_columns(batch_size):
+@pytest.mark.parametrize("at_once", [1, 1 << 15])
+def test_embedding_keeps_units_in_their_columns(batch_size, at_once, monkeypatch):
+    monkeypatch.setattr(adaptation, "AT_ONCE", at_once)
     names = {"7": ["a", "b-gap"], "3": ["c-gap", "d-gap"], "5": ["e"]}
     windows = [Window(0, 0, 1, s, n) for s, group in names.items() for n in group]
     chunks = (np.array([0, 2]), np.array([1, 3]))
@@ -98,6 +104,52 @@ def test_ridge_is_scikit_learns(n, d):
     assert found.hyperparameter in ALPHAS
     a, b = standardised(x, new)
     np.testing.assert_allclose(found.values, Ridge(alpha=found.hyperparameter).fit(a, y).predict(b), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 5), (40, 39), (40, 30), (40, 900)])
+def test_inner_errors_without_a_refit_are_those_of_refits(n, d):
+    """Of every penalty and inner fold, with features that are nearly copies and targets far from zero."""
+    x = RNG.normal(size=(n, d)) * np.geomspace(1, 1e-3, d)
+    x[:, 1] = x[:, 0] + 1e-3 * RNG.normal(size=n)
+    y = 3 * x[:, 0] + RNG.normal(size=n) + 50
+    inner = np.random.default_rng(0).permutation(np.arange(n) % 5)
+    a, _ = adaptation.rotate(x, x)
+    expected = []
+    for alpha in ALPHAS:
+        held = cross_val_predict(Ridge(alpha=alpha, solver="svd"), standardised(x, x)[0], y, cv=PredefinedSplit(inner))
+        expected.append(((held - y) ** 2).sum())
+    np.testing.assert_allclose(adaptation._held_out_errors(a, y, inner), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 12), (30, 200)])
+def test_rotated_rows_keep_their_products_and_have_orthogonal_columns(n, d):
+    x, new = RNG.normal(size=(n, d)), RNG.normal(size=(7, d))
+    x[:, 3] = 2 * x[:, 4]
+    a, b = adaptation.rotate(x, new)
+    own, other = standardised(x, new)
+    np.testing.assert_allclose(a @ a.T, own @ own.T, atol=1e-9)
+    np.testing.assert_allclose(b @ a.T, other @ own.T, atol=1e-9)
+    products = a.T @ a
+    np.testing.assert_allclose(products, np.diag(np.diag(products)), atol=1e-9)
+    assert a.shape[1] == np.linalg.matrix_rank(own)
+
+
+def test_features_are_decomposed_once_for_all_targets(monkeypatch):
+    adaptation._known_spaces.clear()
+    calls = []
+    monkeypatch.setattr(adaptation, "rotate", lambda a, b, own=adaptation.rotate: calls.append(1) or own(a, b))
+    x, new = RNG.normal(size=(40, 90)), RNG.normal(size=(5, 90))
+    for y in RNG.normal(size=(4, 40)):
+        again = fit_predict(x, y, new, "regression", 0).values
+        fit_predict(x, (y > 0).astype(float), new, "classification", 0)
+    assert len(calls) == 1
+    changed = x.copy()
+    changed[0, 0] += 1e-9
+    np.testing.assert_allclose(fit_predict(changed, y, new, "regression", 0).values, again, atol=1e-6)
+    assert len(calls) == 2
+    for i in range(2 * adaptation.N_KNOWN):
+        fit_predict(x + i, y, new, "regression", 0)
+    assert len(adaptation._known_spaces) == adaptation.N_KNOWN
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 4), (40, 900)])

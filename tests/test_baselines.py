@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import signal as sps
 from scipy.io import loadmat
 
 from neurobench.adaptation import fit_predict
@@ -16,7 +17,7 @@ from neurobench.tokens import statistics
 from neurobench_baselines.connectome import Connectome, fisher_z
 from neurobench_baselines.covariates import Covariates
 from neurobench_baselines.mean import Mean
-from neurobench_baselines.raw_signal import RawSignal, features
+from neurobench_baselines.raw_signal import RawSignal, features, without_trend
 from neurobench_baselines.tangent import Tangent
 
 CARD = DatasetCard("Simulated noise", "fmri", "none", "none", "", "", "", "1", "all")
@@ -122,6 +123,11 @@ def test_raw_signal_finds_the_band_and_the_variance():
     np.testing.assert_allclose(np.exp(found[:, 1:]).sum(1), 1, rtol=1e-6)
     short = features(data[:, :40], 0.5, "fmri")
     assert np.isfinite(short).all()
+
+
+def test_lines_are_taken_off_as_scipy_does():
+    segments = np.random.default_rng(0).normal(size=(3, 5, 200)).cumsum(-1)
+    np.testing.assert_allclose(without_trend(segments), sps.detrend(segments), atol=1e-10)
 
 
 def test_raw_signal_leaves_out_bands_above_nyquist():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from neurobench import adaptation
 from neurobench.contracts import TokenBackbone
 from neurobench.errors import DataError
 from neurobench.finetuning import FinetuneRecipe, _depths, _Head, _optimiser, finetune
@@ -97,3 +98,15 @@ def test_rates_fall_from_the_last_layer_to_the_embedding():
     assert deepest == 4
     assert (min(rates), max(rates)) == (0.5**4, 1.0)
     assert all(g["weight_decay"] == 0 for g in optimiser.param_groups[:-1] if g["params"][0].ndim == 1)
+
+
+def test_chunks_side_by_side_are_chunks_one_after_the_other(tmp_path, monkeypatch):
+    """Of unequal sizes too, and however many go through the backbone in one call."""
+    chunks = [np.arange(7)[i::3] for i in range(3)]
+    recipe = FinetuneRecipe(n_epochs=2)
+    assert [[len(c) for c in stack] for stack in adaptation.side_by_side(chunks, 10)] == [[3], [2, 2]]
+    _, together = finetuned("regression", tmp_path, recipe)
+    monkeypatch.setattr(adaptation, "AT_ONCE", 20)
+    assert [[len(c) for c in stack] for stack in adaptation.side_by_side(chunks, 10)] == [[3], [2], [2]]
+    _, in_turn = finetuned("regression", tmp_path, recipe)
+    np.testing.assert_allclose(together, in_turn, rtol=1e-4)

@@ -93,7 +93,7 @@ def test_weighted_classification_metrics_are_scikit_learns(ties):
             "brier": sk.brier_score_loss(y, restore_prevalence(p, s.train_mean), sample_weight=weight),
         }
         found = {name: f[name](s, w)[row] for name in expected}
-        assert found == pytest.approx(expected)
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_regression_metrics_are_scipys():
@@ -119,7 +119,7 @@ def test_regression_metrics_are_scipys():
         "partial_r_age": stats.pearsonr(ry, rp).statistic,
         "delta_r2_age": ((ry**2).sum() - (full**2).sum()) / ((yy - yy.mean()) ** 2).sum(),
     }
-    assert found == pytest.approx(expected)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_a_prediction_that_goes_the_wrong_way_adds_nothing():

@@ -46,13 +46,21 @@ def features(data: NDArray[np.float64], sfreq: float, modality: str) -> NDArray[
     # Spectra are interpolated to at least eight bins a band, so that a short recording has some in each.
     narrowest = min(high - low for low, high in bands)
     n_fft = max(segment, round(8 * sfreq / narrowest))
-    frequency, power = scipy.signal.welch(data, sfreq, nperseg=segment, nfft=n_fft, detrend="linear")
+    frequency, power = scipy.signal.welch(data, sfreq, nperseg=segment, nfft=n_fft, detrend=without_trend)
     inside = [(frequency >= low) & (frequency < high) for low, high in bands]
     per_band = np.stack([power[:, i].sum(1) for i in inside], 1)
     total = np.maximum(per_band.sum(1, keepdims=True), np.finfo(float).tiny)
     variance = np.maximum(data.var(1), np.finfo(float).tiny)
     result[known] = np.column_stack([np.log(variance), np.log(per_band / total + SMALLEST)])
     return result
+
+
+def without_trend(segments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (…, times) segments less their lines of best fit; scipy takes a general solver to every batch."""
+    time = np.linspace(-1.0, 1.0, segments.shape[-1])
+    time /= np.linalg.norm(time)
+    centred = segments - segments.mean(-1, keepdims=True)
+    return np.asarray(centred - (centred @ time)[..., None] * time)
 
 
 @hookimpl
