@@ -33,7 +33,6 @@ __all__ = [
     "resolve_device",
     "run",
     "sources_of",
-    "status",
     "stored_cohorts",
 ]
 
@@ -304,28 +303,6 @@ def _work(
                 failures[row] = error
         done(_seconds(step, model))
     return failures
-
-
-# ---------------------------------------------------------------- status
-
-
-def status(out: Path) -> pd.DataFrame:
-    """Return one row a stored step: stage, label, state, when, seconds."""
-    if not (out / "neurobench.json").is_file():
-        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Give one with --out.")
-    store = Store(out, read_only=True)
-    rows = [
-        {
-            "stage": stage,
-            "label": entry.manifest["label"],
-            "state": "stored",
-            "when": entry.manifest["written"],
-            "seconds": entry.seconds,
-        }
-        for stage in store.stages()
-        for entry in store.entries(stage)
-    ]
-    return pd.DataFrame(rows, columns=["stage", "label", "state", "when", "seconds"])
 
 
 # ---------------------------------------------------------------- the Python API
