@@ -382,11 +382,12 @@ def run(
 @guarded
 def status(out: Out = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Show what is stored in an output folder, stage by stage."""
-    from neurobench import console, runner
-    from neurobench.config import RunConfig
+    from neurobench import console
+    from neurobench.options import RunConfig
+    from neurobench.store import stored_steps
     from neurobench.tables import duration, plural
 
-    table = runner.status(out or RunConfig().out)
+    table = stored_steps(out or RunConfig().out)
     screen = console.make_console()
     if as_json:
         console.print_json(screen, table.to_dict("records"))

@@ -176,12 +176,17 @@ def _copied(cohort: Cohort, n: int) -> Cohort:
     names = [f"{s}~{k}" for k in range(rounds) for s in people][:n]
     participants = pd.concat([cohort.participants] * rounds).iloc[:n]
     participants.index = pd.Index(names, name=cohort.participants.index.name)
+    if "family" in participants:
+        # Copies are of other families, else everybody would be in one of a few.
+        own = participants["family"]
+        copy = pd.Series([name.rpartition("~")[2] for name in names], index=own.index)
+        participants["family"] = own.where(own.isna(), own.astype(str) + "~" + copy)
     kept = set(names)
     return replace(
         cohort,
         participants=participants,
         recordings=tuple(
-            replace(r, id=f"{r.id}~{k}", subject=f"{r.subject}~{k}")
+            replace(r, id=f"{r.id}~{k}", subject=f"{r.subject}~{k}", content=f"{r.content}~{k}")
             for k in range(rounds)
             for r in cohort.recordings
             if f"{r.subject}~{k}" in kept

@@ -22,7 +22,7 @@ from neurobench.stages import CohortRun, protocol
 from neurobench.steps import Step
 from neurobench.store import Store
 
-__all__ = ["RunResult", "execute", "measured", "run", "status"]
+__all__ = ["RunResult", "execute", "measured", "run"]
 
 
 STAGES = (
@@ -171,28 +171,6 @@ def _refused(grid: Grid, registry: Registry, runs: Sequence[CohortRun]) -> list[
                 error = describe(ConfigError(f"task {task.label} cannot be scored: {run.why_not(task)}."))
                 scored += assembly.cohort_failed(grid, registry, run.dataset, run.seed, error, run.protocol(), (task,))
     return scored
-
-
-# ---------------------------------------------------------------- status
-
-
-def status(out: Path) -> pd.DataFrame:
-    """Return one row a stored step: stage, label, state, when, seconds."""
-    if not (out / "neurobench.json").is_file():
-        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Give one with --out.")
-    store = Store(out, read_only=True)
-    rows = [
-        {
-            "stage": stage,
-            "label": entry.manifest["label"],
-            "state": "stored",
-            "when": entry.manifest["written"],
-            "seconds": entry.seconds,
-        }
-        for stage in store.stages()
-        for entry in store.entries(stage)
-    ]
-    return pd.DataFrame(rows, columns=["stage", "label", "state", "when", "seconds"])
 
 
 # ---------------------------------------------------------------- the Python API

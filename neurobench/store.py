@@ -17,14 +17,17 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from neurobench.errors import StoreError
 from neurobench.identity import digest, file_digest
 
-__all__ = ["Entry", "Store", "atomic_write", "disk_errors", "keys_in"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Entry", "Store", "atomic_write", "disk_errors", "keys_in", "stored_steps"]
 
 FORMAT = 1
 """Version of the layout of an output folder."""
@@ -276,6 +279,28 @@ class Store:
         """
         with disk_errors(self.out), filelock.FileLock(self.root / "locks" / f"{stage}-{self.key(identity)[:32]}"):
             yield
+
+
+def stored_steps(out: Path) -> pd.DataFrame:
+    """Return one row a stored step: stage, label, state, when, seconds."""
+    if not (out / "neurobench.json").is_file():
+        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Give one with --out.")
+    # Here, because whoever only asks what is stored waits for nothing else.
+    import pandas as pd
+
+    store = Store(out, read_only=True)
+    rows = [
+        {
+            "stage": stage,
+            "label": entry.manifest["label"],
+            "state": "stored",
+            "when": entry.manifest["written"],
+            "seconds": entry.seconds,
+        }
+        for stage in store.stages()
+        for entry in store.entries(stage)
+    ]
+    return pd.DataFrame(rows, columns=["stage", "label", "state", "when", "seconds"])
 
 
 _KEY = re.compile(r"[0-9a-f]{64}")

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from neurobench import planning
+from neurobench import planning, store
 from neurobench.cli import app
 from neurobench.errors import DataError
 from neurobench.planning import Plan, PlanItem, RowCost
@@ -149,7 +149,8 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
         return pd.DataFrame([row])
 
     monkeypatch.setattr(planning, "plan", plan)
-    fake = SimpleNamespace(execute=execute, status=status)
+    monkeypatch.setattr(store, "stored_steps", status)
+    fake = SimpleNamespace(execute=execute)
     import neurobench
 
     monkeypatch.setitem(sys.modules, "neurobench.runner", fake)

@@ -78,7 +78,7 @@ def test_a_wider_grid_computes_only_what_is_new(data: Path, tmp_path: Path) -> N
     wider = execute(data, tmp_path / "out", task="age,sex")
     # Sex adds evaluations and the covariates that leave sex out; nothing is pretrained or embedded again.
     assert narrow.n_computed > wider.n_computed > 0
-    stages = runner.status(tmp_path / "out").groupby("stage").size()
+    stages = store.stored_steps(tmp_path / "out").groupby("stage").size()
     # One of each fold, and one untrained network for both.
     assert stages["pretraining"] == 3
     assert stages["embedding"] == 4
@@ -203,7 +203,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
         execute(data, tmp_path / "out")
     monkeypatch.undo()
     assert errno.ENOSPC
-    assert len(runner.status(tmp_path / "out").query("stage == 'pretraining'")) == 1
+    assert len(store.stored_steps(tmp_path / "out").query("stage == 'pretraining'")) == 1
     assert execute(data, tmp_path / "out").failed == ()
 
 
@@ -246,7 +246,7 @@ def test_kill_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = len(runner.status(tmp_path / "out"))
+    before = len(store.stored_steps(tmp_path / "out"))
     assert before > 3
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -259,7 +259,7 @@ def test_kill_and_the_same_command_again(data: Path, tmp_path: Path) -> None:
 
 def test_unknown_folder_for_results() -> None:
     with pytest.raises(StoreError, match="is not an output folder"):
-        runner.status(Path("no/such/folder"))
+        store.stored_steps(Path("no/such/folder"))
     with pytest.raises((StoreError, DataError), match="holds no records"):
         neurobench.load_results("no/such/folder")
 

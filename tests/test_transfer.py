@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import neurobench
-from neurobench import runner
+from neurobench import runner, store
 from neurobench.caveats import caveats
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigErrors, DataError
@@ -237,7 +237,7 @@ def test_another_cohort_with_another_atlas_and_a_slower_scanner(tmp_path):
     assert any("units meet the 12 of east by position, 4 mm apart" in n for n in away.notes)
     assert set(table.loc[table["kind"] == "pretrained", "pretrain_on"]) == {"east"}
     # One network serves both folds, and is trained once.
-    steps = runner.status(tmp_path)
+    steps = store.stored_steps(tmp_path)
     assert (steps["label"] == "pretrain tiny · random_tube ← east · seed 0").sum() == 1
     again = run(tmp_path, "age,reconstruction", pretrain_on="east")
     assert again.n_computed == 0
@@ -252,7 +252,7 @@ def test_another_cohort_with_another_atlas_and_a_slower_scanner(tmp_path):
 def test_several_cohorts_and_the_own_training_subjects(tmp_path):
     result = run(tmp_path, pretrain_on="north,east")
     assert set(result.table["status"]) == {"ok"}
-    labels = runner.status(tmp_path)["label"]
+    labels = store.stored_steps(tmp_path)["label"]
     assert labels.str.startswith("pretrain tiny · random_tube ← north,east · north").sum() == 2
     record = read_record(
         next(p for p in (tmp_path / "records").glob("*.json") if '"pretrained"' in p.read_text(encoding="utf-8"))
