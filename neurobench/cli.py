@@ -336,6 +336,8 @@ def run(
                     "items": [vars(i) for i in planned.items],
                     "rows": [{**vars(r), "seconds": r.seconds} for r in planned.rows],
                     "seconds": planned.seconds,
+                    "jobs": planned.jobs,
+                    "wall_s": planned.wall_s,
                     "probe_s": planned.probe_s,
                     "notes": planned.notes,
                 },

@@ -196,7 +196,8 @@ def print_plan(console: Console, plan: Any, *, quiet: bool = False) -> None:
     if len(plan.rows) > PLAN_ROWS:
         console.print(f"and {len(plan.rows) - PLAN_ROWS} more rows; --json lists all.", style="dim")
     unknown = f", without what is not known of {plural(plan.unknown, 'row')}" if plan.unknown else ""
-    estimate = f", about {duration(plan.seconds)}{unknown}" if plan.seconds else ""
+    at_once = f" of computing, {duration(plan.wall_s)} on {plan.jobs} processes" if plan.jobs > 1 else ""
+    estimate = f", about {duration(plan.seconds)}{at_once}{unknown}" if plan.seconds else ""
     console.print(f"{plural(len(todo), 'step')} to do{estimate}; {n_stored} stored. Nothing was started.")
     if quiet:
         return

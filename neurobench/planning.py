@@ -10,6 +10,7 @@ from pathlib import Path
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.cost import Estimate, Model, Source, Work, total
+from neurobench.execution import few_threads, suitable_jobs
 from neurobench.opening import cohort_source, resolve_device, stored_cohorts
 from neurobench.plugins import Registry
 from neurobench.probing import SUBJECTS, Limit, Sample, nothing, probe, sample
@@ -25,6 +26,7 @@ MOST_BACKBONES, MOST_MASKS = 8, 3
 what their like cost."""
 
 CONTROLS = "baselines and fillers"
+PREPARATION = "preparation"
 REST = "start, records and tables"
 
 
@@ -94,17 +96,28 @@ class Plan:
         Seconds that the probes took.
     notes
         What a reader of the estimate should know.
+    jobs
+        Processes that will compute steps at once.
+    alone_s
+        Seconds of what one process does for all: start, preparation, records; and of starting the others.
     """
 
     items: tuple[PlanItem, ...]
     rows: tuple[RowCost, ...] = ()
     probe_s: float = 0.0
     notes: tuple[str, ...] = ()
+    jobs: int = 1
+    alone_s: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Estimated seconds of everything that is not stored, as far as it is known."""
+        """Estimated seconds of everything that is not stored, as far as it is known, in one process."""
         return sum((r.pretraining or 0.0) + (r.scoring or 0.0) for r in self.rows)
+
+    @property
+    def wall_s(self) -> float:
+        """Estimated seconds from start to end, with as many processes as there will be."""
+        return self.alone_s + (self.seconds - self.alone_s) / self.jobs
 
     @property
     def unknown(self) -> int:
@@ -154,7 +167,8 @@ def plan(grid: Grid, registry: Registry, *, limit: Limit | None = None) -> Plan:
     """
     store = Store(grid.config.out, read_only=True)
     planner = _Planner(grid, registry, store, Model(measured=measured(store)), limit or Limit())
-    with tempfile.TemporaryDirectory(prefix="neurobench-plan-") as folder:
+    device = resolve_device(grid.config.device)
+    with tempfile.TemporaryDirectory(prefix="neurobench-plan-") as folder, few_threads(grid.profile, device):
         for n_done, dataset in enumerate(grid.datasets):
             planner.limit.share(len(grid.datasets) - n_done)
             planner.dataset(dataset, grid.seeds, Path(folder))
@@ -185,7 +199,14 @@ class _Planner:
         if any(i.state != "stored" for i in self.items):
             self.costs.add("", REST, Work("start", 1.0))
             self.costs.add("", REST, Work("records", self.n_records))
-        return Plan(tuple(self.items), self.costs.rows(), self.limit.spent, tuple(dict.fromkeys(self.notes)))
+        rows, notes = self.costs.rows(), tuple(dict.fromkeys(self.notes))
+        alone = sum(r.seconds or 0.0 for r in rows if r.row in (REST, PREPARATION))
+        shared = sum(r.seconds or 0.0 for r in rows) - alone
+        jobs = self.grid.config.jobs or suitable_jobs(self.grid, shared)
+        if jobs > 1:
+            # The others start as this one did.
+            alone += self.model.estimate(Work("start", 1.0)).seconds or 0.0
+        return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, min(alone, alone + shared))
 
     def dataset(self, dataset: ComponentSpec, seeds: Sequence[int], folder: Path) -> None:
         """Add the steps of one dataset for all seeds."""
@@ -247,7 +268,7 @@ class _Planner:
             cost = total(parts)
             preparation = Estimate(few.seconds, "probe")
             self.from_few.append(dataset.label)
-        self.costs.put(dataset.label, "preparation", preparation)
+        self.costs.put(dataset.label, PREPARATION, preparation)
         for seed in seeds:
             label = f"prepare {labels}"
             first = seed == seeds[0]

@@ -79,3 +79,15 @@ def test_an_unknown_topic_is_refused_with_those_there_are() -> None:
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert "no topic scna; there are" in done.stderr
+
+
+@pytest.mark.parametrize("backbone", ["transformer", "mamba", "hybrid"])
+def test_the_step_that_a_gpu_is_timed_with_trains_on_any_device(backbone: str) -> None:
+    import torch
+
+    from benchmarks.performance import gpu
+
+    step = gpu.training_step(backbone, 6, 4, width=32, n_layers=1, batch=4, device=torch.device("cpu"))
+    losses = [float(step()) for _ in range(12)]
+    assert losses[-1] < losses[0]
+    assert bool(gpu.unavailable()) is not torch.cuda.is_available()

@@ -78,9 +78,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true", help="write nothing")
-    parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         observations = observe(Path(folder))
     observations.append(Observation(Work("start", 1.0), start_s()))
@@ -89,7 +87,6 @@ def main() -> None:
         machine(),
         {
             "date": datetime.now(UTC).date().isoformat(),
-            "threads": given.threads,
             "neurobench": neurobench.__version__,
             "torch": torch.__version__,
             "numpy": numpy.__version__,

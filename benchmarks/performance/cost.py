@@ -54,7 +54,7 @@ def measure(quick: bool) -> list[Ratio]:
             out = ("--out", str(Path(folder) / str(place)))
             before = machine()["python_s"]
             planning, told = _timed("run", *words, *out, "--dry-run", "--json")
-            estimate = float(json.loads(told)["seconds"])
+            estimate = float(json.loads(told)["wall_s"])
             truth, _ = _timed("run", *words, *out, "--quiet")
             measured = {
                 "estimate_s": estimate,

@@ -1,0 +1,160 @@
+"""Training on a GPU: the mixer with and without mamba-ssm's kernels, shares of the ceilings, steps, waits for the GPU.
+
+Everything in bfloat16. The ceilings are measured too: a product of two 8,192 × 8,192 matrices, and a copy of 1 GiB.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from unittest import mock
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.performance.table import Ratio
+from neurobench.config import PROFILES
+from neurobench.plugins import load_registry
+from neurobench.pretraining import Decoder, Drawn, Recipe, build, hide, parameter_groups
+from neurobench.specimens import simulated_batch, simulated_spec, simulated_units
+from neurobench_backbones._mamba2 import Mamba2
+
+__all__ = ["measure", "training_step", "unavailable", "waits"]
+
+N_FEATURES, RATIO = 216, 0.5
+LENGTHS = {1_024: (64, 16), 6_144: (384, 16), 24_576: (1_536, 16)}
+"""Tokens of a window to its units and patches."""
+
+
+def unavailable() -> str:
+    """Return why this cannot be run here; empty where it can."""
+    return "" if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def training_step(
+    backbone: str, n_units: int, n_patches: int, *, width: int, n_layers: int, batch: int, device: torch.device
+) -> Callable[[], torch.Tensor]:
+    """Return a call that does one optimiser step on white noise, as pretraining does it, and returns the loss."""
+    units = simulated_units(n_units, 8)
+    spec = simulated_spec(units, n_patches, N_FEATURES, width, n_layers)
+    net, decoder = build(load_registry().get("backbone", backbone), spec, {}, seed=0)
+    net, decoder = net.to(device), decoder.to(device)
+    drawn = _drawn(n_units, n_patches, batch, device)
+    recipe = Recipe.for_width(width, batch)
+    groups = parameter_groups([net, decoder], recipe.weight_decay)
+    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    return lambda: _step(net, decoder, optimiser, drawn, recipe, device)
+
+
+def _drawn(n_units: int, n_patches: int, n_batch: int, device: torch.device) -> Drawn:
+    batch = simulated_batch(simulated_units(n_units, 8), n_batch, n_patches, N_FEATURES)
+    hidden = torch.rand(n_batch, n_units, n_patches, generator=torch.Generator().manual_seed(0)) < RATIO
+    scored = hidden.flatten().nonzero()[:, 0]
+    signal, table = batch.signal.to(device), batch.table.to(device)
+    return Drawn(signal, table, hidden.to(device), scored.to(device), hidden.numel(), int(hidden.sum()))
+
+
+def _step(
+    net: torch.nn.Module,
+    decoder: Decoder,
+    optimiser: torch.optim.Optimizer,
+    drawn: Drawn,
+    recipe: Recipe,
+    device: torch.device,
+) -> torch.Tensor:
+    with torch.autocast(device.type, torch.bfloat16):
+        reconstructed = decoder(net(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
+    guess, real = (x.flatten(0, 2).index_select(0, drawn.scored) for x in (reconstructed, drawn.signal))
+    loss = (guess.float() - real).square().mean()
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([*net.parameters(), *decoder.parameters()], recipe.clip)
+    optimiser.step()
+    return loss.detach()
+
+
+def waits(call: Callable[[], object]) -> int:
+    """Return how often a call makes the host wait for the GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(w.message) for w in found)
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    """Return the seconds of one call, the device being waited for before and after all of them."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / repeats
+
+
+def ceilings(device: torch.device, repeats: int, n: int = 8_192, n_values: int = 1 << 28) -> tuple[float, float]:
+    """Return operations a second of a bfloat16 matrix product of n × n, and bytes a second of a copy, both ways."""
+    matrix = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    source = torch.empty(n_values, device=device)
+    target = torch.empty_like(source)
+    flops_a_s = 2 * n**3 / _seconds(lambda: matrix @ matrix, repeats)
+    return flops_a_s, 2 * source.nbytes / _seconds(lambda: target.copy_(source), repeats)
+
+
+def measure(quick: bool) -> list[Ratio]:
+    """Return ratios on the first GPU; needs one."""
+    device, repeats, rows = torch.device("cuda"), 5 if quick else 20, []
+    width, n_layers = PROFILES["full"].width, PROFILES["full"].n_layers
+    flops_a_s, bytes_a_s = ceilings(device, repeats)
+    mixer = Mamba2(width, headdim=32, expand=2).to(device)
+    tokens = torch.randn(16, 6_144, width, device=device, requires_grad=True)
+
+    def both_ways(module: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            with torch.autocast("cuda", torch.bfloat16):
+                out = module(tokens)
+            out.float().square().mean().backward()
+
+        return call
+
+    # A module that is None in sys.modules cannot be imported: the portable form, though the kernels are installed.
+    with mock.patch.dict(sys.modules, {"mamba_ssm": None}):
+        plain = _seconds(both_ways(mixer), repeats)
+        compiled = _seconds(both_ways(torch.compile(mixer)), repeats)
+        with FlopCounterMode(display=False) as counted:
+            both_ways(mixer)()
+    rows.append(Ratio("gpu", "mixer at 6,144 tokens: portable over compiled portable", plain / compiled))
+    if find_spec("mamba_ssm") is not None:
+        kernels = _seconds(both_ways(mixer), repeats)
+        name = "mixer at 6,144 tokens: compiled portable form over mamba-ssm's kernels"
+        times = {"compiled_ms": 1e3 * compiled, "kernels_ms": 1e3 * kernels}
+        rows.append(Ratio("gpu", name, compiled / kernels, 2.0, False, times))
+    share = counted.get_total_flops() / compiled / flops_a_s
+    told = {"ceiling_tflop_s": flops_a_s / 1e12}
+    rows.append(Ratio("gpu", "mixer at 6,144 tokens: share of the measured matrix ceiling", share, measured=told))
+    # What must be read and written at the least: tokens and their gradients, twice.
+    share = 4 * tokens.nbytes / compiled / bytes_a_s
+    told = {"ceiling_gb_s": bytes_a_s / 1e9}
+    rows.append(Ratio("gpu", "mixer at 6,144 tokens: share of the measured copy ceiling", share, measured=told))
+    for n_tokens, (n_units, n_patches) in LENGTHS.items():
+        steps = {}
+        for backbone in ("transformer", "mamba", "hybrid"):
+            step = training_step(backbone, n_units, n_patches, width=width, n_layers=n_layers, batch=2, device=device)
+            steps[backbone] = _seconds(step, repeats)
+            if n_tokens == 1_024:
+                n_waits = waits(step)
+                rows.append(Ratio("gpu", f"{backbone}: waits for the device in a step", n_waits, 0, False))
+        for backbone in ("mamba", "hybrid"):
+            name = f"step at {n_tokens:,} tokens: {backbone} over transformer"
+            told = {f"{b}_ms": 1e3 * s for b, s in steps.items()}
+            rows.append(Ratio("gpu", name, steps[backbone] / steps["transformer"], measured=told))
+    return rows
