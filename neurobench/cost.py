@@ -245,10 +245,18 @@ class Model:
             return UNKNOWN
         if work.by and (own := [o for o in self.probed if (o.work.kind, o.work.by) == (work.kind, work.by)]):
             return Estimate(self._scaled(work, own), "probe")
-        if work.by and (relatives := [o for o in self.probed if o.work.by == work.by]):
-            # The same backbone was timed at something else: as much faster or slower than the table in this too.
-            factor = sum(o.seconds for o in relatives) / sum(self._by_table(o.work) for o in relatives)
-            return Estimate(factor * self._by_table(work), "probe")
+        # Timed at something else, or on another cohort: as much faster or slower than the table in this too. What was
+        # timed of another backbone says at least how far off the table is for networks of this size.
+        same_kind = [o for o in self.probed if o.work.kind == work.kind and work.size > 1]
+        like_it: tuple[tuple[list[Observation], Source], ...] = (
+            ([o for o in self.probed if work.by and o.work.by == work.by], "probe"),
+            ([o for o in same_kind if o.work.by.partition(" on ")[0] == work.by.partition(" on ")[0]], "probe"),
+            (same_kind, "table"),
+        )
+        for relatives, source in like_it:
+            if (expected := sum(self._by_table(o.work) for o in relatives)) > 0:
+                factor = sum(o.seconds for o in relatives) / expected
+                return Estimate(factor * self._by_table(work), source)
         return Estimate(self._by_table(work), "table")
 
     @functools.cached_property

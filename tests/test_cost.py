@@ -87,6 +87,10 @@ def test_a_backbone_that_is_slow_at_one_thing_is_slow_at_others(monkeypatch: pyt
     own.probed.append(Observation(Work("pretraining", 2, 1.0, "net on people"), 8.0))
     assert own.estimate(Work("embedding", 10, 1.0, "net on people")).seconds == pytest.approx(4 * 5)
     assert own.estimate(Work("embedding", 10, 1.0, "other on people")).seconds == pytest.approx(5)
+    elsewhere = own.estimate(Work("pretraining", 10, 2.0, "net on others"))
+    assert (elsewhere.source, elsewhere.seconds) == ("probe", pytest.approx(4 * 20))
+    another = own.estimate(Work("pretraining", 10, 2.0, "other on people"))
+    assert (another.source, another.seconds) == ("table", pytest.approx(4 * 20))
 
 
 def test_nothing_is_said_of_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
