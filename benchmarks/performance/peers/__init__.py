@@ -14,7 +14,7 @@ Two contests, each in one run, commands one after the other on an otherwise quie
 
 neurobench runs before and after its peer, and its mean counts: what else the machine does drifts. Memory is the peak of
 the proportional set size summed over a command's processes, looked at twenty times a second, or the largest resident
-size of one process that the system reports, whichever is more.
+size that one of them had, whichever is more.
 
 Quick runs draw a twentieth of the script's bootstraps and permutations, and all of neurobench's.
 """
@@ -81,18 +81,24 @@ def unavailable() -> str:
 
 
 def _memory_mb(group: int) -> float:
-    """Return the proportional set size of all processes of a group: pages that they share are counted once."""
-    total = 0
+    """Return the memory of all processes of a group in MiB: pages that they share count once.
+
+    The proportional set sizes now, summed up, or the largest resident size that one of them ever had, whichever is
+    more. (What ``wait4`` reports would be the caller's own size, where that is larger: a child begins as its copy.)
+    """
+    total, largest = 0, 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if os.getpgid(int(entry.name)) != group:
                     continue
                 lines = (entry / "smaps_rollup").read_text().splitlines()
+                lines += (entry / "status").read_text().splitlines()
             except OSError:  # It ended meanwhile.
                 continue
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1024
+            largest = max(largest, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+    return max(total, largest) / 1024
 
 
 def timed(command: Sequence[str], log: Path, threads: int = 2) -> Finished:
@@ -119,14 +125,13 @@ def timed(command: Sequence[str], log: Path, threads: int = 2) -> Finished:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        _, status, used = os.wait4(process.pid, 0)
+        process.wait()
         seconds = perf_counter() - started
         over.set()
         watcher.join()
-        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
-    return Finished(seconds, max(peak, used.ru_maxrss / 1024))
+    return Finished(seconds, peak)
 
 
 def _around(ours: Sequence[str], theirs: Sequence[str], folder: Path, out: Path) -> tuple[Finished, Finished]:
