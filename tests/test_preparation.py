@@ -110,7 +110,7 @@ def test_the_size_to_come_is_said(tmp_path: Path, folder: Path, monkeypatch: pyt
     monkeypatch.setattr(preparation, "PARALLEL_FROM_S", 0.0)
     said: list[str] = []
     source(folder).load(Store(tmp_path / "out"), note=said.append)
-    assert "7 more recordings: about" in said[0]
+    assert "6 more recordings: about" in said[0]
     monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     source(folder, SignalSpec(window_s=40.0, patch_s=8.0, band_hz=(0.01, 0.05))).load(
         Store(tmp_path / "out"), note=said.append

@@ -1,6 +1,7 @@
 """What a grid costs beyond its distinct pretrainings, what another task costs, and how long probes and scores take.
 
-Grid (profile smoke, simulated ``parcels`` and ``adhd200`` twins, two backbones × two masks, four tasks):
+Grid (profile smoke with 60 steps, simulated ``parcels`` and ``adhd200`` twins of 48 people, two backbones × two masks,
+four tasks; quick: one of each, two tasks and one more):
 
 - *overhead*: seconds of the whole run, from a resolved grid to its table, over the sum of what its distinct stored
   steps took, each computed once. Pretraining, embedding, reconstruction and scoring are work that any single row needs;
@@ -58,7 +59,13 @@ def _run(registry: Registry, out: Path, quick: bool, tasks: list[str]) -> RunRes
     sizes: dict[str, Any] = (
         {"backbone": "transformer", "mask": "random_tube", "dataset": "parcels", "n_steps": 40, "n_subjects": 32}
         if quick
-        else {"backbone": ["transformer", "mamba"], "mask": ["roi", "random_tube"], "dataset": ["parcels", "adhd200"]}
+        else {
+            "backbone": ["transformer", "mamba"],
+            "mask": ["roi", "random_tube"],
+            "dataset": ["parcels", "adhd200"],
+            "n_steps": 60,
+            "n_subjects": 48,
+        }
     )
     return execute(expand(RunConfig.from_options(task=tasks, out=str(out), **sizes), registry), registry)
 

@@ -14,9 +14,10 @@ Two contests, each in one run, commands one after the other on an otherwise quie
 
 neurobench runs before and after its peer, and its mean counts: what else the machine does drifts. Memory is the peak of
 the proportional set size summed over a command's processes, looked at twenty times a second, or the largest resident
-size of one process that the system reports, whichever is more.
+size that one of them had, whichever is more.
 
-Quick runs draw a twentieth of the script's bootstraps and permutations, and all of neurobench's.
+A quick run is the first contest alone, small, ours once; the script draws a twentieth of its bootstraps and
+permutations, and neurobench all of them.
 """
 
 from __future__ import annotations
@@ -81,18 +82,24 @@ def unavailable() -> str:
 
 
 def _memory_mb(group: int) -> float:
-    """Return the proportional set size of all processes of a group: pages that they share are counted once."""
-    total = 0
+    """Return the memory of all processes of a group in MiB: pages that they share count once.
+
+    The proportional set sizes now, summed up, or the largest resident size that one of them ever had, whichever is
+    more. (What ``wait4`` reports would be the caller's own size, where that is larger: a child begins as its copy.)
+    """
+    total, largest = 0, 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if os.getpgid(int(entry.name)) != group:
                     continue
                 lines = (entry / "smaps_rollup").read_text().splitlines()
+                lines += (entry / "status").read_text().splitlines()
             except OSError:  # It ended meanwhile.
                 continue
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1024
+            largest = max(largest, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+    return max(total, largest) / 1024
 
 
 def timed(command: Sequence[str], log: Path, threads: int = 2) -> Finished:
@@ -119,24 +126,27 @@ def timed(command: Sequence[str], log: Path, threads: int = 2) -> Finished:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        _, status, used = os.wait4(process.pid, 0)
+        process.wait()
         seconds = perf_counter() - started
         over.set()
         watcher.join()
-        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
-    return Finished(seconds, max(peak, used.ru_maxrss / 1024))
+    return Finished(seconds, peak)
 
 
-def _around(ours: Sequence[str], theirs: Sequence[str], folder: Path, out: Path) -> tuple[Finished, Finished]:
-    """Run ours, theirs, and ours again into another output folder; ours is the mean of both."""
+def _around(
+    ours: Sequence[str], theirs: Sequence[str], folder: Path, out: Path, again: bool
+) -> tuple[Finished, Finished]:
+    """Run ours, theirs, and where asked ours again into another output folder; ours is the mean of both."""
     first = timed([*ours, "--out", str(out)], folder / "ours.log")
     # The same people in the same folds.
     (folder / "folds.json").write_bytes(next((out / "folds").glob("*.json")).read_bytes())
     peer = timed(theirs, folder / "theirs.log")
-    again = timed([*ours, "--out", str(folder / "again")], folder / "again.log")
-    return Finished((first.seconds + again.seconds) / 2, max(first.peak_mb, again.peak_mb)), peer
+    if not again:
+        return first, peer
+    second = timed([*ours, "--out", str(folder / "again")], folder / "again.log")
+    return Finished((first.seconds + second.seconds) / 2, max(first.peak_mb, second.peak_mb)), peer
 
 
 def _ratios(name: str, ours: Finished, theirs: Finished, scores: pd.DataFrame, **more: float) -> list[Ratio]:
@@ -184,7 +194,7 @@ def plain(quick: bool) -> list[Ratio]:
                   "--steps", str(n_steps), "--tasks", tasks, "--out", str(folder / "peer.json")]  # fmt: skip
         if quick:
             theirs += ["--bootstraps", "100", "--permutations", "50"]
-        ours_took, peer_took = _around(ours, theirs, folder, folder / "out")
+        ours_took, peer_took = _around(ours, theirs, folder, folder / "out", again=not quick)
         phases = json.loads((folder / "peer.json").read_text())["seconds"]
         scores = _scores(folder / "out", folder / "peer.json", {"pretrained": "pretrained", "untrained": "untrained"})
         found = _ratios("plain PyTorch and scikit-learn", ours_took, peer_took, scores)
@@ -202,9 +212,9 @@ def plain(quick: bool) -> list[Ratio]:
     return found
 
 
-def braindecode(quick: bool) -> list[Ratio]:
+def braindecode() -> list[Ratio]:
     """Compare with braindecode and skorch."""
-    n_subjects = 8 if quick else 40
+    n_subjects = 40
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = folder / "data"
@@ -217,7 +227,7 @@ def braindecode(quick: bool) -> list[Ratio]:
         n_steps = 20 * -(-(n_subjects // 2) // 16)
         theirs = [sys.executable, str(HERE / "braindecode_script.py"), str(data), "--folds", str(folder / "folds.json"),
                   "--steps", str(n_steps), "--out", str(folder / "peer.json")]  # fmt: skip
-        ours_took, peer_took = _around(ours, theirs, folder, folder / "out")
+        ours_took, peer_took = _around(ours, theirs, folder, folder / "out", again=True)
         peer = json.loads((folder / "peer.json").read_text())
         scores = _scores(folder / "out", folder / "peer.json", {"untrained": "scratch"})
         more = {f"peer_{k.replace(' ', '_')}_s": v for k, v in peer["seconds"].items()}
@@ -227,4 +237,4 @@ def braindecode(quick: bool) -> list[Ratio]:
 
 def measure(quick: bool) -> list[Ratio]:
     """Return the ratios of every contest that can be run here; see :func:`unavailable` for the others."""
-    return plain(quick) + ([] if unavailable() else braindecode(quick))
+    return plain(quick) + ([] if quick or unavailable() else braindecode())
