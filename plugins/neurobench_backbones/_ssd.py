@@ -28,8 +28,8 @@ CHUNK = 64
 LOG2E = 1 / math.log(2)
 """Exponents are kept in powers of two: torch's exp2 takes less than half the time of its exp."""
 
-PIECE = 2**20
-"""Numbers in the largest array of a piece of a long sequence: 4 MB of float32, what a cache holds beside others."""
+PIECE = 2**18
+"""Numbers in the largest array of a piece of a long sequence: 1 MB of float32, what a cache holds beside others."""
 
 NO_STEP = 1e-30
 """What a step of size 0 counts as, because its logarithm is taken: too little to be seen beside anything."""
