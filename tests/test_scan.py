@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from neurobench_backbones import _ssd
 from neurobench_backbones._mamba2 import Mamba2, MambaPass, _GatedNorm, _ScanInputs, scan_inputs
 from neurobench_backbones._ssd import scan_heads, ssd_scan, ssd_step_by_step
 
@@ -23,8 +24,10 @@ def inputs(length: int, batch: int = 2, dtype: torch.dtype = torch.float64, seed
     return [normal(batch, length, 3, 4), dt, a, normal(batch, length, 6), normal(batch, length, 6)]
 
 
+@pytest.mark.parametrize("piece", [1, 2**16, 2**20])
 @pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 128, 200, 257])
-def test_forward_and_gradients_equal_the_recurrence(length: int) -> None:
+def test_forward_and_gradients_equal_the_recurrence(length: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ssd, "PIECE", piece)
     ours, theirs = inputs(length), inputs(length)
     y, reference = ssd_scan(*ours), ssd_step_by_step(*theirs)
     torch.testing.assert_close(y, reference, rtol=1e-10, atol=1e-12)
@@ -128,8 +131,12 @@ def test_what_enters_the_scan_takes_half_precision_beside_single_precision_weigh
     assert mixer.conv1d.weight.grad is not None
 
 
+@pytest.mark.parametrize("piece", [1, 30, 2**20])
 @pytest.mark.parametrize("chunk", [2, 3, 8])
-def test_written_out_gradients_are_those_of_finite_differences(chunk: int) -> None:
+def test_written_out_gradients_are_those_of_finite_differences(
+    chunk: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ssd, "PIECE", piece)
     x, dt, a, b, c = inputs(5, batch=1)
     skip = torch.rand(1, 3, dtype=torch.float64, requires_grad=True)
     values = tuple(v.detach().transpose(1, 2).requires_grad_() for v in (x, dt, dt * a))

@@ -1,39 +1,49 @@
-"""The portable Mamba scan beside its peers: forward and backward, two threads, one run.
+"""The portable Mamba on a CPU beside its peers and beside plain matrix products: forward and backward, two threads.
 
-    python -m benchmarks.performance.scan [--lengths 256,512,1024,2048,4096] [--json FILE]
-
-Two comparisons at batch 4:
-
-* *mixers of width 192*, whole: our Mamba-2 module (expand 2: 384 inner channels, heads of 64, state 16; projections,
-  convolution, scan, gate, norm) and torch's attention (projections and ``scaled_dot_product_attention``, 6 heads).
-* *scans alone, 384 channels, state 16*: our chunked scan, mambapy's parallel scan on its own inputs
-  (batch, length, 384, 16), and our recurrence one step after the other (up to length 1024).
-
-Repeats are interleaved, because machines are shared; figures are medians (of the scan one step after the other: a
-single call), and what counts are their ratios.
+* *mixers of width 192*, whole, batch 4: our Mamba-2 module (expand 2: 384 inner channels, heads of 64, state 16) and
+  torch's attention (projections and ``scaled_dot_product_attention``, 6 heads); plain matrix products of the same
+  number of floating-point operations; and both lengths' time and memory as exponents.
+* *scans alone, 384 channels, state 16*: our chunked scan and mambapy's parallel scan on its own inputs
+  (batch, length, 384, 16).
+* *training steps of the factorised blocks*: 24 units × 10 patches, many short sequences, Mamba beside transformer.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from mambapy.pscan import pscan
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
+from benchmarks.performance.table import Ratio, interleaved
+from neurobench import BackboneSpec, TokenTable
+from neurobench.pretraining import build, hide, parameter_groups
 from neurobench_backbones._mamba2 import Mamba2
-from neurobench_backbones._ssd import ssd_scan, ssd_step_by_step
+from neurobench_backbones._ssd import CHUNK, ssd_scan
+from neurobench_backbones.mamba import Mamba
+from neurobench_backbones.transformer import Transformer
+
+__all__ = ["measure", "training_step"]
 
 BATCH, WIDTH, INNER, HEADDIM, STATE = 4, 192, 384, 64, 16
-STEP_BY_STEP_LIMIT = 1024
+HEADS = INNER // HEADDIM
+N_FEATURES = 20
+
+PEAK = """
+import resource, sys, torch
+from benchmarks.performance.scan import mixer_call
+torch.set_num_threads(2)
+call = mixer_call(int(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+call()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+"""Run in a process of its own: the peak of a process never falls again."""
 
 
 class Attention(nn.Module):
@@ -50,86 +60,219 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
 
 
-def contenders(length: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """Return one forward call a contender, on inputs that need gradients."""
-    heads = INNER // HEADDIM
+def both_ways(call: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """Return a call that goes forward and backward."""
+    return lambda: call().square().mean().backward()
+
+
+def mixer_call(length: int) -> Callable[[], None]:
+    """Return forward and backward of our mixer."""
     tokens = torch.randn(BATCH, length, WIDTH, requires_grad=True)
-    x = torch.randn(BATCH, length, heads, HEADDIM, requires_grad=True)
-    dt = (torch.rand(BATCH, length, heads) * 0.1).requires_grad_()
-    a = -torch.rand(heads) - 0.5
+    mamba = Mamba2(WIDTH, d_state=STATE, headdim=HEADDIM, expand=2)
+    return both_ways(lambda: mamba(tokens))
+
+
+def attention_call(length: int) -> Callable[[], None]:
+    """Return forward and backward of attention of the same width."""
+    tokens, attention = torch.randn(BATCH, length, WIDTH, requires_grad=True), Attention(WIDTH, 6)
+    return both_ways(lambda: attention(tokens))
+
+
+def scan_call(length: int) -> Callable[[], None]:
+    """Return forward and backward of our scan alone."""
+    x = torch.randn(BATCH, length, HEADS, HEADDIM, requires_grad=True)
+    dt = (torch.rand(BATCH, length, HEADS) * 0.1).requires_grad_()
+    a = -torch.rand(HEADS) - 0.5
     b, c = (torch.randn(BATCH, length, STATE, requires_grad=True) for _ in range(2))
-    mamba, attention = Mamba2(WIDTH, d_state=STATE, headdim=HEADDIM, expand=2), Attention(WIDTH, 6)
+    return both_ways(lambda: ssd_scan(x, dt, a, b, c))
+
+
+def mambapy_call(length: int) -> Callable[[], None]:
+    """Return forward and backward of what mambapy's block does: states for every step, then their product with C."""
+    from mambapy.pscan import pscan
+
     decay = torch.rand(BATCH, length, INNER, STATE).mul_(0.5).add_(0.5).requires_grad_()
     update = torch.randn(BATCH, length, INNER, STATE, requires_grad=True)
-    found: dict[str, Callable[[], torch.Tensor]] = {
-        "mixer: ours": lambda: mamba(tokens),
-        "mixer: attention": lambda: attention(tokens),
-        "scan: ours": lambda: ssd_scan(x, dt, a, b, c),
-        # What mambapy's block does with its scan: states for every step, then their product with C.
-        "scan: mambapy": lambda: (pscan(decay, update) @ c.unsqueeze(-1)).squeeze(-1),
-    }
-    if length <= STEP_BY_STEP_LIMIT:
-        found["scan: step by step"] = lambda: ssd_step_by_step(x, dt, a, b, c)
+    c = torch.randn(BATCH, length, STATE, requires_grad=True)
+    return both_ways(lambda: (pscan(decay, update) @ c.unsqueeze(-1)).squeeze(-1))
+
+
+def products(length: int) -> list[tuple[int, int, int, int]]:
+    """Return (how many, rows, inner, columns) of the matrix products of one mixer, forward and backward.
+
+    Backward, a product gives two of the same size. What a long scan computes again on its way back is not counted.
+    """
+    tokens, chunks = BATCH * length, BATCH * length // CHUNK
+    forward = [
+        (1, tokens, WIDTH, 2 * INNER + 2 * STATE + HEADS),
+        (1, tokens, INNER, WIDTH),
+        (chunks, CHUNK, STATE, CHUNK),
+        (chunks * HEADS, CHUNK, CHUNK, HEADDIM),
+        (chunks * HEADS, HEADDIM, CHUNK, STATE),
+        (chunks * HEADS, CHUNK, STATE, HEADDIM),
+    ]
+    return [product for product in forward for _ in range(3)]
+
+
+def roofline_call(length: int) -> Callable[[], None]:
+    """Return plain matrix products of as many operations: large square-ish ones, at which torch is fastest."""
+    operations = sum(2 * n * i * j * k for n, i, j, k in products(length))
+    left, right = torch.randn(1024, 512), torch.randn(512, 512)
+    repeats = max(1, round(operations / (2 * 1024 * 512 * 512)))
+
+    def call() -> None:
+        for _ in range(repeats):
+            torch.mm(left, right)
+
+    return call
+
+
+def training_step(
+    cls: type[Mamba] | type[Transformer],
+    *,
+    batch: int,
+    units: int,
+    patches: int,
+    width: int,
+    n_layers: int,
+    device: str = "cpu",
+) -> Callable[[], torch.Tensor]:
+    """Return one whole training step, as pretraining does it, on random tokens; it gives its loss."""
+    spec = BackboneSpec(units, 4, patches, N_FEATURES, width, n_layers)
+    net, decoder = (m.to(device) for m in build(cls, spec, {}, 0))
+    table = TokenTable(
+        unit=torch.arange(units).repeat(batch, 1),
+        valid=torch.ones(batch, units, patches, dtype=torch.bool),
+        position=torch.randn(batch, units, 3),
+        group=torch.zeros(batch, units, dtype=torch.long),
+        units=None,  # type: ignore[arg-type]  # Of no use to these backbones.
+    ).to(device)
+    signal = torch.randn(batch, units, patches, N_FEATURES, device=device)
+    hidden = torch.rand(batch, units, patches, device=device) < 0.5
+    optimiser = torch.optim.AdamW(parameter_groups([net, decoder], 0.05), lr=1e-3)
+    parameters = [*net.parameters(), *decoder.parameters()]
+
+    def step() -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+            filled = decoder(net(hide(signal, hidden), hidden, table))
+        loss = ((filled.float() - signal).square().mean(-1) * hidden).sum() / hidden.sum()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        return loss.detach()
+
+    return step
+
+
+def exponent(values: dict[int, float]) -> float:
+    """Return the slope of a straight line through (log length, log value)."""
+    x, y = [math.log(k) for k in values], [math.log(v) for v in values.values()]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def peak_kib(length: int) -> float:
+    """Return by how much the peak memory of a process grows in one forward and backward of our mixer."""
+    done = subprocess.run([sys.executable, "-c", PEAK, str(length)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def _against_transformer(quick: bool) -> list[Ratio]:
+    found = []
+    for sizes, bar in (
+        ({"batch": 16, "units": 24, "patches": 10, "width": 64, "n_layers": 2}, 1.5),
+        ({"batch": 32, "units": 24, "patches": 10, "width": 32, "n_layers": 1}, None),
+    ):
+        steps = {cls.name: training_step(cls, **sizes) for cls in (Transformer, Mamba)}
+        s = interleaved(steps, 8 if quick else 30)
+        told = f"batch {sizes['batch']}, width {sizes['width']} × {sizes['n_layers']}"
+        found.append(
+            Ratio(
+                "scan",
+                f"training step, 24 units × 10 patches, {told}: mamba's time over the transformer's",
+                s["mamba"] / s["transformer"],
+                bar,
+                at_least=False,
+                measured={f"{k}_ms": 1000 * v for k, v in s.items()},
+            )
+        )
     return found
 
 
-def measure(length: int, repeats: int) -> dict[str, float]:
-    """Return median seconds of forward and backward of every contender, repeats interleaved."""
-    calls = contenders(length)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            if name == "scan: step by step" and repeat != 1:
-                continue  # Half a minute a call at length 1024: once is enough for a ratio in the hundreds.
+def _against_peers(length: int, repeats: int) -> list[Ratio]:
+    s = interleaved(
+        {"mixer": mixer_call(length), "attention": attention_call(length), "products": roofline_call(length)}, repeats
+    )
+    scans = interleaved({"scan": scan_call(length), "mambapy": mambapy_call(length)}, max(1, repeats // 2))
+    at = f"at {length:,} tokens"
+    mixer_ms = {"ours_ms": 1000 * s["mixer"]}
+    return [
+        Ratio(
+            "scan",
+            f"mixer {at}: our time over that of plain matrix products of as many operations",
+            s["mixer"] / s["products"],
+            2.0,
+            at_least=False,
+            measured=mixer_ms | {"products_ms": 1000 * s["products"]},
+        ),
+        Ratio(
+            "scan",
+            f"mixer {at}: attention's time over ours",
+            s["attention"] / s["mixer"],
+            4.0 if length >= 4096 else 1.0,
+            measured=mixer_ms | {"attention_ms": 1000 * s["attention"]},
+        ),
+        Ratio(
+            "scan",
+            f"scan alone {at}: mambapy's time over ours",
+            scans["mambapy"] / scans["scan"],
+            20.0 if length >= 4096 else 10.0,
+            measured={"ours_ms": 1000 * scans["scan"], "mambapy_ms": 1000 * scans["mambapy"]},
+        ),
+    ]
+
+
+def _growth(lengths: tuple[int, ...]) -> list[Ratio]:
+    seconds = {}
+    for length in lengths:
+        call = mixer_call(length)
+        call()
+        times = []
+        for _ in range(3):
             started = time.perf_counter()
-            call().square().mean().backward()
-            if repeat:  # The first is warm-up.
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            call()
+            times.append(time.perf_counter() - started)
+        seconds[length] = min(times)
+    memory = {length: peak_kib(length) for length in lengths}
+    span = f"{lengths[0]:,} to {lengths[-1]:,} tokens"
+    return [
+        Ratio(
+            "scan",
+            f"mixer, {span}: exponent of the time",
+            exponent(seconds),
+            1.15,
+            at_least=False,
+            measured={f"at_{k}_ms": 1000 * v for k, v in seconds.items()},
+        ),
+        Ratio(
+            "scan",
+            f"mixer, {span}: exponent of the memory",
+            exponent(memory),
+            1.15,
+            at_least=False,
+            measured={f"at_{k}_mb": v / 1024 for k, v in memory.items()},
+        ),
+    ]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="256,512,1024,2048,4096")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+def measure(quick: bool) -> list[Ratio]:
+    """Measure all; quick leaves out 4,096 tokens against peers and the growth to 16,384."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    rows = []
-    for length in map(int, given.lengths.split(",")):
-        found = measure(length, given.repeats)
-        ratios = {
-            "attention_over_ours": found["mixer: attention"] / found["mixer: ours"],
-            "mambapy_over_ours": found["scan: mambapy"] / found["scan: ours"],
-        }
-        if "scan: step by step" in found:
-            ratios["step_by_step_over_ours"] = found["scan: step by step"] / found["scan: ours"]
-        rows.append({"length": length, "seconds": found, **ratios})
-    table = Table(
-        title="forward + backward, batch 4, two threads, shared machine: medians of interleaved repeats (ms); "
-        "ratios: peer's time over ours; mixers of width 192 with their projections, scans of 384 channels alone"
-    )
-    for name in ("length", "our mixer", "attention", "ratio", "our scan", "mambapy", "ratio", "step by step", "ratio"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        ms = {k: f"{1000 * v:.1f}" for k, v in row["seconds"].items()}
-        table.add_row(
-            str(row["length"]),
-            ms["mixer: ours"],
-            ms["mixer: attention"],
-            f"{row['attention_over_ours']:.1f} ×",
-            ms["scan: ours"],
-            ms["scan: mambapy"],
-            f"{row['mambapy_over_ours']:.1f} ×",
-            ms.get("scan: step by step", ""),
-            f"{row['step_by_step_over_ours']:.0f} ×" if "step_by_step_over_ours" in row else "",
-        )
-    Console(width=110).print(table)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    found = _against_transformer(quick)
+    for length in (1024,) if quick else (1024, 4096):
+        found += _against_peers(length, 2 if quick else 4)
+    if not quick:
+        found += _growth((1024, 4096, 16384))
+    return found

@@ -13,6 +13,7 @@ Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ CHUNK = 64
 
 LOG2E = 1 / math.log(2)
 """Exponents are kept in powers of two: torch's exp2 takes less than half the time of its exp."""
+
+PIECE = 2**18
+"""Numbers in the largest array of a piece of a long sequence: 1 MB of float32, what a cache holds beside others."""
 
 NO_STEP = 1e-30
 """What a step of size 0 counts as, because its logarithm is taken: too little to be seen beside anything."""
@@ -114,8 +118,8 @@ def _future(total: torch.Tensor) -> torch.Tensor:
 class _Scan(torch.autograd.Function):
     """The scan with its gradients written out: autograd would keep and walk through some thirty arrays of this size.
 
-    With t the sum of log decays from the start of the chunk, position i draws on position j ≤ i by
-    w_ij = C_i·B_j exp(t_i − t_j) Δ_j, and by D more on itself; on the state before the chunk by C_i exp(t_i).
+    Long sequences are worked on piece by piece, so that what is quadratic in the chunk stays in the cache and is never
+    kept: the way back computes it again. Otherwise time grows faster than length, and memory many times x.
     """
 
     @staticmethod
@@ -130,74 +134,144 @@ class _Scan(torch.autograd.Function):
         chunk: int,
     ) -> torch.Tensor:
         """Scan a whole number of chunks."""
-        batch, heads, length, headdim = x.shape
-        n, d_state = length // chunk, b.shape[-1]
-        x = x.reshape(batch, heads, n, chunk, headdim)
-        b, c = b.reshape(batch, 1, n, chunk, d_state), c.reshape(batch, 1, n, chunk, d_state)
-        total = log_decay.reshape(batch, heads, n, chunk).cumsum(-1).mul_(LOG2E)
-        step = dt.reshape(batch, heads, n, chunk).clamp_min(NO_STEP)
-        # Masked before exp: above the diagonal the difference is positive and its exp overflows.
-        decay = total[..., :, None] + (step.log2() - total)[..., None, :]
-        decay.masked_fill_(_future(total), -torch.inf).exp2_()
-        reach = (c @ b.transpose(-1, -2)).to(decay.dtype)
-        weights = decay * reach
-        if skip is not None:
-            weights.diagonal(dim1=-2, dim2=-1).add_(skip[..., None, None])
-        y = weights.to(x.dtype) @ x
-        start = None
-        if n > 1:
-            states = x.transpose(-1, -2) @ (b * decay[..., -1, :, None]).to(x.dtype)
-            start = _running(states, total[..., -1].exp2())
-            y += (c * total[..., None].exp2()).to(x.dtype) @ start.transpose(-1, -2)
-        ctx.save_for_backward(x, b, c, total, step, decay, weights, start)
-        ctx.has_skip = skip is not None
-        return y.view(batch, heads, length, headdim)
+        batch, heads, length, _ = x.shape
+        piece = chunk * max(1, PIECE // (batch * heads * chunk * chunk))
+        ctx.pieces, ctx.chunk, ctx.has_skip = range(0, length, piece), chunk, skip is not None
+        ctx.piece = piece
+        if len(ctx.pieces) == 1:
+            y, _, kept = _scan_piece(x, dt, log_decay, b, c, skip, None, chunk, carries=length > chunk)
+            ctx.save_for_backward(*kept)
+            return y
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        state, states = None, []
+        for first in ctx.pieces:
+            part = slice(first, first + piece)
+            states.append(state)
+            y[:, :, part], state, _ = _scan_piece(
+                *(v[:, :, part] for v in (x, dt, log_decay)), b[:, part], c[:, part], skip, state, chunk, carries=True
+            )
+        ctx.save_for_backward(x, dt, log_decay, b, c, skip, *states)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of all but the chunk."""
-        x, b, c, total, step, decay, weights, start = ctx.saved_tensors
-        batch, heads, n, chunk, headdim = x.shape
-        grad = grad.reshape(x.shape)
-        of_x = weights.to(x.dtype).transpose(-1, -2) @ grad
-        of_weights = (grad @ x.transpose(-1, -2)).to(decay.dtype)
-        of_skip = of_weights.diagonal(dim1=-2, dim2=-1).sum((-1, -2)) if ctx.has_skip else None
-        of_weights *= decay
-        of_reach = of_weights.sum(1, keepdim=True).to(x.dtype)
-        of_b, of_c = of_reach.transpose(-1, -2) @ c, of_reach @ b
-        # By their exponents t_i − t_j + log Δ_j: what falls on rows goes to t, on columns to −t and to log Δ.
-        of_weights *= (c @ b.transpose(-1, -2)).to(decay.dtype)
-        rows, columns = of_weights.sum(-1), of_weights.sum(-2)
-        if start is not None:
-            to_end, from_start, over = decay[..., -1, :, None], total[..., None].exp2(), total[..., -1].exp2()
-            at_start = grad @ start
-            rows += (at_start * c).sum(-1) * from_start[..., 0]
-            of_c += (at_start * from_start).sum(1, keepdim=True)
-            of_start = grad.transpose(-1, -2) @ (c * from_start).to(x.dtype)
-            # The state after a chunk is used by all chunks that come later.
-            of_states = _running(of_start.flip(2), over.flip(2)).flip(2)
-            of_x += (b * to_end).to(x.dtype) @ of_states.transpose(-1, -2)
-            at_end = x @ of_states
-            of_b += (at_end * to_end).sum(1, keepdim=True)
-            ends = (at_end * b).sum(-1) * to_end[..., 0]
-            columns += ends
-            rows[..., -1] += ends.sum(-1) + (of_states * start).sum((-1, -2)) * over
-        of_log_decay = (rows - columns).flip(-1).cumsum(-1).flip(-1)
-        length = n * chunk
-        return (
-            of_x.view(batch, heads, length, headdim),
-            (columns / step).view(batch, heads, length),
-            of_log_decay.view(batch, heads, length),
-            of_b.view(batch, length, -1),
-            of_c.view(batch, length, -1),
-            of_skip,
-            None,
-        )
+        if len(ctx.pieces) == 1:
+            *of_inputs, of_skip, _ = _scan_piece_back(ctx.saved_tensors, grad, None)
+            return *of_inputs, of_skip if ctx.has_skip else None, None
+        x, dt, log_decay, b, c, skip, *states = ctx.saved_tensors
+        whole = [torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in (x, dt, log_decay, b, c)]
+        of_x, of_dt, of_log_decay, of_b, of_c = whole
+        of_state, of_skips = None, []
+        for first, state in zip(reversed(ctx.pieces), reversed(states), strict=True):
+            part = slice(first, first + ctx.piece)
+            given = (x[:, :, part], dt[:, :, part], log_decay[:, :, part], b[:, part], c[:, part])
+            _, _, kept = _scan_piece(*given, skip, state, ctx.chunk, carries=True, only_kept=True)
+            (
+                of_x[:, :, part],
+                of_dt[:, :, part],
+                of_log_decay[:, :, part],
+                of_b[:, part],
+                of_c[:, part],
+                of_skip,
+                of_state,
+            ) = _scan_piece_back(kept, grad[:, :, part], of_state)
+            of_skips.append(of_skip)
+        return *whole, sum(of_skips[1:], of_skips[0]) if ctx.has_skip else None, None
 
 
-def _running(states: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
-    """Return what has come together before every chunk: (batch, heads, n, headdim, d_state), zeros at the first.
+def _scan_piece(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    log_decay: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor | None,
+    state: torch.Tensor | None,
+    chunk: int,
+    carries: bool,
+    only_kept: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor | None, ...]]:
+    """Return y, the state at the end, and what the way back needs.
+
+    With t the sum of log decays from the start of the chunk, position i draws on position j ≤ i by
+    w_ij = C_i·B_j exp(t_i − t_j) Δ_j, and by D more on itself; on the state before the chunk by C_i exp(t_i). A single
+    chunk with nothing before or after it carries no state.
+    """
+    batch, heads, length, headdim = x.shape
+    n, d_state = length // chunk, b.shape[-1]
+    x = x.reshape(batch, heads, n, chunk, headdim)
+    b, c = b.reshape(batch, 1, n, chunk, d_state), c.reshape(batch, 1, n, chunk, d_state)
+    total = log_decay.reshape(batch, heads, n, chunk).cumsum(-1).mul_(LOG2E)
+    step = dt.reshape(batch, heads, n, chunk).clamp_min(NO_STEP)
+    # Masked before exp: above the diagonal the difference is positive and its exp overflows.
+    decay = total[..., :, None] + (step.log2() - total)[..., None, :]
+    decay.masked_fill_(_future(total), -torch.inf).exp2_()
+    weights = decay * (c @ b.transpose(-1, -2)).to(decay.dtype)
+    if skip is not None:
+        weights.diagonal(dim1=-2, dim2=-1).add_(skip[..., None, None])
+    weights = weights.to(x.dtype)
+    start = end = None
+    if carries:
+        states = x.transpose(-1, -2) @ (b * decay[..., -1, :, None]).to(x.dtype)
+        start, end = _running(states, total[..., -1].exp2(), state)
+    kept = (x, b, c, total, step, decay, weights, start)
+    if only_kept:
+        return x, None, kept
+    y = weights @ x
+    if start is not None:
+        y += (c * total[..., None].exp2()).to(x.dtype) @ start.transpose(-1, -2)
+    return y.view(batch, heads, length, headdim), end, kept
+
+
+def _scan_piece_back(
+    kept: Sequence[Any], grad: torch.Tensor, of_end: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    """Return the gradients of x, Δ, log decay, B, C, D, and of the state before the piece."""
+    x, b, c, total, step, decay, weights, start = kept
+    batch, heads, n, chunk, headdim = x.shape
+    length = n * chunk
+    grad = grad.reshape(x.shape)
+    of_x = weights.transpose(-1, -2) @ grad
+    of_weights = (grad @ x.transpose(-1, -2)).to(decay.dtype)
+    of_skip = of_weights.diagonal(dim1=-2, dim2=-1).sum((-1, -2))
+    of_weights *= decay
+    of_reach = of_weights.sum(1, keepdim=True).to(x.dtype)
+    of_b, of_c = of_reach.transpose(-1, -2) @ c, of_reach @ b
+    # By their exponents t_i − t_j + log Δ_j: what falls on rows goes to t, on columns to −t and to log Δ.
+    of_weights *= (c @ b.transpose(-1, -2)).to(decay.dtype)
+    rows, columns = of_weights.sum(-1), of_weights.sum(-2)
+    of_start = None
+    if start is not None:
+        to_end, from_start, over = decay[..., -1, :, None], total[..., None].exp2(), total[..., -1].exp2()
+        at_start = grad @ start
+        rows += (at_start * c).sum(-1) * from_start[..., 0]
+        of_c += (at_start * from_start).sum(1, keepdim=True)
+        of_starts = grad.transpose(-1, -2) @ (c * from_start).to(x.dtype)
+        # The state after a chunk is used by all chunks that come later.
+        back, of_start = _running(of_starts.flip(2), over.flip(2), of_end)
+        of_states = back.flip(2)
+        of_x += (b * to_end).to(x.dtype) @ of_states.transpose(-1, -2)
+        at_end = x @ of_states
+        of_b += (at_end * to_end).sum(1, keepdim=True)
+        ends = (at_end * b).sum(-1) * to_end[..., 0]
+        columns += ends
+        rows[..., -1] += ends.sum(-1) + (of_states * start).sum((-1, -2)) * over
+    of_log_decay = (rows - columns).flip(-1).cumsum(-1).flip(-1)
+    return (
+        of_x.view(batch, heads, length, headdim),
+        (columns / step).view(batch, heads, length),
+        of_log_decay.view(batch, heads, length),
+        of_b.view(batch, length, -1),
+        of_c.view(batch, length, -1),
+        of_skip,
+        of_start,
+    )
+
+
+def _running(states: torch.Tensor, over: torch.Tensor, first: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what has come together before every chunk, as states, and after the last one.
 
     Parameters
     ----------
@@ -205,14 +279,16 @@ def _running(states: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
         (batch, heads, n, headdim, d_state), what each chunk adds.
     over
         (batch, heads, n), what each chunk leaves of what came before it.
+    first
+        (batch, heads, headdim, d_state), what came before the first; None for nothing.
     """
     start = torch.empty_like(states)
-    start[:, :, 0] = 0
-    for k in range(1, states.shape[2]):
-        torch.addcmul(
-            states[:, :, k - 1], over[:, :, k - 1, None, None].to(states.dtype), start[:, :, k - 1], out=start[:, :, k]
-        )
-    return start
+    start[:, :, 0] = 0 if first is None else first
+    kept = over.to(states.dtype)[..., None, None]
+    last = states.shape[2] - 1
+    for k in range(last):
+        torch.addcmul(states[:, :, k], kept[:, :, k], start[:, :, k], out=start[:, :, k + 1])
+    return start, torch.addcmul(states[:, :, last], kept[:, :, last], start[:, :, last])
 
 
 def ssd_step_by_step(
