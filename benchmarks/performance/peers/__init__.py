@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -198,6 +198,9 @@ def plain(quick: bool) -> list[Ratio]:
         phases = json.loads((folder / "peer.json").read_text())["seconds"]
         scores = _scores(folder / "out", folder / "peer.json", {"pretrained": "pretrained", "untrained": "untrained"})
         found = _ratios("plain PyTorch and scikit-learn", ours_took, peer_took, scores)
+        if quick:
+            # Of 24 people intervals are wide and kernels differ (theirs is a support vector machine): only told.
+            found[-1] = replace(found[-1], bar=None)
     intervals = phases.pop("intervals and permutations")
     rest = peer_took.seconds - intervals
     more = {f"peer_{k.replace(' ', '_')}_s": v for k, v in phases.items()} | {"peer_intervals_s": intervals}
