@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from neurobench import feedforward_width
+from neurobench_backbones._mamba1 import Mamba1
 from neurobench_backbones._ssd import decay_between, scan_heads
 
 D_CONV = 4
@@ -186,6 +187,16 @@ class Mamba2(nn.Module):
         self.norm = nn.RMSNorm(self.d_inner, eps=1e-5)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
+    @classmethod
+    def of_width(cls, width: int) -> Mamba2:
+        """Return the mixer of a backbone of this width."""
+        return cls(width, headdim=min(32, width // 2))
+
+    @staticmethod
+    def together(mixers: Sequence[Mamba2], tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Return what each mixer makes of its own part of (mixers, length, sequences, d_model) tokens; same shape."""
+        return mix_causally(mixers, tokens, valid)
+
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Mix (sequences, length, d_model) causally; steps that are not valid leave the state as it is."""
         mask = None if valid is None else valid.T[None]
@@ -287,20 +298,21 @@ def _stacked(parameters: list[torch.Tensor]) -> torch.Tensor:
 
 
 class MambaPass(nn.Module):
-    """A forward and a backward Mamba-2 mixer, their sum, and a feed-forward block over (sequences, length, width).
+    """A forward and a backward mixer, their sum, and a feed-forward block over (sequences, length, width).
 
     Parameters
     ----------
     width
         Width of a token.
+    mixer
+        Mamba-2 unless it says otherwise.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, mixer: type[Mamba1 | Mamba2] | None = None) -> None:
         super().__init__()
-        headdim = min(32, width // 2)
+        mixer = mixer or Mamba2
         self.norm = nn.LayerNorm(width)
-        self.forward_mixer = Mamba2(width, headdim=headdim)
-        self.backward_mixer = Mamba2(width, headdim=headdim)
+        self.forward_mixer, self.backward_mixer = mixer.of_width(width), mixer.of_width(width)
         self.feedforward_norm = nn.LayerNorm(width)
         hidden = feedforward_width(width, sum(p.numel() for p in self.parameters()))
         self.feedforward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
@@ -310,7 +322,7 @@ class MambaPass(nn.Module):
         x = self.norm(tokens) if valid is None else self.norm(tokens) * valid[..., None]
         both = torch.stack((x, x.flip(1))).transpose(1, 2)
         masks = None if valid is None else torch.stack((valid, valid.flip(1))).transpose(1, 2)
-        onwards, back = mix_causally((self.forward_mixer, self.backward_mixer), both, masks)
+        onwards, back = self.forward_mixer.together([self.forward_mixer, self.backward_mixer], both, masks)
         tokens = tokens + (onwards + back.flip(0)).transpose(0, 1)
         tokens = tokens + self.feedforward(self.feedforward_norm(tokens))
         return tokens if valid is None else tokens * valid[..., None]

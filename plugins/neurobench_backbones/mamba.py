@@ -1,35 +1,49 @@
-"""Mamba: bidirectional Mamba-2 scans across units, then along time."""
+"""Mamba: bidirectional scans of Mamba-2, or of Mamba-1, across units, then along time."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
 from neurobench_backbones._grid import mix_grid, roll_out
-from neurobench_backbones._mamba2 import MambaPass
+from neurobench_backbones._mamba1 import Mamba1
+from neurobench_backbones._mamba2 import Mamba2, MambaPass
+
+VERSIONS = {1: Mamba1, 2: Mamba2}
 
 
 class Mamba(TokenBackbone):
-    """Bidirectional Mamba-2: every layer scans across units in their spatial order, then along time.
+    """Bidirectional Mamba: every layer scans across units in their spatial order, then along time.
 
     A one-way scan sees what came before only; both directions are scanned with weights of their own and added.
 
     Parameters
     ----------
+    version
+        2: a decay a head, matrix products. 1: decays for every channel and value of its state; several times slower.
     visible_only
         Hidden tokens are left out of the passes and filled in from the visible ones afterwards: at the same steps a
         fraction of the time, for masks that hide whole units or times.
     """
 
     name = "mamba"
-    summary = "bidirectional Mamba-2 scans across units, then along time"
-    reference = "arXiv:2405.21060"
+    summary = "bidirectional Mamba-2 scans (version=1: Mamba-1) across units, then along time"
+    reference = "arXiv:2405.21060; version=1: arXiv:2312.00752"
 
-    def __init__(self, spec: BackboneSpec, *, visible_only: bool = False) -> None:
+    def __init__(self, spec: BackboneSpec, *, version: int = 2, visible_only: bool = False) -> None:
         super().__init__(spec, visible_only)
-        passes = [MambaPass(spec.width) for _ in range(2 * spec.n_layers)]
+        passes = [MambaPass(spec.width, VERSIONS[version]) for _ in range(2 * spec.n_layers)]
         self.layers = nn.ModuleList(nn.ModuleList(passes[i : i + 2]) for i in range(0, len(passes), 2))
+
+    @classmethod
+    def impossible(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
+        """Return why there is no such version, or an empty string."""
+        version = parameters["version"]
+        return "" if version in VERSIONS else f"there is no Mamba-{version}: version may be 1 or 2"
 
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Scan along units, then along time, layer after layer."""
