@@ -4,7 +4,7 @@
   torch's attention (projections and ``scaled_dot_product_attention``, 6 heads); plain matrix products of the same
   number of floating-point operations; and both lengths' time and memory as exponents.
 * *scans alone, 384 channels, state 16*: our chunked scan and mambapy's parallel scan on its own inputs
-  (batch, length, 384, 16).
+  (batch, length, 384, 16); and the selective scan of Mamba-1, from x, Δ, A, B and C, by us and by mambapy.
 * *training steps of the factorised blocks*: 24 units × 10 patches, many short sequences, Mamba beside transformer.
 """
 
@@ -24,6 +24,7 @@ from benchmarks.performance.table import Ratio, interleaved
 from neurobench import BackboneSpec, TokenTable
 from neurobench.pretraining import build, hide, parameter_groups
 from neurobench_backbones._mamba2 import Mamba2
+from neurobench_backbones._selective_scan import selective_scan
 from neurobench_backbones._ssd import CHUNK, ssd_scan
 from neurobench_backbones.mamba import Mamba
 from neurobench_backbones.transformer import Transformer
@@ -95,6 +96,32 @@ def mambapy_call(length: int) -> Callable[[], None]:
     update = torch.randn(BATCH, length, INNER, STATE, requires_grad=True)
     c = torch.randn(BATCH, length, STATE, requires_grad=True)
     return both_ways(lambda: (pscan(decay, update) @ c.unsqueeze(-1)).squeeze(-1))
+
+
+def selective_call(length: int) -> Callable[[], None]:
+    """Return forward and backward of our scan of Mamba-1."""
+    inputs = _selective_inputs(length)
+    return both_ways(lambda: selective_scan(*inputs))
+
+
+def mambapy_selective_call(length: int) -> Callable[[], None]:
+    """Return the same of mambapy: decays and updates of every step and state value, its parallel scan, C."""
+    from mambapy.pscan import pscan
+
+    x, dt, a, b, c = _selective_inputs(length)
+
+    def call() -> torch.Tensor:
+        x_, dt_, b_, c_ = (v.transpose(0, 1) for v in (x, dt, b, c))
+        decay, update = (dt_[..., None] * a).exp(), dt_[..., None] * b_[:, :, None] * x_[..., None]
+        return (pscan(decay, update) @ c_[..., None]).squeeze(-1)
+
+    return both_ways(call)
+
+
+def _selective_inputs(length: int) -> list[torch.Tensor]:
+    x, dt = torch.randn(length, BATCH, INNER), torch.rand(length, BATCH, INNER) * 0.1
+    a, b, c = -torch.rand(INNER, STATE) - 0.5, torch.randn(length, BATCH, STATE), torch.randn(length, BATCH, STATE)
+    return [v.requires_grad_() for v in (x, dt, a, b, c)]
 
 
 def products(length: int) -> list[tuple[int, int, int, int]]:
@@ -205,6 +232,8 @@ def _against_peers(length: int, repeats: int) -> list[Ratio]:
         {"mixer": mixer_call(length), "attention": attention_call(length), "products": roofline_call(length)}, repeats
     )
     scans = interleaved({"scan": scan_call(length), "mambapy": mambapy_call(length)}, max(1, repeats // 2))
+    contenders = {"ours": selective_call(length), "mambapy": mambapy_selective_call(length)}
+    selective = interleaved(contenders, max(1, repeats // 2))
     at = f"at {length:,} tokens"
     mixer_ms = {"ours_ms": 1000 * s["mixer"]}
     return [
@@ -229,6 +258,13 @@ def _against_peers(length: int, repeats: int) -> list[Ratio]:
             scans["mambapy"] / scans["scan"],
             20.0 if length >= 4096 else 10.0,
             measured={"ours_ms": 1000 * scans["scan"], "mambapy_ms": 1000 * scans["mambapy"]},
+        ),
+        Ratio(
+            "scan",
+            f"selective scan of Mamba-1 {at}: mambapy's time over ours",
+            selective["mambapy"] / selective["ours"],
+            3.0,
+            measured={f"{k}_ms": 1000 * v for k, v in selective.items()},
         ),
     ]
 
