@@ -87,7 +87,8 @@ def performance_page() -> str:
         "",
     ]
     for topic in dict.fromkeys([*(r["topic"] for r in kept["rows"]), *kept["not_run"]]):
-        source = PERFORMANCE.parents[1] / "performance" / f"{topic}.py"
+        folder = PERFORMANCE.parents[1] / "performance"
+        source = next(p for p in (folder / f"{topic}.py", folder / topic / "__init__.py") if p.is_file())
         about = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
         lines += [f"## {topic}", "", about.splitlines()[0], ""]
         rows = [r for r in kept["rows"] if r["topic"] == topic]

@@ -117,17 +117,19 @@ def main() -> int:
     stored: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {"rows": []}
     kept = {(r["topic"], r["name"]): r for r in stored["rows"]}
     rows: list[Ratio] = []
-    not_run: dict[str, str] = {}
+    not_run: dict[str, str] = dict(stored.get("not_run", {}))
     for name in given.topics or known:
         started = time.perf_counter()
         found, why = measured(known[name], given.quick)
         rows += found
         if why:
             not_run[name] = why
+        if given.save:
+            # After every topic: what was measured is not lost with what breaks later.
+            _save(stored["rows"], rows, not_run, given.quick)
         screen.print(f"{name}: {why or f'{len(found)} ratios in {time.perf_counter() - started:.0f} s'}", style="dim")
     show(screen, rows, kept)
     if given.save:
-        _save(stored["rows"], rows, not_run, given.quick)
         screen.print(f"kept in {KEPT.relative_to(Path.cwd()) if KEPT.is_relative_to(Path.cwd()) else KEPT}")
     missed = [r for r in rows if r.met is False]
     if missed:
@@ -141,6 +143,8 @@ def _save(before: list[dict[str, Any]], rows: Sequence[Ratio], not_run: dict[str
     kept = [r for r in before if r["topic"] not in topics_now]
     kept += [{**asdict(r), "met": r.met, "measured_on": on} for r in rows]
     kept.sort(key=lambda r: r["topic"])
+    # One row a topic that was measured, on whatever machine could: what cannot be run here stays as it was.
+    not_run = {name: why for name, why in not_run.items() if name not in {r["topic"] for r in kept}}
     text = json.dumps({"rows": kept, "not_run": not_run}, indent=1) + "\n"
     RESULTS.mkdir(exist_ok=True)
     KEPT.write_text(text, encoding="utf-8")

@@ -32,7 +32,7 @@ from nilearn.datasets import load_mni152_brain_mask
 from nilearn.image import resample_img
 from nilearn.maskers import NiftiLabelsMasker
 
-from benchmarks.performance.table import Ratio, interleaved
+from benchmarks.performance.table import Ratio, interleaved, peak_bytes
 from neurobench import RecordingFile, SignalSpec
 from neurobench.preparation import write_prepared
 from neurobench_datasets._bold_images import read_bold
@@ -117,15 +117,9 @@ def memory_in_copies(path: Path, atlas: Path, way: str) -> float:
 
 def peak_growth(path: Path, atlas: Path, way: str) -> int:
     """Return the bytes by which preparing one recording raises this process' peak memory."""
-    before = _peak()
+    before = peak_bytes()
     prepare(path, atlas, way)
-    return _peak() - before
-
-
-def _peak() -> int:
-    """Return the peak resident memory of this process in bytes (Linux; ``getrusage`` counts the parent's, too)."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return peak_bytes() - before
 
 
 def workers_ratio(paths: list[Path], atlas: Path, way: str) -> float:

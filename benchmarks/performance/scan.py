@@ -36,13 +36,14 @@ HEADS = INNER // HEADDIM
 N_FEATURES = 20
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from benchmarks.performance.scan import mixer_call
+from benchmarks.performance.table import peak_bytes
 torch.set_num_threads(2)
 call = mixer_call(int(sys.argv[1]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes()
 call()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_bytes() - before)
 """
 """Run in a process of its own: the peak of a process never falls again."""
 
@@ -199,7 +200,7 @@ def exponent(values: dict[int, float]) -> float:
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
-def peak_kib(length: int) -> float:
+def peak_bytes_of_mixer(length: int) -> float:
     """Return by how much the peak memory of a process grows in one forward and backward of our mixer."""
     done = subprocess.run([sys.executable, "-c", PEAK, str(length)], capture_output=True, text=True, check=True)
     return float(done.stdout)
@@ -280,7 +281,7 @@ def _growth(lengths: tuple[int, ...]) -> list[Ratio]:
             call()
             times.append(time.perf_counter() - started)
         seconds[length] = min(times)
-    memory = {length: peak_kib(length) for length in lengths}
+    memory = {length: peak_bytes_of_mixer(length) for length in lengths}
     span = f"{lengths[0]:,} to {lengths[-1]:,} tokens"
     return [
         Ratio(
@@ -297,7 +298,7 @@ def _growth(lengths: tuple[int, ...]) -> list[Ratio]:
             exponent(memory),
             1.15,
             at_least=False,
-            measured={f"at_{k}_mb": v / 1024 for k, v in memory.items()},
+            measured={f"at_{k}_mb": v / 2**20 for k, v in memory.items()},
         ),
     ]
 

@@ -10,8 +10,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-__all__ = ["Ratio", "interleaved"]
+__all__ = ["Ratio", "interleaved", "peak_bytes"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,9 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], repeats: int) ->
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process (Linux; ``getrusage`` counts that of the parent, too)."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
