@@ -201,6 +201,7 @@ def in_processes(
     running: dict[Future[_Outcome], _Node] = {}
     before = set(multiprocessing.active_children())
     pool = _pool(grid.config, jobs)
+    ready = pool.submit(_ready)
     try:
         while True:
             node = None
@@ -220,7 +221,13 @@ def in_processes(
                         raise outcome.store_error
                     executor.computed |= outcome.computed
                     schedule.finish(running.pop(future), outcome.error)
-            except BrokenProcessPool:
+            except BrokenProcessPool as broken:
+                if ready.exception() is not None:
+                    raise NeurobenchError(
+                        "the processes that were to compute steps could not be started.",
+                        next_step="Their error is above. Use --jobs 1; in a script of your own put the call under "
+                        '`if __name__ == "__main__":`.',
+                    ) from broken
                 # It cannot be told whose process it was: every step that was under way is tried again.
                 for one in running.values():
                     schedule.again(one)
@@ -229,6 +236,7 @@ def in_processes(
                 running.clear()
                 pool.shutdown(wait=False, cancel_futures=True)
                 pool = _pool(grid.config, jobs)
+                ready = pool.submit(_ready)
     except BaseException:
         # Ctrl-C, or a full disk: nobody waits for what is under way; what is half-written is swept at the next start.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -407,6 +415,10 @@ def _start(config: RunConfig) -> None:
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
     _here = _Here(config)
     _executor = Executor(_here.store, Silent())
+
+
+def _ready() -> None:
+    """Do nothing: a process that comes to this was started as it should be."""
 
 
 def _die_with_the_parent() -> None:

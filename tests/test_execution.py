@@ -94,6 +94,21 @@ def test_what_breaks_is_a_record_and_the_others_go_on(data: Path, tmp_path: Path
     assert execute(data, tmp_path / "out", task="age").n_computed == 0
 
 
+def test_processes_that_cannot_be_started_are_one_error_and_no_hundred_failed_rows(tmp_path: Path, data: Path) -> None:
+    # A script without a guard around the call: every process that is started runs it from the top.
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport neurobench\n"
+        f"neurobench.run(backbone='tiny', mask='roi', dataset='fake', data_dir={str(data)!r}, task='age', jobs=2,\n"
+        f"    n_steps=2, out={str(tmp_path / 'out')!r}, plugin_files={str(PLUGIN)!r})\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "the processes that were to compute steps could not be started" in done.stderr
+    assert '`if __name__ == "__main__":`' in done.stderr
+
+
 def test_a_full_disk_ends_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="disk is full"):
         execute(data, tmp_path / "out", backbone="fills_the_disk", task="age")
