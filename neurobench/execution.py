@@ -30,12 +30,22 @@ from neurobench.config import Grid, Profile, RunConfig, expand
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.opening import open_stored, resolve_device
 from neurobench.plugins import Registry, load_registry
-from neurobench.progress import Done, Progress, Silent
+from neurobench.progress import Advance, Done, Progress, Silent
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
 from neurobench.store import Entry, Store, keys_in
 
-__all__ = ["Executor", "Failures", "Todo", "describe", "few_threads", "in_processes", "in_turn", "suitable_jobs"]
+__all__ = [
+    "Executor",
+    "Failures",
+    "Todo",
+    "compute",
+    "describe",
+    "few_threads",
+    "in_processes",
+    "in_turn",
+    "suitable_jobs",
+]
 
 Failures = Mapping[Row, str]
 """Kind and message of the error that stopped each row of which a step failed."""
@@ -74,14 +84,17 @@ class Executor:
         return entry
 
     def _compute(self, step: Step) -> Entry:
-        with (
-            self.progress.stage(step.label) as advance,
-            self.store.write(step.stage, step.identity, step.label, step.work.to_dict()) as folder,
-        ):
-            step.compute(folder, advance)
-        entry = self.store.get(step.stage, step.identity)
-        assert entry is not None
-        return entry
+        with self.progress.stage(step.label) as advance:
+            return compute(step, self.store, advance)
+
+
+def compute(step: Step, store: Store, advance: Advance) -> Entry:
+    """Compute a step into a store, whatever is there, and return its entry."""
+    with store.write(step.stage, step.identity, step.label, step.work.to_dict()) as folder:
+        step.compute(folder, advance)
+    entry = store.get(step.stage, step.identity)
+    assert entry is not None
+    return entry
 
 
 @contextlib.contextmanager
@@ -198,6 +211,9 @@ def in_processes(
     were under way are tried once more, each alone, so that the one that is to blame fails and no other.
     """
     schedule = _Schedule(todo, executor, seconds, done)
+    if schedule.is_empty:
+        yield from ((one, {}) for one in todo)
+        return
     running: dict[Future[_Outcome], _Node] = {}
     before = set(multiprocessing.active_children())
     pool = _pool(grid.config, jobs)
@@ -301,6 +317,11 @@ class _Schedule:
                 self._left[number] += 1
         self._ready = [(node.order, node) for node in nodes.values() if node.n_needed == 0]
         heapq.heapify(self._ready)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything was stored before anything began."""
+        return not any(self._left)
 
     def next(self, running: Collection[_Node], jobs: int) -> _Node | None:
         """Return a step to start now, or None; steps that were under way when a process died run alone."""

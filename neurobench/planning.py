@@ -98,8 +98,8 @@ class Plan:
         What a reader of the estimate should know.
     jobs
         Processes that will compute steps at once.
-    alone_s
-        Seconds of what one process does for all: start, preparation, records; and of starting the others.
+    wall_s
+        Estimated seconds from start to end with so many.
     """
 
     items: tuple[PlanItem, ...]
@@ -107,17 +107,12 @@ class Plan:
     probe_s: float = 0.0
     notes: tuple[str, ...] = ()
     jobs: int = 1
-    alone_s: float = 0.0
+    wall_s: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Estimated seconds of everything that is not stored, as far as it is known, in one process."""
         return sum((r.pretraining or 0.0) + (r.scoring or 0.0) for r in self.rows)
-
-    @property
-    def wall_s(self) -> float:
-        """Estimated seconds from start to end, with as many processes as there will be."""
-        return self.alone_s + (self.seconds - self.alone_s) / self.jobs
 
     @property
     def unknown(self) -> int:
@@ -167,8 +162,7 @@ def plan(grid: Grid, registry: Registry, *, limit: Limit | None = None) -> Plan:
     """
     store = Store(grid.config.out, read_only=True)
     planner = _Planner(grid, registry, store, Model(measured=measured(store)), limit or Limit())
-    device = resolve_device(grid.config.device)
-    with tempfile.TemporaryDirectory(prefix="neurobench-plan-") as folder, few_threads(grid.profile, device):
+    with tempfile.TemporaryDirectory(prefix="neurobench-plan-") as folder, few_threads(grid.profile, planner.device):
         for n_done, dataset in enumerate(grid.datasets):
             planner.limit.share(len(grid.datasets) - n_done)
             planner.dataset(dataset, grid.seeds, Path(folder))
@@ -203,10 +197,9 @@ class _Planner:
         alone = sum(r.seconds or 0.0 for r in rows if r.row in (REST, PREPARATION))
         shared = sum(r.seconds or 0.0 for r in rows) - alone
         jobs = self.grid.config.jobs or suitable_jobs(self.grid, shared)
-        if jobs > 1:
-            # The others start as this one did.
-            alone += self.model.estimate(Work("start", 1.0)).seconds or 0.0
-        return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, min(alone, alone + shared))
+        # The others start as this one did.
+        starting = (self.model.estimate(Work("start", 1.0)).seconds or 0.0) if jobs > 1 else 0.0
+        return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, alone + starting + shared / jobs)
 
     def dataset(self, dataset: ComponentSpec, seeds: Sequence[int], folder: Path) -> None:
         """Add the steps of one dataset for all seeds."""

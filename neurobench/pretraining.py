@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from neurobench.masking import draw, mask_generator
 from neurobench.records import BackboneSpec, Batch, TokenTable
 from neurobench.tokens import Tokenizer, WindowSource
 
-__all__ = ["Decoder", "History", "Recipe", "build", "count_parameters", "hide", "masks_of", "pretrain"]
+__all__ = ["Decoder", "History", "Recipe", "build", "count_parameters", "hide", "masks_of", "optimise", "pretrain"]
 
 AHEAD = 2
 """Batches that are drawn before they are needed."""
@@ -172,6 +171,24 @@ class Drawn:
     n_valid: int
     n_hidden: int
 
+    @classmethod
+    def of(
+        cls,
+        batch: Batch,
+        hidden: torch.Tensor,
+        scored: torch.Tensor,
+        sent: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Drawn:
+        """Return a batch and its (batch, units, patches) masks, every tensor ``sent`` to where it is needed."""
+        return cls(
+            sent(batch.signal),
+            batch.table.map(sent),
+            sent(hidden),
+            sent(scored.flatten().nonzero()[:, 0]),
+            int(batch.table.valid.sum()),
+            int(hidden.sum()),
+        )
+
 
 def drawn_ahead(
     windows: WindowSource,
@@ -197,14 +214,7 @@ def drawn_ahead(
     def one(step: int) -> Drawn:
         batch = windows.draw(step, batch_size)
         hidden, scored = masks_of(batch, strategy, ratio, seed, step)
-        return Drawn(
-            sent(batch.signal),
-            batch.table.map(sent),
-            sent(hidden),
-            sent(scored.flatten().nonzero()[:, 0]),
-            int(batch.table.valid.sum()),
-            int(hidden.sum()),
-        )
+        return Drawn.of(batch, hidden, scored, sent)
 
     with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
         coming: deque[Future[Drawn]] = deque()
@@ -229,6 +239,38 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
             keeps = p.ndim < 2 or id(p) in embeddings or name.endswith("embedding")
             (keep if keeps else decay).append(p)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+
+
+def optimise(
+    backbone: nn.Module,
+    decoder: nn.Module,
+    drawn: Drawn,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    clip: float,
+) -> torch.Tensor:
+    """Do one optimiser step on what is scored of a batch, in bfloat16 on CUDA; return the loss, still on its device.
+
+    Parameters
+    ----------
+    backbone, decoder
+        On the device of the batch.
+    drawn
+        The batch with its masks.
+    optimiser, parameters
+        Of all of ``parameters``, whose gradients are cut together.
+    clip
+        Norm at which they are.
+    """
+    with torch.autocast("cuda", torch.bfloat16, enabled=drawn.signal.is_cuda):
+        reconstructed = decoder(backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
+    guess, real = (x.flatten(0, 2).index_select(0, drawn.scored) for x in (reconstructed, drawn.signal))
+    loss: torch.Tensor = (guess.float() - real).square().mean()
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(parameters, clip)
+    optimiser.step()
+    return loss.detach()
 
 
 def pretrain(
@@ -282,7 +324,6 @@ def pretrain(
     optimiser = torch.optim.AdamW(
         parameter_groups([backbone, decoder], recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
-    precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
     losses = torch.zeros(n_steps, device=device)
     n_valid = n_hidden = n_scored = 0
     backbone.train()
@@ -295,17 +336,9 @@ def pretrain(
         drawn = next(coming)
         waiting_s += time.perf_counter() - asked
         n_valid, n_hidden, n_scored = n_valid + drawn.n_valid, n_hidden + drawn.n_hidden, n_scored + len(drawn.scored)
-        with precision:
-            reconstructed = decoder(backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
-        guess, real = (x.flatten(0, 2).index_select(0, drawn.scored) for x in (reconstructed, drawn.signal))
-        loss = (guess.float() - real).square().mean()
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step, n_steps)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimiser.step()
-        losses[step] = loss.detach()
+        losses[step] = optimise(backbone, decoder, drawn, optimiser, parameters, recipe.clip)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
             _check_finite(losses[: step + 1], recipe, n_steps)
         if on_step is not None:

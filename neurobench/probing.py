@@ -24,8 +24,8 @@ from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.contracts import EvokedTask, ReconstructionTask
 from neurobench.cost import Model, Observation, Work
+from neurobench.execution import compute
 from neurobench.plugins import Registry
-from neurobench.progress import Advance
 from neurobench.records import Cohort
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
@@ -299,7 +299,7 @@ class _Timed:
 
     def fetch(self, step: Step) -> Entry:
         """Return the entry of a step that was timed before, or compute it."""
-        return self.store.get(step.stage, step.identity) or self._compute(step, lambda done, total: None)
+        return self.store.get(step.stage, step.identity) or compute(step, self.store, lambda done, total: None)
 
     def time(self, step: Step) -> None:
         """Compute a step. Of a pretraining the first optimiser step does not count: it finds nothing in place."""
@@ -311,17 +311,10 @@ class _Timed:
             stamps.append(time.perf_counter())
 
         started = time.perf_counter()
-        self._compute(step, advance)
+        compute(step, self.store, advance)
         seconds, work = time.perf_counter() - started, step.work
         if work.kind == "pretraining" and len(stamps) > 1:
             between = np.diff(stamps[len(stamps) // 4 :])
             fixed = self.model.table_seconds(work.times(0.0)) or 0.0
             seconds = fixed + float(np.median(between)) * work.amount
         self.observations.append(Observation(work, seconds))
-
-    def _compute(self, step: Step, advance: Advance) -> Entry:
-        with self.store.write(step.stage, step.identity, step.label) as folder:
-            step.compute(folder, advance)
-        entry = self.store.get(step.stage, step.identity)
-        assert entry is not None
-        return entry

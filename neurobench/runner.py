@@ -139,11 +139,12 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     def seconds(step: Step) -> float:
         return model.estimate(step.work).seconds or 0.0
 
-    missing = sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
-    jobs = grid.config.jobs or suitable_jobs(grid, missing)
+    jobs = grid.config.jobs or suitable_jobs(
+        grid, sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
+    )
     total = sum(seconds(s) for of in todo for _, s in of.steps)
     with progress.grid(total) as done, few_threads(grid.profile, device):
-        if jobs > 1 and missing:
+        if jobs > 1:
             ended = in_processes(todo, grid, executor, seconds, done, jobs)
         else:
             ended = in_turn(todo, executor, seconds, done)

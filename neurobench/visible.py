@@ -9,7 +9,7 @@ their tokens from the visible ones by one light attention.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -60,8 +60,7 @@ class VisibleGrid:
         )
         n_hidden, across, along, whole, n_units, n_patches = torch.stack(told).tolist()
         if whole:
-            table = TokenTable(table.unit, visible, table.position, table.group, table.units)
-            return cls(None, None, table, n_hidden, bool(across), bool(along))
+            return cls(None, None, replace(table, valid=visible), n_hidden, bool(across), bool(along))
         # Those with a visible token first, in their order; without any in the whole batch one place stays, not valid.
         units = (~with_units).long().argsort(dim=1, stable=True)[:, : max(1, n_units)]
         patches = (~with_patches).long().argsort(dim=1, stable=True)[:, : max(1, n_patches)]

@@ -24,10 +24,11 @@ from neurobench.identity import digest
 from neurobench.plugins import load_registry
 from neurobench.progress import Silent
 from neurobench.store import Store
+from tests import tiny_run
 from tests.fakes import write_folder
+from tests.tiny_run import PLUGIN
 
 ROOT = Path(__file__).resolve().parents[1]
-PLUGIN = ROOT / "tests" / "tiny_plugin.py"
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def execute(data: Path, out: Path, **options: Any) -> runner.RunResult:
-    settings: dict[str, Any] = {
-        "backbone": "tiny",
-        "mask": "roi",
-        "dataset": "fake",
-        "data_dir": data,
-        "out": out,
-        "n_steps": 3,
-        "task": "reconstruction,age",
-        "plugin_files": PLUGIN,
-        "jobs": 2,
-    }
-    config = RunConfig.from_options(**settings | options)
-    registry = load_registry(config.plugin_files)
-    return runner.execute(expand(config, registry), registry)
+    return tiny_run.execute(data, out, **{"task": "reconstruction,age", "jobs": 2} | options)
 
 
 def bytes_of(out: Path) -> dict[str, str]:

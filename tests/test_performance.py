@@ -13,6 +13,7 @@ import pytest
 from benchmarks.performance import __main__ as command
 from benchmarks.performance.plot import draw
 from benchmarks.performance.table import Ratio, interleaved
+from neurobench.plugins import load_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,8 +87,11 @@ def test_the_step_that_a_gpu_is_timed_with_trains_on_any_device(backbone: str) -
     import torch
 
     from benchmarks.performance import gpu
+    from benchmarks.performance.training import half_hidden, training_step
 
-    step = gpu.training_step(backbone, 6, 4, width=32, n_layers=1, batch=4, device=torch.device("cpu"))
+    batch, hidden = half_hidden(4, 6, 4, gpu.N_FEATURES)
+    cls = load_registry().get("backbone", backbone)
+    step = training_step(cls, batch, hidden, hidden, width=32, n_layers=1, device=torch.device("cpu"))
     losses = [float(step()) for _ in range(12)]
     assert losses[-1] < losses[0]
     assert bool(gpu.unavailable()) is not torch.cuda.is_available()

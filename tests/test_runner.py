@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 
 import neurobench
-from neurobench import adaptation, planning, results, runner, store
+from neurobench import adaptation, planning, results, store
 from neurobench.config import RunConfig, expand
 from neurobench.errors import DataError, StoreError
 from neurobench.plugins import load_registry
 from tests.fakes import write_folder
+from tests.tiny_run import PLUGIN, execute
 
 ROOT = Path(__file__).resolve().parents[1]
-PLUGIN = ROOT / "tests" / "tiny_plugin.py"
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +30,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_folder(folder, n_subjects=24)
     return folder
-
-
-def execute(data: Path, out: Path, **options: object) -> runner.RunResult:
-    settings: dict = {
-        "backbone": "tiny",
-        "mask": "roi",
-        "dataset": "fake",
-        "data_dir": data,
-        "out": out,
-        "n_steps": 3,
-        "plugin_files": PLUGIN,
-    }
-    config = RunConfig.from_options(**settings | options)
-    registry = load_registry(config.plugin_files)
-    return runner.execute(expand(config, registry), registry)
 
 
 def test_a_whole_grid(data: Path, tmp_path: Path) -> None:

@@ -16,15 +16,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.performance.table import Ratio
+from benchmarks.performance.training import half_hidden, training_step
 from neurobench.config import PROFILES
 from neurobench.plugins import load_registry
-from neurobench.pretraining import Decoder, Drawn, Recipe, build, hide, parameter_groups
-from neurobench.specimens import simulated_batch, simulated_spec, simulated_units
 from neurobench_backbones._mamba2 import Mamba2
 
-__all__ = ["measure", "training_step", "unavailable", "waits"]
+__all__ = ["measure", "unavailable", "waits"]
 
-N_FEATURES, RATIO = 216, 0.5
+N_FEATURES = 216
 LENGTHS = {1_024: (64, 16), 6_144: (384, 16), 24_576: (1_536, 16)}
 """Tokens of a window to its units and patches."""
 
@@ -32,48 +31,6 @@ LENGTHS = {1_024: (64, 16), 6_144: (384, 16), 24_576: (1_536, 16)}
 def unavailable() -> str:
     """Return why this cannot be run here; empty where it can."""
     return "" if torch.cuda.is_available() else "torch finds no CUDA device"
-
-
-def training_step(
-    backbone: str, n_units: int, n_patches: int, *, width: int, n_layers: int, batch: int, device: torch.device
-) -> Callable[[], torch.Tensor]:
-    """Return a call that does one optimiser step on white noise, as pretraining does it, and returns the loss."""
-    units = simulated_units(n_units, 8)
-    spec = simulated_spec(units, n_patches, N_FEATURES, width, n_layers)
-    net, decoder = build(load_registry().get("backbone", backbone), spec, {}, seed=0)
-    net, decoder = net.to(device), decoder.to(device)
-    drawn = _drawn(n_units, n_patches, batch, device)
-    recipe = Recipe.for_width(width, batch)
-    groups = parameter_groups([net, decoder], recipe.weight_decay)
-    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
-    return lambda: _step(net, decoder, optimiser, drawn, recipe, device)
-
-
-def _drawn(n_units: int, n_patches: int, n_batch: int, device: torch.device) -> Drawn:
-    batch = simulated_batch(simulated_units(n_units, 8), n_batch, n_patches, N_FEATURES)
-    hidden = torch.rand(n_batch, n_units, n_patches, generator=torch.Generator().manual_seed(0)) < RATIO
-    scored = hidden.flatten().nonzero()[:, 0]
-    signal, table = batch.signal.to(device), batch.table.to(device)
-    return Drawn(signal, table, hidden.to(device), scored.to(device), hidden.numel(), int(hidden.sum()))
-
-
-def _step(
-    net: torch.nn.Module,
-    decoder: Decoder,
-    optimiser: torch.optim.Optimizer,
-    drawn: Drawn,
-    recipe: Recipe,
-    device: torch.device,
-) -> torch.Tensor:
-    with torch.autocast(device.type, torch.bfloat16):
-        reconstructed = decoder(net(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
-    guess, real = (x.flatten(0, 2).index_select(0, drawn.scored) for x in (reconstructed, drawn.signal))
-    loss = (guess.float() - real).square().mean()
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([*net.parameters(), *decoder.parameters()], recipe.clip)
-    optimiser.step()
-    return loss.detach()
 
 
 def waits(call: Callable[[], object]) -> int:
@@ -115,6 +72,7 @@ def measure(quick: bool) -> list[Ratio]:
     device, repeats, rows = torch.device("cuda"), 5 if quick else 20, []
     width, n_layers = PROFILES["full"].width, PROFILES["full"].n_layers
     flops_a_s, bytes_a_s = ceilings(device, repeats)
+    registry = load_registry()
     mixer = Mamba2(width, headdim=32, expand=2).to(device)
     tokens = torch.randn(16, 6_144, width, device=device, requires_grad=True)
 
@@ -146,9 +104,11 @@ def measure(quick: bool) -> list[Ratio]:
     told = {"ceiling_gb_s": bytes_a_s / 1e9}
     rows.append(Ratio("gpu", "mixer at 6,144 tokens: share of the measured copy ceiling", share, measured=told))
     for n_tokens, (n_units, n_patches) in LENGTHS.items():
+        batch, hidden = half_hidden(2, n_units, n_patches, N_FEATURES)
         steps = {}
         for backbone in ("transformer", "mamba", "hybrid"):
-            step = training_step(backbone, n_units, n_patches, width=width, n_layers=n_layers, batch=2, device=device)
+            cls = registry.get("backbone", backbone)
+            step = training_step(cls, batch, hidden, hidden, width=width, n_layers=n_layers, device=device)
             steps[backbone] = _seconds(step, repeats)
             if n_tokens == 1_024:
                 n_waits = waits(step)

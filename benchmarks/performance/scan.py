@@ -21,15 +21,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.performance.table import Ratio, interleaved
-from neurobench import BackboneSpec, TokenTable
-from neurobench.pretraining import build, hide, parameter_groups
+from benchmarks.performance.training import half_hidden, training_step
 from neurobench_backbones._mamba2 import Mamba2
 from neurobench_backbones._selective_scan import selective_scan
 from neurobench_backbones._ssd import CHUNK, ssd_scan
 from neurobench_backbones.mamba import Mamba
 from neurobench_backbones.transformer import Transformer
 
-__all__ = ["measure", "training_step"]
+__all__ = ["measure"]
 
 BATCH, WIDTH, INNER, HEADDIM, STATE = 4, 192, 384, 64, 16
 HEADS = INNER // HEADDIM
@@ -155,44 +154,6 @@ def roofline_call(length: int) -> Callable[[], None]:
     return call
 
 
-def training_step(
-    cls: type[Mamba] | type[Transformer],
-    *,
-    batch: int,
-    units: int,
-    patches: int,
-    width: int,
-    n_layers: int,
-    device: str = "cpu",
-) -> Callable[[], torch.Tensor]:
-    """Return one whole training step, as pretraining does it, on random tokens; it gives its loss."""
-    spec = BackboneSpec(units, 4, patches, N_FEATURES, width, n_layers)
-    net, decoder = (m.to(device) for m in build(cls, spec, {}, 0))
-    table = TokenTable(
-        unit=torch.arange(units).repeat(batch, 1),
-        valid=torch.ones(batch, units, patches, dtype=torch.bool),
-        position=torch.randn(batch, units, 3),
-        group=torch.zeros(batch, units, dtype=torch.long),
-        units=None,  # type: ignore[arg-type]  # Of no use to these backbones.
-    ).to(device)
-    signal = torch.randn(batch, units, patches, N_FEATURES, device=device)
-    hidden = torch.rand(batch, units, patches, device=device) < 0.5
-    optimiser = torch.optim.AdamW(parameter_groups([net, decoder], 0.05), lr=1e-3)
-    parameters = [*net.parameters(), *decoder.parameters()]
-
-    def step() -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
-            filled = decoder(net(hide(signal, hidden), hidden, table))
-        loss = ((filled.float() - signal).square().mean(-1) * hidden).sum() / hidden.sum()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        return loss.detach()
-
-    return step
-
-
 def exponent(values: dict[int, float]) -> float:
     """Return the slope of a straight line through (log length, log value)."""
     x, y = [math.log(k) for k in values], [math.log(v) for v in values.values()]
@@ -208,13 +169,14 @@ def peak_bytes_of_mixer(length: int) -> float:
 
 def _against_transformer(quick: bool) -> list[Ratio]:
     found = []
-    for sizes, bar in (
-        ({"batch": 16, "units": 24, "patches": 10, "width": 64, "n_layers": 2}, 1.5),
-        ({"batch": 32, "units": 24, "patches": 10, "width": 32, "n_layers": 1}, None),
-    ):
-        steps = {cls.name: training_step(cls, **sizes) for cls in (Transformer, Mamba)}
+    for n_batch, width, n_layers, bar in ((16, 64, 2, 1.5), (32, 32, 1, None)):
+        batch, hidden = half_hidden(n_batch, 24, 10, N_FEATURES)
+        steps = {
+            cls.name: training_step(cls, batch, hidden, hidden, width=width, n_layers=n_layers)
+            for cls in (Transformer, Mamba)
+        }
         s = interleaved(steps, 8 if quick else 30)
-        told = f"batch {sizes['batch']}, width {sizes['width']} × {sizes['n_layers']}"
+        told = f"batch {n_batch}, width {width} × {n_layers}"
         found.append(
             Ratio(
                 "scan",

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 
 from benchmarks.performance.table import Ratio, interleaved
+from benchmarks.performance.training import training_step
 from neurobench.contracts import Backbone, MaskingStrategy
-from neurobench.pretraining import Recipe, build, hide, masks_of, parameter_groups
+from neurobench.pretraining import build, hide, masks_of
 from neurobench.records import Batch
 from neurobench.specimens import simulated_batch, simulated_spec, simulated_units
 from neurobench_backbones.mamba import Mamba
@@ -42,29 +43,6 @@ def encoder(cls: type[Backbone], parameters: dict[str, bool], batch: Batch, hidd
     return call
 
 
-def training_step(
-    cls: type[Backbone], parameters: dict[str, bool], batch: Batch, hidden: torch.Tensor, scored: torch.Tensor
-) -> Callable[[], None]:
-    """Return a step as pretraining does it, the batch and its masks drawn before."""
-    n_patches, n_features = batch.signal.shape[2:]
-    net, decoder = build(cls, simulated_spec(batch.units, n_patches, n_features, 64, 2), parameters, seed=0)
-    recipe = Recipe.for_width(64, len(hidden))
-    groups = parameter_groups([net, decoder], recipe.weight_decay)
-    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
-    weights = [*net.parameters(), *decoder.parameters()]
-    net.train()
-
-    def call() -> None:
-        reconstructed = decoder(net(hide(batch.signal, hidden), hidden, batch.table))
-        loss = (reconstructed[scored] - batch.signal[scored]).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
-        optimiser.step()
-
-    return call
-
-
 def measure(quick: bool) -> list[Ratio]:
     """Return the time of the dropping form over that of the substituting one: the encoder's, held to a bar; the step's.
 
@@ -84,7 +62,10 @@ def measure(quick: bool) -> list[Ratio]:
                 calls = {n: encoder(cls, p, batch, hidden) for n, p in FORMS.items()}
                 rows.append(_ratio(f"encoder of {what}", calls, repeats, hidden, 0.4))
                 if strategy is strategies[0]:
-                    calls = {n: training_step(cls, p, batch, hidden, scored) for n, p in FORMS.items()}
+                    calls = {
+                        n: training_step(cls, batch, hidden, scored, width=64, n_layers=2, parameters=p)
+                        for n, p in FORMS.items()
+                    }
                     rows.append(_ratio(f"training step of {what}", calls, repeats, hidden, None))
     finally:
         torch.set_num_threads(threads)
@@ -92,7 +73,7 @@ def measure(quick: bool) -> list[Ratio]:
 
 
 def _ratio(
-    name: str, calls: Mapping[str, Callable[[], None]], repeats: int, hidden: torch.Tensor, bar: float | None
+    name: str, calls: Mapping[str, Callable[[], object]], repeats: int, hidden: torch.Tensor, bar: float | None
 ) -> Ratio:
     seconds = interleaved(calls, repeats)
     measured = {n: 1e3 * s for n, s in seconds.items()} | {"hidden_share": float(hidden.float().mean())}

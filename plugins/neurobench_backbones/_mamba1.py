@@ -17,6 +17,17 @@ from neurobench_backbones._selective_scan import selective_scan
 D_CONV = 4
 
 
+def first_dt_bias(n: int) -> torch.Tensor:
+    """Return (n,) biases of Δ, of which softplus is the step that training starts from: .05 to .5, log-uniform.
+
+    The usual 1e-3 to 1e-1 suits thousands of tokens: over the tens of units and patches here so little would reach the
+    state that a token sees itself only, and a hidden one nothing.
+    """
+    low, high = math.log(0.05), math.log(0.5)
+    dt = torch.exp(torch.rand(n) * (high - low) + low)
+    return dt + torch.log(-torch.expm1(-dt))
+
+
 class Mamba1(nn.Module):
     """One causal Mamba-1 mixer; its state dict moves to and from ``mamba_ssm.Mamba`` of the same sizes.
 
@@ -35,11 +46,9 @@ class Mamba1(nn.Module):
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, D_CONV, groups=self.d_inner, padding=D_CONV - 1)
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
-        # Steps start between .05 and .5, as those of Mamba-2 do here and for the same reason.
-        low, high = math.log(0.05), math.log(0.5)
-        dt = torch.exp(torch.rand(self.d_inner) * (high - low) + low)
+        dt_bias = first_dt_bias(self.d_inner)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        self.dt_proj.bias.data.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_proj.bias.data.copy_(dt_bias)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1).float() / 4).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)

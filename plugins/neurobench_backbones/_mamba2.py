@@ -6,7 +6,6 @@ Ali, Zimerman and Wolf 2024, The hidden attention of Mamba models (arXiv:2403.01
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +15,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from neurobench import feedforward_width
-from neurobench_backbones._mamba1 import Mamba1
+from neurobench_backbones._mamba1 import D_CONV, Mamba1, first_dt_bias
 from neurobench_backbones._ssd import decay_between, scan_heads
-
-D_CONV = 4
 
 
 class _ScanInputs(torch.autograd.Function):
@@ -176,12 +173,7 @@ class Mamba2(nn.Module):
         n_conv = self.d_inner + 2 * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + n_conv + self.n_heads, bias=False)
         self.conv1d = nn.Conv1d(n_conv, n_conv, D_CONV, groups=n_conv, padding=D_CONV - 1)
-        # Steps start between .05 and .5, log-uniform; softplus(dt_bias) is that step. The usual 1e-3 to 1e-1 suits
-        # thousands of tokens: over the tens of units and patches here so little would reach the state that a token
-        # sees itself only, and a hidden one nothing.
-        low, high = math.log(0.05), math.log(0.5)
-        dt = torch.exp(torch.rand(self.n_heads) * (high - low) + low)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_bias = nn.Parameter(first_dt_bias(self.n_heads))
         self.A_log = nn.Parameter(torch.log(torch.empty(self.n_heads).uniform_(0.25, 4)))
         self.D = nn.Parameter(torch.ones(self.n_heads))
         self.norm = nn.RMSNorm(self.d_inner, eps=1e-5)
@@ -308,9 +300,8 @@ class MambaPass(nn.Module):
         Mamba-2 unless it says otherwise.
     """
 
-    def __init__(self, width: int, mixer: type[Mamba1 | Mamba2] | None = None) -> None:
+    def __init__(self, width: int, mixer: type[Mamba1 | Mamba2] = Mamba2) -> None:
         super().__init__()
-        mixer = mixer or Mamba2
         self.norm = nn.LayerNorm(width)
         self.forward_mixer, self.backward_mixer = mixer.of_width(width), mixer.of_width(width)
         self.feedforward_norm = nn.LayerNorm(width)

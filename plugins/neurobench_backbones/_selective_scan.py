@@ -13,19 +13,17 @@ Source: Gu and Dao 2023, Mamba: linear-time sequence modeling with selective sta
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from neurobench_backbones._ssd import LOG2E
+
 __all__ = ["selective_scan", "selective_scan_step_by_step"]
 
 SEGMENT = 32
 """Steps between states that are kept for the way back."""
-
-LOG2E = 1 / math.log(2)
-"""Exponents are powers of two: torch's exp2 takes less than half the time of its exp."""
 
 
 def selective_scan(
