@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from neurobench.cli_compare import compare
+from neurobench.cli_compare import benchmarks, compare
 from neurobench.cli_data import data
 from neurobench.cli_leaderboard import leaderboard
 from neurobench.cli_new import new
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.add_typer(data)
 app.add_typer(leaderboard)
 app.command()(compare)
+app.command()(benchmarks)
 app.command()(report)
 app.command()(new)
 for submission in (submit, verify, export, card):

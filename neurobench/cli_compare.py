@@ -1,4 +1,4 @@
-"""``neurobench compare``: which backbone and which mask is better, and whether that can be said at all."""
+"""``neurobench compare`` and ``neurobench benchmarks``: rows beside each other, and beside published figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neurobench.errors import ConfigError, closest
 if TYPE_CHECKING:
     from neurobench.comparisons import By
 
-__all__ = ["compare"]
+__all__ = ["benchmarks", "compare"]
 
 BY = ("backbone", "mask", "untrained", "baseline", "interaction")
 
@@ -89,3 +89,46 @@ def compare(
         console.print_table(screen, columns, cells, right=tuple(columns[1:]))
     for where, sentence in transfer(found):
         screen.print(f"{where}: {sentence}", markup=False)
+
+
+@guarded
+def benchmarks(
+    outs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[OUT]…", help="Output folders of runs, or folders of records. Without: neurobench-results."
+        ),
+    ] = None,
+    suite: Annotated[str, typer.Option("--suite", help="One suite only.")] = "",
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show our figures of every suite beside published ones, each of which is another protocol.
+
+    Example: neurobench benchmarks neurobench-results --suite camcan-aging
+    """
+    from neurobench import console
+    from neurobench.benchmarks import benchmarks as table_of
+    from neurobench.benchmarks import suite_notes
+    from neurobench.tables import benchmark_cells
+
+    default = Path("neurobench-results")
+    chosen = outs or ([default] if (default / "records").is_dir() else [])
+    table, screen = table_of(chosen, suite=suite), console.make_console()
+    if csv is not None:
+        table.to_csv(csv, index=False)
+    if as_json:
+        console.print_json(screen, table.to_dict("records"))
+        return
+    if (table["source"] == "simulated").any():
+        screen.print(console.SIMULATED, markup=False)
+    for name, own in table.groupby("suite", sort=False):
+        columns, cells, notes = benchmark_cells(own)
+        console.print_table(screen, columns, cells, right=("ours", "n"), title=f"{name}")
+        for note in [*notes, *([suite_notes()[str(name)]] if name in suite_notes() else [])]:
+            screen.print(note, markup=False, soft_wrap=True)
+        if own["score"].isna().any():
+            command = f"neurobench run --suite benchmarks/{name}.yaml"
+            screen.print(f"not run: no record of this suite was found; `{command}`", markup=False)
+        screen.print()

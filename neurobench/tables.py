@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "benchmark_cells",
     "comparison_cells",
     "duration",
     "missing",
@@ -392,3 +393,47 @@ def seed_cells(scores: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         for r in scores.to_dict("records")
     ]
     return titles, rows
+
+
+# ---------------------------------------------------------------- published figures
+
+
+def benchmark_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return columns and rows of one suite's figures beside published ones, and notes on the latter.
+
+    ``table`` is of one suite, see :func:`neurobench.benchmarks.benchmarks`.
+    """
+    columns = ["task", "metric", "our row", "ours", "95 % interval", "n", "best baseline", "published", "on"]
+    known = table.drop_duplicates(["who", "reference", "differs"]).reset_index(drop=True)
+    number = {(r["who"], r["reference"], r["differs"]): i for i, r in enumerate(known.to_dict("records"), 1)}
+    notes = [
+        f"[{i}] another protocol. {r['who']} ({r['reference']}): {r['differs']}"
+        for i, r in enumerate(known.to_dict("records"), 1)
+    ]
+    cells = []
+    for r in table.to_dict("records"):
+        there = not missing(r["score"])
+        simulated = " (simulated)" if there and r["source"] == "simulated" else ""
+        unit = "" if missing(r["unit"]) else f" {r['unit']}"
+        interval = f"{_figure(r['low'])} to {_figure(r['high'])}" if there and not missing(r["low"]) else ""
+        baseline = "" if missing(r["baseline"]) else f"{r['baseline']} {_figure(r['baseline_score'])}"
+        note = number[(r["who"], r["reference"], r["differs"])]
+        cells.append(
+            [
+                f"{r['task']} · {r['dataset']}",
+                metric_name(str(r["metric"])) + (" difference" if " − " in str(r["row"]) else ""),
+                str(r["row"]),
+                f"{_figure(r['score'])}{unit}{simulated}" if there else "not run",
+                interval,
+                str(int(r["n_subjects"])) if there else "",
+                baseline,
+                f"{r['published']} [{note}]",
+                str(r["cohort"]) + ("" if missing(r["published_n"]) else f", n = {int(r['published_n'])}"),
+            ]
+        )
+    return columns, cells, notes
+
+
+def _figure(value: float) -> str:
+    """Return a figure with three digits: ``.43`` reads as ``0.430``, an age as ``11.8``."""
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.3g}"
