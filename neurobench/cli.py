@@ -14,6 +14,7 @@ from neurobench.cli_data import data
 from neurobench.cli_leaderboard import leaderboard
 from neurobench.cli_new import new
 from neurobench.cli_report import report
+from neurobench.cli_store import store
 from neurobench.cli_submit import card, export, submit, verify
 from neurobench.commands import (
     KINDS,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(data)
 app.add_typer(leaderboard)
+app.add_typer(store)
 app.command()(compare)
 app.command()(benchmarks)
 app.command()(report)

@@ -28,6 +28,7 @@ from neurobench.records import Fold
 from neurobench.store import atomic_write, disk_errors
 
 __all__ = [
+    "OF_THE_RUN",
     "Record",
     "content_hash",
     "environment",
@@ -205,7 +206,7 @@ def schema() -> dict[str, Any]:
     return Record.model_json_schema()
 
 
-_OF_THE_RUN = ("environment", "written", "content_hash")
+OF_THE_RUN = ("environment", "written", "content_hash")
 """Fields that differ from run to run when nothing else does."""
 
 
@@ -248,7 +249,7 @@ def _says(path: Path, plain: dict[str, Any]) -> bool:
         stored = read_record(path).model_dump(mode="json")
     except StoreError:
         return False
-    return all(stored[k] == v for k, v in plain.items() if k not in _OF_THE_RUN)
+    return all(stored[k] == v for k, v in plain.items() if k not in OF_THE_RUN)
 
 
 def read_record(path: Path) -> Record:

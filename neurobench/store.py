@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -34,6 +35,13 @@ FORMAT = 1
 
 OF_RESULTS = ("pretraining", "embedding", "baseline", "reconstruction", "evoked")
 """Stages that results are made from. Identities of cohorts stay behind: they hold the state of the user's files."""
+
+
+VERIFIED = 64 << 20
+"""Bytes of a file up to which its checksum is read before it is used; recordings are larger, and `store check` reads
+them."""
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -111,6 +119,8 @@ class Store:
     def __init__(self, out: Path, *, read_only: bool = False) -> None:
         self.out = out
         self.root = out / "store"
+        self.read_only = read_only
+        self._looked_at: dict[Path, bool] = {}
         self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
         marker = out / "neurobench.json"
@@ -160,12 +170,27 @@ class Store:
     def get(self, stage: str, identity: Mapping[str, Any]) -> Entry | None:
         """Return the entry of an identity, or None.
 
-        Raises
-        ------
-        StoreError
-            Never for a missing entry; a damaged one (a file missing or of another length) counts as missing.
+        A damaged one (a file missing, of another length, or up to :data:`VERIFIED` bytes with another content) counts
+        as missing, and is said in the log: it is computed again.
         """
-        return self._open(self.root / stage / self.key(identity))
+        entry = self._open(folder := self.root / stage / self.key(identity))
+        whole = entry is not None and self._as_written(entry)
+        if not whole and not self.read_only and (folder / "manifest.json").is_file():
+            log.warning("%s is not what was written, and is made again", folder.relative_to(self.out))
+        return entry if whole else None
+
+    def _as_written(self, entry: Entry) -> bool:
+        """Return whether the small files of an entry are what was written; read once a process."""
+        if self.read_only:
+            return True
+        if not self._looked_at.get(entry.path, False):
+            files = entry.manifest["files"].items()
+            small = ((entry.file(f), sha) for f, (sha, size) in files if size <= VERIFIED)
+            try:
+                self._looked_at[entry.path] = all(file_digest(path) == sha for path, sha in small)
+            except OSError:
+                return False
+        return self._looked_at[entry.path]
 
     def _open(self, folder: Path) -> Entry | None:
         try:
@@ -265,9 +290,11 @@ class Store:
                 }
                 (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if self._open(target) is None:
+                present = self._open(target)
+                if present is None or not self._as_written(present):
                     shutil.rmtree(target, ignore_errors=True)
                     os.replace(beside, target)
+                    self._looked_at[target] = True
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
 

@@ -1,0 +1,456 @@
+"""Looking after an output folder: is every byte what was written, what can go, and folders of several machines in one.
+
+Nothing here computes anything or trusts a file for its name: an entry is read against the checksums of its manifest,
+its manifest against its key, and a record against its content hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from neurobench.errors import StoreError
+from neurobench.identity import digest
+from neurobench.results import OF_THE_RUN, Record, read_record
+from neurobench.store import Entry, Store, disk_errors, keys_in
+
+__all__ = ["Check", "Garbage", "Merge", "Problem", "check", "collect_garbage", "export", "merge"]
+
+RECORDINGS = ("twin", "prepared", "cohort")
+"""Stages that hold recordings and participants: they are made anew from the user's files, and stay where those are."""
+
+BESIDE = {"predictions": ".parquet", "identities": ".json"}
+"""Folders with one file a record, and how its name ends."""
+
+MEASURED = ("seconds", "waiting_s", "peak_memory_mb")
+"""What an artefact says of how it was computed: no two machines agree on it."""
+
+
+# ---------------------------------------------------------------- check
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in an output folder that is not as it was written.
+
+    Parameters
+    ----------
+    path
+        Relative to the folder.
+    what
+        What is wrong with it.
+    entry
+        Whether it is a stored entry, which can be computed again.
+    """
+
+    path: str
+    what: str
+    entry: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """What reading an output folder to its last byte found.
+
+    Parameters
+    ----------
+    n_entries, n_records, n_bytes
+        Looked at; bytes of entries.
+    problems
+        Everything that is wrong.
+    """
+
+    n_entries: int
+    n_records: int
+    n_bytes: int
+    problems: tuple[Problem, ...]
+
+
+def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None] = lambda done, total: None) -> Check:
+    """Read every entry and record of an output folder.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    remove
+        Remove damaged entries, so that the next run computes them again. Records are never removed.
+    advance
+        Called after every entry with how many are done and how many there are.
+
+    Raises
+    ------
+    StoreError
+        If it is no output folder.
+    """
+    store = _opened(out)
+    folders = [f for stage in store.stages() for f in sorted((store.root / stage).iterdir())]
+    problems, n_bytes = [], 0
+    for done, folder in enumerate(folders, 1):
+        wrong, size = _damage(store, folder)
+        n_bytes += size
+        if wrong:
+            problems.append(Problem(str(folder.relative_to(out)), wrong, entry=True))
+            if remove:
+                with disk_errors(folder):
+                    shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+        advance(done, len(folders))
+    records = sorted((out / "records").glob("*.json"))
+    for path in records:
+        try:
+            record = read_record(path)
+        except StoreError as error:
+            problems.append(Problem(str(path.relative_to(out)), error.what, entry=False))
+            continue
+        if record.id != path.stem:
+            problems.append(Problem(str(path.relative_to(out)), f"is record {record.id[:12]}", entry=False))
+    return Check(len(folders), len(records), n_bytes, tuple(problems))
+
+
+def _opened(out: Path) -> Store:
+    if not (out / "neurobench.json").is_file():
+        raise StoreError(
+            f"{out} is not an output folder of neurobench.",
+            allowed="the --out folder of a run",
+            next_step="Name the folder that holds neurobench.json.",
+        )
+    return Store(out, read_only=True)
+
+
+def _damage(store: Store, folder: Path) -> tuple[str, int]:
+    """Return what is wrong with an entry (empty: nothing), and how many bytes its files have."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "is not an entry", 0
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        entry = Entry(folder, manifest)
+        size = sum(int(s) for _, s in manifest["files"].values())
+        if manifest["stage"] != folder.parent.name or manifest["key"] != folder.name:
+            return f"says that it is {manifest['stage']}/{str(manifest['key'])[:12]}", size
+        if store.key(manifest["identity"]) != folder.name:
+            return "its identity is not the one that its name is the hash of", size
+        for name, (_, length) in manifest["files"].items():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or (folder / name).is_symlink():
+                return f"{name[:100]!r} is no file inside it", size
+            if not (folder / name).is_file():
+                return f"{name} is missing", size
+            if (folder / name).stat().st_size != length:
+                return f"{name} has {(folder / name).stat().st_size} bytes, not {length}", size
+        return ("" if store.verify(entry) else "a file's content is not what was written"), size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read: {type(error).__name__}", 0
+
+
+# ---------------------------------------------------------------- garbage
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Entries that nothing needs any more.
+
+    Parameters
+    ----------
+    stage, label, path
+        What it is, and its folder.
+    n_bytes
+        Its size.
+    """
+
+    stage: str
+    label: str
+    path: Path
+    n_bytes: int
+
+
+def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -> list[Garbage]:
+    """Remove entries that are superseded and that no record rests on.
+
+    Superseded: a newer entry of the same stage and label exists, made with other code, data or options. Whatever a
+    record of the folder was computed from stays, of every profile and version, and so does what is younger than
+    ``keep_days``: it may belong to a run that has not ended.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    keep_days
+        Age below which nothing is removed.
+    remove
+        False: only say what would go.
+
+    Raises
+    ------
+    StoreError
+        If it is no output folder, or an entry cannot be removed.
+    """
+    store = _opened(out)
+    needed = _needed(out)
+    before = (datetime.now(UTC) - timedelta(days=keep_days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    everything = {stage: store.entries(stage) for stage in store.stages()}
+    superseded: set[Path] = set()
+    for entries in everything.values():
+        newest = {str(e.manifest["label"]): e for e in entries}
+        superseded |= {e.path for e in entries if newest[str(e.manifest["label"])] is not e}
+    # A cohort that stays needs its recordings, though their labels may have newer entries.
+    for entry in everything.get("cohort", []):
+        if entry.path not in superseded:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                needed |= {Path(r["path"]).parts[1] for r in entry.json("cohort.json")["recordings"]}
+    found = []
+    for stage, entries in everything.items():
+        for entry in entries:
+            gone = entry.path in superseded and entry.path.name not in needed and entry.manifest["written"] < before
+            if gone:
+                size = sum(int(s) for _, s in entry.manifest["files"].values())
+                found.append(Garbage(stage, str(entry.manifest["label"]), entry.path, size))
+    for garbage in found if remove else ():
+        with disk_errors(garbage.path):
+            shutil.rmtree(garbage.path)
+    return found
+
+
+def _needed(out: Path) -> set[str]:
+    """Return the keys of everything that a record of the folder was computed from."""
+    keys: set[str] = set()
+    for path in sorted((out / "identities").glob("*.json")):
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            keys |= {digest(known["evaluation"]), *known["steps"], *keys_in(known["evaluation"])}
+            keys |= {k for step in known["steps"].values() for k in keys_in(step["identity"])}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise StoreError(
+                f"{path} cannot be read, so what its record rests on is not known, and nothing was removed.",
+                next_step="Run the same `neurobench run` again: it writes the file anew.",
+            ) from None
+    return keys
+
+
+# ---------------------------------------------------------------- export and merge
+
+
+def export(out: Path, to: Path, *, recordings: bool = False) -> int:
+    """Write an output folder into one tar file, to be merged elsewhere; return the number of files in it.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    to
+        A file that does not exist; compressed where it ends in ``gz``.
+    recordings
+        Take prepared recordings along, which :data:`RECORDINGS` else leaves behind.
+
+    Raises
+    ------
+    StoreError
+        If it is no output folder, or the file exists or cannot be written.
+    """
+    store = _opened(out)
+    if to.exists():
+        raise StoreError(f"{to} exists already.", next_step="Choose another name, or remove it.")
+    left = {store.root / "tmp", store.root / "locks"} | (
+        {store.root / s for s in RECORDINGS} if not recordings else set()
+    )
+    files = [p for p in sorted(out.rglob("*")) if p.is_file() and not p.is_symlink() and not left & set(p.parents)]
+    with disk_errors(to), tempfile.NamedTemporaryFile(dir=to.parent, prefix=f".{to.name}.", delete=False) as beside:
+        try:
+            with tarfile.open(fileobj=beside, mode="w:gz" if to.name.endswith("gz") else "w") as tar:
+                for path in files:
+                    tar.add(path, arcname=str(path.relative_to(out)), recursive=False)
+            beside.close()
+            os.replace(beside.name, to)
+        finally:
+            Path(beside.name).unlink(missing_ok=True)
+    return len(files)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What became of merging one folder.
+
+    Parameters
+    ----------
+    source
+        The folder or tar file.
+    n_entries, n_records
+        Taken over.
+    n_known
+        Entries and records that were there already, the same.
+    conflicts
+        What both have, and not the same; the target's own was kept.
+    damaged
+        What was not taken over because it is not what was written.
+    """
+
+    source: Path
+    n_entries: int
+    n_records: int
+    n_known: int
+    conflicts: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+
+def merge(out: Path, sources: Sequence[Path]) -> list[Merge]:
+    """Take entries and records of other output folders, or of what :func:`export` wrote, into one.
+
+    Everything is checked before it is taken, and nothing of the target is ever replaced: where both have an entry of
+    one identity with other bytes, or a record of one id that says something else, that is a conflict.
+
+    Parameters
+    ----------
+    out
+        The target; made if it is not there.
+    sources
+        Folders, or tar files.
+
+    Raises
+    ------
+    StoreError
+        If a source is no output folder, or a tar file cannot be read.
+    """
+    target = Store(out)
+    found = []
+    for source in sources:
+        if source.is_dir():
+            found.append(_merged(target, source, source))
+            continue
+        with tempfile.TemporaryDirectory(dir=target.root / "tmp", prefix=f"{os.getpid()}-merge-") as folder:
+            _unpack(source, Path(folder))
+            found.append(_merged(target, Path(folder), source))
+    return found
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    """Unpack a tar file's regular files; what would leave the folder, a link or a device is refused."""
+    try:
+        with tarfile.open(source) as tar, disk_errors(folder):
+            for member in tar:
+                parts = PurePosixPath(member.name).parts
+                if not member.isreg() or ".." in parts or PurePosixPath(member.name).is_absolute():
+                    raise StoreError(
+                        f"{source} holds {member.name[:100]!r}, which is no file inside it.",
+                        allowed="what `neurobench store export` writes",
+                    )
+                tar.extract(member, folder, filter="data")
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise StoreError(
+            f"{source} is no tar file that can be read: {error}.", allowed="an output folder, or what export wrote"
+        ) from error
+
+
+def _merged(target: Store, folder: Path, source: Path) -> Merge:
+    other = _opened(folder)
+    taken = {"entry": 0, "record": 0, "known": 0}
+    conflicts, damaged = [], []
+    for stage in other.stages():
+        for entry_folder in sorted((other.root / stage).iterdir()):
+            name = f"{stage}/{entry_folder.name[:12]}"
+            wrong, _ = _damage(other, entry_folder)
+            if wrong:
+                damaged.append(f"{name}: {wrong}")
+                continue
+            what = _take_entry(target, entry_folder)
+            if what == "conflict":
+                conflicts.append(f"{name} ({_label(entry_folder)}): the same identity, other bytes")
+            else:
+                taken[what] += 1
+    for path in sorted((folder / "records").glob("*.json")):
+        try:
+            record = read_record(path)
+            if record.id != path.stem:
+                raise StoreError(f"it is record {record.id[:12]}")
+        except StoreError as error:
+            damaged.append(f"records/{path.stem[:12]}: {error.what}")
+            continue
+        mine = target.out / "records" / path.name
+        if not mine.is_file():
+            _take_record(target, folder, record)
+            taken["record"] += 1
+        elif _says_the_same(record, mine):
+            taken["known"] += 1
+        else:
+            conflicts.append(f"record {record.id[:12]} ({record.row} on {record.task.label}): it says something else")
+    return Merge(source, taken["entry"], taken["record"], taken["known"], tuple(conflicts), tuple(damaged))
+
+
+def _label(folder: Path) -> str:
+    return str(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["label"])
+
+
+def _take_entry(target: Store, folder: Path) -> Literal["entry", "known", "conflict"]:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    with target.lock(folder.parent.name, manifest["identity"]):
+        mine = target.get(folder.parent.name, manifest["identity"])
+        if mine is not None:
+            return "known" if _the_same(mine, Entry(folder, manifest)) else "conflict"
+        beside = target.root / "tmp" / f"{os.getpid()}-merge-{folder.name[:16]}"
+        place = target.root / folder.parent.name / folder.name
+        with disk_errors(place):
+            shutil.rmtree(beside, ignore_errors=True)
+            for name in ("manifest.json", *manifest["files"]):
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, beside / name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(beside, place)
+    return "entry"
+
+
+def _the_same(a: Entry, b: Entry) -> bool:
+    """Return whether two entries hold the same, but for what is measured."""
+    files, others = a.manifest["files"], b.manifest["files"]
+    if files.keys() != others.keys():
+        return False
+    different = [name for name in files if files[name] != others[name]]
+    return all(name.endswith(".json") and _unmeasured(a.json(name)) == _unmeasured(b.json(name)) for name in different)
+
+
+def _unmeasured(content: Any) -> Any:
+    return {k: v for k, v in content.items() if k not in MEASURED} if isinstance(content, dict) else content
+
+
+def _take_record(target: Store, folder: Path, record: Record) -> None:
+    """Copy a record with everything beside it, itself last: where it lies, all of it is there."""
+    data = record.data.fingerprint if record.data else ""
+    wholes = [f"evidence/{record.id}", *([f"cohorts/{data}"] if data else [])]
+    singles = [f"{part}/{record.id}{suffix}" for part, suffix in BESIDE.items()]
+    singles.append(f"folds/{record.protocol.fold_fingerprint}.json")
+    for path in _files(folder, wholes, singles):
+        place = target.out / path.relative_to(folder)
+        if not place.exists():
+            _copy(path, place)
+    _copy(folder / "records" / f"{record.id}.json", target.out / "records" / f"{record.id}.json")
+
+
+def _files(folder: Path, wholes: Sequence[str], singles: Sequence[str]) -> Iterator[Path]:
+    for name in wholes:
+        yield from (p for p in sorted((folder / name).rglob("*")) if p.is_file() and not p.is_symlink())
+    yield from (folder / name for name in singles if (folder / name).is_file())
+
+
+def _copy(path: Path, place: Path) -> None:
+    with disk_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_name(f".{place.name}.{os.getpid()}")
+        shutil.copyfile(path, beside)
+        os.replace(beside, place)
+
+
+def _says_the_same(record: Record, mine: Path) -> bool:
+    def plain(one: Record) -> dict[str, Any]:
+        # What a run takes is measured, and the same nowhere.
+        return one.model_dump(mode="json", exclude={*OF_THE_RUN, "cost"})
+
+    try:
+        return plain(record) == plain(read_record(mine))
+    except StoreError:
+        return False

@@ -1,0 +1,271 @@
+"""Looking after an output folder: damage is found and named, only what nothing needs goes, merging replaces nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from neurobench import upkeep
+from neurobench.cli import app
+from neurobench.errors import StoreError
+from neurobench.results import load_results, read_record
+from neurobench.store import Store
+from tests.fakes import write_folder
+from tests.tiny_run import execute
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("upkeep")
+    write_folder(folder / "data", n_subjects=24)
+    execute(folder / "data", folder / "out", task="age")
+    return folder
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def some_file(out: Path, stage: str, name: str) -> Path:
+    return sorted((out / "store" / stage).glob(f"*/{name}"))[0]
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_a_finished_run_is_whole(out: Path):
+    before = everything(out)
+    found = upkeep.check(out)
+    assert found.problems == ()
+    assert found.n_records == len(list((out / "records").iterdir()))
+    assert found.n_entries > 10
+    assert everything(out) == before
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip, "a file's content is not what was written"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "bytes, not"),
+        (lambda p: p.unlink(), "is missing"),
+        (lambda p: (p.parent / "manifest.json").write_text("{"), "its manifest cannot be read: JSONDecodeError"),
+    ],
+)
+def test_damage_is_found_named_removed_and_made_again(finished: Path, out: Path, damage, said: str):
+    path = some_file(out, "pretraining", "weights.safetensors")
+    original = path.read_bytes()
+    damage(path)
+    (problem,) = upkeep.check(out).problems
+    assert problem.path.startswith("store/pretraining/")
+    assert said in problem.what
+    upkeep.check(out, remove=True)
+    assert not path.parent.exists()
+    assert upkeep.check(out).problems == ()
+    result = execute(finished / "data", out, task="age")
+    assert result.n_computed == 1
+    assert path.read_bytes() == original
+
+
+def test_a_changed_identity_and_a_moved_entry_are_found(out: Path):
+    first, second = sorted((out / "store" / "pretraining").iterdir())[:2]
+    manifest = json.loads((first / "manifest.json").read_text())
+    manifest["identity"]["n_steps"] = 20_000
+    (first / "manifest.json").write_text(json.dumps(manifest))
+    second.rename(second.with_name("0" * 64))
+    said = [p.what for p in upkeep.check(out).problems]
+    assert any("its identity is not the one" in s for s in said)
+    assert any("says that it is pretraining/" in s for s in said)
+
+
+def test_a_changed_record_is_found_and_never_removed(out: Path):
+    path = next((out / "records").iterdir())
+    path.write_text(
+        path.read_text().replace('"status": "ok"', '"status":  "ok"').replace('"n_subjects": 24', '"n_subjects": 25')
+    )
+    (problem,) = upkeep.check(out, remove=True).problems
+    assert "changed after it was written" in problem.what
+    assert path.is_file()
+
+
+def test_a_flipped_bit_is_not_used_by_a_run(finished: Path, out: Path, caplog: pytest.LogCaptureFixture):
+    path = some_file(out, "embedding", "features.npy")
+    original = path.read_bytes()
+    flip(path)
+    # Whatever rests on it has to be computed again to notice.
+    shutil.rmtree(out / "store" / "evaluation")
+    with caplog.at_level(logging.WARNING, logger="neurobench.store"):
+        execute(finished / "data", out, task="age")
+    assert path.read_bytes() == original
+    assert f"store/embedding/{path.parent.name} is not what was written" in caplog.text
+    table, reference = load_results(out), load_results(finished / "out")
+    assert table["score"].equals(reference["score"])
+
+
+# ---------------------------------------------------------------- garbage
+
+
+def test_what_records_rest_on_stays(out: Path):
+    assert upkeep.collect_garbage(out, keep_days=0) == []
+    assert upkeep.check(out).problems == ()
+
+
+def supersede(out: Path) -> list[Path]:
+    """Write older entries of the same labels, as other code left them."""
+    store, made = Store(out), []
+    for entry in store.entries("pretraining"):
+        identity = {**entry.manifest["identity"], "code": "0" * 64}
+        with store.write("pretraining", identity, str(entry.manifest["label"])) as folder:
+            (folder / "weights.safetensors").write_bytes(b"old" * 1000)
+        path = store.root / "pretraining" / store.key(identity)
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(manifest | {"written": "2020-01-01T00:00:00Z"}))
+        made.append(path)
+    return made
+
+
+def test_superseded_entries_go_and_the_next_run_computes_nothing(finished: Path, out: Path):
+    old = supersede(out)
+    found = upkeep.collect_garbage(out, remove=False)
+    assert {g.path for g in found} == set(old)
+    assert all(p.is_dir() for p in old)
+    upkeep.collect_garbage(out)
+    assert not any(p.exists() for p in old)
+    assert execute(finished / "data", out, task="age").n_computed == 0
+
+
+def test_what_is_young_may_belong_to_a_run_that_has_not_ended(out: Path):
+    old = supersede(out)
+    for path in old:
+        manifest = json.loads((path / "manifest.json").read_text())
+        newest = max(e.manifest["written"] for e in Store(out).entries("pretraining"))
+        (path / "manifest.json").write_text(json.dumps(manifest | {"written": newest}))
+    assert upkeep.collect_garbage(out) == []
+
+
+# ---------------------------------------------------------------- export and merge
+
+
+def test_two_machines_become_one(finished: Path, tmp_path: Path):
+    execute(finished / "data", tmp_path / "a", task="age", mask="roi")
+    execute(finished / "data", tmp_path / "b", task="age", mask="random_tube")
+    execute(finished / "data", tmp_path / "whole", task="age", mask="roi,random_tube")
+    (merged,) = upkeep.merge(tmp_path / "a", [tmp_path / "b"])
+    assert merged.conflicts == merged.damaged == ()
+    assert merged.n_known > 0, "the baselines are the same"
+    assert upkeep.check(tmp_path / "a").problems == ()
+    ours, whole = (load_results(tmp_path / n).set_index("id")["score"].sort_index() for n in ("a", "whole"))
+    assert ours.equals(whole)
+    # What neither has: each network under the other's mask, in both folds.
+    assert execute(finished / "data", tmp_path / "a", task="age", mask="roi,random_tube").n_computed == 4
+    (again,) = upkeep.merge(tmp_path / "a", [tmp_path / "b"])
+    assert (again.n_entries, again.n_records) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["results.tar", "results.tar.gz"])
+def test_what_is_exported_can_be_merged(finished: Path, out: Path, tmp_path: Path, name: str):
+    upkeep.export(out, tmp_path / name)
+    (merged,) = upkeep.merge(tmp_path / "new", [tmp_path / name])
+    assert merged.n_records == len(list((out / "records").iterdir()))
+    assert not (tmp_path / "new/store/cohort").exists(), "recordings and participants stay where they are"
+    assert load_results(tmp_path / "new")["score"].equals(load_results(out)["score"])
+    assert execute(finished / "data", tmp_path / "new", task="age").n_stored > 5
+    with pytest.raises(StoreError, match="exists already"):
+        upkeep.export(out, tmp_path / name)
+
+
+def test_a_conflict_is_shown_and_nothing_is_replaced(out: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    store = Store(other)
+    entry = store.entries("pretraining")[0]
+    shutil.rmtree(entry.path)
+    with store.write("pretraining", entry.manifest["identity"], str(entry.manifest["label"])) as folder:
+        (folder / "weights.safetensors").write_bytes(b"computed elsewhere")
+    flip(some_file(other, "embedding", "features.npy"))
+    before = everything(out)
+    result = CliRunner().invoke(app, ["store", "merge", str(out), str(other)])
+    assert result.exit_code == 1
+    assert f"conflict, kept as it was: pretraining/{entry.path.name[:12]} ({entry.manifest['label']})" in result.output
+    assert "damaged, not taken: embedding/" in result.output
+    after = everything(out)
+    assert {k: v for k, v in after.items() if not k.startswith("store/locks")} == {
+        k: v for k, v in before.items() if not k.startswith("store/locks")
+    }
+
+
+def packed(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for info, content in members:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def link(name: str, to: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, to
+    return info
+
+
+@pytest.mark.parametrize(
+    "member",
+    [tarfile.TarInfo("../evil.txt"), tarfile.TarInfo("/tmp/evil.txt"), link("store", "/etc")],
+    ids=["up", "absolute", "link"],
+)
+def test_a_tar_file_cannot_leave_its_folder(tmp_path: Path, member: tarfile.TarInfo):
+    path = packed(tmp_path / "evil.tar", (member, b""))
+    with pytest.raises(StoreError, match="which is no file inside it"):
+        upkeep.merge(tmp_path / "out", [path])
+    assert not (tmp_path / "evil.txt").exists()
+
+
+def test_a_manifest_cannot_name_files_of_others(out: Path, tmp_path: Path):
+    (tmp_path / "secret.txt").write_text("secret")
+    folder = next((out / "store" / "baseline").iterdir())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../../../secret.txt"] = ["0" * 64, 6]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (merged,) = upkeep.merge(tmp_path / "new", [out])
+    assert any("is no file inside it" in text for text in merged.damaged)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all", b"\x1f\x8b\x08\x00half"])
+def test_what_is_no_tar_file_is_said(tmp_path: Path, content: bytes):
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(StoreError):
+        upkeep.merge(tmp_path / "out", [tmp_path / "x.tar"])
+
+
+def test_the_commands(out: Path, tmp_path: Path):
+    def said(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["store", *words])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    assert "records read." in said("check", str(out))
+    assert "0 entries removed" in said("gc", str(out))
+    assert "files in" in said("export", str(out), str(tmp_path / "x.tar.gz"))
+    assert "records taken" in said("merge", str(tmp_path / "new"), str(tmp_path / "x.tar.gz"))
+    assert read_record(next((tmp_path / "new/records").iterdir())).status == "ok"
+    assert "is not an output folder" in said("check", str(tmp_path), code=1)
+    flip(some_file(out, "baseline", "features.npy"))
+    assert "1 entries are damaged" in said("check", str(out), code=1).replace("1 entry is", "1 entries are")
