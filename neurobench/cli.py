@@ -268,6 +268,32 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = "auto",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Have the workers of this Dask scheduler compute, such as tcp://10.0.0.1:8786.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="slurm|pbs|sge|lsf",
+            help="Have this batch system start workers that compute.",
+            autocompletion=choice("slurm", "pbs", "sge", "lsf"),
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    cluster_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--cluster-config",
+            metavar="FILE",
+            help="What to ask it for, as YAML: queue, cores, memory, walltime, jobs.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
@@ -319,6 +345,9 @@ def run(
         refit_permutations=refit_permutations,
         attribution=attribution or None,
         jobs=jobs,
+        scheduler=scheduler,
+        cluster=cluster,
+        cluster_config=cluster_config,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)
     shown = side.is_terminal and not (quiet or as_json)

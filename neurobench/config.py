@@ -201,7 +201,7 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
         if value not in allowed:
             yield ConfigError(
                 f"--{name.replace('_', '-')} cannot be {value!r}.",
-                allowed=", ".join(allowed),
+                allowed=", ".join(filter(None, allowed)),
                 likely=closest(str(value), allowed),
             )
     if not 0 < config.ratio < 1:
@@ -248,6 +248,13 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
         yield ConfigError(
             f"a patch of {config.patch_s:g} s does not fit into a window of {config.window_s:g} s.",
             next_step="Change --patch-s or --window-s.",
+        )
+    if config.scheduler and config.cluster:
+        yield ConfigError("--scheduler and --cluster both say who computes.", next_step="Leave one of them out.")
+    if config.cluster_config is not None and not config.cluster:
+        yield ConfigError(
+            "--cluster-config says what to ask a batch system for, and no --cluster is given.",
+            next_step="Add --cluster slurm, or leave it out.",
         )
     if config.device == "cuda":
         import torch

@@ -16,6 +16,7 @@ import heapq
 import multiprocessing
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -38,12 +39,16 @@ from neurobench.store import Entry, Store, keys_in
 __all__ = [
     "Executor",
     "Failures",
+    "Here",
+    "Outcome",
+    "Processes",
     "Todo",
+    "Workers",
     "compute",
     "describe",
     "few_threads",
-    "in_processes",
     "in_turn",
+    "on_workers",
     "suitable_jobs",
 ]
 
@@ -197,34 +202,76 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def in_processes(
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: the keys of what was computed, and the error if there was one.
+
+    Errors travel as text, since a plugin's own class may not survive the way; but for the store's, which end the run.
+    """
+
+    computed: frozenset[str]
+    error: str = ""
+    store_error: StoreError | None = None
+
+
+class Workers(ABC):
+    """Other processes, here or elsewhere, that compute steps and write them into the store."""
+
+    @property
+    @abstractmethod
+    def n(self) -> int:
+        """How many steps can be under way at once, at this moment."""
+
+    @abstractmethod
+    def submit(self, dataset: str, seed: int, stage: str, key: str) -> Future[Outcome]:
+        """Have a step of a (dataset, seed) computed, found by its stage and key."""
+
+    def outcome(self, future: Future[Outcome]) -> Outcome:
+        """Return how a step ended.
+
+        Raises
+        ------
+        BrokenProcessPool
+            If a process died and nobody can tell whose it was.
+        """
+        return future.result()
+
+    def renew(self, broken: BrokenProcessPool) -> None:
+        """Replace processes of which one died."""
+        raise broken
+
+    @abstractmethod
+    def close(self, *, at_once: bool) -> None:
+        """Let them go; at once: without waiting for what is under way."""
+
+
+def on_workers(
     todo: Sequence[Todo],
-    grid: Grid,
     executor: Executor,
     seconds: Callable[[Step], float],
     done: Done,
-    jobs: int,
+    start: Callable[[], Workers],
 ) -> Iterator[tuple[Todo, Failures]]:
-    """Compute what is not stored in ``jobs`` other processes; see :func:`in_turn` for what it yields and raises.
+    """Compute what is not stored on workers; see :func:`in_turn` for what it yields and raises.
 
-    A process that ends without a word, as one that the system kills for its memory does, is replaced: the steps that
-    were under way are tried once more, each alone, so that the one that is to blame fails and no other.
+    ``start`` is called where there is anything to compute. A process that ends without a word, as one that the system
+    kills for its memory does, is replaced: the steps that were under way are tried once more, each alone, so that the
+    one that is to blame fails and no other.
     """
     schedule = _Schedule(todo, executor, seconds, done)
     if schedule.is_empty:
         yield from ((one, {}) for one in todo)
         return
-    running: dict[Future[_Outcome], _Node] = {}
-    before = set(multiprocessing.active_children())
-    pool = _pool(grid.config, jobs)
-    ready = pool.submit(_ready)
+    running: dict[Future[Outcome], _Node] = {}
+    workers = start()
+    finished = False
     try:
         while True:
             node = None
             try:
-                while (node := schedule.next(running.values(), jobs)) is not None:
+                while (node := schedule.next(running.values(), workers.n)) is not None:
                     run = todo[node.waiting[0][0]].run
-                    running[pool.submit(_compute, run.dataset.label, run.seed, node.step.stage, node.key)] = node
+                    running[workers.submit(run.dataset.label, run.seed, node.step.stage, node.key)] = node
                 executor.progress.at_work([node.step.label for node in running.values()])
                 for number in schedule.through():
                     yield todo[number], schedule.failures[number]
@@ -232,36 +279,25 @@ def in_processes(
                     break
                 ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
-                    outcome = future.result()
+                    outcome = workers.outcome(future)
                     if outcome.store_error is not None:
                         raise outcome.store_error
                     executor.computed |= outcome.computed
                     schedule.finish(running.pop(future), outcome.error)
             except BrokenProcessPool as broken:
-                if ready.exception() is not None:
-                    raise NeurobenchError(
-                        "the processes that were to compute steps could not be started.",
-                        next_step="Their error is above. Use --jobs 1; in a script of your own put the call under "
-                        '`if __name__ == "__main__":`.',
-                    ) from broken
                 # It cannot be told whose process it was: every step that was under way is tried again.
                 for one in running.values():
                     schedule.again(one)
                 if node is not None:
                     schedule.put_back(node)
                 running.clear()
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _pool(grid.config, jobs)
-                ready = pool.submit(_ready)
-    except BaseException:
-        # Ctrl-C, or a full disk: nobody waits for what is under way; what is half-written is swept at the next start.
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        raise
+                workers.renew(broken)
+        finished = True
     finally:
+        # After Ctrl-C or a full disk nobody waits for what is under way; what is half-written is swept at the next
+        # start.
         executor.progress.at_work([])
-    pool.shutdown()
+        workers.close(at_once=not finished)
 
 
 @dataclass(eq=False)
@@ -282,7 +318,7 @@ class _Schedule:
     Parameters
     ----------
     todo, executor, seconds, done
-        As for :func:`in_processes`; what is stored is done at once.
+        As for :func:`on_workers`; what is stored is done at once.
     """
 
     def __init__(self, todo: Sequence[Todo], executor: Executor, seconds: Callable[[Step], float], done: Done) -> None:
@@ -375,36 +411,49 @@ class _Schedule:
 # ---------------------------------------------------------------- in another process
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """How a step ended: the keys of what was computed, and the error if there was one.
+class Here:
+    """What a process that computes steps for another keeps between them: the grid, and the cohort it is at work on.
 
-    Errors travel as text, since a plugin's own class may not survive the way; but for the store's, which end the run.
+    Parameters
+    ----------
+    config
+        What the other one runs.
+
+    Raises
+    ------
+    ConfigErrors
+        If the same grid cannot be made here.
     """
-
-    computed: frozenset[str]
-    error: str = ""
-    store_error: StoreError | None = None
-
-
-class _Here:
-    """What one of the other processes keeps between steps: the grid, and the cohort it is at work on."""
 
     def __init__(self, config: RunConfig) -> None:
         self.registry: Registry = load_registry(config.plugin_files)
         self.grid = expand(config, self.registry)
         self.store = Store(config.out)
         self.device = resolve_device(config.device)
+        self.executor = Executor(self.store, Silent())
         self.at: tuple[str, int] | None = None
         self.steps: dict[tuple[str, str], Step] = {}
 
-    def step(self, dataset: str, seed: int, stage: str, key: str, executor: Executor) -> Step:
+    def compute(self, dataset: str, seed: int, stage: str, key: str) -> Outcome:
+        """Find or compute a step, and whatever it needs, and say how that ended."""
+        before = set(self.executor.computed)
+        error, store_error = "", None
+        try:
+            with few_threads(self.grid.profile, self.device):
+                self.executor.fetch(self._step(dataset, seed, stage, key))
+        except StoreError as found:
+            store_error = found
+        except Exception as found:
+            error = describe(found)
+        return Outcome(frozenset(self.executor.computed - before), error, store_error)
+
+    def _step(self, dataset: str, seed: int, stage: str, key: str) -> Step:
         """Return one of the steps of a (dataset, seed)."""
         if self.at != (dataset, seed):
             # One cohort's signal in memory at a time.
             self.at, self.steps = None, {}
             spec = next(d for d in self.grid.datasets if d.label == dataset)
-            run = open_stored(spec, seed, self.grid, self.registry, self.store, self.device, executor.fetch)
+            run = open_stored(spec, seed, self.grid, self.registry, self.store, self.device, self.executor.fetch)
             if run is not None:
                 self.steps = {(s.stage, self.store.key(s.identity)): s for _, s in run.steps()}
                 self.at = dataset, seed
@@ -416,26 +465,76 @@ class _Here:
         return self.steps[stage, key]
 
 
-_here: _Here | None = None
-_executor: Executor | None = None
+_here: Here | None = None
 
 
-def _pool(config: RunConfig, jobs: int) -> ProcessPoolExecutor:
-    # A copy of this process would inherit locks of its threads; a server that has only imported what is needed is
-    # started once, and copied.
-    able = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(able)
-    if able == "forkserver":
-        context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(config,))
+class Processes(Workers):
+    """Other processes on this machine.
+
+    Parameters
+    ----------
+    config
+        What is run.
+    jobs
+        How many.
+    """
+
+    def __init__(self, config: RunConfig, jobs: int) -> None:
+        self.config, self.jobs = config, jobs
+        self._before = set(multiprocessing.active_children())
+        self._open()
+
+    def _open(self) -> None:
+        # A copy of this process would inherit locks of its threads; a server that has only imported what is needed is
+        # started once, and copied.
+        able = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context = multiprocessing.get_context(able)
+        if able == "forkserver":
+            context.set_forkserver_preload([__name__])
+        self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_start, initargs=(self.config,))
+        self._ready = self._pool.submit(_ready)
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return self.jobs
+
+    def submit(self, dataset: str, seed: int, stage: str, key: str) -> Future[Outcome]:
+        """Have a step of a (dataset, seed) computed, found by its stage and key."""
+        return self._pool.submit(_compute, dataset, seed, stage, key)
+
+    def renew(self, broken: BrokenProcessPool) -> None:
+        """Replace processes of which one died.
+
+        Raises
+        ------
+        NeurobenchError
+            If none of them ever started.
+        """
+        if self._ready.exception() is not None:
+            raise NeurobenchError(
+                "the processes that were to compute steps could not be started.",
+                next_step="Their error is above. Use --jobs 1; in a script of your own put the call under "
+                '`if __name__ == "__main__":`.',
+            ) from broken
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._open()
+
+    def close(self, *, at_once: bool) -> None:
+        """Let them go; at once: without waiting for what is under way."""
+        if at_once:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - self._before:
+                process.terminate()
+        else:
+            self._pool.shutdown()
 
 
 def _start(config: RunConfig) -> None:
     """Make this process ready to compute steps."""
-    global _here, _executor
+    global _here
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
-    _here = _Here(config)
-    _executor = Executor(_here.store, Silent())
+    _here = Here(config)
 
 
 def _ready() -> None:
@@ -450,16 +549,6 @@ def _die_with_the_parent() -> None:
         os._exit(1)
 
 
-def _compute(dataset: str, seed: int, stage: str, key: str) -> _Outcome:
+def _compute(dataset: str, seed: int, stage: str, key: str) -> Outcome:
     assert _here is not None
-    assert _executor is not None
-    before = set(_executor.computed)
-    error, store_error = "", None
-    try:
-        with few_threads(_here.grid.profile, _here.device):
-            _executor.fetch(_here.step(dataset, seed, stage, key, _executor))
-    except StoreError as found:
-        store_error = found
-    except Exception as found:
-        error = describe(found)
-    return _Outcome(frozenset(_executor.computed - before), error, store_error)
+    return _here.compute(dataset, seed, stage, key)

@@ -66,6 +66,7 @@ Variant = Literal["default", "null", "confounded"]
 Harmonise = Literal["none", "site"]
 SharedPeople = Literal["refuse", "leave-out", "distinct"]
 Probe = Literal["linear", "kernel"]
+BatchSystem = Literal["", "slurm", "pbs", "sge", "lsf"]
 
 _Names = str | Iterable[str] | None
 
@@ -128,6 +129,11 @@ class RunConfig:
     jobs
         Processes that compute steps at once, 0: as many as suit this machine; changes no number. A script that asks for
         several needs ``if __name__ == "__main__":`` around the call, as everything does that starts processes.
+    scheduler
+        Address of a Dask scheduler whose workers compute steps instead; empty: none.
+    cluster, cluster_config
+        Batch system that is asked for workers (``slurm``, ``pbs``, ``sge``, ``lsf``), and a YAML file that says what to
+        ask for; see :func:`neurobench.clusters.cluster_of`.
     """
 
     backbones: tuple[str, ...] = ()
@@ -160,6 +166,9 @@ class RunConfig:
     attribution: bool = False
     suite: str = ""
     jobs: int = 1
+    scheduler: str = ""
+    cluster: BatchSystem = ""
+    cluster_config: Path | None = None
 
     @classmethod
     def from_options(
@@ -195,6 +204,9 @@ class RunConfig:
         refit_permutations: int | None = None,
         attribution: bool | None = None,
         jobs: int | str | None = None,
+        scheduler: str | None = None,
+        cluster: str | None = None,
+        cluster_config: str | Path | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -231,6 +243,9 @@ class RunConfig:
             "refit_permutations": refit_permutations,
             "attribution": attribution,
             "jobs": _jobs(jobs),
+            "scheduler": scheduler,
+            "cluster": cluster,
+            "cluster_config": None if cluster_config is None else Path(cluster_config).expanduser(),
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -240,7 +255,9 @@ class RunConfig:
         return replace(base, **changes)
 
 
-_NOT_OF_A_SUITE = ("data_dirs", "source", "out", "device", "plugin_files", "jobs")
+_OF_THE_MACHINE = ("out", "jobs", "scheduler", "cluster", "cluster_config")
+
+_NOT_OF_A_SUITE = ("data_dirs", "source", "device", "plugin_files", *_OF_THE_MACHINE)
 """What every user of a suite sets for themselves: where the data are, where results go, what they are computed on."""
 
 
@@ -302,6 +319,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "harmonise": get_args(Harmonise),
     "shared_people": get_args(SharedPeople),
     "probe": get_args(Probe),
+    "cluster": get_args(BatchSystem),
 }
 
 
@@ -328,7 +346,7 @@ def load_suite(path: Path | str) -> RunConfig:
         raise ConfigError(f"the suite file {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"the suite file {path} is no YAML: {' '.join(str(error).split())}.") from None
-    known = [f.name for f in fields(RunConfig) if f.name not in ("out", "suite", "jobs")]
+    known = [f.name for f in fields(RunConfig) if f.name not in ("suite", *_OF_THE_MACHINE)]
     if not isinstance(content, dict):
         raise ConfigError(f"the suite file {path} holds no settings.", allowed=", ".join(known))
     problems: list[NeurobenchError] = [

@@ -10,11 +10,21 @@ from typing import Any
 
 import pandas as pd
 
-from neurobench import assembly
+from neurobench import assembly, clusters
 from neurobench.config import Grid, RunConfig, expand
 from neurobench.cost import Model, Observation, Work
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
-from neurobench.execution import Executor, Todo, describe, few_threads, in_processes, in_turn, suitable_jobs
+from neurobench.execution import (
+    Executor,
+    Processes,
+    Todo,
+    Workers,
+    describe,
+    few_threads,
+    in_turn,
+    on_workers,
+    suitable_jobs,
+)
 from neurobench.opening import cohort_source, resolve_device, sources_of
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
@@ -139,13 +149,23 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     def seconds(step: Step) -> float:
         return model.estimate(step.work).seconds or 0.0
 
+    elsewhere = bool(grid.config.scheduler or grid.config.cluster)
     jobs = grid.config.jobs or suitable_jobs(
         grid, sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
     )
+
+    def start() -> Workers:
+        if not elsewhere:
+            return Processes(grid.config, jobs)
+        workers = clusters.connect(grid.config)
+        if workers.dashboard:
+            progress.note(f"watch the cluster at {workers.dashboard}")
+        return workers
+
     total = sum(seconds(s) for of in todo for _, s in of.steps)
     with progress.grid(total) as done, few_threads(grid.profile, device):
-        if jobs > 1:
-            ended = in_processes(todo, grid, executor, seconds, done, jobs)
+        if elsewhere or jobs > 1:
+            ended = on_workers(todo, executor, seconds, done, start)
         else:
             ended = in_turn(todo, executor, seconds, done)
         for of, failures in ended:
