@@ -7,7 +7,7 @@ VENV ?= .venv
 OUT ?= neurobench-results
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint bench nulls docs schema wheel clean
+.PHONY: demo test slow slurm lint bench nulls docs schema wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neurobench run --backbone mamba --mask roi --out $(OUT)
@@ -20,6 +20,9 @@ test: lint
 
 slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not gpu and not network and not slurm"
+
+slurm: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -101,7 +101,9 @@ def test_a_step_that_takes_every_worker_with_it_fails_alone(data: Path, tmp_path
     scheduler = cluster.scheduler_address
     result = execute(data, tmp_path / "out", backbone="ends_the_process,tiny", task="age", scheduler=scheduler)
     table = result.table.set_index("row")
-    assert "one worker after the other ended while it computed this step" in table.loc["ends_the_process · roi", "error"]
+    assert (
+        "one worker after the other ended while it computed this step" in table.loc["ends_the_process · roi", "error"]
+    )
     assert table.loc["tiny · roi", "status"] == "ok"
 
 
