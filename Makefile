@@ -7,7 +7,7 @@ VENV ?= .venv
 OUT ?= neurobench-results
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow slurm lint bench nulls docs schema wheel clean
+.PHONY: demo test slow slurm lint bench fuzz nulls docs schema wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neurobench run --backbone mamba --mask roi --out $(OUT)
@@ -33,6 +33,10 @@ lint: $(VENV)/.installed-test
 # Ratios against peers, measured side by side; figures depend on the machine.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.performance
+
+# A hundred thousand damaged files for every reader of what comes from outside.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.fuzz --save
 
 # A thousand repeats in which there is nothing to find: docs/statistics.md holds what came of it.
 nulls: $(VENV)/.installed

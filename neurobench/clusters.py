@@ -25,7 +25,7 @@ from neurobench.execution import Here, Outcome, Workers, describe
 from neurobench.identity import digest, file_digest
 from neurobench.options import RunConfig
 
-__all__ = ["BATCH_SYSTEMS", "DaskWorkers", "cluster_of", "connect"]
+__all__ = ["BATCH_SYSTEMS", "DaskWorkers", "cluster_of", "connect", "settings_of"]
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
 """Batch systems and what dask-jobqueue calls them."""
@@ -77,7 +77,7 @@ def cluster_of(config: RunConfig) -> Any:
     ConfigError
         If the file cannot be read, or holds what the class does not take.
     """
-    settings = _settings(config.cluster_config)
+    settings = settings_of(config.cluster_config)
     n_jobs = settings.pop("jobs", None)
     if not isinstance(n_jobs, int) or n_jobs < 1:
         raise ConfigError(
@@ -96,7 +96,14 @@ def cluster_of(config: RunConfig) -> Any:
     return cluster
 
 
-def _settings(path: Path | None) -> dict[str, Any]:
+def settings_of(path: Path | None) -> dict[str, Any]:
+    """Read what a batch system is to be asked for.
+
+    Raises
+    ------
+    ConfigError
+        If there is no file, or it is no mapping of names.
+    """
     import yaml
 
     if path is None:

@@ -17,6 +17,7 @@ import scipy
 from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, UnitTable
+from neurobench_datasets._mat import damage
 from neurobench_datasets._tables import find_column, read_table, read_text, unreadable
 
 SUFFIXES = (".npy", ".csv", ".tsv", ".1D", ".mat", ".txt")
@@ -79,6 +80,9 @@ def _read_mat(path: Path, variable: str) -> NDArray[Any]:
             f"{path.name} is a MATLAB 7.3 (HDF5) file.",
             next_step="Save it again in MATLAB with save(..., '-v7'), or as .npy.",
         )
+    # A zero among the first four bytes is how MATLAB 4 is told, whose reader takes nothing on trust.
+    if 0 not in head[:4] and (why := damage(path)):
+        raise DataError(f"{path.name} {why}.", next_step="Copy or save it again.")
     found = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
     arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "fiu"}
     arrays = {k: v for k, v in arrays.items() if min(v.shape) > 1}

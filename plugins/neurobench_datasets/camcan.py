@@ -17,6 +17,7 @@ Source: Shafto et al. 2014, doi:10.1186/s12883-014-0204-1; Taylor et al. 2017, d
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -401,10 +402,15 @@ def _cattell_rows(text: str, name: str) -> pd.DataFrame:
     if start is None:
         raise DataError(f"{name} has no line that begins with CCID.")
     rows = [line for line in lines[start + 1 :] if re.match(r"\s*CC\d{6}\b", line)]
-    frame = pd.read_csv(io.StringIO("\n".join([lines[start].strip(), *rows])), sep=r"\t", engine="python", dtype=str)
-    frame.columns = pd.Index([c.strip() for c in frame.columns])
-    if "TotalScore" not in frame:
-        raise DataError(f"{name} has no column TotalScore; it has {', '.join(frame.columns)}.")
+    try:
+        text = "\n".join([lines[start].strip(), *rows])
+        frame = pd.read_csv(io.StringIO(text), sep=r"\t", engine="python", dtype=str, index_col=False)
+    except (pd.errors.ParserError, csv.Error, ValueError) as error:
+        raise DataError(f"{name} is not a table from its line CCID on: {error}.") from error
+    frame.columns = pd.Index([str(c).strip() for c in frame.columns])
+    for column in ("CCID", "TotalScore"):
+        if list(frame.columns).count(column) != 1:
+            raise DataError(f"{name} has no one column {column}; it has {', '.join(frame.columns)}.")
     score = pd.to_numeric(frame["TotalScore"], errors="coerce")
     return frame.assign(TotalScore=score.where(score >= 0))
 

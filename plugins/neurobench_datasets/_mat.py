@@ -1,0 +1,100 @@
+"""Looking over a MATLAB 5 file before it is read: scipy takes its word for types and lengths, and a damaged file would
+end the process without any error.
+
+The format: MathWorks, MAT-file format (matfile_format.pdf): a header of 128 bytes, then elements of a type, a length
+and that many bytes, filled up to 8; matrices and compressed elements hold elements.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from pathlib import Path
+
+MATRIX, COMPRESSED = 14, 15
+
+SIZES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8, 16: 1, 17: 2, 18: 4}
+"""Bytes of a value, by type of element: integers, floats and text."""
+
+NUMERIC = range(6, 16)
+"""Classes of matrices that hold numbers, and nothing but one or two elements of them after flags, shape and name."""
+
+CLASSES = range(1, 18)
+
+DEEPEST = 16
+
+
+def damage(path: Path) -> str:
+    """Return what is wrong with the structure of a MATLAB 5 file, in plain words; empty if nothing is."""
+    content = path.read_bytes()
+    order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+    if order is None:
+        return "has no header of a MATLAB 5 file"
+    try:
+        for kind, piece in _elements(content[128:], order):
+            if kind == COMPRESSED:
+                ((kind, piece),) = _elements(zlib.decompress(piece), order)
+            if kind != MATRIX:
+                return f"holds an element of type {kind} where a matrix is expected"
+            _check_matrix(piece, order, 0)
+    except (ValueError, struct.error, zlib.error) as error:
+        return f"is damaged ({error})"
+    return ""
+
+
+def _elements(content: bytes, order: str) -> list[tuple[int, bytes]]:
+    """Return the type and the bytes of every element.
+
+    Raises
+    ------
+    ValueError
+        If one has an unknown type, or goes over the end.
+    """
+    found, at = [], 0
+    while at < len(content):
+        (first,) = struct.unpack_from(f"{order}I", content, at)
+        if first >> 16:
+            # Up to four bytes lie in the tag itself.
+            kind, length, start, end = first & 0xFFFF, first >> 16, at + 4, at + 8
+            if length > 4:
+                raise ValueError(f"{length} bytes in a tag of 4")
+        else:
+            kind, (length,) = first, struct.unpack_from(f"{order}I", content, at + 4)
+            start = at + 8
+            end = start + (length if kind == COMPRESSED else -(-length // 8) * 8)
+        if kind not in SIZES and kind not in (MATRIX, COMPRESSED):
+            raise ValueError(f"an element of type {kind}")
+        if start + length > len(content):
+            raise ValueError("an element goes over the end")
+        found.append((kind, content[start : start + length]))
+        at = end
+    return found
+
+
+def _check_matrix(content: bytes, order: str, depth: int) -> None:
+    """Raise ValueError if a matrix is none, or says that it holds more or less than it does."""
+    if not content:
+        return  # An empty cell.
+    if depth > DEEPEST:
+        raise ValueError(f"matrices in each other more than {DEEPEST} deep")
+    elements = _elements(content, order)
+    if len(elements) < 3:
+        raise ValueError("a matrix without flags, shape or name")
+    (flags, flag_bytes), (shape, shape_bytes), (name, _) = elements[:3]
+    if flags != 6 or len(flag_bytes) != 8 or shape != 5 or len(shape_bytes) % 4 or name not in (1, 16):
+        raise ValueError("a matrix without flags, shape or name")
+    kind = struct.unpack(f"{order}I", flag_bytes[:4])[0] & 0xFF
+    dims = struct.unpack(f"{order}{len(shape_bytes) // 4}i", shape_bytes)
+    if kind not in CLASSES or not 2 <= len(dims) <= 32 or min(dims) < 0:
+        raise ValueError(f"a matrix of class {kind} and shape {dims}")
+    rest = elements[3:]
+    if any(t == COMPRESSED for t, _ in rest):
+        raise ValueError("a compressed element inside a matrix")
+    if kind in NUMERIC:
+        wanted = math.prod(dims)
+        if not 1 <= len(rest) <= 2 or any(t not in SIZES or len(b) != wanted * SIZES[t] for t, b in rest):
+            raise ValueError(f"a matrix of shape {dims} that does not hold {wanted} numbers")
+    for inner, piece in rest:
+        if inner == MATRIX:
+            _check_matrix(piece, order, depth + 1)
