@@ -89,6 +89,8 @@ PER_PART = {"metric_r2[": "by mask: R²", "metric_recall[": "by state: recall"}
 BESIDE = {
     "metric_balanced_accuracy": "balanced accuracy",
     "metric_within_site_auroc": "within sites",
+    "metric_mean_ap": "mAP",
+    "metric_top1_within_site": "top-1 within sites",
     "metric_waveform_r[null]": "null",
     "metric_waveform_r[away]": "background",
     "metric_across_halves_r": "across halves",
@@ -97,7 +99,7 @@ BESIDE = {
     "metric_peak_latency_error": "latency (ms)",
     "metric_peak_amplitude_ratio": "amplitude",
 }
-"""Columns that are shown beside the headline of two classes and of evoked responses, and their titles."""
+"""Columns that are shown beside the headline of two classes, of retrieval and of evoked responses, and their titles."""
 
 CEILING = {
     "metric_waveform_r[ceiling]": "waveform r",

@@ -46,6 +46,8 @@ CHEATS = [
         r"opened .*sub-009\.npy, which is no recording.*fitted on test rows",
     ),
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
+    ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri\)"),
+    ("neighbours_in_gallery", "retrieval", r"is looked for 0 s from one in the gallery.*the filter alone"),
     ("mask_global_state", "table-and-generator-only", "global state of random, numpy or torch"),
     ("mask_counts_calls", "table-and-generator-only", "depends on the calls before it: state is kept"),
     (
