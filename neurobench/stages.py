@@ -461,14 +461,17 @@ class CohortRun(CohortSteps):
         return self.task(task).refuses(self.cohort) or "within recordings only reconstruction has a meaning"
 
     def scores(self, row: Row, task: ComponentSpec) -> bool:
-        """Whether a row is scored on a task: it provides what the task needs, and says something of single windows."""
-        return self.task(task).needs in row.provides and not self._knows_people(row, task)
+        """Whether a row is scored on a task: it provides what the task needs, and its score would mean something."""
+        return self.task(task).needs in row.provides and not self._senseless(row, task)
 
-    def _knows_people(self, row: Row, task: ComponentSpec) -> bool:
-        """Whether a row's features are those of a person, whatever the window: they would be a name."""
+    def _senseless(self, row: Row, task: ComponentSpec) -> str:
+        """Return why a row's score on a task would mean nothing, or an empty string."""
         if row.baseline is None or not isinstance(self.task(task), RetrievalTask):
-            return False
-        return bool(self.registry.get("baseline", row.baseline.name).depends_on_task)
+            return ""
+        cls = self.registry.get("baseline", row.baseline.name)
+        if cls.depends_on_task:
+            return "what it knows is the same in all windows of a person: it would name the person, not read a window"
+        return "a kernel is a probe's, and nothing is fitted here" if cls.probe == "kernel" else ""
 
     @functools.cached_property
     def no_pretraining(self) -> ComponentSpec:
@@ -573,11 +576,9 @@ class CohortRun(CohortSteps):
             if spec not in self.tasks:
                 notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {self.why_not(spec)}")
         for spec in self.tasks:
-            if named := [r.label for r in self.rows if self._knows_people(r, spec)]:
-                notes.append(
-                    f"{self.cohort.dataset}: {', '.join(named)} left out of {spec.label}: what it knows is the same in "
-                    "all windows of a person, which would name the person and says nothing of a window"
-                )
+            for row in self.rows:
+                if reason := self._senseless(row, spec):
+                    notes.append(f"{self.cohort.dataset}: {row.label} left out of {spec.label}: {reason}")
         notes += [f"{self.cohort.dataset}: {r}" for r in self.transfer_remarks()]
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):

@@ -61,10 +61,13 @@ def count(n: float | None) -> str:
     return str(int(n))
 
 
+_WRITTEN = {"r2": "R²", "top1": "top-1", "mean_ap": "mAP"}
+
+
 def metric_name(name: str) -> str:
     """Return a metric's name as it is written in text: ``MAE``, ``R²``, ``balanced accuracy``."""
-    if name == "r2":
-        return "R²"
+    if name in _WRITTEN:
+        return _WRITTEN[name]
     return name.upper() if name.isalpha() and len(name) <= 5 else name.replace("_", " ")
 
 

@@ -13,7 +13,8 @@ from sklearn.metrics import label_ranking_average_precision_score
 
 import neurobench
 from neurobench import RetrievalWindow, results
-from neurobench.bundle import make_bundle, write_bundle
+from neurobench.bundle import _Pseudonyms, make_bundle, table_bytes, write_bundle
+from neurobench.bundle_reader import parse_table
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, DataError, PluginError
 from neurobench.paired import difference_of, row_of
@@ -383,6 +384,18 @@ def test_tables_that_cannot_be_scored(change, message: str) -> None:
         score_retrieval_task(REID, change(found_in(0.1)), seed=0, n_bootstrap=10, n_permutations=9)
 
 
+def test_pseudonyms_and_csv_keep_every_number() -> None:
+    table = found_in(0.15).assign(age=30.0)
+    other, gone = _Pseudonyms.of([table], []).applied(table, frozenset({"site"}))
+    assert gone == ["age"]
+    assert not set(other["participant_id"]) & set(table["participant_id"])
+    scores = [
+        score_retrieval_task(REID, t, seed=0, n_bootstrap=100, n_permutations=99).metrics
+        for t in (table, other, parse_table(table_bytes(other)))
+    ]
+    assert scores[0] == scores[1] == scores[2]
+
+
 # ---------------------------------------------------------------- whole runs
 
 
@@ -411,9 +424,9 @@ def test_a_planted_identity_is_found_and_the_records_verify(tmp_path: Path) -> N
     table = run(write_people(tmp_path / "data", 20, 1.0), tmp_path / "out")
     assert set(table["status"]) == {"ok"}, table["error"].tolist()
     rows = table.set_index("row")
-    assert set(rows.index) == {
-        *("mean", "raw_signal", "connectome", "connectome_kernel", "tangent", "tiny · untrained", "tiny · roi")
-    }, "no covariates: they name the person"
+    assert set(rows.index) == {*("mean", "raw_signal", "connectome", "tangent", "tiny · untrained", "tiny · roi")}, (
+        "no covariates, which name the person, and no kernel, which is a probe's"
+    )
     assert rows.loc["connectome", "score"] > 0.7
     assert rows.loc["raw_signal", "score"] > 0.4
     for row in ("connectome", "raw_signal"):

@@ -96,7 +96,9 @@ class Reidentification(RetrievalTask):
         found = self._by_kind(cohort)
         kind = self._kind(cohort, found)
         without = len(cohort.subjects) - len(found[kind])
-        gap = f", {self._gap(cohort):g} s or more apart" if kind == "time" else ""
+        gap = ""
+        if kind == "time":
+            gap = f", {self._gap(cohort):g} s or more apart: its motion, noise and position of the head are alike too"
         left_out = f"; {without} people have none and are left out" if without else ""
         return f"queries are {KINDS[kind]} (state {self._of_state(cohort)}){gap}{left_out}"
 
