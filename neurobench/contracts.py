@@ -567,6 +567,14 @@ class RetrievalTask(Task):
         ``cohort`` is whole: what is held out changes from fold to fold. No signal may be read.
         """
 
+    def embeddings(self, labels: Sequence[str]) -> NDArray[np.float64] | None:
+        """Return (labels, dimensions) what labels are like; None: an entry is the mean of its windows.
+
+        Only where galleries are not made of held-out people. Windows are then mapped to it by a ridge that is fitted on
+        the training subjects' windows of the fold.
+        """
+        return None
+
     def remark(self, cohort: Cohort) -> str:
         """Return what a reader has to know of these windows, such as how far apart they are, or an empty string."""
         return ""

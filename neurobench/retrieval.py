@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurobench.adaptation import fit_predict
 from neurobench.contracts import RetrievalTask
 from neurobench.errors import DataError, PluginError
 from neurobench.identity import digest, file_digest, seed_for
@@ -19,7 +20,7 @@ from neurobench.retrieval_scoring import MAX_GALLERY, retrieval_predictions
 from neurobench.tokens import statistics
 from neurobench.windows import Rows, neutral
 
-__all__ = ["RetrievalRows", "retrieval_rows", "retrieve", "similarity"]
+__all__ = ["RetrievalRows", "mapped_similarity", "retrieval_rows", "retrieve", "similarity"]
 
 Array = NDArray[np.float64]
 
@@ -177,11 +178,47 @@ def similarity(x: Array, train: NDArray[np.int64], entries: Array, queries: NDAr
         z: Array = (x[rows][:, varies] - mean[varies]) / spread[varies]
         return np.where(np.isfinite(z), z, 0.0)
 
-    def unit(z: Array) -> Array:
-        norm = np.linalg.norm(z, axis=1, keepdims=True)
-        return np.asarray(np.divide(z, norm, out=np.zeros_like(z), where=norm > 1e-12))
+    return np.asarray(_unit(scaled(queries)) @ _unit(entries[:, used] @ scaled(used)).T)
 
-    return np.asarray(unit(scaled(queries)) @ unit(entries[:, used] @ scaled(used)).T)
+
+def mapped_similarity(
+    x: Array,
+    train: NDArray[np.int64],
+    truth: NDArray[np.int64],
+    known: Array,
+    queries: NDArray[np.int64],
+    groups: Sequence[str],
+    seed: int,
+) -> Array:
+    """Return (queries, entries) cosines of what a ridge makes of features with embeddings of the entries.
+
+    Parameters
+    ----------
+    x, queries
+        As for :func:`similarity`.
+    train, truth
+        Numbers of the rows that the ridge is fitted on, and of the entry that each belongs to.
+    known
+        (entries, dimensions).
+    groups
+        Whom inner folds keep together, one a row of ``train``.
+    seed
+        Of the inner folds.
+    """
+    # Within what entries differ by: at most one dimension less than there are entries, and all that cosines depend on.
+    u, s, _ = np.linalg.svd(known - known.mean(0), full_matrices=False)
+    kept = s > 1e-9 * max(float(s.max(initial=0.0)), 1e-300)
+    targets = (u * s)[:, kept]
+    said = [
+        fit_predict(x[train], targets[truth, k], x[queries], "regression", seed, groups=list(groups)).values
+        for k in range(targets.shape[1])
+    ]
+    return _unit(np.stack(said, 1)) @ _unit(targets).T if said else np.zeros((len(queries), len(known)))
+
+
+def _unit(z: Array) -> Array:
+    norm = np.linalg.norm(z, axis=1, keepdims=True)
+    return np.asarray(np.divide(z, norm, out=np.zeros_like(z), where=norm > 1e-12))
 
 
 def retrieve(
@@ -228,14 +265,21 @@ def retrieve(
             allowed="two entries or more, and a window that belongs to one of them",
             next_step="Use fewer --folds, a shorter --window-s, or more subjects.",
         )
+    wanted = np.array([place[r] for r in queries], np.int64)
+    known = task.embeddings(labels) if task.gallery_from == "train" else None
     entries = np.zeros((len(labels), len(x)))
     for k, label in enumerate(labels):
         # Everybody counts alike, however many windows they have.
         for windows in members[label].values():
             entries[k, [place[r] for r in windows]] = 1 / (len(windows) * len(members[label]))
-    cosines = similarity(
-        x, np.array([place[r] for r in train]), entries, np.array([place[r] for r in queries], np.int64)
-    )
+    if known is None:
+        cosines = similarity(x, np.array([place[r] for r in train]), entries, wanted)
+    else:
+        learned = [r for r in train if rows.in_gallery[r] and rows.labels[r] in set(labels)]
+        truth_of = np.array([labels.index(rows.labels[r]) for r in learned])
+        people = rows.subjects.loc[learned].tolist()
+        inner = seed_for(seed, "probe", "retrieval", fold.index)
+        cosines = mapped_similarity(x, np.array([place[r] for r in learned]), truth_of, known, wanted, people, inner)
     # A person is a number: names of people are in one column alone, which can be exchanged for pseudonyms.
     shown = labels if task.gallery_from == "train" else [f"{k:03d}" for k in range(len(labels))]
     truth = [shown[labels.index(rows.labels[r])] for r in queries]

@@ -288,7 +288,7 @@ class CohortRun(CohortSteps):
 
     def _retrieval_evaluation(self, row: Row, spec: ComponentSpec, task: RetrievalTask) -> Step:
         rows = self.retrieval_rows(spec)
-        identity = {
+        identity: dict[str, Any] = {
             "sources": [digest(self.feature_step(row, spec, f).identity) for f in self.folds],
             "task": self.component(spec),
             "families": self.families(self.cohort.subjects),
@@ -296,8 +296,11 @@ class CohortRun(CohortSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, windows, window_scoring, retrieval, retrieval_scoring),
+            "code": code_digest(scoring, metrics, adaptation, windows, window_scoring, retrieval, retrieval_scoring),
         }
+        known = task.embeddings(sorted(set(rows.labels))) if task.gallery_from == "train" else None
+        if known is not None:
+            identity["embeddings"] = digest(known.tolist())
 
         def predict(fold: Fold) -> tuple[pd.DataFrame, bool]:
             names, x = self.features(row, spec, fold)

@@ -200,6 +200,44 @@ def test_prototypes_are_of_training_subjects_and_named_by_their_stimulus(cohort:
     assert higher[moved[[rows.subjects.index.get_loc(w) for w in found["window"]], 1] > 2].all()
 
 
+def test_windows_are_mapped_to_what_a_file_says_of_stimuli(cohort: Cohort, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.normal(size=50) for name in ("auditory", "rest", "somatosensory")}
+    np.savez(tmp_path / "known.npz", **vectors)
+    table = pd.DataFrame(vectors.values(), columns=[f"d{i}" for i in range(50)])
+    table.assign(stimulus=list(vectors)).to_parquet(tmp_path / "known.parquet")
+    rows = retrieval_rows(cohort, STIMULUS)
+    fold = Fold(0, cohort.subjects[:6], cohort.subjects[6:])
+    mixing = rng.normal(size=(3, 8))
+    labels = np.unique(rows.labels, return_inverse=True)[1]
+    x = mixing[labels] + 0.3 * rng.normal(size=(len(labels), 8))
+    found = []
+    for name in ("known.npz", "known.parquet"):
+        task = Stimulus(embeddings=str(tmp_path / name))
+        assert not task.refuses(cohort)
+        found.append(retrieve(task, rows, fold, list(rows.subjects.index), x, seed=0))
+        score = score_retrieval_task(task, found[-1], seed=0, n_bootstrap=50, n_permutations=99)
+        assert score.metrics["top1"].value > 0.9
+        assert score.above_chance
+    pd.testing.assert_frame_equal(*found)
+    # Held-out labels are not used: exchanged, they change what is right and no similarity.
+    test = rows.subjects.isin(fold.test)
+    turned = replace(
+        rows,
+        labels=rows.labels.where(~test, rows.labels.map({"rest": "auditory", "auditory": "rest"}).fillna(rows.labels)),
+    )
+    again = retrieve(task, turned, fold, list(rows.subjects.index), x, seed=0)
+    columns = [c for c in again if c.startswith("s[")]
+    pd.testing.assert_frame_equal(again[columns], found[0][columns])
+    assert not again["truth"].equals(found[0]["truth"])
+    np.savez(tmp_path / "less.npz", rest=np.zeros(3), auditori=np.zeros(3))
+    assert "less.npz has no embedding of auditory, somatosensory. Did you mean 'auditori'?" in Stimulus(
+        embeddings=str(tmp_path / "less.npz")
+    ).refuses(cohort)
+    assert "cannot be read" in Stimulus(embeddings=str(tmp_path / "none.npz")).refuses(cohort)
+    assert ".npz, .parquet" in Stimulus(embeddings="a.txt").refuses(cohort)
+
+
 def test_a_large_gallery_is_drawn_the_same_for_every_row(cohort: Cohort) -> None:
     task = Reidentification(max_gallery=4)
     rows, rng = retrieval_rows(cohort, task), np.random.default_rng(0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from neurobench import (
     RETRIEVAL_METRICS,
@@ -14,6 +17,7 @@ from neurobench import (
     closest,
     hookimpl,
 )
+from neurobench_tasks._embeddings import read_embeddings
 
 MIN_PEOPLE = 4
 """People with a stimulus: two in training and two held out."""
@@ -29,6 +33,9 @@ class Stimulus(RetrievalTask):
         belongs to one if all its events do. ``auto``: states where there are two, else conditions.
     max_windows
         Windows at most, a subject and stimulus, evenly spaced.
+    embeddings
+        Path of an .npz (an array a stimulus) or .parquet (column ``stimulus``, one a dimension) that says what stimuli
+        are like, of any dimension: windows are mapped to it by a ridge fitted on training subjects. Empty: prototypes.
     """
 
     name = "stimulus"
@@ -38,7 +45,7 @@ class Stimulus(RetrievalTask):
     gallery_from = "train"
     max_gallery = 150
 
-    def __init__(self, *, by: str = "auto", max_windows: int = 4) -> None:
+    def __init__(self, *, by: str = "auto", max_windows: int = 4, embeddings: str = "") -> None:
         if by not in ("auto", "state", "condition"):
             raise ConfigError(
                 f"stimulus cannot go by {by!r}.",
@@ -47,7 +54,11 @@ class Stimulus(RetrievalTask):
             )
         if max_windows < 1:
             raise ConfigError(f"stimulus cannot take {max_windows} windows.", allowed="1 or more")
-        self._by, self._windows = by, max_windows
+        self._by, self._windows, self._embeddings = by, max_windows, embeddings
+
+    def embeddings(self, labels: Sequence[str]) -> NDArray[np.float64] | None:
+        """Return what the user's file says of stimuli; None without one."""
+        return read_embeddings(self._embeddings, labels) if self._embeddings else None
 
     def windows(self, cohort: Cohort) -> tuple[RetrievalWindow, ...]:
         """Return evenly spaced windows of every subject and stimulus that enough people have."""
@@ -75,6 +86,10 @@ class Stimulus(RetrievalTask):
         found = self._found(cohort, by)
         usable, seen = _usable(found), sorted({label for _, label in found})
         if len(usable) > 1:
+            try:
+                self.embeddings(sorted(usable))
+            except ConfigError as error:
+                return str(error).rstrip(".")
             return ""
         states = sorted({r.state for r in cohort.recordings})
         conditions = sorted({e.condition for r in cohort.recordings for e in r.events})
