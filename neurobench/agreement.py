@@ -154,7 +154,10 @@ def unlike(table: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:
         return
     shared = [
         c
-        for c in ("fold", "truth", "train_mean", "n", "sst", "sse_best_filler", "guard_sst", "headline", "n_epochs")
+        for c in (
+            *("fold", "truth", "train_mean", "n", "sst", "sse_best_filler", "guard_sst", "headline", "n_epochs"),
+            *("part", "n_gallery"),
+        )
         if c in table and c in other
     ]
     both = table[keys + shared].merge(

@@ -99,6 +99,8 @@ def assemble(
                 events=tuple(Event(onset, condition) for onset, condition in meta["events"]),
                 bad_spans=tuple((low, high) for low, high in meta["bad_spans"]),
                 content=entry.manifest["files"]["signal.npy"][0],
+                session=file.session,
+                run=file.run,
             )
         )
         for noticed in meta["findings"]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import evoked_scores, gather, paired, results, window_scoring
+from neurobench import evoked_scores, gather, paired, results
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
@@ -61,7 +61,7 @@ class Scored:
     @property
     def of_windows(self) -> bool:
         """Whether the predictions are of windows, not of subjects."""
-        return self.predictions is not None and bool(window_scoring.class_columns(self.predictions))
+        return self.predictions is not None and "window" in self.predictions
 
     @property
     def failed(self) -> bool:
@@ -105,7 +105,7 @@ def collect(run: CohortRun, failures: Mapping[Row, str], store: Store) -> list[S
     for row in run.rows:
         summary = None if row in failures or row.kind != "pretrained" else _pretraining_record(run, row, store)
         for task in run.tasks:
-            if run.task(task).needs in row.provides:
+            if run.scores(row, task):
                 found = _score(run, row, task, failures.get(row), summary, common, store)
                 scored.append(found if found.failed else replace(found, identity=_identity(run, row, task, store)))
     return scored

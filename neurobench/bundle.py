@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurobench.contracts import SubjectTask, Task
+from neurobench.contracts import RetrievalTask, SubjectTask, Task
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, Record, load_results, read_record
@@ -313,6 +313,9 @@ def _covariates_needed(record: Record, registry: Registry) -> frozenset[str]:
         task = task_of(record, registry)
     except NeurobenchError:
         return frozenset()
+    if isinstance(task, RetrievalTask):
+        # People are looked for among all and among those of their site.
+        return frozenset({"site"})
     if not isinstance(task, SubjectTask):
         return frozenset()
     # Labels are permuted within sites; what is left given age needs the age.

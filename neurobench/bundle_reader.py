@@ -383,8 +383,8 @@ def parse_folds(content: bytes) -> tuple[tuple[Fold, ...], bool]:
     return tuple(Fold(**f.model_dump()) for f in found.folds), found.pseudonyms
 
 
-_TEXT = ("participant_id", "window", "state", "condition", "mask", "sex", "site")
-_WHOLE = ("fold", "n_epochs", "n_left_out")
+_TEXT = ("participant_id", "window", "state", "condition", "mask", "sex", "site", "part")
+_WHOLE = ("fold", "n_epochs", "n_left_out", "n_gallery")
 
 _NEEDED = ("fold", "truth", "prediction", "train_mean", "n", "sse", "sst", "sse_best_filler", "guard_sse", "guard_sst")
 """Numbers that are in every row; covariates, and what is not defined for a subject or a response, may be missing."""

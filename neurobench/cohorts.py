@@ -151,6 +151,8 @@ def _write_cohort(cohort: Cohort, folder: Path, store: Store) -> None:
                 "events": [[e.onset_s, e.condition] for e in r.events],
                 "bad_spans": [list(b) for b in r.bad_spans],
                 "content": r.content,
+                "session": r.session,
+                "run": r.run,
             }
             for r in cohort.recordings
         ],
@@ -173,6 +175,8 @@ def _read_cohort(entry: Entry, source: CohortSource, store: Store) -> Cohort | N
             events=tuple(Event(onset, condition) for onset, condition in r["events"]),
             bad_spans=tuple((low, high) for low, high in r["bad_spans"]),
             content=r["content"],
+            session=r["session"],
+            run=r["run"],
             **{name: a[i] for name, a in arrays.items()},
         )
         for i, r in enumerate(whole["recordings"])

@@ -146,7 +146,9 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
                 ConfigError(f"no {option} was asked for.", allowed=", ".join(known), next_step=f"Give --{option}.")
             )
     datasets = config.datasets or tuple(n for n, d in registry.datasets.items() if d.default_grid)
-    tasks = config.tasks or (() if data_only else tuple(n for n in registry.tasks if _constructible(registry, n)))
+    tasks = config.tasks or (
+        () if data_only else tuple(n for n, t in registry.tasks.items() if t.default and _constructible(registry, n))
+    )
     backbone_specs, mask_specs = resolve("backbone", config.backbones), resolve("mask", masks)
     dataset_specs, task_specs = resolve("dataset", datasets), resolve("task", tasks)
     baselines = resolve("baseline", () if data_only else registry.baselines)
@@ -167,6 +169,8 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         )
     if config.split == "within-recording":
         task_specs = _reconstruction_only(task_specs, bool(config.tasks), registry, problems)
+    if config.adaptation != "frozen":
+        problems.extend(_nothing_to_train_on(config, task_specs, registry))
     profile = PROFILES.get(config.profile, PROFILES["smoke"])
     profile = replace(
         profile,
@@ -367,6 +371,20 @@ def _reconstruction_only(
             if t not in kept
         )
     return kept
+
+
+def _nothing_to_train_on(
+    config: RunConfig, tasks: tuple[ComponentSpec, ...], registry: Registry
+) -> Iterator[ConfigError]:
+    """Refuse tasks whose labels nothing is trained on."""
+    for spec in tasks:
+        if registry.get("task", spec.name).frozen_only:
+            yield ConfigError(
+                f"--adaptation {config.adaptation} has no meaning for task {spec.label!r}: nothing is trained on "
+                "what it looks for.",
+                allowed="frozen",
+                next_step="Leave the task or the adaptation out.",
+            )
 
 
 def _resolve_data_dirs(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,6 +29,7 @@ from neurobench.records import (
     RawRecording,
     Recording,
     RecordingFile,
+    RetrievalWindow,
     SignalKind,
     SignalSpec,
     TokenTable,
@@ -54,6 +55,7 @@ __all__ = [
     "MaskingStrategy",
     "Metric",
     "ReconstructionTask",
+    "RetrievalTask",
     "SubjectTask",
     "Task",
     "TokenBackbone",
@@ -422,6 +424,12 @@ class Task(Component, ABC):
     needs: ClassVar[Literal["features", "reconstruction"]]
     """What a row must provide to be scored on this task."""
 
+    default: ClassVar[bool] = True
+    """Whether a run that names no task is scored on it, where it needs no parameter and the cohort allows it."""
+
+    frozen_only: ClassVar[bool] = False
+    """Whether nothing is trained on its labels, so that only frozen features can be scored on it."""
+
     metrics: tuple[Metric, ...]
     """Metrics; the first is the headline."""
 
@@ -522,6 +530,54 @@ class WindowTask(Task):
     @abstractmethod
     def label(self, recording: Recording) -> str:
         """Return the class of a recording's windows; empty: it is not used."""
+
+
+class RetrievalTask(Task):
+    """Find what a held-out subject's window belongs to among the entries of a gallery, by similarity alone.
+
+    An entry is the mean of all gallery windows with one label. Nothing is fitted to labels, so that it works for people
+    whom nobody has seen: features are standardised by the windows of the fold's training subjects and compared by the
+    cosine, the same for every backbone and baseline.
+
+    Attributes
+    ----------
+    gallery_from
+        ``test``: the gallery of a fold is made of windows of its held-out subjects, and every label is of one subject.
+        ``train``: it is made of windows of its training subjects, and subjects share labels.
+    MIN_GAP_PATCHES
+        Patches that lie at least between query and gallery windows of one recording: the band-pass spreads every
+        sample by about a patch. The core refuses anything closer.
+    """
+
+    needs = "features"
+    default = False
+    frozen_only = True
+    gallery_from: ClassVar[Literal["test", "train"]]
+    MIN_GAP_PATCHES: ClassVar[int] = 2
+
+    @property
+    @abstractmethod
+    def max_gallery(self) -> int:
+        """Entries of a gallery at most, up to 150; which ones is drawn once for all rows."""
+
+    @abstractmethod
+    def windows(self, cohort: Cohort) -> Sequence[RetrievalWindow]:
+        """Return the windows that are looked for and those that galleries are made of.
+
+        ``cohort`` is whole: what is held out changes from fold to fold. No signal may be read.
+        """
+
+    def embeddings(self, labels: Sequence[str]) -> NDArray[np.float64] | None:
+        """Return (labels, dimensions) what labels are like; None: an entry is the mean of its windows.
+
+        Only where galleries are not made of held-out people. Windows are then mapped to it by a ridge that is fitted on
+        the training subjects' windows of the fold.
+        """
+        return None
+
+    def remark(self, cohort: Cohort) -> str:
+        """Return what a reader has to know of these windows, such as how far apart they are, or an empty string."""
+        return ""
 
 
 # ---------------------------------------------------------------- baseline

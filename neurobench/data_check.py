@@ -267,12 +267,17 @@ def _by_task(
     for file in files:
         seen = read.get(file.id)
         # Unread recordings count as long enough: their length is known only once they are read.
-        seconds = seen.duration_s if seen else 2 * spec.window_s
+        seconds = seen.duration_s if seen else 4 * spec.window_s
         events = seen.events if seen else ()
         n_times = round(seconds * spec.sfreq)
         present = np.zeros(0, bool)
         recordings.append(
-            Recording(file.id, file.subject, file.state, file.path, n_times, present, none, none, none, events=events)
+            Recording(
+                *(file.id, file.subject, file.state, file.path, n_times, present, none, none, none),
+                events=events,
+                session=file.session,
+                run=file.run,
+            )
         )
     cohort = Cohort(
         dataset=label,

@@ -20,6 +20,7 @@ __all__ = [
     "CHANCE",
     "CLASSIFICATION_METRICS",
     "FUNCTIONS",
+    "RETRIEVAL_METRICS",
     "WINDOW_METRICS",
     "Sample",
     "auroc",
@@ -76,6 +77,14 @@ WINDOW_METRICS = (
 )
 """Metrics of windows of two classes or more; the chance of ``balanced_accuracy`` is 1 / classes. The recall of every
 class is reported besides."""
+
+
+RETRIEVAL_METRICS = (
+    Metric("top1", "", True, math.nan, 1.0),
+    Metric("mean_ap", "", True, math.nan, 1.0),
+)
+"""Metrics of what is looked for in a gallery of n entries, one of which is right: the share of queries that are most
+similar to it (chance 1 / n), and the mean average precision, which is 1 / rank of the right one (chance H(n) / n)."""
 
 
 # ---------------------------------------------------------------- a sample and its metrics

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from neurobench import window_scoring
+from neurobench import retrieval_scoring, window_scoring
 from neurobench.errors import DataError, closest
 from neurobench.identity import seed_for
 from neurobench.metrics import FUNCTIONS, Sample, auroc
@@ -147,6 +147,8 @@ def row_of(metric: str, held_out: pd.DataFrame) -> Row:
     if window_scoring.class_columns(held_out):
         fast = metric == "balanced_accuracy"
         return _windows(held_out) if fast else window_scoring.WindowRow.of(held_out, metric)
+    if retrieval_scoring.entry_columns(held_out):
+        return _Ratios(*retrieval_scoring.subject_values(held_out, metric))
     if "condition" in held_out:
         each = held_out.groupby("participant_id")[metric].mean().sort_index()
         return mean_row(tuple(each.index.astype(str)), each.to_numpy(float))

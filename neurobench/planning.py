@@ -351,4 +351,4 @@ def _by(work: Work, template: ComponentSpec, backbone: ComponentSpec) -> Work:
 
 
 def _n_records(run: CohortRun) -> int:
-    return sum(run.task(t).needs in row.provides for row in run.rows for t in run.tasks)
+    return sum(run.scores(row, t) for row in run.rows for t in run.tasks)

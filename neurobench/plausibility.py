@@ -17,7 +17,8 @@ __all__ = ["impossible", "value_range"]
 Level = Literal["warning", "error"]
 
 _UNIT_RANGE = re.compile(
-    r"auroc|macro_auroc|within_site_auroc|pr_auc|balanced_accuracy|accuracy|sensitivity|specificity|brier|site_leak|recall\[.*"
+    r"auroc|macro_auroc|within_site_auroc|pr_auc|balanced_accuracy|accuracy|sensitivity|specificity|brier|site_leak|recall\[.*|top1"
+    r"|top1_within_site|mean_ap"
 )
 _CORRELATION = re.compile(
     r"pearson_r|mcc|partial_r.*|r\[.*|truth_r\[.*|fc_similarity|(waveform|gfp|topography|across_halves)_r.*"

@@ -11,8 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import confounds, evoked, evoked_scores, paired, scoring, window_scoring
-from neurobench.contracts import COVARIATES, EvokedTask, ReconstructionTask, SubjectTask, Task, WindowTask
+from neurobench import confounds, evoked, evoked_scores, paired, retrieval_scoring, scoring, window_scoring
+from neurobench.contracts import (
+    COVARIATES,
+    EvokedTask,
+    ReconstructionTask,
+    RetrievalTask,
+    SubjectTask,
+    Task,
+    WindowTask,
+)
 from neurobench.errors import DataError
 from neurobench.results import MetricRecord, Record
 from neurobench.scoring import MetricScore, Score
@@ -72,6 +80,8 @@ def recompute(task: Task, record: Record, held_out: pd.DataFrame) -> Score:
             return scoring.score_subject_task(task, held_out, seed=seed)
         if isinstance(task, WindowTask):
             return window_scoring.score_window_task(task, held_out, seed=seed)
+        if isinstance(task, RetrievalTask):
+            return retrieval_scoring.score_retrieval_task(task, held_out, seed=seed)
         if isinstance(task, EvokedTask):
             return evoked_scores.score_evoked(task, _evoked(held_out, record.row), record.row, seed=seed)
         if isinstance(task, ReconstructionTask):

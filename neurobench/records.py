@@ -30,6 +30,7 @@ __all__ = [
     "RawRecording",
     "Recording",
     "RecordingFile",
+    "RetrievalWindow",
     "SignalKind",
     "SignalSpec",
     "TokenTable",
@@ -404,6 +405,8 @@ class Recording:
         First sample in the file, where the recording is a piece of what the file holds.
     content
         sha256 of the file: the same signal under two names is one recording.
+    session, run
+        As in :class:`RecordingFile`; empty where there is one.
     """
 
     id: str
@@ -420,6 +423,8 @@ class Recording:
     bad_spans: tuple[tuple[float, float], ...] = ()
     start: int = 0
     content: str = ""
+    session: str = ""
+    run: str = ""
 
     def open(self) -> NDArray[np.floating[Any]]:
         """Return the signal in the cohort's order of units: a read-only memory map where the file has that order.
@@ -549,6 +554,46 @@ class Cohort:
     def recordings_of(self, subject: str) -> tuple[Recording, ...]:
         """Return the recordings of one subject, in order."""
         return tuple(r for r in self.recordings if r.subject == subject)
+
+    def whole_windows(self, recording: Recording, first: int = 0, last: int | None = None) -> tuple[int, ...]:
+        """Return the first samples of windows that do not overlap and touch no bad span, one after the other.
+
+        Parameters
+        ----------
+        recording
+            Of this cohort.
+        first, last
+            Samples between which they lie; None: to the end.
+        """
+        length, bad = self.samples_per_window, recording.bad_spans
+        last = recording.n_times if last is None else min(last, recording.n_times)
+        return tuple(
+            start
+            for start in range(max(0, first), last - length + 1, length)
+            if not any(a < (start + length) / self.sfreq and b > start / self.sfreq for a, b in bad)
+        )
+
+
+@dataclass(frozen=True)
+class RetrievalWindow:
+    """A window that is looked for in a gallery, or is part of it.
+
+    Parameters
+    ----------
+    recording
+        Number of the recording in :attr:`Cohort.recordings`.
+    start
+        First sample, from the recording's first; it is as long as a window of the cohort.
+    label
+        What it belongs to: a person, a stimulus.
+    role
+        ``gallery``, ``query``, or ``both``: the first in training, the second in held-out subjects.
+    """
+
+    recording: int
+    start: int
+    label: str
+    role: Literal["gallery", "query", "both"]
 
 
 # ---------------------------------------------------------------- splitting (step 5)

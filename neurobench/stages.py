@@ -22,6 +22,8 @@ from neurobench import (
     finetuning,
     metrics,
     reconstruction,
+    retrieval,
+    retrieval_scoring,
     scoring,
     splits,
     tokens,
@@ -33,6 +35,7 @@ from neurobench.config import Combination, Grid
 from neurobench.contracts import (
     EvokedTask,
     ReconstructionTask,
+    RetrievalTask,
     SubjectTask,
     WindowTask,
 )
@@ -62,6 +65,8 @@ class CohortRun(CohortSteps):
             return self._evoked_evaluation(row, task_spec, task)
         if isinstance(task, WindowTask):
             return self._window_evaluation(row, task_spec, task)
+        if isinstance(task, RetrievalTask):
+            return self._retrieval_evaluation(row, task_spec, task)
         assert isinstance(task, SubjectTask)
         return self._subject_evaluation(row, task_spec, task)
 
@@ -281,6 +286,38 @@ class CohortRun(CohortSteps):
         people = rows.subjects.loc[list(test)].tolist()
         return window_scoring.window_predictions(test, people, fold.index, truth, probability, rows.names), converged
 
+    def _retrieval_evaluation(self, row: Row, spec: ComponentSpec, task: RetrievalTask) -> Step:
+        rows = self.retrieval_rows(spec)
+        identity: dict[str, Any] = {
+            "sources": [digest(self.feature_step(row, spec, f).identity) for f in self.folds],
+            "task": self.component(spec),
+            "families": self.families(self.cohort.subjects),
+            "windows": rows.cohort.fingerprint,
+            "folds": self.fold_fingerprint,
+            "cohort": self.cohort.fingerprint,
+            "seed": self.seed,
+            "code": code_digest(scoring, metrics, adaptation, windows, window_scoring, retrieval, retrieval_scoring),
+        }
+        known = task.embeddings(sorted(set(rows.labels))) if task.gallery_from == "train" else None
+        if known is not None:
+            identity["embeddings"] = digest(known.tolist())
+
+        def predict(fold: Fold) -> tuple[pd.DataFrame, bool]:
+            names, x = self.features(row, spec, fold)
+            table = retrieval.retrieve(task, rows, fold, names, x, seed=self.seed)
+            covariates = confounds.covariate_columns(self.cohort.participants.loc[table["participant_id"].tolist()])
+            return table.assign(**{k: v for k, v in covariates.items() if k == "site"}), True
+
+        def score(whole: pd.DataFrame) -> scoring.Score:
+            found = retrieval_scoring.score_retrieval_task(task, whole, seed=self.seed)
+            return replace(found, notes=tuple(n for n in (task.remark(self.cohort), *found.notes) if n))
+
+        def compute(folder: Path, advance: Advance) -> None:
+            self._score_folds(folder, advance, predict, score)
+
+        work = Work("evaluation-retrieval", len(rows.subjects))
+        return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
+
     # ------------------------------------------------------------ site leak
 
     def leak_step(self, row: Row) -> Step | None:
@@ -426,6 +463,19 @@ class CohortRun(CohortSteps):
         """Return why this cohort cannot be scored on a task."""
         return self.task(task).refuses(self.cohort) or "within recordings only reconstruction has a meaning"
 
+    def scores(self, row: Row, task: ComponentSpec) -> bool:
+        """Whether a row is scored on a task: it provides what the task needs, and its score would mean something."""
+        return self.task(task).needs in row.provides and not self._senseless(row, task)
+
+    def _senseless(self, row: Row, task: ComponentSpec) -> str:
+        """Return why a row's score on a task would mean nothing, or an empty string."""
+        if row.baseline is None or not isinstance(self.task(task), RetrievalTask):
+            return ""
+        cls = self.registry.get("baseline", row.baseline.name)
+        if cls.depends_on_task:
+            return "what it knows is the same in all windows of a person: it would name the person, not read a window"
+        return "a kernel is a probe's, and nothing is fitted here" if cls.probe == "kernel" else ""
+
     @functools.cached_property
     def no_pretraining(self) -> ComponentSpec:
         """The masking strategy that hides nothing."""
@@ -496,7 +546,8 @@ class CohortRun(CohortSteps):
                     yield row, self.pretraining_step(*row.pretraining, fold)
                 if "features" in row.provides and not self.finetunes(row):
                     for task in subject_tasks:
-                        yield row, self.feature_step(row, task, fold)
+                        if self.scores(row, task):
+                            yield row, self.feature_step(row, task, fold)
                 # One entry holds all fillers, so the first of their rows stands for them.
                 if row.kind != "filler" or row.label == reconstruction.FILLERS[0]:
                     for mask, ratio in self.reconstruction_masks(row):
@@ -508,7 +559,7 @@ class CohortRun(CohortSteps):
         for row in self.rows:
             # One row's tasks after each other: they share the decomposition of its features.
             for task in self.tasks:
-                if self.task(task).needs in row.provides:
+                if self.scores(row, task):
                     yield row, self.evaluation_step(row, task)
             if (leak := self.leak_step(row)) is not None:
                 yield row, leak
@@ -527,6 +578,10 @@ class CohortRun(CohortSteps):
         for spec in self.grid.tasks:
             if spec not in self.tasks:
                 notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {self.why_not(spec)}")
+        for spec in self.tasks:
+            for row in self.rows:
+                if reason := self._senseless(row, spec):
+                    notes.append(f"{self.cohort.dataset}: {row.label} left out of {spec.label}: {reason}")
         notes += [f"{self.cohort.dataset}: {r}" for r in self.transfer_remarks()]
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):

@@ -45,6 +45,7 @@ from neurobench.contracts import (
     Baseline,
     EvokedTask,
     MaskingStrategy,
+    RetrievalTask,
     SubjectTask,
     Task,
     WindowTask,
@@ -58,8 +59,9 @@ from neurobench.plugins import Registry
 from neurobench.progress import Advance
 from neurobench.reconstruction_io import join, load_scores, save_scores
 from neurobench.records import BackboneSpec, Cohort, Fold
+from neurobench.retrieval import RetrievalRows, retrieval_rows
 from neurobench.store import Entry
-from neurobench.windows import WindowRows, window_rows
+from neurobench.windows import Rows, WindowRows, window_rows
 
 __all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest"]
 
@@ -479,7 +481,7 @@ class CohortSteps:
         identity = {
             **self._network_identity(backbone, mask, fold),
             "code": code_digest(adaptation, tokens),
-            "windows": self.window_rows(task).cohort.fingerprint,
+            "windows": self.rows_of(task).cohort.fingerprint,
         }
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -488,52 +490,71 @@ class CohortSteps:
                 _copy_features(self.fetch(first), folder)
                 return
             net, _ = self.load_pretrained(backbone, mask, fold)
-            rows = self.window_rows(task).cohort
+            rows = self.rows_of(task).scaled
             cut = tokens.evaluation_windows(rows, rows.subjects)
             tokenizer = tokens.Tokenizer(rows, self.tokenizer(fold).scaler)
             _save_features(folder, *adaptation.embed_subjects(net, tokenizer, cut, self.chunks, self.device))
 
         label = self._title(f"embed windows for {task.label}, {backbone.label} · {mask.label}", fold)
-        n_passes = len(self.window_rows(task).subjects) * len(self.chunks)
+        n_passes = len(self.rows_of(task).subjects) * len(self.chunks)
         return Step(
             "embedding", label, identity, Work("embedding", n_passes, self._pass_size, self._by(backbone)), compute
         )
 
-    def window_rows(self, task: ComponentSpec) -> WindowRows:
+    def of_windows(self, task: ComponentSpec) -> bool:
+        """Whether a task is about windows, each of which is a row of its own."""
+        return isinstance(self.task(task), WindowTask | RetrievalTask)
+
+    def rows_of(self, task: ComponentSpec) -> Rows:
         """Return the windows that a task is about, as rows of a cohort."""
-        if task not in self._window_rows:
+        if task not in self._rows_of:
             built = self.task(task)
-            assert isinstance(built, WindowTask)
-            self._window_rows[task] = window_rows(self.cohort, built)
-        return self._window_rows[task]
+            if isinstance(built, RetrievalTask):
+                self._rows_of[task] = retrieval_rows(self.cohort, built)
+            else:
+                assert isinstance(built, WindowTask)
+                self._rows_of[task] = window_rows(self.cohort, built)
+        return self._rows_of[task]
 
     @functools.cached_property
-    def _window_rows(self) -> dict[ComponentSpec, WindowRows]:
+    def _rows_of(self) -> dict[ComponentSpec, Rows]:
         return {}
+
+    def window_rows(self, task: ComponentSpec) -> WindowRows:
+        """Return the windows that a task tells apart."""
+        rows = self.rows_of(task)
+        assert isinstance(rows, WindowRows)
+        return rows
+
+    def retrieval_rows(self, task: ComponentSpec) -> RetrievalRows:
+        """Return the windows that a task looks for, and those of its galleries."""
+        rows = self.rows_of(task)
+        assert isinstance(rows, RetrievalRows)
+        return rows
 
     def baseline_step(self, baseline: ComponentSpec, fold: Fold, task: ComponentSpec) -> Step:
         """Fit a baseline on the training subjects and give every subject its feature row."""
         cls: type[Baseline] = self.registry.get("baseline", baseline.name)
-        of_windows = isinstance(self.task(task), WindowTask)
+        of_windows = self.of_windows(task)
         identity = {
             **self._fold_identity(fold),
             "baseline": self.component(baseline),
             "task": self.component(task) if cls.depends_on_task else None,
         }
         if of_windows:
-            identity["windows"] = self.window_rows(task).cohort.fingerprint
+            identity["windows"] = self.rows_of(task).cohort.fingerprint
 
         def compute(folder: Path, advance: Advance) -> None:
             built = cls(**baseline.parameters)
             hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
-            cohort = self.window_rows(task).cohort if of_windows else self.cohort
-            train = self.window_rows(task).of(fold.train) if of_windows else fold.train
+            cohort = self.rows_of(task).scaled if of_windows else self.cohort
+            train = self.rows_of(task).of(fold.train) if of_windows else fold.train
             built.fit(_without_targets(cohort, train, hidden))
             everyone = _without_targets(cohort, cohort.subjects, hidden)
             _save_features(folder, everyone.subjects, built.transform(everyone))
 
         what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
-        rows = len(self.window_rows(task).subjects) / len(self.cohort.subjects) if of_windows else 1.0
+        rows = len(self.rows_of(task).subjects) / len(self.cohort.subjects) if of_windows else 1.0
         work = Work("baseline", self._n_values * rows, by=baseline.label)
         return Step("baseline", self._title(what, fold), identity, work, compute)
 
@@ -577,7 +598,7 @@ class CohortSteps:
         """Return the step that gives a row its features."""
         if row.baseline is not None:
             return self.baseline_step(row.baseline, fold, task)
-        if isinstance(self.task(task), WindowTask):
+        if self.of_windows(task):
             return self.window_embedding_step(*row.pretraining, fold, task)
         return self.embedding_step(*row.pretraining, fold)
 

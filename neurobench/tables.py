@@ -62,10 +62,13 @@ def count(n: float | None) -> str:
     return str(int(n))
 
 
+_WRITTEN = {"r2": "R²", "top1": "top-1", "mean_ap": "mAP"}
+
+
 def metric_name(name: str) -> str:
     """Return a metric's name as it is written in text: ``MAE``, ``R²``, ``balanced accuracy``."""
-    if name == "r2":
-        return "R²"
+    if name in _WRITTEN:
+        return _WRITTEN[name]
     return name.upper() if name.isalpha() and len(name) <= 5 else name.replace("_", " ")
 
 
@@ -90,6 +93,8 @@ PER_PART = {"metric_r2[": "by mask: R²", "metric_recall[": "by state: recall"}
 BESIDE = {
     "metric_balanced_accuracy": "balanced accuracy",
     "metric_within_site_auroc": "within sites",
+    "metric_mean_ap": "mAP",
+    "metric_top1_within_site": "top-1 within sites",
     "metric_waveform_r[null]": "null",
     "metric_waveform_r[away]": "background",
     "metric_across_halves_r": "across halves",
@@ -98,7 +103,7 @@ BESIDE = {
     "metric_peak_latency_error": "latency (ms)",
     "metric_peak_amplitude_ratio": "amplitude",
 }
-"""Columns that are shown beside the headline of two classes and of evoked responses, and their titles."""
+"""Columns that are shown beside the headline of two classes, of retrieval and of evoked responses, and their titles."""
 
 CEILING = {
     "metric_waveform_r[ceiling]": "waveform r",

@@ -24,7 +24,15 @@ from neurobench.scoring import (
     percentile_interval,
 )
 
-__all__ = ["WindowRow", "class_columns", "score_window_task", "window_hits", "window_predictions"]
+__all__ = [
+    "WindowRow",
+    "class_columns",
+    "exchanged_within",
+    "metric_score",
+    "score_window_task",
+    "window_hits",
+    "window_predictions",
+]
 
 Array = NDArray[np.float64]
 
@@ -195,12 +203,12 @@ def score_window_task(
         chance = metric.chance if math.isfinite(metric.chance) else 1 / n_classes
         value = function(w, ones)[0]
         null = np.concatenate([function(p, ones) for p in permuted]) if permuted else np.empty(0)
-        metrics[metric.name] = _metric(value, _draw(function, w, draws), n, chance, null)
+        metrics[metric.name] = metric_score(value, _draw(function, w, draws), n, chance, null)
         per_fold[metric.name] = tuple(float(v) if math.isfinite(v) else None for v in function(w, folds))
     # No p-value of a single recall: whoever always says one class recognises all of it.
     recall, recall_draws = _recalls(w, ones)[:, 0], _draw(_recalls, w, draws)
     for k, name in enumerate(w.names):
-        metrics[f"recall[{name}]"] = _metric(recall[k], recall_draws[k], n, 1 / n_classes)
+        metrics[f"recall[{name}]"] = metric_score(recall[k], recall_draws[k], n, 1 / n_classes)
     headline = metrics[task.metrics[0].name]
     counts = np.bincount(w.truth, minlength=n_classes)
     shown = ", ".join(f"{name} {count}" for name, count in zip(w.names, counts, strict=True))
@@ -226,7 +234,8 @@ def window_hits(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"participant_id": people[w.subject], "truth": names[w.truth], "hit": w.hits})
 
 
-def _metric(value: float, draws: Array, n_subjects: int, chance: float, null: Array | None = None) -> MetricScore:
+def metric_score(value: float, draws: Array, n_subjects: int, chance: float, null: Array | None = None) -> MetricScore:
+    """Return a metric with its interval, and its p-value where there is a null distribution; higher is better."""
     # Drawing one subject again and again is no interval.
     defined = math.isfinite(value)
     low, high = percentile_interval(draws) if defined and n_subjects > 1 else (None, None)
@@ -245,9 +254,29 @@ def _permuted(w: _Windows, seed: int, n_permutations: int) -> list[_Windows]:
     independent observations as windows, and p-values would be far too small.
     """
     rng = np.random.default_rng(seed_for(seed, "permutation", "windows", len(w.truth)))
-    n_subjects, n_classes = len(w.subjects), len(w.names)
+    truth = exchanged_within(w.truth, w.subject, len(w.names), n_permutations, rng)
+    return [replace(w, truth=truth[i : i + AT_ONCE]) for i in range(0, n_permutations, AT_ONCE)]
+
+
+def exchanged_within(
+    truth: NDArray[np.int64],
+    subject: NDArray[np.int64],
+    n_classes: int,
+    n_permutations: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Return (permutations, rows) classes, those of each subject exchanged for one another as wholes.
+
+    Parameters
+    ----------
+    truth, subject
+        (rows,) numbers of class and subject.
+    n_classes, n_permutations, rng
+        How many there are, how many are drawn, and by what.
+    """
+    n_subjects = int(subject.max()) + 1
     holds = np.zeros((n_subjects, n_classes), bool)
-    holds[w.subject, w.truth] = True
+    holds[subject, truth] = True
     # Class to class, (permutations, subjects, classes); a class that a subject does not have stays where it is.
     becomes = np.tile(np.arange(n_classes), (n_permutations, n_subjects, 1))
     for pattern in np.unique(holds, axis=0):
@@ -255,8 +284,8 @@ def _permuted(w: _Windows, seed: int, n_permutations: int) -> list[_Windows]:
         own = np.flatnonzero(pattern)
         turned = rng.permuted(np.tile(own, (n_permutations, len(alike), 1)), axis=-1)
         becomes[:, alike[:, None], own] = turned
-    truth = becomes[:, w.subject, w.truth]
-    return [replace(w, truth=truth[i : i + AT_ONCE]) for i in range(0, n_permutations, AT_ONCE)]
+    exchanged: NDArray[np.int64] = becomes[:, subject, truth]
+    return exchanged
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,11 @@ from neurobench.errors import DataError
 from neurobench.identity import digest, seed_for
 from neurobench.records import Cohort, Fold, Recording
 
-__all__ = ["WindowRows", "window_rows"]
+__all__ = ["Rows", "WindowRows", "neutral", "window_rows"]
 
 
 @dataclass(frozen=True, eq=False)
-class WindowRows:
+class Rows:
     """A cohort of windows.
 
     Parameters
@@ -29,16 +29,15 @@ class WindowRows:
         One row of the participants table and one recording a window; all recordings in the same state.
     subjects
         Row to its subject.
-    classes
-        Row to the index of its class in ``names``.
-    names
-        Names of the classes, sorted.
     """
 
     cohort: Cohort
     subjects: pd.Series[str]
-    classes: pd.Series[int]
-    names: tuple[str, ...]
+
+    @property
+    def scaled(self) -> Cohort:
+        """The same with the centre and scale by which a window is seen: those of its recording, as in pretraining."""
+        return self.cohort
 
     def of(self, subjects: tuple[str, ...]) -> tuple[str, ...]:
         """Return the rows of some subjects, in order."""
@@ -47,6 +46,37 @@ class WindowRows:
     def fold(self, fold: Fold) -> Fold:
         """Return a fold over subjects as one over rows."""
         return replace(fold, train=self.of(fold.train), test=self.of(fold.test))
+
+
+@dataclass(frozen=True, eq=False)
+class WindowRows(Rows):
+    """A cohort of windows of two classes or more.
+
+    Parameters
+    ----------
+    classes
+        Row to the index of its class in ``names``.
+    names
+        Names of the classes, sorted.
+    """
+
+    classes: pd.Series[int]
+    names: tuple[str, ...]
+
+
+def neutral(recording: Recording, start: int, length: int) -> Recording:
+    """Return a piece of a recording that says nothing of where it was cut from but through its signal."""
+    return replace(
+        recording,
+        start=recording.start + start,
+        n_times=length,
+        state="window",
+        events=(),
+        bad_spans=(),
+        content="",
+        session="",
+        run="",
+    )
 
 
 def window_rows(cohort: Cohort, task: WindowTask) -> WindowRows:
@@ -64,13 +94,8 @@ def window_rows(cohort: Cohort, task: WindowTask) -> WindowRows:
     for recording in cohort.recordings:
         if not (label := task.label(recording)):
             continue
-        for start in range(0, recording.n_times - length + 1, length):
-            low, high = start / cohort.sfreq, (start + length) / cohort.sfreq
-            if not any(first < high and last > low for first, last in recording.bad_spans):
-                piece = replace(
-                    recording, start=recording.start + start, n_times=length, state="window", events=(), bad_spans=()
-                )
-                found.setdefault((recording.subject, label), []).append(piece)
+        for start in cohort.whole_windows(recording):
+            found.setdefault((recording.subject, label), []).append(neutral(recording, start, length))
     names = tuple(sorted({label for _, label in found}))
     if len(names) < 2:
         raise DataError(

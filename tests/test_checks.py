@@ -46,6 +46,8 @@ CHEATS = [
         r"opened .*sub-009\.npy, which is no recording.*fitted on test rows",
     ),
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
+    ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri\)"),
+    ("neighbours_in_gallery", "retrieval", r"is looked for 0 s from one in the gallery.*the filter alone"),
     ("mask_global_state", "table-and-generator-only", "global state of random, numpy or torch"),
     ("mask_counts_calls", "table-and-generator-only", "depends on the calls before it: state is kept"),
     (
@@ -420,7 +422,12 @@ class Guessed(Sex):
 
 def test_a_good_task_passes_everything() -> None:
     results = {r.check: r for r in check_component(Sex)}
-    assert {c for c, r in results.items() if r.outcome != "passed"} == {"evaluation-masks", "epochs", "windows"}
+    assert {c for c, r in results.items() if r.outcome != "passed"} == {
+        "evaluation-masks",
+        "epochs",
+        "windows",
+        "retrieval",
+    }
     assert results["evaluation-masks"].outcome == "skipped"
     assert "perfect 1" in results["perfect-and-shuffled"].message
 

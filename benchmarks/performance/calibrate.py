@@ -39,6 +39,7 @@ GRIDS: tuple[dict[str, Any], ...] = (
     SMALL | {"n_steps": 12, "profile": "cpu", "folds": 2},
     SMALL | {"task": "age", "attribution": True},
     SMALL | {"task": "age", "adaptation": "finetune"},
+    SMALL | {"dataset": "meg_headache", "task": "reidentification,stimulus"},
 )
 """What is run: every kind of step, most of them at two sizes or more."""
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurobench.checks.common import Check, build, demand, other_global_state, watched_files
+from neurobench.checks.common import Check, Skip, build, demand, other_global_state, watched_files
 from neurobench.contracts import COVARIATES, Baseline
 from neurobench.errors import CheckError
 from neurobench.plugins import Registry
 from neurobench.records import Cohort
 from neurobench.specimens import part_of, simulated_cohort
+from neurobench.windows import neutral
 
 SPECIMENS: dict[str, dict[str, Any]] = {
     "fmri": {"signal": "parcels", "modality": "fmri", "n_times": 240},
@@ -138,6 +139,31 @@ def subject_by_subject(cls: type[Baseline], registry: Registry | None, full: boo
     return ""
 
 
+def signal_only(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
+    """A window's features follow from its signal: not from the file that it was cut from, nor from its name."""
+    if cls.depends_on_task:
+        raise Skip("knows the participants table, and is left out where people are looked for")
+    problems = []
+    with _cohorts(cls) as cohorts, tempfile.TemporaryDirectory() as folder:
+        for modality, cohort in cohorts:
+            length = cohort.samples_per_window
+            cut = [neutral(r, (7 * i) % (r.n_times - length), length) for i, r in enumerate(cohort.recordings)]
+            moved = []
+            for i, piece in enumerate(cut):
+                path = Path(folder) / f"{modality}-{i}.npy"
+                np.save(path, np.asarray(piece.open()))
+                moved.append(replace(piece, id=f"window-{i}", path=path, start=0))
+            cohorts_of_windows = (replace(cohort, recordings=tuple(pieces)) for pieces in (cut, moved))
+            both = [np.asarray(_fitted(cls, c).transform(c)) for c in cohorts_of_windows]
+            if not _same(*both):
+                problems.append(
+                    f"the features of a window change when it lies in a file of its own: they hold something of the "
+                    f"file, such as its length or name, which is the same in all windows of a recording ({modality})"
+                )
+    demand(problems, "Read `recording.open()`, and nothing else of the file.")
+    return ""
+
+
 def deterministic(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
     """The same subjects give the same features, whatever was fitted or transformed before."""
     problems = []
@@ -185,6 +211,7 @@ CHECKS: dict[str, Check] = {
     "features": features,
     "training-subjects-only": training_subjects_only,
     "subject-by-subject": subject_by_subject,
+    "signal-only": signal_only,
     "deterministic": deterministic,
     "cohort-is-left-alone": cohort_is_left_alone,
 }

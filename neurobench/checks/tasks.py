@@ -12,14 +12,16 @@ import pandas as pd
 import torch
 
 from neurobench.checks.common import Check, Skip, build, demand, watched_files
-from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask, Task, WindowTask
-from neurobench.errors import CheckError
+from neurobench.contracts import EvokedTask, ReconstructionTask, RetrievalTask, SubjectTask, Task, WindowTask
+from neurobench.errors import CheckError, NeurobenchError
 from neurobench.evoked import evaluate, find_responses
 from neurobench.evoked_scores import score_evoked
 from neurobench.identity import seed_for
 from neurobench.plugins import Registry
 from neurobench.reconstruction import Predictor
-from neurobench.records import Batch, Cohort
+from neurobench.records import Batch, Cohort, Fold
+from neurobench.retrieval import RetrievalRows, retrieval_rows, retrieve
+from neurobench.retrieval_scoring import score_retrieval_task
 from neurobench.scoring import Score, score_subject_task
 from neurobench.specimens import simulated_cohort, simulated_states
 from neurobench.tokens import Scaler, Tokenizer, unit_chunks
@@ -147,6 +149,8 @@ def perfect_and_shuffled(cls: type[Task], registry: Registry | None, full: bool)
         return _evoked_perfect_and_shuffled(task)
     if isinstance(task, WindowTask):
         return _windows_perfect_and_shuffled(task)
+    if isinstance(task, RetrievalTask):
+        return _retrieval_perfect_and_shuffled(task)
     if not isinstance(task, SubjectTask):
         raise Skip("is not scored a subject at a time")
     truth = task.target(_participants(task)).dropna().to_numpy(float)
@@ -274,6 +278,48 @@ def _windows_perfect_and_shuffled(task: WindowTask) -> str:
     return f"{headline}: perfect {best:.3g}; above chance after shuffling: {above} of {n_shuffled}"
 
 
+def _retrieval_rows(task: RetrievalTask, folder: Path) -> tuple[Cohort, RetrievalRows, list[Fold]]:
+    """Return simulated recordings of several states, the task's windows of them, and two folds."""
+    cohort = simulated_states(folder, n_subjects=16, n_units=4)
+    try:
+        rows = retrieval_rows(cohort, task)
+    except NeurobenchError as error:
+        raise CheckError(f"`windows` cannot be used: {error.what}", next_step=error.next_step) from None
+    halves = cohort.subjects[::2], cohort.subjects[1::2]
+    return cohort, rows, [Fold(i, halves[1 - i], halves[i]) for i in range(2)]
+
+
+def _retrieval_perfect_and_shuffled(task: RetrievalTask) -> str:
+    """Look for windows by features that are their label, and by features of nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, rows, folds = _retrieval_rows(task, Path(folder))
+    labels = np.unique(rows.labels, return_inverse=True)[1]
+    rng = np.random.default_rng(seed_for(0, "permutation", "task-check"))
+    names = list(rows.subjects.index)
+
+    def score(x: np.ndarray[Any, Any]) -> Score:
+        found = pd.concat([retrieve(task, rows, f, names, x, seed=0) for f in folds], ignore_index=True)
+        return score_retrieval_task(task, found, seed=0, n_bootstrap=200, n_permutations=99)
+
+    centres = rng.normal(size=(labels.max() + 1, 64))
+    perfect = score(centres[labels] + rng.normal(0, 1e-3, (len(labels), 64)))
+    problems = []
+    for metric in task.metrics:
+        value = perfect.metrics[metric.name].value
+        if value is None or not np.isclose(value, metric.best, atol=1e-6):
+            problems.append(f"features that are the label have {metric.name} {value}; the best is {metric.best:g}")
+    if not perfect.above_chance:
+        problems.append("features that are the label are not found to be above chance")
+    n_shuffled = 20
+    above = sum(bool(score(rng.normal(size=(len(labels), 64))).above_chance) for _ in range(n_shuffled))
+    if above >= 5:
+        problems.append(f"{above} of {n_shuffled} features of nothing are found to be above chance")
+    demand(problems[:4])
+    headline = task.metrics[0].name
+    best = perfect.metrics[headline].value
+    return f"{headline}: perfect {best:.3g}; above chance without anything: {above} of {n_shuffled}"
+
+
 def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
     """A cohort without the target is refused with a reason, one with it is not."""
     task = build(cls)
@@ -297,6 +343,8 @@ def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
             problems += _evoked_refusal(task, simulated_states(Path(folder) / "states", n_subjects=2))
         elif isinstance(task, WindowTask):
             problems += _windows_refusal(task, simulated_states(Path(folder) / "states", n_subjects=4))
+        elif isinstance(task, RetrievalTask):
+            problems += _retrieval_refusal(task, simulated_states(Path(folder) / "states", n_subjects=16, n_units=4))
         elif reason := task.refuses(cohort):
             problems.append(f"refuses a simulated cohort: {reason}")
     demand(problems)
@@ -329,6 +377,42 @@ def _windows_refusal(task: WindowTask, good: Cohort) -> list[str]:
         elif label not in reason:
             problems.append(f"refuses a cohort in which everything is {label!r} and does not name it: {reason!r}")
     return problems
+
+
+def _retrieval_refusal(task: RetrievalTask, good: Cohort) -> list[str]:
+    problems = []
+    if reason := task.refuses(good):
+        problems.append(f"refuses a simulated cohort of several states: {reason}")
+    first = {r.subject: r for r in good.recordings[::-1]}.values()
+    one = tuple(replace(r, n_times=good.samples_per_window, events=()) for r in first)
+    if not task.refuses(replace(good, recordings=one)):
+        problems.append("does not refuse a cohort of one window a person, in one state and without events")
+    return problems
+
+
+def retrieval(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """Galleries hold two entries or more, nothing is next to what it is looked for with, and no signal is read."""
+    task = build(cls)
+    if not isinstance(task, RetrievalTask):
+        raise Skip("is not about retrieval")
+    problems = []
+    if task.gallery_from not in ("test", "train"):
+        raise CheckError(f"`gallery_from` is {task.gallery_from!r}, not test or train.")
+    if task.max_gallery < 2:
+        problems.append(f"`max_gallery` is {task.max_gallery}, below 2")
+    with tempfile.TemporaryDirectory() as folder:
+        cohort, rows, folds = _retrieval_rows(task, Path(folder))
+        with watched_files() as seen:
+            again = task.windows(cohort)
+        problems += [f"`windows` {what}" for what in dict.fromkeys(seen)]
+        if list(again) != list(task.windows(cohort)):
+            problems.append("`windows` changes from call to call")
+        if not isinstance(task.remark(cohort), str):
+            problems.append("`remark` does not return a text")
+    x = np.zeros((len(rows.subjects), 1))
+    sizes = [int(retrieve(task, rows, f, list(rows.subjects.index), x, seed=0)["n_gallery"].iloc[0]) for f in folds]
+    demand(problems)
+    return f"galleries of {' and '.join(map(str, sizes))} simulated entries, {int(rows.is_query.sum())} queries"
 
 
 def windows(cls: type[Task], registry: Registry | None, full: bool) -> str:
@@ -410,5 +494,6 @@ CHECKS: dict[str, Check] = {
     "evaluation-masks": evaluation_masks,
     "epochs": epochs,
     "windows": windows,
+    "retrieval": retrieval,
     "reads-nothing": reads_nothing,
 }

@@ -21,9 +21,13 @@ class Confusion(Figure):
         """Yield one drawing a task on windows."""
         for task, rows in evidence.tasks():
             shown = [*best(rows, "pretrained"), *best(rows, "baseline")]
-            found = [(i, p) for i in shown if (p := evidence.predictions(i)) is not None and "window" in p]
+            found = [(i, p) for i in shown if (p := evidence.predictions(i)) is not None and _of_classes(p)]
             if found:
                 yield _drawing(evidence, task, rows, found)
+
+
+def _of_classes(predictions: pd.DataFrame) -> bool:
+    return any(c.startswith("p[") for c in predictions.columns)
 
 
 def _drawing(evidence: Evidence, task: str, rows: pd.DataFrame, found: list[tuple[str, pd.DataFrame]]) -> Drawing:
