@@ -29,6 +29,7 @@ _PUBLIC = {
     "CLASSIFICATION_METRICS": "neurobench.metrics",
     "WINDOW_METRICS": "neurobench.metrics",
     "regression_metrics": "neurobench.metrics",
+    "PARAMETERS_PER_PASS": "neurobench.contracts",
     "feedforward_width": "neurobench.contracts",
     "COVARIATES": "neurobench.contracts",
     "BackboneSpec": "neurobench.records",

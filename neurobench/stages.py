@@ -531,7 +531,22 @@ class CohortRun(CohortSteps):
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
+        notes += [f"{self.cohort.dataset}: {r}" for r in self.size_remarks()]
         return notes + [f"{self.cohort.dataset}: {r}" for r in self.visible_remarks()]
+
+    def size_remarks(self) -> list[str]:
+        """Return what a reader should know of backbones that leave the common budget, or do not start from chance."""
+        remarks = []
+        for spec in dict.fromkeys(c.backbone for c in self.combinations):
+            cls = self.registry.get("backbone", spec.name)
+            if size := cls.beyond_budget(spec.parameters):
+                remarks.append(f"{spec.label} {size}, not the common budget of parameters: rows differ in size as well")
+            if start := cls.starts_trained(spec.parameters):
+                remarks.append(
+                    f"{spec.label} starts from {start}: whether people who are scored here were among those it was "
+                    "trained on is not known, and its row without pretraining is not untrained"
+                )
+        return remarks
 
     def visible_remarks(self) -> list[str]:
         """Return what a reader should know of backbones that leave hidden tokens out."""
