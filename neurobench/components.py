@@ -15,9 +15,12 @@ from neurobench.errors import ConfigError, closest
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
 
-__all__ = ["ComponentSpec", "parse_component", "split_names"]
+__all__ = ["CONTENT", "ComponentSpec", "parse_component", "split_names"]
 
 Value = bool | int | float | str
+
+CONTENT = "sha256:"
+"""How the value of a parameter that is a file starts: it stands for what is in the file."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,6 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
     files = {n: str(Path(path).expanduser()) for n, path in paths.items() if not path.startswith(CONTENT)}
     contents = {n: _content(f"{kind} {name!r}", n, path) for n, path in files.items()}
     return ComponentSpec(kind, name, {**defaults, **changed, **contents}, defaults, files)
-
-
-CONTENT = "sha256:"
-"""How the value of a parameter that is a file starts, where it stands for what is in the file."""
 
 
 def _content(whose: str, parameter: str, path: str) -> str:

@@ -446,7 +446,9 @@ class CohortRun(CohortSteps):
             # Another network than the untrained one of the cohort's own units.
             untrained += f" (units of {self.grid.pretrain_on[0].label})"
         for backbone in dict.fromkeys(c.backbone for c in self.combinations):
-            rows.append(Row("untrained", f"{backbone.label} · {untrained}", backbone, self.no_pretraining))
+            trained = self.registry.get("backbone", backbone.name).starts_trained(backbone.parameters)
+            label = f"{backbone.label} · {'as given' if trained else untrained}"
+            rows.append(Row("untrained", label, backbone, self.no_pretraining))
         rows += [
             Row("pretrained", f"{c.backbone.label} · {c.mask.label}{self.grid.arrow}", c.backbone, c.mask)
             for c in self.combinations

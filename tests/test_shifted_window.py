@@ -47,8 +47,10 @@ def net_for(batch: Batch, width: int = 32, n_layers: int = 1, **parameters: obje
 
 def reached(level: Level, edge: int, shifted: bool) -> torch.Tensor:
     """Return (tokens, tokens) bool: who shares a window with whom."""
-    windows = level.windows(edge, shifted)
-    window = windows.place // windows.length
+    window = torch.full((len(level.at),), -1)
+    for i, some in enumerate(level.windows(edge, shifted)):
+        window[some.tokens] = i * 1000 + some.place // some.length
+    assert (window >= 0).all()
     return window[:, None] == window
 
 
@@ -122,8 +124,17 @@ def test_merging_reaches_further_than_windows() -> None:
 def test_time_runs_fastest_in_a_window_and_holes_are_closed() -> None:
     batch = batch_of(box(2, 1, 1), 3)
     batch.table.valid[0, 0, 1] = False
-    windows = level_of(batch).windows(4, False)
+    (windows,) = level_of(batch).windows(4, False)
+    assert windows.tokens.tolist() == [0, 1, 2, 3, 4]
     assert (windows.n, windows.length, windows.place.tolist()) == (1, 5, [0, 1, 2, 3, 4])
+
+
+def test_emptier_windows_are_not_padded_to_the_fullest() -> None:
+    units = box(8, 8, 8)
+    few = units.take(np.flatnonzero((units.position_mm <= 36).all(1) | (units.position_mm % 48 == 0).all(1)))
+    found = level_of(batch_of(few)).windows(4, False)
+    assert [(w.n, w.length) for w in found] == [(7, 64), (1, 256)]
+    assert sorted(torch.cat([w.tokens for w in found]).tolist()) == list(range(4 * 71))
 
 
 @pytest.mark.parametrize("parameters", [{}, {"mixer": "attention"}, {"size": "published"}])

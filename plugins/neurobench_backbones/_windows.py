@@ -49,20 +49,21 @@ def _number(digits: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Where every token stands among the windows of one pass.
+    """Windows of one pass with about as many tokens each, and where the tokens stand in them.
 
     Parameters
     ----------
-    place
-        (tokens,) window · length + place in it.
+    tokens, place
+        (tokens,) which tokens of the level these are, and window · length + place in it of each.
     n, length
-        Number of windows with a token, and tokens of the fullest one.
+        Number of windows, and room for tokens in each.
     batch, time
         (windows,) whose window it is, and its first patch, which may lie before the first one there is.
     edge
         Patches along a side, in time as in space.
     """
 
+    tokens: torch.Tensor
     place: torch.Tensor
     n: int
     length: int
@@ -72,13 +73,14 @@ class Windows:
 
     def gather(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (windows, length, width) tokens in scan order, zeros at the end, and which of them are tokens."""
-        flat = tokens.new_zeros(self.n * self.length, tokens.shape[-1]).index_copy(0, self.place, tokens)
+        flat = tokens.new_zeros(self.n * self.length, tokens.shape[-1])
+        flat = flat.index_copy(0, self.place, tokens.index_select(0, self.tokens))
         there = torch.zeros(len(flat), dtype=torch.bool, device=tokens.device).index_fill(0, self.place, True)
         return flat.view(self.n, self.length, -1), there.view(self.n, self.length)
 
-    def spread(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return (tokens, width) out of (windows, length, width)."""
-        return windows.flatten(0, 1).index_select(0, self.place)
+    def spread(self, windows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the level's (tokens, width), those of these windows out of (windows, length, width)."""
+        return tokens.index_copy(0, self.tokens, windows.flatten(0, 1).index_select(0, self.place).to(tokens.dtype))
 
     def gather_prompts(self, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the prompts of every window: those of its person and its patches.
@@ -130,8 +132,8 @@ class Level:
         """Return some of the tokens."""
         return replace(self, at=self.at[index])
 
-    def windows(self, edge: int, shifted: bool) -> Windows:
-        """Sort tokens into windows of ``edge`` patches along all four axes.
+    def windows(self, edge: int, shifted: bool) -> tuple[Windows, ...]:
+        """Sort tokens into windows of ``edge`` patches along all four axes, full ones apart from emptier ones.
 
         Shifted, borders lie half a window further down. The windows at the ends are then smaller; nothing is rolled
         from one end to the other. An axis that fits into one window is not shifted. In a window, time runs fastest.
@@ -144,11 +146,22 @@ class Level:
         order = key.argsort(stable=True)
         _, row, count = torch.unique_consecutive(key[order] // edge**4, return_inverse=True, return_counts=True)
         first = count.cumsum(0) - count
-        n, length = len(count), int(count.max())
         slot = torch.arange(len(order), device=order.device) - first[row]
-        place = torch.empty_like(order).index_copy(0, order, row * length + slot)
-        heads = order[first]
-        return Windows(place, n, length, window[heads, 0], window[heads, 4] * edge - shift[3], edge)
+        longest = int(count.max())
+        # Most windows at the brain's edge hold few tokens, and padding them to the fullest would be most of the work.
+        worth = len(count) * longest > 2 * len(order)
+        lengths = sorted({max(1, longest // 4), max(1, longest // 2), longest}) if worth else [longest]
+        size = torch.bucketize(count, torch.tensor(lengths, device=count.device))
+        found = []
+        for i, length in enumerate(lengths):
+            rows, mine = (size == i).nonzero()[:, 0], (size[row] == i).nonzero()[:, 0]
+            if len(rows):
+                number = torch.empty_like(count).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
+                heads = window[order[first[rows]]]
+                place = number[row[mine]] * length + slot[mine]
+                batch, time = heads[:, 0], heads[:, 4] * edge - shift[3]
+                found.append(Windows(order[mine], place, len(rows), length, batch, time, edge))
+        return tuple(found)
 
     def merged(self) -> tuple[Level, torch.Tensor, torch.Tensor]:
         """Return the level whose cells are cubes of 2³, which of its tokens each token is in, and at which corner."""

@@ -8,7 +8,7 @@ side of the brain to the other, background is no token, and outside the publishe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ class ShiftedWindow(TokenBackbone):
         self, span: range, level: Level, x: torch.Tensor, prompts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens and prompts after some passes, every second one of all being shifted."""
-        sorted_once: dict[bool, Windows] = {}
+        sorted_once: dict[bool, Sequence[Windows]] = {}
         for i in span:
             shifted = i % 2 == 1
             if self.training and self.drop > 0:
@@ -304,23 +304,26 @@ def _unfit(checkpoint: str, spec: BackboneSpec, mixer: str) -> str:
 
 
 def _in_windows(
-    layer: nn.Module, windows: Windows, x: torch.Tensor, prompts: torch.Tensor
+    layer: nn.Module, windows: Sequence[Windows], x: torch.Tensor, prompts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tokens and prompts after a pass inside windows.
 
     A prompt is in every window of its person and time, and changes by the mean of what they make of it.
     """
-    packed, valid = windows.gather(x)
-    if not prompts.shape[1]:
-        return windows.spread(layer(packed, valid)).to(x.dtype), prompts
-    asking, there, index = windows.gather_prompts(prompts)
-    mixed = layer(torch.cat([asking, packed], 1), torch.cat([there, valid], 1)).to(x.dtype)
-    n = asking.shape[1]
-    flat, index, there = prompts.flatten(0, 2), index.flatten(), there.flatten()
-    change = (mixed[:, :n] - asking).flatten(0, 1) * there[:, None]
-    count = flat.new_zeros(len(flat)).index_add(0, index, there.to(flat.dtype)).clamp(min=1)
-    flat = flat + flat.new_zeros(flat.shape).index_add(0, index, change) / count[:, None]
-    return windows.spread(mixed[:, n:]), flat.view(prompts.shape)
+    flat = prompts.flatten(0, 2)
+    change, count = torch.zeros_like(flat), flat.new_zeros(len(flat), 1)
+    for some in windows:
+        packed, valid = some.gather(x)
+        if not prompts.shape[1]:
+            x = some.spread(layer(packed, valid), x)
+            continue
+        asking, there, index = some.gather_prompts(prompts)
+        mixed = layer(torch.cat([asking, packed], 1), torch.cat([there, valid], 1)).to(x.dtype)
+        n, index, there = asking.shape[1], index.flatten(), there.flatten()[:, None].to(x.dtype)
+        change = change.index_add(0, index, (mixed[:, :n] - asking).flatten(0, 1) * there)
+        count = count.index_add(0, index, there)
+        x = some.spread(mixed[:, n:], x)
+    return x, (flat + change / count.clamp(min=1)).view(prompts.shape)
 
 
 def _pass(mixer: str, width: int, hidden: int) -> nn.Module:
