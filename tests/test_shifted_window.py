@@ -15,12 +15,15 @@ from neurobench.components import parse_component
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, ConfigErrors, DataError
 from neurobench.plugins import load_registry
-from neurobench.pretraining import build, count_parameters
+from neurobench.pretraining import Recipe, build, count_parameters, pretrain
 from neurobench.records import BackboneSpec, Batch, TokenTable, UnitTable
+from neurobench.specimens import simulated_cohort, simulated_spec
+from neurobench.tokens import Scaler, Tokenizer, TrainingWindows
 from neurobench_backbones._neurostorm import released_name
 from neurobench_backbones._weights import read_weights
 from neurobench_backbones._windows import Level, cells_of
 from neurobench_backbones.shifted_window import FRAME, ShiftedWindow, stages_of
+from neurobench_masks.random_tube import RandomTube
 
 
 def box(*edges: int, step_mm: float = 12.0) -> UnitTable:
@@ -280,6 +283,24 @@ def test_tokens_are_dropped_in_training_only_with_a_seed_and_keep_an_output() ->
     assert not torch.equal(drawn[0], without.train()(batch.signal, hidden, batch.table))
     assert drawn[0].isfinite().all()
     assert drawn[0][0].std(-1).gt(0.1).all()
+
+
+def test_what_is_dropped_in_pretraining_follows_from_its_seed(tmp_path: Path) -> None:
+    cohort = simulated_cohort(tmp_path, n_subjects=4, signal="volume", n_voxels=2)
+    tokenizer = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects))
+    spec = simulated_spec(cohort.units, cohort.patches_per_window, cohort.n_features, 32, 1)
+
+    def trained(seed: int, global_seed: int) -> torch.Tensor:
+        net, decoder = build(ShiftedWindow, spec, {"drop": 0.9}, 0)
+        windows = TrainingWindows(tokenizer, cohort.subjects, 100, 0)
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        pretrain(net, decoder, RandomTube(), windows, recipe=Recipe(batch_size=2), n_steps=2, ratio=0.5, seed=seed)
+        assert torch.equal(before, torch.get_rng_state())
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    with torch.random.fork_rng(devices=[]):
+        assert torch.equal(trained(0, 1), trained(0, 2))
 
 
 # ---------------------------------------------------------------- released weights
