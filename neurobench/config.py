@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from neurobench.components import ComponentSpec, parse_component, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
@@ -324,6 +324,12 @@ def _impossible_signals(
     registry: Registry,
 ) -> Iterator[ConfigError]:
     """Refuse a backbone on a kind of signal that it is not for."""
+    from neurobench.records import SignalKind
+
+    every = set(get_args(SignalKind))
+    backbones = tuple(b for b in backbones if set(registry.get("backbone", b.name).signals) != every)
+    if not backbones:
+        return
     signal = {s: registry.get("dataset", s.name)(**s.parameters).signal for s in (*datasets, *pretrain_on)}
     for backbone in backbones:
         allowed = registry.get("backbone", backbone.name).signals
