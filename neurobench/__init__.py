@@ -31,6 +31,7 @@ _PUBLIC = {
     "RETRIEVAL_METRICS": "neurobench.metrics",
     "WINDOW_METRICS": "neurobench.metrics",
     "regression_metrics": "neurobench.metrics",
+    "PARAMETERS_PER_PASS": "neurobench.contracts",
     "feedforward_width": "neurobench.contracts",
     "COVARIATES": "neurobench.contracts",
     "BackboneSpec": "neurobench.records",

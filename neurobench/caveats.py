@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurobench.components import CONTENT
 from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
 from neurobench.paired import difference_of
@@ -167,6 +168,17 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
             "subjects. What such a row reaches downstream is no merit of its pretraining.",
         )
     yield from _of_transfer(by_row)
+    of_files = [
+        r for r in records if r.backbone and any(str(v).startswith(CONTENT) for v in r.backbone.parameters.values())
+    ]
+    given = dict.fromkeys(r.row for r in of_files)
+    if given:
+        yield Caveat(
+            "warning",
+            "weights-given",
+            f"{_listed(list(given))}: started from weights in a file. Whether people who are scored here "
+            "were among those they were trained on is not known; if so, the row has seen its test subjects.",
+        )
     for row, r in by_row.items():
         p = r.pretraining
         if p and p.loss_last and p.loss_held_out and p.loss_held_out > MEMORISED * p.loss_last:

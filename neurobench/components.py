@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurobench.errors import ConfigError, closest
@@ -13,9 +15,12 @@ from neurobench.errors import ConfigError, closest
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
 
-__all__ = ["ComponentSpec", "parse_component", "split_names"]
+__all__ = ["CONTENT", "ComponentSpec", "parse_component", "split_names"]
 
 Value = bool | int | float | str
+
+CONTENT = "sha256:"
+"""How the value of a parameter that is a file starts: it stands for what is in the file."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,17 @@ class ComponentSpec:
     kind, name
         Such as ``mask`` and ``roi``.
     parameters, defaults
-        Every parameter of the component: its value here, and the one it has when nothing is said.
+        Every parameter of the component: its value here, and the one it has when nothing is said. Of a file, what is
+        in it.
+    files
+        Where the files among the parameters lie on this machine.
     """
 
     kind: Kind
     name: str
     parameters: Mapping[str, Value] = field(default_factory=dict)
     defaults: Mapping[str, Value] = field(default_factory=dict, compare=False, repr=False)
+    files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __hash__(self) -> int:
         return hash((self.kind, self.name, tuple(self.parameters.items())))
@@ -43,6 +52,11 @@ class ComponentSpec:
         """``roi[rule=pure]``: the name, and the parameters that are not at their defaults."""
         changed = [f"{k}={_text(v)}" for k, v in self.parameters.items() if v != self.defaults.get(k)]
         return f"{self.name}[{','.join(changed)}]" if changed else self.name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the component is built with: the parameters, of a file its path."""
+        return {**self.parameters, **self.files}
 
     def identity(self) -> dict[str, Any]:
         """Return the name and all parameters, defaults among them."""
@@ -90,7 +104,8 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
             next_step="In a shell, put quotes around the brackets.",
         )
     name = match["name"].strip()
-    accepted = registry.get(kind, name).component_parameters()
+    cls = registry.get(kind, name)
+    accepted = cls.component_parameters()
     given: list[tuple[str, str]] = [("column", match["column"])] if match["column"] else []
     for part in split_names(match["inside"] or ""):
         parameter, equals, value = part.partition("=")
@@ -114,7 +129,23 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
         if parameter in changed:
             raise ConfigError(f"{kind} {text!r} sets {parameter!r} twice.", next_step="Leave one of them out.")
         changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation)
-    return ComponentSpec(kind, name, {**defaults, **changed}, defaults)
+    paths = {n: str(changed[n]) for n in cls.files if n in changed}
+    files = {n: str(Path(path).expanduser()) for n, path in paths.items() if not path.startswith(CONTENT)}
+    contents = {n: _content(f"{kind} {name!r}", n, path) for n, path in files.items()}
+    return ComponentSpec(kind, name, {**defaults, **changed, **contents}, defaults, files)
+
+
+def _content(whose: str, parameter: str, path: str) -> str:
+    """Return 64 bits of the sha256 of a file, for a label; nobody's choice of file is trusted for it."""
+    try:
+        with Path(path).open("rb") as file:
+            return CONTENT + hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(
+            f"{parameter}={path} of {whose} cannot be read: {error.strerror or error}.",
+            allowed="the path of a file",
+            next_step="Check the path; a comma or bracket in it cannot be written here.",
+        ) from error
 
 
 def _signature(accepted: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from neurobench.components import ComponentSpec, parse_component, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
@@ -180,6 +180,7 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
     problems.extend(_impossible_backbones(backbone_specs, profile, registry))
     if not any(faulty):
         problems.extend(_impossible_pairs(backbone_specs, mask_specs, registry))
+        problems.extend(_impossible_signals(backbone_specs, dataset_specs, pretrain_on, registry))
     data_dirs = _resolve_data_dirs(config, tuple(dict.fromkeys([*dataset_specs, *pretrain_on])), registry, problems)
     if problems:
         raise ConfigErrors(problems)
@@ -299,7 +300,7 @@ def _impossible_backbones(
         n_units=8, n_groups=2, n_patches=10, n_features=10, width=profile.width, n_layers=profile.n_layers
     )
     for spec in specs:
-        if reason := registry.get("backbone", spec.name).impossible(sizes, spec.parameters):
+        if reason := registry.get("backbone", spec.name).impossible(sizes, spec.arguments):
             yield ConfigError(
                 f"backbone {spec.label!r} cannot be built at --profile {profile.name}: {reason.rstrip('.')}.",
                 next_step=f"Change its parameters (`neurobench info {spec.name}`) or the profile.",
@@ -324,6 +325,34 @@ def _impossible_pairs(
                 allowed=f"masks that hide whole units or times: {', '.join(fitting)}",
                 likely=closest(mask.name, fitting),
                 next_step=f"Use one of these, or {other}.",
+            )
+
+
+def _impossible_signals(
+    backbones: tuple[ComponentSpec, ...],
+    datasets: tuple[ComponentSpec, ...],
+    pretrain_on: tuple[ComponentSpec, ...],
+    registry: Registry,
+) -> Iterator[ConfigError]:
+    """Refuse a backbone on a kind of signal that it is not for."""
+    from neurobench.records import SignalKind
+
+    every = set(get_args(SignalKind))
+    backbones = tuple(b for b in backbones if set(registry.get("backbone", b.name).signals) != every)
+    if not backbones:
+        return
+    signal = {s: registry.get("dataset", s.name)(**s.parameters).signal for s in (*datasets, *pretrain_on)}
+    for backbone in backbones:
+        allowed = registry.get("backbone", backbone.name).signals
+        wrong = {s.label: kind for s, kind in signal.items() if kind not in allowed}
+        if wrong:
+            told = ", ".join(f"{label} ({kind})" for label, kind in wrong.items())
+            fitting = [s.label for s in datasets if signal[s] in allowed]
+            other = f" or leave out {', '.join(wrong)}" if fitting else ""
+            yield ConfigError(
+                f"backbone {backbone.label!r} cannot be used on {told}.",
+                allowed=f"signal={' or signal='.join(allowed)}",
+                next_step=f"Give the datasets that signal, where they have it{other}.",
             )
 
 

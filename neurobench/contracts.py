@@ -92,6 +92,9 @@ class Component:
         is an error too.
     check_with
         Parameters that the contract checks build the component with, where its defaults alone do not do.
+    files
+        Parameters that are paths of files of the user. What is in such a file identifies a result, not where it lies:
+        labels, records and identities say ``sha256:…`` in its place.
     """
 
     name: ClassVar[str]
@@ -101,6 +104,7 @@ class Component:
     superseded_by: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
     check_with: ClassVar[Mapping[str, Any]] = {}
+    files: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def component_parameters(cls) -> dict[str, inspect.Parameter]:
@@ -131,6 +135,9 @@ class Backbone(nn.Module, Component, ABC):
     """Whether hidden tokens are left out when the visible ones are computed, as MAE does: visible tokens are what they
     would be if the hidden ones were not in the table. A :class:`TokenBackbone` has no more to do than to say so."""
 
+    signals: ClassVar[tuple[SignalKind, ...]] = ("parcels", "sensors", "volume")
+    """Kinds of signal it can be used on; others are refused before any work starts."""
+
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -143,6 +150,22 @@ class Backbone(nn.Module, Component, ABC):
     @classmethod
     def impossible(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
         """Return why this backbone cannot be built with these sizes and parameters, or an empty string."""
+        return ""
+
+    @classmethod
+    def beyond_budget(cls, parameters: Mapping[str, Any]) -> str:
+        """Return what size it has with parameters that leave the common budget, or an empty string: it keeps it.
+
+        Said with every run: its rows differ from the others in size as well.
+        """
+        return ""
+
+    @classmethod
+    def starts_trained(cls, parameters: Mapping[str, Any]) -> str:
+        """Return what trained weights it starts from with these parameters, or an empty string: from chance.
+
+        Said with every run: who those were trained on is not known, and its row without pretraining is not untrained.
+        """
         return ""
 
     @abstractmethod

@@ -18,6 +18,7 @@ from torch import nn
 
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.errors import NeurobenchError
+from neurobench.identity import seed_for
 from neurobench.masking import draw, mask_generator
 from neurobench.records import BackboneSpec, Batch, TokenTable
 from neurobench.tokens import Tokenizer, WindowSource
@@ -273,6 +274,7 @@ def optimise(
     return loss.detach()
 
 
+@torch.random.fork_rng()
 def pretrain(
     backbone: Backbone,
     decoder: Decoder,
@@ -303,7 +305,7 @@ def pretrain(
     ratio
         Fraction of the valid tokens that is scored.
     seed
-        Of the masks.
+        Of the masks, and of what a backbone leaves to chance in training.
     device
         Where to train; bfloat16 on CUDA.
     on_step
@@ -314,6 +316,7 @@ def pretrain(
     NeurobenchError
         If the loss is no longer finite.
     """
+    torch.manual_seed(seed_for(seed, "pretrain-init", "dropout"))
     device = torch.device(device)
     if not strategy.pretrains:
         n_steps = 0

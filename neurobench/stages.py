@@ -496,7 +496,9 @@ class CohortRun(CohortSteps):
             # Another network than the untrained one of the cohort's own units.
             untrained += f" (units of {self.grid.pretrain_on[0].label})"
         for backbone in dict.fromkeys(c.backbone for c in self.combinations):
-            rows.append(Row("untrained", f"{backbone.label} · {untrained}", backbone, self.no_pretraining))
+            trained = self.registry.get("backbone", backbone.name).starts_trained(backbone.parameters)
+            label = f"{backbone.label} · {'as given' if trained else untrained}"
+            rows.append(Row("untrained", label, backbone, self.no_pretraining))
         rows += [
             Row("pretrained", f"{c.backbone.label} · {c.mask.label}{self.grid.arrow}", c.backbone, c.mask)
             for c in self.combinations
@@ -586,7 +588,22 @@ class CohortRun(CohortSteps):
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
+        notes += [f"{self.cohort.dataset}: {r}" for r in self.size_remarks()]
         return notes + [f"{self.cohort.dataset}: {r}" for r in self.visible_remarks()]
+
+    def size_remarks(self) -> list[str]:
+        """Return what a reader should know of backbones that leave the common budget, or do not start from chance."""
+        remarks = []
+        for spec in dict.fromkeys(c.backbone for c in self.combinations):
+            cls = self.registry.get("backbone", spec.name)
+            if size := cls.beyond_budget(spec.parameters):
+                remarks.append(f"{spec.label} {size}, not the common budget of parameters: rows differ in size as well")
+            if start := cls.starts_trained(spec.parameters):
+                remarks.append(
+                    f"{spec.label} starts from {start}: whether people who are scored here were among those it was "
+                    "trained on is not known, and its row without pretraining is not untrained"
+                )
+        return remarks
 
     def visible_remarks(self) -> list[str]:
         """Return what a reader should know of backbones that leave hidden tokens out."""

@@ -427,7 +427,7 @@ class CohortSteps:
         # One initialisation a (seed, backbone): every mask and fold starts from the same weights.
         cls = self.registry.get("backbone", backbone.name)
         net, decoder = pretraining.build(
-            cls, self.spec, backbone.parameters, seed_for(self.seed, "pretrain-init", backbone.label)
+            cls, self.spec, backbone.arguments, seed_for(self.seed, "pretrain-init", backbone.label)
         )
         return net.to(self.device), decoder.to(self.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks.performance import __main__ as command
+from benchmarks.performance import gpu
 from benchmarks.performance.plot import draw
 from benchmarks.performance.table import Ratio, interleaved
 from neurobench.plugins import load_registry
@@ -80,6 +82,14 @@ def test_an_unknown_topic_is_refused_with_those_there_are() -> None:
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     assert "no topic scna; there are" in done.stderr
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+def test_a_step_of_the_published_shifted_windows_trains(mixer: str) -> None:
+    step = gpu.published_step(mixer, "cpu", edge=2, n_patches=3)
+    losses = [float(step()) for _ in range(3)]
+    assert all(map(math.isfinite, losses))
+    assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize("backbone", ["transformer", "mamba", "hybrid"])

@@ -1,5 +1,7 @@
 """Training on a GPU: the mixer with and without mamba-ssm's kernels, shares of the ceilings, steps, waits for the GPU.
 
+And a step of the published size of shifted windows: two windows of 96³ voxels and 20 frames, Mamba beside attention.
+
 Everything in bfloat16. The ceilings are measured too: a product of two 8,192 × 8,192 matrices, and a copy of 1 GiB.
 """
 
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from unittest import mock
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,9 +22,11 @@ from benchmarks.performance.table import Ratio
 from benchmarks.performance.training import half_hidden, training_step
 from neurobench.config import PROFILES
 from neurobench.plugins import load_registry
+from neurobench.records import UnitTable
+from neurobench.specimens import simulated_batch
 from neurobench_backbones._mamba2 import Mamba2
 
-__all__ = ["measure", "unavailable", "waits"]
+__all__ = ["measure", "published_step", "unavailable", "waits"]
 
 N_FEATURES = 216
 LENGTHS = {1_024: (64, 16), 6_144: (384, 16), 24_576: (1_536, 16)}
@@ -65,6 +70,50 @@ def ceilings(device: torch.device, repeats: int, n: int = 8_192, n_values: int =
     target = torch.empty_like(source)
     flops_a_s = 2 * n**3 / _seconds(lambda: matrix @ matrix, repeats)
     return flops_a_s, 2 * source.nbytes / _seconds(lambda: target.copy_(source), repeats)
+
+
+def published_step(
+    mixer: str, device: torch.device | str, *, edge: int = 16, n_patches: int = 20, n_batch: int = 2
+) -> Callable[[], torch.Tensor]:
+    """Return a call that does one optimiser step of the published size of shifted windows.
+
+    Parameters
+    ----------
+    mixer
+        ``mamba`` or ``attention``.
+    device
+        Where to train.
+    edge, n_patches, n_batch
+        Patches of 6³ voxels along a side of the volume, every one of them a token (the brain is about a third);
+        frames; windows.
+    """
+    cell = np.stack(np.meshgrid(*3 * [np.arange(edge)], indexing="ij"), -1).reshape(-1, 3)
+    names = tuple(map(str, range(len(cell))))
+    units = UnitTable.from_groups(names, ("brain",) * len(cell), cell * np.float32(12), ("patch",) * len(cell))
+    batch = simulated_batch(units, n_batch, n_patches, N_FEATURES)
+    hidden = torch.rand(batch.table.valid.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    cls = load_registry().get("backbone", "shifted_window")
+    parameters = {"size": "published", "mixer": mixer}
+    width, n_layers = PROFILES["cpu"].width, PROFILES["cpu"].n_layers
+    return training_step(
+        cls, batch, hidden, hidden, width=width, n_layers=n_layers, parameters=parameters, device=device
+    )
+
+
+def _published(device: torch.device, repeats: int) -> list[Ratio]:
+    """Return time and memory of a step of the published size, Mamba beside attention in the same windows."""
+    told: dict[str, float] = {}
+    for mixer in ("mamba", "attention"):
+        step = published_step(mixer, device)
+        torch.cuda.reset_peak_memory_stats(device)
+        told[f"{mixer}_ms"] = 1e3 * _seconds(step, repeats)
+        told[f"{mixer}_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        del step
+    name = "shifted windows, published size, 2 × 96³ × 20"
+    return [
+        Ratio("gpu", f"{name}: mamba over attention", told["mamba_ms"] / told["attention_ms"], measured=told),
+        Ratio("gpu", f"{name}: memory over 80 GB", told["mamba_gb"] / 80, 1.0, False, told),
+    ]
 
 
 def measure(quick: bool) -> list[Ratio]:
@@ -117,4 +166,4 @@ def measure(quick: bool) -> list[Ratio]:
             name = f"step at {n_tokens:,} tokens: {backbone} over transformer"
             told = {f"{b}_ms": 1e3 * s for b, s in steps.items()}
             rows.append(Ratio("gpu", name, steps[backbone] / steps["transformer"], measured=told))
-    return rows
+    return rows + _published(device, repeats)

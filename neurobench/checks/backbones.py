@@ -55,7 +55,8 @@ def _built(cls: type[Backbone], spec: BackboneSpec = SPEC, *, shaken: bool = Tru
 
 
 def _batch(n_batch: int = 3, *, gaps: bool = False, seed: int = 0, spec: BackboneSpec = SPEC) -> Batch:
-    units = simulated_units(spec.n_units, spec.n_groups)
+    # Patches of a volume lie on a grid, which serves backbones of every kind of signal.
+    units = simulated_units(spec.n_units, spec.n_groups, kind="volume")
     return simulated_batch(units, n_batch, spec.n_patches, spec.n_features, gaps=gaps, seed=seed)
 
 

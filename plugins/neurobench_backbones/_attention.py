@@ -13,14 +13,20 @@ class AttentionPass(nn.Module):
     ----------
     width
         Width of a token; heads have a width of at most 32.
+    hidden
+        Of the feed-forward block; None: four times the width, the budget of a pass.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int | None = None) -> None:
         super().__init__()
         # Importing timm takes seconds, and every start imports this module.
         from timm.models.vision_transformer import Block
 
         self.block = Block(width, num_heads=max(2, width // 32), mlp_ratio=4.0, qkv_bias=True)
+        if hidden is not None:
+            from timm.layers import Mlp
+
+            self.block.mlp = Mlp(width, hidden)
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Mix tokens; those that are not valid are attended to by none. None: all are."""

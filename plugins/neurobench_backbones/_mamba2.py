@@ -298,14 +298,17 @@ class MambaPass(nn.Module):
         Width of a token.
     mixer
         Mamba-2 unless it says otherwise.
+    hidden
+        Of the feed-forward block; None: what is left of the budget of a pass.
     """
 
-    def __init__(self, width: int, mixer: type[Mamba1 | Mamba2] = Mamba2) -> None:
+    def __init__(self, width: int, mixer: type[Mamba1 | Mamba2] = Mamba2, hidden: int | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.forward_mixer, self.backward_mixer = mixer.of_width(width), mixer.of_width(width)
         self.feedforward_norm = nn.LayerNorm(width)
-        hidden = feedforward_width(width, sum(p.numel() for p in self.parameters()))
+        if hidden is None:
+            hidden = feedforward_width(width, sum(p.numel() for p in self.parameters()))
         self.feedforward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
