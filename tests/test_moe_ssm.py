@@ -12,7 +12,7 @@ from neurobench.errors import ConfigErrors
 from neurobench.plugins import load_registry
 from neurobench.pretraining import build
 from neurobench.specimens import simulated_batch, simulated_spec, simulated_units
-from neurobench_backbones._experts import ExpertPass, graph_of, imbalance, top_gates, walk
+from neurobench_backbones._experts import ExpertPass, Graph, graph_of, imbalance, top_gates, walk
 from neurobench_backbones.moe_ssm import MoeSsm
 from tests.planted_networks import FEATURES, NETWORK, PATCHES, PLANTED, N, planted, train
 
@@ -71,12 +71,26 @@ def test_prompts_and_negative_connectivity_are_no_edges():
     table = simulated_batch(simulated_units(3, 1), 1, 2, 4).table
     table = replace(table, unit=torch.tensor([[2, -1, 0]]))
     connectivity = torch.tensor([[0.0, 0.5, 0.3], [0.5, 0.0, -0.4], [0.3, -0.4, 0.0]])
-    edges = graph_of(connectivity, table)
+    edges, everywhere = graph_of(connectivity, table)
+    assert everywhere.tolist() == [[False, True, False]]
     assert edges[0].tolist() == [[0, 0, pytest.approx(0.3)], [0, 0, 0], [pytest.approx(0.3), 0, 0]]
     logits = torch.randn(1, 2, 3, 4)
     valid = torch.ones(1, 2, 3, dtype=torch.bool)
     torch.testing.assert_close(walk(logits, edges, valid, 4)[:, :, 1], logits[:, :, 1])
-    assert graph_of(connectivity, replace(table, unit=torch.tensor([[1, -1, 2]]))).sum() == 0
+    assert graph_of(connectivity, replace(table, unit=torch.tensor([[1, -1, 2]]))).edges.sum() == 0
+
+
+def test_a_prompt_is_with_all_experts_and_every_unit_hears_of_it():
+    torch.manual_seed(0)
+    part = ExpertPass(32, experts=4, top_k=1, walk_steps=0, balance=0.0).eval()
+    tokens = torch.randn(1, N, 32, requires_grad=True)
+    graph = graph_of(PLANTED, replace(planted(1, 0).table, unit=torch.arange(N)[None] - 1))
+    gates = part.route(tokens, torch.ones(1, N, dtype=torch.bool), graph)[1]
+    assert gates[0, 0].tolist() == [0.25] * 4
+    assert (gates[0, 1:].max(1).values == 1).all()
+    for unit in range(1, N):
+        (grad,) = torch.autograd.grad(part(tokens, None, graph)[0, unit, 0], tokens)
+        assert grad[0, 0].abs().sum() > 0
 
 
 def test_gates_are_alike_where_the_graph_says_so_before_any_training():
@@ -104,14 +118,14 @@ def test_experts_are_scans_of_their_own_units_only():
     part = ExpertPass(32, experts=4, top_k=1, walk_steps=0, balance=0.0).eval()
     tokens = torch.randn(1, N, 32, requires_grad=True)
     valid = torch.ones(1, N, dtype=torch.bool)
-    edges = torch.zeros(1, N, N)
-    chosen = part.route(tokens, valid, edges)[1][0].argmax(1)
+    graph = Graph(torch.zeros(1, N, N), torch.zeros(1, N, dtype=torch.bool))
+    chosen = part.route(tokens, valid, graph)[1][0].argmax(1)
     assert len(chosen.unique()) > 1
     for unit in range(N):
-        (grad,) = torch.autograd.grad(part(tokens, None, edges)[0, unit, 0], tokens)
+        (grad,) = torch.autograd.grad(part(tokens, None, graph)[0, unit, 0], tokens)
         seen = grad[0].abs().sum(1) > 0
         assert not (seen & (chosen != chosen[unit])).any()
-    weights = part.weights(tokens, valid, edges)[0]
+    weights = part.weights(tokens, valid, graph)[0]
     torch.testing.assert_close(weights.sum(1), torch.ones(N))
     assert (weights[chosen[:, None] != chosen] == 0).all()
 
@@ -141,14 +155,15 @@ def test_the_gradient_of_balance_spreads_the_load():
         part = net.layers[0][0]
         part.router.bias.data[0] = 3.0
         optimiser = torch.optim.SGD(part.parameters(), lr=1.0)
-        edges, valid = PLANTED.expand(8, N, N), torch.ones(8, N, dtype=torch.bool)
+        valid = torch.ones(8, N, dtype=torch.bool)
+        graph = Graph(PLANTED.expand(8, N, N), ~valid)
         tokens = torch.randn(8, N, 32, generator=torch.Generator().manual_seed(0))
         loads = []
         for _ in range(60):
-            loads.append(float(part.route(tokens, valid, edges)[1].detach().mean((0, 1)).max()))
+            loads.append(float(part.route(tokens, valid, graph)[1].detach().mean((0, 1)).max()))
             optimiser.zero_grad()
             # The loss itself asks for nothing.
-            (0.0 * part(tokens, None, edges)).sum().backward()
+            (0.0 * part(tokens, None, graph)).sum().backward()
             optimiser.step()
         return loads[0], loads[-1]
 

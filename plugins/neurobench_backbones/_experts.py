@@ -7,7 +7,7 @@ Top-k gates: Shazeer et al. 2017 (arXiv:1701.06538). Balanced load: Fedus et al.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,14 +19,26 @@ D_STATE = 8
 """Size of an expert's state: half of what a whole pass has, as experts are small."""
 
 
-def graph_of(connectivity: torch.Tensor, table: TokenTable) -> torch.Tensor:
-    """Return (batch, units, units) edges from 0 between the units of each window, by how much they go together.
+class Graph(NamedTuple):
+    """The graph of every window of a batch.
 
-    Negative connectivity is no edge, and neither has a unit that is no node of the graph (``unit`` below 0).
+    Parameters
+    ----------
+    edges
+        (batch, units, units) from 0: how much units go together.
+    everywhere
+        (batch, units) bool: prompts, which are no nodes and belong to all experts alike.
     """
+
+    edges: torch.Tensor
+    everywhere: torch.Tensor
+
+
+def graph_of(connectivity: torch.Tensor, table: TokenTable) -> Graph:
+    """Return the graph of the units of each window; negative connectivity is no edge, ``unit`` below 0 is no node."""
     at, node = table.unit.clamp(min=0), table.unit >= 0
     edges = connectivity[at[:, :, None], at[:, None]].relu()
-    return edges * (node[:, :, None] & node[:, None])
+    return Graph(edges * (node[:, :, None] & node[:, None]), ~node)
 
 
 def walk(logits: torch.Tensor, edges: torch.Tensor, valid: torch.Tensor, steps: int) -> torch.Tensor:
@@ -126,27 +138,27 @@ class ExpertPass(nn.Module):
         hidden = feedforward_width(width, sum(p.numel() for p in self.parameters()))
         self.feedforward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def route(
-        self, tokens: torch.Tensor, valid: torch.Tensor, edges: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def route(self, tokens: torch.Tensor, valid: torch.Tensor, graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
         """Return normed tokens, and (sequences, units, experts) gates; 0 where not valid.
 
         Sequences are the patches of every window.
         """
         normed = self.norm(tokens) * valid[..., None]
-        x, there = (t.unflatten(0, (len(edges), -1)) for t in (normed, valid))
-        logits = walk(self.router(x), edges, there, self.walk_steps)
+        x, there = (t.unflatten(0, (len(graph.edges), -1)) for t in (normed, valid))
+        logits = walk(self.router(x), graph.edges, there, self.walk_steps)
         gates = top_gates(logits.float(), self.top_k)
         if self.training and self.balance and torch.is_grad_enabled():
             # The router learns to spread the load; tokens do not hear of it, or windows of a batch would mix.
-            beside = walk(self.router(x.detach()), edges, there, self.walk_steps)
-            gates = _WithGradientOf.apply(gates, imbalance(beside, gates.detach(), there), self.balance)
+            beside = walk(self.router(x.detach()), graph.edges, there, self.walk_steps)
+            counted = there & ~graph.everywhere[:, None]
+            gates = _WithGradientOf.apply(gates, imbalance(beside, gates.detach(), counted), self.balance)
+        gates = gates.masked_fill(graph.everywhere[:, None, :, None], 1 / self.experts)
         return normed, (gates * there[..., None]).flatten(0, 1)
 
-    def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None, edges: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None, graph: Graph) -> torch.Tensor:
         """Mix (sequences, units, width) tokens; those that are not valid influence none. None: all are."""
         there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if valid is None else valid
-        x, gates = self.route(tokens, there, edges)
+        x, gates = self.route(tokens, there, graph)
         parts = self.down(x).unflatten(-1, (self.experts, -1)) * gates[..., None]
         # (experts, units, sequences, narrow), every expert in both directions.
         own, routed = parts.permute(2, 1, 0, 3), (gates > 0).permute(2, 1, 0)
@@ -158,9 +170,9 @@ class ExpertPass(nn.Module):
         tokens = tokens + self.feedforward(self.feedforward_norm(tokens))
         return tokens if valid is None else tokens * valid[..., None]
 
-    def weights(self, tokens: torch.Tensor, valid: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    def weights(self, tokens: torch.Tensor, valid: torch.Tensor, graph: Graph) -> torch.Tensor:
         """Return (sequences, units, units) how much each unit draws on each within the experts they share."""
-        x, gates = self.route(tokens, valid, edges)
+        x, gates = self.route(tokens, valid, graph)
         parts = self.down(x).unflatten(-1, (self.experts, -1)) * gates[..., None]
         drawn = torch.zeros(*valid.shape, valid.shape[1], device=tokens.device)
         for e in range(self.experts):
@@ -175,24 +187,16 @@ class ExpertPass(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class OnGraph:
-    """An expert pass with the edges of a batch: what a layer of the grid takes.
-
-    Parameters
-    ----------
-    of
-        The pass.
-    edges
-        (batch, units, units).
-    """
+    """An expert pass with the graph of a batch: what a layer of the grid takes."""
 
     of: ExpertPass
-    edges: torch.Tensor
+    graph: Graph
 
     def __call__(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Mix tokens."""
-        mixed: torch.Tensor = self.of(tokens, valid, self.edges)
+        mixed: torch.Tensor = self.of(tokens, valid, self.graph)
         return mixed
 
     def weights(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Return how much each unit draws on each."""
-        return self.of.weights(tokens, valid, self.edges)
+        return self.of.weights(tokens, valid, self.graph)

@@ -74,7 +74,7 @@ class MoeSsm(TokenBackbone):
 
         def noted(part: OnGraph) -> Mixer:
             def mix(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-                gates.append(part.of.route(tokens, across, part.edges)[1])
+                gates.append(part.of.route(tokens, across, part.graph)[1])
                 return part(tokens, valid)
 
             return mix
@@ -86,8 +86,8 @@ class MoeSsm(TokenBackbone):
         return shares / table.valid.sum(2).clamp(min=1)[..., None]
 
     def _on_graph(self, table: TokenTable) -> list[tuple[OnGraph, MambaPass]]:
-        edges = graph_of(self.connectivity, table)
-        return [(OnGraph(experts, edges), along) for experts, along in self.layers]
+        graph = graph_of(self.connectivity, table)
+        return [(OnGraph(experts, graph), along) for experts, along in self.layers]
 
 
 @hookimpl
