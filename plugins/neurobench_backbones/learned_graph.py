@@ -99,7 +99,7 @@ class LearnedGraph(TokenBackbone):
 
     name = "learned_graph"
     summary = "messages along a directed graph of units learned from each window, then dilated convolutions along time"
-    reference = "DSAM: arXiv:2405.15805"
+    reference = "arXiv:2405.15805"
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__(spec)
