@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from neurobench import report
 from neurobench.evidence import Evidence, write_table
 from neurobench.interpretation import entropy_bits, expert_loads, spearman, stability
-from neurobench.specimen_evidence import simulated_evidence
+from neurobench.specimen_evidence import empty_evidence, simulated_evidence
 
 SIZES = [3, 1, 4, 1, 5, 9, 2, 6]
 GROUPS = [f"g{i}" for i in range(8)]
@@ -104,3 +105,15 @@ def test_an_even_load_of_experts_that_tell_units_apart(tmp_path: Path):
     np.testing.assert_allclose([control["load_bits"], control["unit_bits"]], [2, 2])
     assert not any(name.startswith("transformer") for name in table.index)
     assert not len(expert_loads(evidence, "age"))
+
+
+def test_the_report_says_how_evenly_experts_are_used(tmp_path: Path):
+    grid = report._experts(simulated_evidence(tmp_path, "fmri"))
+    rows = {r[0]: r[1:] for r in grid.rows}
+    assert rows["mamba · untrained"] == ["4", "2.00 of 2.00", "2.00", "25%"]
+    # Half of the units .7 on the first expert, half .1: one of them is nobody's.
+    first = (14 * 0.7 + 15 * 0.1) / 29
+    assert rows["mamba · roi"][0] == "4"
+    assert rows["mamba · roi"][3] == f"{first:.0%}"
+    assert len(rows) == 4
+    assert report._experts(empty_evidence(tmp_path / "empty")) is None

@@ -88,7 +88,7 @@ def imbalance(logits: torch.Tensor, gates: torch.Tensor, valid: torch.Tensor) ->
     weight = valid[..., None] / valid.sum().clamp(min=1)
     chosen = (gates > 0).float()
     share = (chosen / chosen.sum(-1, keepdim=True) * weight).flatten(0, -2).sum(0)
-    probability = (logits.float().softmax(-1) * weight).flatten(0, -2).sum(0)
+    probability = (logits.softmax(-1) * weight).flatten(0, -2).sum(0)
     return logits.shape[-1] * (share.detach() * probability).sum()
 
 
@@ -145,15 +145,19 @@ class ExpertPass(nn.Module):
         """
         normed = self.norm(tokens) * valid[..., None]
         x, there = (t.unflatten(0, (len(graph.edges), -1)) for t in (normed, valid))
-        logits = walk(self.router(x), graph.edges, there, self.walk_steps)
-        gates = top_gates(logits.float(), self.top_k)
-        if self.training and self.balance and torch.is_grad_enabled():
-            # The router learns to spread the load; tokens do not hear of it, or windows of a batch would mix.
-            beside = walk(self.router(x.detach()), graph.edges, there, self.walk_steps)
-            counted = there & ~graph.everywhere[:, None]
-            gates = _WithGradientOf.apply(gates, imbalance(beside, gates.detach(), counted), self.balance)
+        # In full precision whatever the rest is in: rounding would send tokens to other experts.
+        with torch.autocast(x.device.type, enabled=False):
+            gates = top_gates(self._logits(x.float(), there, graph), self.top_k)
+            if self.training and self.balance and torch.is_grad_enabled():
+                # The router learns to spread the load; tokens do not hear of it, or windows of a batch would mix.
+                beside = self._logits(x.detach().float(), there, graph)
+                counted = there & ~graph.everywhere[:, None]
+                gates = _WithGradientOf.apply(gates, imbalance(beside, gates.detach(), counted), self.balance)
         gates = gates.masked_fill(graph.everywhere[:, None, :, None], 1 / self.experts)
         return normed, (gates * there[..., None]).flatten(0, 1)
+
+    def _logits(self, normed: torch.Tensor, valid: torch.Tensor, graph: Graph) -> torch.Tensor:
+        return walk(self.router(normed), graph.edges, valid, self.walk_steps)
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None, graph: Graph) -> torch.Tensor:
         """Mix (sequences, units, width) tokens; those that are not valid influence none. None: all are."""
