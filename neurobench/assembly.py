@@ -183,6 +183,8 @@ def _score(
                 tables["alignment"] = where
             if (drawn := gather.importances(run, row, store)) is not None:
                 tables["importance"] = drawn
+            if (routed := gather.routings(run, row, store)) is not None:
+                tables["routing"] = routed
     if row.backbone is not None and isinstance(run.task(task), SubjectTask) and not run.finetunes(row):
         tables["geometry"] = gather.embedding_geometry(run, row, task)
     path = entry.file("predictions.parquet")

@@ -138,9 +138,19 @@ class Backbone(nn.Module, Component, ABC):
     signals: ClassVar[tuple[SignalKind, ...]] = ("parcels", "sensors", "volume")
     """Kinds of signal it can be used on; others are refused before any work starts."""
 
+    uses_connectivity: ClassVar[bool] = False
+    """Whether it wants to know which units go together: ``self.connectivity`` is then a buffer of (n_units, n_units)
+    float, the mean Fisher's z of correlations over the people that it is pretrained on, rows and columns by
+    ``table.unit``; zero on the diagonal and for pairs that nobody has, zeros throughout until the runner fills it in.
+    It travels with the weights, and the untrained network of a fold has that of the fold's training subjects too."""
+
+    connectivity: torch.Tensor
+
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec
+        if self.uses_connectivity:
+            self.register_buffer("connectivity", torch.zeros(spec.n_units, spec.n_units))
 
     @classmethod
     def drops(cls, parameters: Mapping[str, Any]) -> bool:
@@ -201,6 +211,23 @@ class Backbone(nn.Module, Component, ABC):
             (batch, units, units), output unit × input unit: shares from 0 that sum to 1 a row, input patches summed
             up, the mean over the output's valid patches; a row of zeros for a unit without any (where hidden tokens are
             left out: without a visible one). None: this backbone cannot say (occlusion can all the same).
+        """
+        return None
+
+    def routing(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor | None:
+        """Return which experts work on the tokens of every unit, for a backbone that is a mixture of them.
+
+        Parameters
+        ----------
+        signal, hidden, table
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        shares
+            (batch, units, experts): gates from 0 that sum to 1 a row, the mean over the unit's valid patches; experts
+            of several layers one layer after the other; a row of zeros for a unit without a valid patch (where hidden
+            tokens are left out: without a visible one). None: there are no experts.
         """
         return None
 

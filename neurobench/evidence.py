@@ -7,7 +7,7 @@ alone and never a model. Folders of an output::
     predictions/<id>.parquet          one row a held-out subject (window, response, subject × mask)
     identities/<id>.json              what the id is the hash of
     folds/<fingerprint>.json          who is trained on and tested in every fold
-    evidence/<id>/<kind>.parquet      units, curves, geometry, attribution, alignment, importance
+    evidence/<id>/<kind>.parquet      units, curves, geometry, attribution, alignment, importance, routing
     evidence/<id>/<kind>.npz          responses, traces
     cohorts/<fingerprint>/            cohort.json, units.parquet
 """
@@ -40,6 +40,9 @@ TABLES: Mapping[str, str] = {
     "importance": "of a backbone that can say, one row a (state, unit): state, unit, value (how much other units draw "
     "on it: 1 where they draw on all alike, mean over folds), expected (whether the state's response is expected "
     "there)",
+    "routing": "of a mixture of experts, one row a (fold, unit, expert): fold, unit, expert (from 1, of several layers "
+    "one layer after the other), share (mean gate over held-out subjects; a unit's shares sum to 1, NaN: nobody has "
+    "the unit). Expert 1 of one fold need not be expert 1 of another",
 }
 """Tables that may lie beside a record."""
 

@@ -217,6 +217,20 @@ def aligned(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
     return pd.DataFrame(rows)
 
 
+def routings(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
+    """Return which experts work on which units in every fold, columns of ``routing``; None where there are none."""
+    tables = []
+    for fold, step in zip(run.folds, run.attribution_steps(row), strict=False):
+        entry = store.get(step.stage, step.identity)
+        if entry is not None and (path := entry.file("routing.npy")).is_file():
+            shares = np.load(path, allow_pickle=False)
+            n_units, n_experts = shares.shape
+            table = {"fold": fold.index, "unit": np.repeat(run.cohort.units.names, n_experts)}
+            table |= {"expert": np.tile(np.arange(1, n_experts + 1), n_units), "share": shares.ravel()}
+            tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
 def _drawn_on(run: CohortRun, row: Row, store: Store) -> dict[str, NDArray[np.float64]]:
     """Return (units,) of every state: what others draw on each unit, the mean over folds."""
     values: dict[str, list[NDArray[np.float64]]] = {}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from neurobench.evidence import Evidence
 
-__all__ = ["COLUMNS", "MIN_GROUPS", "spearman", "stability"]
+__all__ = ["COLUMNS", "LOAD_COLUMNS", "MIN_GROUPS", "entropy_bits", "expert_loads", "spearman", "stability"]
 
 MIN_GROUPS = 3
 """Groups below which a rank correlation says nothing."""
@@ -101,6 +101,61 @@ def stability(evidence: Evidence, task: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+LOAD_COLUMNS = ("kind", "row", "n_experts", "n_folds", "load_bits", "unit_bits", "most_bits", "busiest")
+
+
+def entropy_bits(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the entropy in bits of shares along the last axis; NaN where they are NaN."""
+    logarithm = np.log2(np.where(shares > 0, shares, 1.0))
+    bits: NDArray[np.float64] = -(shares * logarithm).sum(-1)
+    return np.abs(bits)
+
+
+def expert_loads(evidence: Evidence, task: str) -> pd.DataFrame:
+    """Return how evenly the experts of every row of a task that has some are used.
+
+    Parameters
+    ----------
+    evidence
+        The cohort.
+    task
+        Label of the task.
+
+    Returns
+    -------
+    DataFrame
+        One row a (kind, row), columns :data:`LOAD_COLUMNS`: number of experts (all layers) and of folds (all seeds);
+        means over these of the entropy in bits of the load, the share of all units that each expert has, of the
+        entropy of a single unit's gates, and of the largest load; ``most_bits`` is what an even load would have. A
+        unit's entropy as high as the load's means that experts are used alike by all units and tell none apart.
+    """
+    rows = []
+    for (kind, name), own in evidence.rows(task, kind=("pretrained", "untrained")).groupby(["kind", "row"], sort=False):
+        tables = [t for r in own["id"] if (t := evidence.frame(r, "routing")) is not None]
+        shares = [_shares(part) for t in tables for _, part in t.groupby("fold")]
+        if not shares:
+            continue
+        loads = [np.nanmean(s, axis=0) for s in shares]
+        rows.append(
+            {
+                "kind": kind,
+                "row": name,
+                "n_experts": shares[0].shape[1],
+                "n_folds": len(shares),
+                "load_bits": _mean([float(entropy_bits(load)) for load in loads]),
+                "unit_bits": _mean([float(np.nanmean(entropy_bits(s))) for s in shares]),
+                "most_bits": math.log2(shares[0].shape[1]),
+                "busiest": _mean([float(load.max()) for load in loads]),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(LOAD_COLUMNS))
+
+
+def _shares(table: pd.DataFrame) -> NDArray[np.float64]:
+    """Return (units, experts) of one fold."""
+    return table.pivot(index="unit", columns="expert", values="share").to_numpy(np.float64)
 
 
 def _values(table: pd.DataFrame, control: str = "") -> pd.Series[float]:

@@ -23,7 +23,7 @@ from neurobench.comparisons import Comparisons, across_tasks, compare_all, trans
 from neurobench.contracts import Drawing
 from neurobench.errors import ConfigError
 from neurobench.evidence import Evidence
-from neurobench.interpretation import stability
+from neurobench.interpretation import expert_loads, stability
 from neurobench.plugins import Kind, Registry
 from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
@@ -154,6 +154,7 @@ class Section:
     alignment: Grid | None = None
     across: Sequence[tuple[str, Grid | None]] = ()
     stability: Grid | None = None
+    experts: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +266,7 @@ def _section(
         alignment=_alignment(evidence, records),
         across=list(_across([compared[evidence.dataset, str(r["protocol"].iloc[0]), t] for t, r in evidence.tasks()])),
         stability=_stability(evidence),
+        experts=_experts(evidence),
     )
 
 
@@ -291,6 +293,29 @@ def _stability(evidence: Evidence) -> Grid | None:
     ]
     return Grid(["task", "row", "groups", "seeds", *AGREEMENT.values()], rows) if rows else None
 
+
+def _experts(evidence: Evidence) -> Grid | None:
+    """Return how evenly experts are used, one row a row that has some."""
+    rows = [
+        [
+            str(r["row"]),
+            str(r["n_experts"]),
+            f"{r['load_bits']:.2f} of {r['most_bits']:.2f}",
+            f"{r['unit_bits']:.2f}",
+            f"{r['busiest']:.0%}",
+        ]
+        for task, _ in evidence.tasks()
+        for r in expert_loads(evidence, task).to_dict("records")
+    ]
+    columns = ["row", "experts", "entropy of the load (bits)", "of a unit's gates (bits)", "busiest expert"]
+    return Grid(columns, rows) if rows else None
+
+
+EXPERTS = (
+    "How evenly the experts of a mixture are used on held-out subjects, nothing hidden; means over folds. The load is "
+    "the share of all units that each expert has; its entropy is highest where all have the same. Where a unit's gates "
+    "have as much entropy as the load, all units use the experts alike."
+)
 
 BELIEF = (
     "Spearman's rank correlation over groups of units, of what is lost without each. An attribution is worth reading "
@@ -752,7 +777,9 @@ def _html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("report.html.j2").render(report=report, flush_right=_flush_right, belief=BELIEF)
+    return templates.get_template("report.html.j2").render(
+        report=report, flush_right=_flush_right, belief=BELIEF, experts=EXPERTS
+    )
 
 
 _NUMBER = re.compile(r"[<+−-]?\s?\d*\.?\d+%?( ?[a-zA-Z]{1,3})?( \(.*\)| to .*| ± .*)?|–|")
@@ -805,6 +832,10 @@ def _markdown(report: Report) -> Iterator[str]:
             yield "\n### Whether the attributions can be believed\n"
             yield f"{BELIEF}\n"
             yield _markdown_table(s.stability)
+        if s.experts is not None:
+            yield "\n### How evenly experts are used\n"
+            yield f"{EXPERTS}\n"
+            yield _markdown_table(s.experts)
         if s.alignment is not None:
             yield "\n### Sensors that are drawn on, and sensors where a response is expected\n"
             yield _markdown_table(s.alignment)

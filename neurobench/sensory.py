@@ -44,6 +44,7 @@ __all__ = [
     "occlude_responses",
     "turns",
     "unit_importance",
+    "unit_routing",
     "unit_sites",
 ]
 
@@ -334,6 +335,44 @@ def unit_importance(
             np.add.at(total, at, received)
             np.add.at(count, at, seen)
     return UnitImportance(subjects, states, np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
+
+
+def unit_routing(
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    windows: Sequence[Window],
+    chunks: Sequence[NDArray[np.int64]],
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> Array | None:
+    """Return (units, experts) gate shares, nothing hidden: the mean over a subject's windows, then over subjects.
+
+    NaN for a unit that nobody has; None where a backbone has no experts. Parameters as for :func:`unit_importance`.
+    """
+    subjects = tuple(dict.fromkeys(w.subject for w in windows))
+    place = {s: i for i, s in enumerate(subjects)}
+    total: Array | None = None
+    count = np.zeros((len(subjects), len(tokenizer.cohort.units), 1))
+    backbone.to(device).eval()
+    for chunk in chunks:
+        for low in range(0, len(windows), batch_size):
+            batch = tokenizer.batch(windows[low : low + batch_size], chunk)
+            table = batch.table.to(device)
+            with torch.inference_mode():
+                found = backbone.routing(batch.signal.to(device), torch.zeros_like(table.valid), table)
+            if found is None:
+                return None
+            if total is None:
+                total = np.zeros((*count.shape[:2], found.shape[2]))
+            at = (np.array([place[s] for s in batch.subjects])[:, None], chunk[None])
+            np.add.at(total, at, found.double().cpu().numpy())
+            np.add.at(count, at, batch.table.valid.any(2).numpy()[..., None])
+    if total is None:
+        return None
+    own = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    n = (count > 0).sum(0)
+    shares: Array = np.divide(own.sum(0), n, out=np.full(own.shape[1:], np.nan), where=n > 0)
+    return shares
 
 
 def _state(cohort: Cohort, window: Window) -> str:

@@ -179,7 +179,21 @@ def _reconstruction(folder: Path, kind: SpecimenKind, seed: int, rng: np.random.
             drawn = pd.DataFrame({"state": "rest" if kind == "fmri" else "auditory", "unit": names})
             drawn = drawn.assign(value=rng.gamma(9, 1 / 9, N_UNITS), expected=np.arange(N_UNITS) % 5 == 0)
             write_table(place / "importance.parquet", drawn.assign(expected=drawn["expected"] & (kind == "meg")))
+            if backbone == "mamba":
+                write_table(place / "routing.parquet", _routing(names, what == "untrained"))
     return rows
+
+
+def _routing(names: list[str], even: bool) -> pd.DataFrame:
+    """Return gates of two folds on four experts: alike for all units, or after the unit's group."""
+    shares = np.full((N_UNITS, 4), 0.25)
+    if not even:
+        shares[:, 0] = np.where(np.arange(N_UNITS) % 2, 0.7, 0.1)
+        shares[:, 1:] = (1 - shares[:, :1]) / 3
+    # A unit that nobody has.
+    shares[7] = np.nan
+    table = {"unit": np.repeat(names, 4), "expert": np.tile(np.arange(1, 5), N_UNITS), "share": shares.ravel()}
+    return pd.concat([pd.DataFrame({"fold": fold} | table) for fold in range(2)], ignore_index=True)
 
 
 def _subjects(folder: Path, seed: int, rng: np.random.Generator, *, two_classes: bool) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ __all__ = [
     "part_of",
     "simulated_batch",
     "simulated_cohort",
+    "simulated_connectivity",
     "simulated_responses",
     "simulated_spec",
     "simulated_states",
@@ -120,6 +121,17 @@ def simulated_batch(
     table = TokenTable(unit, valid, position, torch.from_numpy(units.group_index)[unit], units)
     names = tuple(f"s{i:02d}" for i in range(n_batch))
     return Batch(signal, table, unit, units, names, tuple(f"{n}@0" for n in names))
+
+
+def simulated_connectivity(n_units: int, seed: int = 0) -> torch.Tensor:
+    """Return (n_units, n_units) Fisher's z as a backbone is given it: some networks, either sign, 0 on the diagonal."""
+    rng = np.random.default_rng(seed_for(seed, "units", "connectivity", n_units))
+    loading = rng.normal(0, 1, (n_units, 3)) + 2.0 * np.eye(3)[np.arange(n_units) % 3]
+    covariance = loading @ loading.T + np.eye(n_units)
+    scale = np.sqrt(covariance.diagonal())
+    z = np.arctanh(np.clip(covariance / np.outer(scale, scale), -0.99, 0.99))
+    np.fill_diagonal(z, 0.0)
+    return torch.from_numpy(z.astype(np.float32))
 
 
 def simulated_cohort(

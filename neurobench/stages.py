@@ -588,8 +588,19 @@ class CohortRun(CohortSteps):
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
-        notes += [f"{self.cohort.dataset}: {r}" for r in self.size_remarks()]
-        return notes + [f"{self.cohort.dataset}: {r}" for r in self.visible_remarks()]
+        remarks = (*self.size_remarks(), *self.visible_remarks(), *self.connectivity_remarks())
+        return notes + [f"{self.cohort.dataset}: {r}" for r in remarks]
+
+    def connectivity_remarks(self) -> list[str]:
+        """Return what a reader should know of backbones that are told which units go together."""
+        specs = dict.fromkeys(c.backbone for c in self.combinations)
+        told = [s.label for s in specs if self.registry.get("backbone", s.name).uses_connectivity]
+        if not told:
+            return []
+        return [
+            f"{', '.join(told)} knows the mean functional connectivity of the people it is pretrained on, without "
+            "pretraining too: such an untrained network is not a blank one"
+        ]
 
     def size_remarks(self) -> list[str]:
         """Return what a reader should know of backbones that leave the common budget, or do not start from chance."""

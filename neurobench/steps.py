@@ -25,6 +25,7 @@ import neurobench
 from neurobench import (
     adaptation,
     attribution,
+    connectivity,
     contracts,
     evoked,
     harmonisation,
@@ -337,16 +338,21 @@ class CohortSteps:
         # Transductive: on everybody's recordings, without labels; scaling is fitted on training subjects all the same.
         return self.cohort.subjects if self.grid.config.transductive else fold.train
 
-    def _meets(self, mask: ComponentSpec) -> bool:
-        """Whether a network has met the cohort before it is scored on it, which makes it another one in every fold."""
-        return self.pretrains_inside and self.strategy(mask).pretrains
+    def _learns(self, backbone: ComponentSpec, mask: ComponentSpec) -> bool:
+        """Whether anything of a network comes from recordings: its weights, or the connectivity that it is given."""
+        cls: type[Backbone] = self.registry.get("backbone", backbone.name)
+        return self.strategy(mask).pretrains or cls.uses_connectivity
 
-    def _data_identity(self, mask: ComponentSpec, fold: Fold) -> dict[str, Any]:
+    def _meets(self, backbone: ComponentSpec, mask: ComponentSpec) -> bool:
+        """Whether a network has met the cohort before it is scored on it, which makes it another one in every fold."""
+        return self.pretrains_inside and self._learns(backbone, mask)
+
+    def _data_identity(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> dict[str, Any]:
         """Return what identifies the data of a pretraining; without the cohort itself it is the same in every fold."""
         identity: dict[str, Any] = {"seed": self.seed, "neurobench": neurobench.__version__}
-        if self._meets(mask):
+        if self._meets(backbone, mask):
             identity = self._fold_identity(fold) | {"people": digest(list(self._people(fold)))}
-        if self.grid.pretrain_on and self.strategy(mask).pretrains:
+        if self.grid.pretrain_on and self._learns(backbone, mask):
             identity["order"] = [s.label for s in self.grid.pretrain_on]
             identity["outside"] = [[o.cohort.fingerprint, digest(list(o.people))] for o in self.outside]
             identity["units"] = digest(self.cohort.known_units.describe())
@@ -357,7 +363,7 @@ class CohortSteps:
         identity: dict[str, Any] = {"pretraining": digest(self.pretraining_step(backbone, mask, fold).identity)}
         # A network that never met the cohort says nothing of who is scaled and scored with it, and how units meet.
         met = {} if self.cohort.seen_as is None else {"units": digest(self.cohort.known_units.describe())}
-        return identity | met if self._meets(mask) else identity | met | self._fold_identity(fold)
+        return identity | met if self._meets(backbone, mask) else identity | met | self._fold_identity(fold)
 
     def pretraining_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
         """Pretrain a backbone under a masking strategy on the training subjects of a fold, or on other cohorts."""
@@ -365,7 +371,7 @@ class CohortSteps:
         n_steps = self.grid.profile.n_steps if strategy.pretrains else 0
         ratio = self.grid.config.ratio
         identity = {
-            **self._data_identity(mask, fold),
+            **self._data_identity(backbone, mask, fold),
             "backbone": self.component(backbone),
             "mask": self.component(mask),
             "spec": asdict(self.spec),
@@ -374,12 +380,14 @@ class CohortSteps:
             "recipe": asdict(self.recipe),
             "ratio": ratio if strategy.pretrains else 0.0,
             "device": self.device.type,
-            "code": code_digest(contracts, pretraining, tokens, masking, transfer),
+            "code": code_digest(contracts, connectivity, pretraining, tokens, masking, transfer),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
             net, decoder = self._build(backbone)
             parts = self._training_windows(fold)
+            if net.uses_connectivity:
+                net.connectivity.copy_(connectivity.mean_connectivity(parts, self.spec.n_units))
             windows = parts[0] if len(parts) == 1 else transfer.MixedWindows(parts)
             history = pretraining.pretrain(
                 net,
@@ -396,15 +404,16 @@ class CohortSteps:
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
             weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "weights.safetensors")
+            met = n_steps or net.uses_connectivity
             summary = history.to_dict() | {
                 "n_parameters": pretraining.count_parameters(net),
-                "scalers": {p.tokenizer.cohort.dataset: p.tokenizer.scaler.to_dict() for p in parts if n_steps},
+                "scalers": {p.tokenizer.cohort.dataset: p.tokenizer.scaler.to_dict() for p in parts if met},
                 "device": str(self.device),
             }
             (folder / "pretraining.json").write_text(json.dumps(summary), encoding="utf-8")
 
         what = f"pretrain {backbone.label} · {mask.label}" + (self.grid.arrow if strategy.pretrains else "")
-        label = self._title(what, fold) if self._meets(mask) else f"{what} · seed {self.seed}"
+        label = self._title(what, fold) if self._meets(backbone, mask) else f"{what} · seed {self.seed}"
         work = Work("pretraining", n_steps, self.recipe.batch_size * self._pass_size, self._by(backbone))
         return Step("pretraining", label, identity, work, compute)
 
@@ -449,10 +458,10 @@ class CohortSteps:
         """Where held-out subjects lie in a row's embedding, by row and, where that changes it, task."""
         return {}
 
-    def _embeds_alike(self, mask: ComponentSpec) -> bool:
+    def _embeds_alike(self, backbone: ComponentSpec, mask: ComponentSpec) -> bool:
         """Whether a network embeds everybody alike in all folds: it never met the cohort, and nobody scales others."""
         whole = all(fold.train_span == (0.0, 1.0) for fold in self.folds)
-        return not self._meets(mask) and self.cohort.spec.scaling == "recording" and whole
+        return not self._meets(backbone, mask) and self.cohort.spec.scaling == "recording" and whole
 
     def embedding_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
         """Embed every subject with the frozen backbone of a fold."""
@@ -463,7 +472,7 @@ class CohortSteps:
         }
 
         def compute(folder: Path, advance: Advance) -> None:
-            if self._embeds_alike(mask) and fold is not self.folds[0]:
+            if self._embeds_alike(backbone, mask) and fold is not self.folds[0]:
                 _copy_features(self.fetch(self.embedding_step(backbone, mask, self.folds[0])), folder)
                 return
             net, _ = self.load_pretrained(backbone, mask, fold)
@@ -485,7 +494,7 @@ class CohortSteps:
         }
 
         def compute(folder: Path, advance: Advance) -> None:
-            if self._embeds_alike(mask) and fold is not self.folds[0]:
+            if self._embeds_alike(backbone, mask) and fold is not self.folds[0]:
                 first = self.window_embedding_step(backbone, mask, self.folds[0], task)
                 _copy_features(self.fetch(first), folder)
                 return
@@ -725,6 +734,9 @@ class CohortSteps:
                 values = np.stack([drawn.of(state) for state in drawn.states])
                 states = np.array(drawn.states, dtype=str)
                 np.savez(folder / "importance.npz", allow_pickle=False, states=states, values=values)
+            routed = sensory.unit_routing(net, tokenizer, windows, self.chunks, self.device)
+            if routed is not None:
+                np.save(folder / "routing.npy", routed, allow_pickle=False)
             if tasks:
                 without = {}
                 for done, (name, rows) in enumerate(groups.items(), 1):

@@ -243,6 +243,10 @@ class Tokenizer:
             np.clip(scaled, -CLIP, CLIP, out=scaled)
         return scaled
 
+    def scaled(self, index: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the scaled (units, times[, voxels]) of a piece of one recording; zeros for units that are missing."""
+        return self._signal(index, start, stop, np.arange(len(self.cohort.units)))
+
     def batch(self, windows: Sequence[Window], units: NDArray[np.int64]) -> Batch:
         """Return the tokens of some windows.
 
@@ -358,6 +362,11 @@ class TrainingWindows:
         bins = np.array_split(np.arange(len(cohort.units)), self.n_units)
         self._first, self._bin_sizes = np.array([b[0] for b in bins]), np.array([len(b) for b in bins])
         self._order = functools.lru_cache(maxsize=4)(self._shuffled)
+
+    @property
+    def pieces(self) -> Mapping[str, Sequence[tuple[int, int, int]]]:
+        """By subject, what windows are cut from: index of the recording, first sample, end."""
+        return self._spans
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng(seed_for(self.seed, "data-order", "epoch", epoch))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from neurobench import RawRecording, RecordingFile, UnitTable, hookimpl
 from tests.fakes import FakeDataset, units, write_folder
-from tests.tiny_plugin import Tiny
+from tests.tiny_plugin import Connected, Tiny
 
 
 class North(FakeDataset):
@@ -65,8 +65,8 @@ class East(South):
 
 @hookimpl
 def register_backbones() -> list[type]:
-    """Return the backbone."""
-    return [Tiny]
+    """Return the backbones."""
+    return [Tiny, Connected]
 
 
 @hookimpl

@@ -22,14 +22,14 @@ from neurobench.plugins import load_registry
 from neurobench.pretraining import Recipe, build, pretrain
 from neurobench.reconstruction import BackbonePredictor
 from neurobench.records import BackboneSpec, UnitTable
-from neurobench.specimens import simulated_batch, simulated_spec, simulated_states, simulated_units
+from neurobench.specimens import simulated_batch, simulated_cohort, simulated_spec, simulated_states, simulated_units
 from neurobench.store import Store
 from neurobench_backbones._attention import AttentionPass
 from neurobench_backbones._mamba2 import Mamba2, scan_inputs
 from neurobench_backbones._ssd import scan_heads
 from neurobench_tasks.evoked import Evoked
 
-BACKBONES = ["transformer", "mamba", "hybrid"]
+BACKBONES = ["transformer", "mamba", "hybrid", "moe_ssm", "learned_graph"]
 
 
 UNITS = simulated_units()
@@ -310,3 +310,32 @@ def test_sensors_over_the_source_that_answers_are_found_and_not_with_randomised_
             areas[n_steps, state] = roc_auc_score(planted, lost)
     assert min(areas[600, s] for s in ("auditory", "somatosensory")) >= 0.8
     assert np.mean([areas[0, s] for s in ("auditory", "somatosensory")]) <= 0.65
+
+
+# ---------------------------------------------------------------- experts
+
+
+def test_routing_is_the_mean_over_windows_and_then_over_people(tmp_path):
+    cohort = simulated_cohort(tmp_path, n_subjects=3)
+    tokenizer = tokens_.Tokenizer(cohort, tokens_.Scaler.fit(cohort, cohort.subjects))
+    windows = tokens_.evaluation_windows(cohort, cohort.subjects)
+    chunks = tokens_.unit_chunks(cohort.units, 5)
+    spec = BackboneSpec(12, 3, cohort.patches_per_window, cohort.n_features, 32, 1)
+    net, _ = build(load_registry().backbones["moe_ssm"], spec, {}, 0)
+    net.eval()
+    shares = sensory.unit_routing(net, tokenizer, windows, chunks)
+    assert shares.shape == (12, 4)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+    by_person = []
+    for subject in cohort.subjects:
+        own = [w for w in windows if w.subject == subject]
+        batch = tokenizer.batch(own, chunks[0])
+        with torch.inference_mode():
+            found = net.routing(batch.signal, torch.zeros_like(batch.table.valid), batch.table)
+        by_person.append(found.mean(0).numpy())
+    # The second person has no first unit.
+    assert by_person[1][0].sum() == 0
+    np.testing.assert_allclose(shares[chunks[0][0]], (by_person[0][0] + by_person[2][0]) / 2, atol=1e-5)
+    np.testing.assert_allclose(shares[chunks[0][1:]], np.mean(by_person, 0)[1:], atol=1e-5)
+    transformer, _ = build(load_registry().backbones["transformer"], spec, {}, 0)
+    assert sensory.unit_routing(transformer, tokenizer, windows, chunks) is None

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import neurobench
 from neurobench import runner, store
@@ -186,9 +188,9 @@ def test_cohorts_take_turns_by_their_people_in_any_order_of_calls(cohort):
 # ---------------------------------------------------------------- whole runs
 
 
-def run(out: Path, task: str = "reconstruction", **options: object):
+def run(out: Path, task: str = "reconstruction", backbone: str = "tiny", **options: object):
     config = RunConfig.from_options(
-        backbone="tiny",
+        backbone=backbone,
         mask="random_tube",
         dataset="north",
         task=task,
@@ -247,6 +249,20 @@ def test_another_cohort_with_another_atlas_and_a_slower_scanner(tmp_path):
     whole = neurobench.load_results(tmp_path)
     rows = set(whole.loc[whole["task"] == "reconstruction", "row"])
     assert rows >= {"tiny · random_tube", "tiny · random_tube ← east", "tiny · untrained"}
+
+
+def test_the_connectivity_is_that_of_the_other_cohort_too(tmp_path):
+    result = run(tmp_path, "age", "connected", pretrain_on="east")
+    assert set(result.table["status"]) == {"ok"}
+    assert any("such an untrained network is not a blank one" in n for n in result.notes)
+    entries = {e.manifest["label"]: e for e in store.Store(tmp_path, read_only=True).entries("pretraining")}
+    # A network that never met the cohort it is scored on is the same in every fold, and so is what it knows.
+    assert set(entries) == {"pretrain connected · random_tube ← east · seed 0", "pretrain connected · none · seed 0"}
+    first, second = (load_file(e.file("weights.safetensors"))["backbone.connectivity"] for e in entries.values())
+    assert torch.equal(first, second)
+    assert first.abs().sum() > 0
+    labels = store.stored_steps(tmp_path)["label"]
+    assert labels.str.startswith("embed connected · none · north · seed 0 · fold").sum() == 2
 
 
 def test_several_cohorts_and_the_own_training_subjects(tmp_path):

@@ -25,6 +25,17 @@ class Tiny(TokenBackbone):
         return tokens + self.lift(tokens.mean((1, 2), keepdim=True))
 
 
+class Connected(Tiny):
+    """Mixes every token with the mean of the units that it goes together with."""
+
+    name = "connected"
+    uses_connectivity = True
+
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        edges = self.connectivity[table.unit[:, :, None], table.unit[:, None]]
+        return tokens + self.lift(torch.einsum("bij,bjpw->bipw", edges, tokens) / tokens.shape[1])
+
+
 class BreaksInConstruction(Tiny):
     """Raises when it is built."""
 
@@ -64,7 +75,7 @@ class FillsTheDisk(Tiny):
 @hookimpl
 def register_backbones() -> list[type]:
     """Return the backbones."""
-    return [Tiny, BreaksInConstruction, BreaksInTraining, EndsTheProcess, FillsTheDisk]
+    return [Tiny, Connected, BreaksInConstruction, BreaksInTraining, EndsTheProcess, FillsTheDisk]
 
 
 @hookimpl

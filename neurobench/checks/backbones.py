@@ -14,7 +14,7 @@ from neurobench.contracts import PARAMETERS_PER_PASS, Backbone, TokenBackbone
 from neurobench.errors import CheckError
 from neurobench.plugins import Registry
 from neurobench.records import BackboneSpec, Batch, TokenTable
-from neurobench.specimens import simulated_batch, simulated_units
+from neurobench.specimens import simulated_batch, simulated_connectivity, simulated_units
 
 PROFILES = ((32, 1), (64, 2), (256, 4))
 """Width and layers of the profiles smoke, cpu and full."""
@@ -371,6 +371,51 @@ def drops_hidden(cls: type[Backbone], registry: Registry | None, full: bool) -> 
     return "hidden tokens are left out"
 
 
+def connectivity(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Who asks for connectivity uses it: another one gives other tokens, and none at all gives finite ones."""
+    if not cls.uses_connectivity:
+        return "does not ask for connectivity"
+    batch = _batch()
+    hidden = _hidden(batch)
+    backbone = _built(cls)
+    tokens = _call(backbone, batch, hidden)
+    problems = []
+    backbone.connectivity.copy_(simulated_connectivity(len(backbone.connectivity), seed=7))
+    if (difference := _difference(tokens, _call(backbone, batch, hidden))) <= TOLERANCE:
+        problems.append(f"asks for connectivity, and another one changes the tokens by {difference:.1e} s.d. only")
+    backbone.connectivity.zero_()
+    if not torch.isfinite(_call(backbone, batch, hidden)).all():
+        problems.append("the output holds NaN or infinity where no unit is connected")
+    demand(problems, "Read `self.connectivity` in `mix`, or leave `uses_connectivity` False.")
+    return f"another connectivity changes the tokens by {difference:.1e} s.d."
+
+
+def routing(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Gate shares are from 0 and sum to 1 a unit, to 0 for one without valid tokens; there are none without experts."""
+    backbone, told = _built(cls), ""
+    problems = []
+    for gaps in (False, True):
+        batch = _batch(gaps=gaps)
+        hidden = _hidden(batch)
+        with torch.no_grad():
+            signal = batch.signal.masked_fill(hidden[..., None], 0.0)
+            shares = backbone.routing(signal, hidden, batch.table)
+        if shares is None:
+            return "has no experts"
+        seen = (batch.table.valid & ~hidden if cls.drops(_parameters(cls)) else batch.table.valid).any(2)
+        if shares.ndim != 3 or shares.shape[:2] != seen.shape:
+            raise CheckError(f"`routing` returns shape {tuple(shares.shape)}, not {(*seen.shape, 'experts')}.")
+        told = f"{shares.shape[2]} experts, the busiest with {float(shares[seen].mean(0).max()):.0%} before training"
+        if not (shares >= 0).all():
+            problems.append("`routing` returns shares below 0, or NaN")
+        if (far := float((shares.sum(2) - seen.float()).abs().max())) > TOLERANCE:
+            problems.append(
+                f"the shares of `routing` are {far:.1e} off a sum of 1, or of 0 for a unit without valid tokens"
+            )
+    demand(problems, "Average the gates over a unit's valid patches.")
+    return told
+
+
 def order_of_units(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     """Says (and never fails) how much the tokens depend on the order in which units are given."""
     batch = _batch()
@@ -470,5 +515,7 @@ CHECKS: dict[str, Check] = {
     "same-seed-same-bytes": same_seed_same_bytes,
     "weights-move": weights_move,
     "inputs-are-left-alone": inputs_are_left_alone,
+    "connectivity": connectivity,
+    "routing": routing,
     "order-of-units": order_of_units,
 }

@@ -19,6 +19,7 @@ from neurobench.contracts import Backbone, Component
 from neurobench.errors import CheckError
 from neurobench.plugins import Registry
 from neurobench.records import BackboneSpec
+from neurobench.specimens import simulated_connectivity
 
 __all__ = ["CHECKS", "Check", "Skip", "build", "demand", "other_global_state", "watched_files"]
 
@@ -105,12 +106,15 @@ def other_global_state(seed: int) -> Iterator[None]:
 
 
 def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0) -> Any:
-    """Build a component with its defaults and ``check_with``; a backbone with the sizes and the seed."""
+    """Build a component with its defaults and ``check_with``; a backbone with the sizes, the seed, and connectivity."""
     if not issubclass(cls, Backbone):
         return cls(**cls.check_with)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(spec, **cls.check_with)
+        backbone = cls(spec, **cls.check_with)
+    if backbone.uses_connectivity:
+        backbone.connectivity.copy_(simulated_connectivity(spec.n_units, seed))
+    return backbone
 
 
 # ---------------------------------------------------------------- checks of every component
