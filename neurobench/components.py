@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from neurobench.errors import ConfigError, closest
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
 
-__all__ = ["ComponentSpec", "parse_component", "split_names"]
+__all__ = ["ComponentSpec", "label_of", "parse_component", "read_component", "split_names"]
 
 Value = bool | int | float | str
 
@@ -41,12 +42,17 @@ class ComponentSpec:
     @property
     def label(self) -> str:
         """``roi[rule=pure]``: the name, and the parameters that are not at their defaults."""
-        changed = [f"{k}={_text(v)}" for k, v in self.parameters.items() if v != self.defaults.get(k)]
-        return f"{self.name}[{','.join(changed)}]" if changed else self.name
+        return label_of(self.name, self.parameters, self.defaults)
 
     def identity(self) -> dict[str, Any]:
         """Return the name and all parameters, defaults among them."""
         return {"name": self.name, "parameters": dict(self.parameters)}
+
+
+def label_of(name: str, parameters: Mapping[str, Value], defaults: Mapping[str, Value]) -> str:
+    """Return a name and, in brackets, the parameters that are not at their defaults."""
+    changed = [f"{k}={_text(v)}" for k, v in parameters.items() if v != defaults.get(k)]
+    return f"{name}[{','.join(changed)}]" if changed else name
 
 
 def _text(value: Value) -> str:
@@ -82,6 +88,33 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
     UnknownNameError, PluginError
         If nothing provides the name, or what provides it cannot be used.
     """
+    name, defaults, changed = read_component(
+        kind, text, lambda name: registry.get(kind, name).component_parameters(), ""
+    )
+    return ComponentSpec(kind, name, {**defaults, **changed}, defaults)
+
+
+def read_component(
+    kind: str, text: str, accepted_by: Callable[[str], Mapping[str, inspect.Parameter]], more: str
+) -> tuple[str, dict[str, Value], dict[str, Value]]:
+    """Read ``name[parameter=value,…]``.
+
+    Parameters
+    ----------
+    kind
+        What it is called in errors.
+    text
+        As a user wrote it.
+    accepted_by
+        Returns the parameters of what has a name, or raises.
+    more
+        Where a user reads more; empty: in `neurobench info NAME`.
+
+    Returns
+    -------
+    name, defaults, changed
+        Every parameter's default, and the values that were given.
+    """
     match = _COMPONENT.fullmatch(text.strip())
     if match is None:
         raise ConfigError(
@@ -90,7 +123,8 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
             next_step="In a shell, put quotes around the brackets.",
         )
     name = match["name"].strip()
-    accepted = registry.get(kind, name).component_parameters()
+    accepted = accepted_by(name)
+    more = more or f"See `neurobench info {name}`."
     given: list[tuple[str, str]] = [("column", match["column"])] if match["column"] else []
     for part in split_names(match["inside"] or ""):
         parameter, equals, value = part.partition("=")
@@ -109,12 +143,12 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
                 f"{kind} {name!r} has no parameter {parameter!r}.",
                 allowed=_signature(accepted),
                 likely=closest(parameter, accepted),
-                next_step=f"See `neurobench info {name}`.",
+                next_step=more,
             )
         if parameter in changed:
             raise ConfigError(f"{kind} {text!r} sets {parameter!r} twice.", next_step="Leave one of them out.")
-        changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation)
-    return ComponentSpec(kind, name, {**defaults, **changed}, defaults)
+        changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation, more)
+    return name, defaults, changed
 
 
 def _signature(accepted: Mapping[str, Any]) -> str:
@@ -125,7 +159,7 @@ def _signature(accepted: Mapping[str, Any]) -> str:
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def _convert(kind: str, name: str, parameter: str, text: str, wanted: type) -> Value:
+def _convert(kind: str, name: str, parameter: str, text: str, wanted: type, more: str) -> Value:
     try:
         if wanted is bool:
             return _BOOLS[text.lower()]
@@ -143,5 +177,5 @@ def _convert(kind: str, name: str, parameter: str, text: str, wanted: type) -> V
         raise ConfigError(
             f"parameter {parameter!r} of {kind} {name!r} cannot be {text!r}.",
             allowed=words[wanted],
-            next_step=f"See `neurobench info {name}`.",
+            next_step=more,
         ) from None
