@@ -10,6 +10,7 @@ import pandas as pd
 
 from neurobench.bundle_reader import printable
 from neurobench.identity import digest
+from neurobench.objectives import parse_objective
 from neurobench.options import PROFILES, load_suite
 from neurobench.records import Fold
 from neurobench.results import ComponentRecord, Record
@@ -23,12 +24,13 @@ MAX_SUBJECTS = 20_000
 def not_of_suite(record: Record, name: str) -> Iterator[str]:
     """Yield what of a record is not as its suite has it."""
     config, p = load_suite(name), record.protocol
-    profile = PROFILES[config.profile]
+    profile, objective = PROFILES[config.profile], parse_objective(config.objective)
     wanted = {
         "profile": config.profile,
         "split": config.split,
         "adaptation": config.adaptation,
-        "ratio": config.ratio,
+        "ratio": objective.mean_ratio(config.ratio),
+        "objective": objective.label,
         "harmonise": config.harmonise,
         "transductive": config.transductive,
         "n_steps": profile.n_steps if config.n_steps is None else config.n_steps,
@@ -78,6 +80,7 @@ def not_as_identified(record: Record, evaluation: Mapping[str, Any], steps: Mapp
         "n_tokens": p.n_tokens,
         "recipe": p.recipe,
         "ratio": p.ratio if trains else 0.0,
+        "objective": parse_objective(p.objective).identity() if trains else None,
     }
     seen = set()
     for step in steps.values():

@@ -249,7 +249,7 @@ def _pretraining_record(run: CohortRun, row: Row, store: Store) -> PretrainingRe
     """Return what a pretraining reached on held-out subjects, beside the best trivial filler under its own mask."""
     _, mask = row.pretraining
     history = [e.json("pretraining.json") for e in gather.pretrainings(run, row, store).values()]
-    scores = run.reconstructions(row, [mask], run.grid.config.ratio)
+    scores = run.reconstructions(row, [mask], run.grid.ratio)
     best = scores.best_filler()[0]
     own, filler = float(scores.r2(row.label)[0]), float(scores.r2(best)[0])
 

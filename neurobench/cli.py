@@ -211,6 +211,16 @@ def run(
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of tokens to hide; 0.5 without.", rich_help_panel=HOW)
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="reconstruction|latent",
+            help="What pretraining learns from: reconstruction\\[visible=0.25,ratio_from=0,ratio_to=0.8], "
+            "latent\\[momentum=0.996]; reconstruction without.",
+            autocompletion=choice("reconstruction", "latent"),
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps instead of the profile's.", rich_help_panel=HOW)
     ] = None,
@@ -326,6 +336,7 @@ def run(
         split=split,
         folds=folds,
         ratio=ratio,
+        objective=objective,
         device=device,
         data_dir=data_dir,
         source=source,

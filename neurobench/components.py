@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from neurobench.errors import ConfigError, closest
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
 
-__all__ = ["CONTENT", "ComponentSpec", "parse_component", "split_names"]
+__all__ = ["CONTENT", "ComponentSpec", "label_of", "parse_component", "read_component", "split_names"]
 
 Value = bool | int | float | str
 
@@ -50,8 +51,7 @@ class ComponentSpec:
     @property
     def label(self) -> str:
         """``roi[rule=pure]``: the name, and the parameters that are not at their defaults."""
-        changed = [f"{k}={_text(v)}" for k, v in self.parameters.items() if v != self.defaults.get(k)]
-        return f"{self.name}[{','.join(changed)}]" if changed else self.name
+        return label_of(self.name, self.parameters, self.defaults)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -61,6 +61,12 @@ class ComponentSpec:
     def identity(self) -> dict[str, Any]:
         """Return the name and all parameters, defaults among them."""
         return {"name": self.name, "parameters": dict(self.parameters)}
+
+
+def label_of(name: str, parameters: Mapping[str, Value], defaults: Mapping[str, Value]) -> str:
+    """Return a name and, in brackets, the parameters that are not at their defaults."""
+    changed = [f"{k}={_text(v)}" for k, v in parameters.items() if v != defaults.get(k)]
+    return f"{name}[{','.join(changed)}]" if changed else name
 
 
 def _text(value: Value) -> str:
@@ -96,6 +102,36 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
     UnknownNameError, PluginError
         If nothing provides the name, or what provides it cannot be used.
     """
+    name, defaults, changed = read_component(
+        kind, text, lambda name: registry.get(kind, name).component_parameters(), ""
+    )
+    paths = {n: str(changed[n]) for n in registry.get(kind, name).files if n in changed}
+    files = {n: str(Path(path).expanduser()) for n, path in paths.items() if not path.startswith(CONTENT)}
+    contents = {n: _content(f"{kind} {name!r}", n, path) for n, path in files.items()}
+    return ComponentSpec(kind, name, {**defaults, **changed, **contents}, defaults, files)
+
+
+def read_component(
+    kind: str, text: str, accepted_by: Callable[[str], Mapping[str, inspect.Parameter]], more: str
+) -> tuple[str, dict[str, Value], dict[str, Value]]:
+    """Read ``name[parameter=value,…]``.
+
+    Parameters
+    ----------
+    kind
+        What it is called in errors.
+    text
+        As a user wrote it.
+    accepted_by
+        Returns the parameters of what has a name, or raises.
+    more
+        Where a user reads more; empty: in `neurobench info NAME`.
+
+    Returns
+    -------
+    name, defaults, changed
+        Every parameter's default, and the values that were given.
+    """
     match = _COMPONENT.fullmatch(text.strip())
     if match is None:
         raise ConfigError(
@@ -104,8 +140,8 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
             next_step="In a shell, put quotes around the brackets.",
         )
     name = match["name"].strip()
-    cls = registry.get(kind, name)
-    accepted = cls.component_parameters()
+    accepted = accepted_by(name)
+    more = more or f"See `neurobench info {name}`."
     given: list[tuple[str, str]] = [("column", match["column"])] if match["column"] else []
     for part in split_names(match["inside"] or ""):
         parameter, equals, value = part.partition("=")
@@ -124,15 +160,12 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
                 f"{kind} {name!r} has no parameter {parameter!r}.",
                 allowed=_signature(accepted),
                 likely=closest(parameter, accepted),
-                next_step=f"See `neurobench info {name}`.",
+                next_step=more,
             )
         if parameter in changed:
             raise ConfigError(f"{kind} {text!r} sets {parameter!r} twice.", next_step="Leave one of them out.")
-        changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation)
-    paths = {n: str(changed[n]) for n in cls.files if n in changed}
-    files = {n: str(Path(path).expanduser()) for n, path in paths.items() if not path.startswith(CONTENT)}
-    contents = {n: _content(f"{kind} {name!r}", n, path) for n, path in files.items()}
-    return ComponentSpec(kind, name, {**defaults, **changed, **contents}, defaults, files)
+        changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation, more)
+    return name, defaults, changed
 
 
 def _content(whose: str, parameter: str, path: str) -> str:
@@ -156,7 +189,7 @@ def _signature(accepted: Mapping[str, Any]) -> str:
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def _convert(kind: str, name: str, parameter: str, text: str, wanted: type) -> Value:
+def _convert(kind: str, name: str, parameter: str, text: str, wanted: type, more: str) -> Value:
     try:
         if wanted is bool:
             return _BOOLS[text.lower()]
@@ -174,5 +207,5 @@ def _convert(kind: str, name: str, parameter: str, text: str, wanted: type) -> V
         raise ConfigError(
             f"parameter {parameter!r} of {kind} {name!r} cannot be {text!r}.",
             allowed=words[wanted],
-            next_step=f"See `neurobench info {name}`.",
+            next_step=more,
         ) from None

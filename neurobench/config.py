@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from neurobench.components import ComponentSpec, parse_component, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
+from neurobench.objectives import RECONSTRUCTION, Objective, parse_objective
 from neurobench.options import CHOICES, PROFILES, Profile, RunConfig, load_suite
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Grid:
         Label of a dataset to its folder; a dataset that is not here runs on its simulated twin.
     pretrain_on
         Datasets to pretrain on instead of the one that is scored; empty: that one's training subjects.
+    objective
+        What is learnt in pretraining.
     """
 
     config: RunConfig
@@ -85,6 +88,7 @@ class Grid:
     adaptation: Literal["frozen", "finetune"]
     data_dirs: Mapping[str, Path]
     pretrain_on: tuple[ComponentSpec, ...] = ()
+    objective: Objective = RECONSTRUCTION
 
     @property
     def combinations(self) -> tuple[Combination, ...]:
@@ -96,8 +100,17 @@ class Grid:
 
     @property
     def arrow(self) -> str:
-        """`` ← camcan,adhd200`` behind the name of a row: what it was pretrained on, if not on the scored cohort."""
-        return f" ← {','.join(s.label for s in self.pretrain_on)}" if self.pretrain_on else ""
+        """`` (latent) ← camcan,adhd200`` behind the name of a row: how and on what it was pretrained, if not as usual.
+
+        As usual is to reconstruct, and on the scored cohort.
+        """
+        by = "" if self.objective.is_default else f" ({self.objective.label})"
+        return by + (f" ← {','.join(s.label for s in self.pretrain_on)}" if self.pretrain_on else "")
+
+    @property
+    def ratio(self) -> float:
+        """Fraction of valid tokens that is scored in pretraining; the mean of those that an objective draws."""
+        return self.objective.mean_ratio(self.config.ratio)
 
     def root(self, dataset: ComponentSpec) -> Path | None:
         """Return the user's folder of a dataset, or None: its simulated twin."""
@@ -167,6 +180,9 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
             for m in mask_specs
             if registry.get("mask", m.name).pretrains
         )
+    objective = _objective(config, problems)
+    if not objective.is_default:
+        problems.extend(_objective_unused(config, objective, mask_specs, registry))
     if config.split == "within-recording":
         task_specs = _reconstruction_only(task_specs, bool(config.tasks), registry, problems)
     if config.adaptation != "frozen":
@@ -197,7 +213,39 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         adaptation="frozen" if config.adaptation == "frozen" else "finetune",
         data_dirs=data_dirs,
         pretrain_on=pretrain_on,
+        objective=objective,
     )
+
+
+def _objective(config: RunConfig, problems: list[NeurobenchError]) -> Objective:
+    try:
+        return parse_objective(config.objective)
+    except NeurobenchError as error:
+        problems.append(error)
+        return RECONSTRUCTION
+
+
+def _objective_unused(
+    config: RunConfig, objective: Objective, masks: tuple[ComponentSpec, ...], registry: Registry
+) -> Iterator[ConfigError]:
+    """Refuse an objective that nothing would be pretrained by, and a ratio that it takes no notice of."""
+    if config.adaptation == "scratch":
+        yield ConfigError(
+            f"--objective {objective.label} has no meaning with --adaptation scratch: nothing is pretrained.",
+            next_step="Leave one of them out.",
+        )
+    elif masks and not any(registry.get("mask", m.name).pretrains for m in masks):
+        yield ConfigError(
+            f"--objective {objective.label} has no meaning with --mask {','.join(m.label for m in masks)} alone: "
+            "nothing is pretrained.",
+            allowed=", ".join(n for n, cls in registry.masks.items() if cls.pretrains),
+            next_step="Add a mask that pretrains, or leave --objective out.",
+        )
+    if objective.draws_ratios and config.ratio != RunConfig.ratio:
+        yield ConfigError(
+            f"--ratio {config.ratio:g} would not be used: objective {objective.label!r} draws every window's ratio.",
+            next_step="Leave --ratio out, or ratio_from and ratio_to.",
+        )
 
 
 def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:

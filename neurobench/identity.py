@@ -44,9 +44,9 @@ def file_digest(path: Path) -> str:
 def seed_for(base: int, role: str, *axes: str | int) -> int:
     """Return the seed of one role: the first 63 bits of ``sha256(base | role | axes)``.
 
-    Roles are ``pretrain-init``, ``mask``, ``data-order``, ``probe``, ``split``, ``bootstrap``, ``permutation``,
-    ``twin`` and ``units``. Two roles never share a stream, and an axis that should not change a draw is left out
-    (the split has no backbone among its axes).
+    Roles are ``pretrain-init``, ``mask``, ``mask-ratio``, ``predictor``, ``data-order``, ``probe``, ``split``,
+    ``bootstrap``, ``permutation``, ``twin`` and ``units``. Two roles never share a stream, and an axis that should not
+    change a draw is left out (the split has no backbone among its axes).
     """
     text = "|".join([str(base), role, *map(str, axes)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

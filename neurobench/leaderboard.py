@@ -649,6 +649,7 @@ def flat(table: Table, line: Line) -> dict[str, Any]:
         "n_folds": r.protocol.n_folds,
         "adaptation": r.protocol.adaptation,
         "transductive": r.protocol.transductive,
+        "objective": r.protocol.objective,
         "cohort": r.data.fingerprint if r.data else "",
         "seeds": line.seeds,
         "records": [x.id for x in line.records],

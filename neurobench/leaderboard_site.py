@@ -40,6 +40,7 @@ from neurobench.leaderboard import (
     skill_text,
     words,
 )
+from neurobench.objectives import parse_objective
 from neurobench.plugins import Registry, load_registry
 from neurobench.report import CONFOUNDS
 from neurobench.results import MetricRecord, Record
@@ -683,7 +684,9 @@ def _protocol(r: Record) -> Iterator[tuple[str, str]]:
     yield "split", f"{p.split}, {p.n_folds} folds · folds {p.fold_fingerprint[:12]}"
     yield "adaptation", p.adaptation + (", transductive" if p.transductive else "")
     yield "windows · patches", f"{p.window_s:g} s · {p.patch_s:g} s, {p.n_tokens} tokens a window"
-    yield "hidden", f"{p.ratio:.0%} of the valid tokens"
+    yield "objective", p.objective
+    drawn = ", on average over windows" if parse_objective(p.objective).draws_ratios else ""
+    yield "hidden", f"{p.ratio:.0%} of the valid tokens{drawn}"
     yield "width × layers", f"{p.width} × {p.n_layers}"
     yield "steps · batch", f"{p.n_steps} · {p.batch_size}"
     yield "harmonised", p.harmonise

@@ -93,6 +93,8 @@ class RunConfig:
         Instead of the profile's.
     ratio
         Fraction of valid tokens that is hidden and scored.
+    objective
+        What pretrainings learn from: ``reconstruction``, or ``latent``; with parameters, as components.
     device
         ``auto``, ``cpu`` or ``cuda``.
     data_dirs
@@ -146,6 +148,7 @@ class RunConfig:
     split: Split = "subjects"
     folds: int | None = None
     ratio: float = 0.5
+    objective: str = "reconstruction"
     device: Device = "auto"
     data_dirs: Mapping[str, Path] = field(default_factory=dict)
     source: Source = "auto"
@@ -185,6 +188,7 @@ class RunConfig:
         split: str | None = None,
         folds: int | None = None,
         ratio: float | None = None,
+        objective: str | None = None,
         device: str | None = None,
         data_dir: str | Path | Iterable[str | Path] | Mapping[str, str | Path] | None = None,
         source: str | None = None,
@@ -224,6 +228,7 @@ class RunConfig:
             "split": split,
             "folds": folds,
             "ratio": ratio,
+            "objective": objective,
             "device": device,
             "data_dirs": _data_dirs(data_dir),
             "source": source,

@@ -326,7 +326,7 @@ class _Planner:
         """Return a guess for pretraining alone, from the sizes of the profile."""
         profile = self.grid.profile
         size = float(profile.batch_size * profile.n_tokens * profile.width * profile.n_layers)
-        work = Work("pretraining", profile.n_steps, size)
+        work = Work("pretraining", profile.n_steps * self.grid.objective.work, size)
         n_networks = n_seeds * (1 if self.grid.pretrain_on else profile.n_folds)
         parts = []
         for backbone in self.grid.backbones:

@@ -1,4 +1,4 @@
-"""Masked reconstruction: one loop, the same for every backbone and every masking strategy."""
+"""Pretraining: one loop, the same for every backbone, every masking strategy and every objective."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,11 +19,24 @@ from torch import nn
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.errors import NeurobenchError
 from neurobench.identity import seed_for
+from neurobench.learners import Drawn, Learner, hide, learner_of
 from neurobench.masking import draw, mask_generator
-from neurobench.records import BackboneSpec, Batch, TokenTable
+from neurobench.objectives import RECONSTRUCTION, Objective
+from neurobench.records import BackboneSpec, Batch
 from neurobench.tokens import Tokenizer, WindowSource
 
-__all__ = ["Decoder", "History", "Recipe", "build", "count_parameters", "hide", "masks_of", "optimise", "pretrain"]
+__all__ = [
+    "Decoder",
+    "Drawn",
+    "History",
+    "Recipe",
+    "build",
+    "count_parameters",
+    "hide",
+    "masks_of",
+    "optimise",
+    "pretrain",
+]
 
 AHEAD = 2
 """Batches that are drawn before they are needed."""
@@ -91,7 +104,7 @@ class History:
     Parameters
     ----------
     losses
-        Mean squared error of the scored tokens, every step.
+        Mean squared error of the scored tokens, every step, whatever the objective.
     seconds
         Wall-clock time of the loop.
     peak_memory_mb
@@ -136,59 +149,25 @@ def build(
 
 
 def masks_of(
-    batch: Batch, strategy: MaskingStrategy, ratio: float, seed: int, step: int | str
+    batch: Batch,
+    strategy: MaskingStrategy,
+    ratio: float,
+    seed: int,
+    step: int | str,
+    objective: Objective = RECONSTRUCTION,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (batch, units, patches) hidden and scored; each window's mask has a generator of its own."""
+    """Return (batch, units, patches) hidden and scored; each window's mask and ratio have generators of their own."""
     drawn = [
-        draw(strategy, window, ratio, mask_generator(seed, step, subject, name))
+        draw(
+            strategy,
+            window,
+            objective.ratio(ratio, seed, step, subject, name),
+            mask_generator(seed, step, subject, name),
+        )
         for window, subject, name in zip(Tokenizer.window_tables(batch), batch.subjects, batch.windows, strict=True)
     ]
     hidden, scored = np.stack([d.hidden for d in drawn]), np.stack([d.scored for d in drawn])
     return torch.from_numpy(hidden), torch.from_numpy(scored)
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """The batch of a step with its masks, on the device that trains.
-
-    Parameters
-    ----------
-    signal
-        (batch, units, patches, features) whole signal: what is hidden of it is for the loss alone.
-    table
-        The token table.
-    hidden
-        (batch, units, patches) bool.
-    scored
-        (scored tokens,) int64, places in the flattened (batch × units × patches).
-    n_valid, n_hidden
-        Number of valid and of hidden tokens.
-    """
-
-    signal: torch.Tensor
-    table: TokenTable
-    hidden: torch.Tensor
-    scored: torch.Tensor
-    n_valid: int
-    n_hidden: int
-
-    @classmethod
-    def of(
-        cls,
-        batch: Batch,
-        hidden: torch.Tensor,
-        scored: torch.Tensor,
-        sent: Callable[[torch.Tensor], torch.Tensor],
-    ) -> Drawn:
-        """Return a batch and its (batch, units, patches) masks, every tensor ``sent`` to where it is needed."""
-        return cls(
-            sent(batch.signal),
-            batch.table.map(sent),
-            sent(hidden),
-            sent(scored.flatten().nonzero()[:, 0]),
-            int(batch.table.valid.sum()),
-            int(hidden.sum()),
-        )
 
 
 def drawn_ahead(
@@ -200,6 +179,7 @@ def drawn_ahead(
     ratio: float,
     seed: int,
     device: torch.device,
+    objective: Objective = RECONSTRUCTION,
 ) -> Generator[Drawn]:
     """Yield the batch of every step with its masks, drawn in another thread while the step before is computed.
 
@@ -214,7 +194,7 @@ def drawn_ahead(
 
     def one(step: int) -> Drawn:
         batch = windows.draw(step, batch_size)
-        hidden, scored = masks_of(batch, strategy, ratio, seed, step)
+        hidden, scored = masks_of(batch, strategy, ratio, seed, step, objective)
         return Drawn.of(batch, hidden, scored, sent)
 
     with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
@@ -223,11 +203,6 @@ def drawn_ahead(
             while len(coming) < AHEAD and step + len(coming) < n_steps:
                 coming.append(thread.submit(one, step + len(coming)))
             yield coming.popleft().result()
-
-
-def hide(signal: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Return the signal with zeros at hidden tokens: what a backbone is given."""
-    return signal.masked_fill(hidden[..., None], 0.0)
 
 
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
@@ -242,36 +217,27 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
 
 
-def optimise(
-    backbone: nn.Module,
-    decoder: nn.Module,
-    drawn: Drawn,
-    optimiser: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
-    clip: float,
-) -> torch.Tensor:
-    """Do one optimiser step on what is scored of a batch, in bfloat16 on CUDA; return the loss, still on its device.
+def optimise(learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, clip: float) -> torch.Tensor:
+    """Do one optimiser step on a batch, in bfloat16 on CUDA; return the error of what is scored, still on its device.
 
     Parameters
     ----------
-    backbone, decoder
-        On the device of the batch.
+    learner
+        What is trained, on the device of the batch.
     drawn
         The batch with its masks.
-    optimiser, parameters
-        Of all of ``parameters``, whose gradients are cut together.
+    optimiser
+        Of everything that is trained.
     clip
-        Norm at which they are.
+        Norm at which gradients are cut.
     """
-    with torch.autocast("cuda", torch.bfloat16, enabled=drawn.signal.is_cuda):
-        reconstructed = decoder(backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
-    guess, real = (x.flatten(0, 2).index_select(0, drawn.scored) for x in (reconstructed, drawn.signal))
-    loss: torch.Tensor = (guess.float() - real).square().mean()
+    loss, told = learner.losses(drawn)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(parameters, clip)
+    for modules in learner.cut_together:
+        nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], clip)
     optimiser.step()
-    return loss.detach()
+    return told
 
 
 @torch.random.fork_rng()
@@ -285,10 +251,11 @@ def pretrain(
     n_steps: int,
     ratio: float,
     seed: int,
+    objective: Objective = RECONSTRUCTION,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] | None = None,
 ) -> History:
-    """Train backbone and decoder in place to fill hidden tokens.
+    """Train backbone and decoder in place by an objective: to fill hidden tokens, unless another one is given.
 
     Parameters
     ----------
@@ -303,9 +270,11 @@ def pretrain(
     n_steps
         Optimiser steps; 0, or a strategy that does not pretrain, leaves the weights as they are.
     ratio
-        Fraction of the valid tokens that is scored.
+        Fraction of the valid tokens that is scored, unless the objective draws one for every window.
     seed
-        Of the masks, and of what a backbone leaves to chance in training.
+        Of the masks, of what a backbone leaves to chance in training, and of what an objective trains beside.
+    objective
+        What is learnt.
     device
         Where to train; bfloat16 on CUDA.
     on_step
@@ -323,16 +292,23 @@ def pretrain(
     if device.type == "cuda":
         # Else the peak is that of whatever this process trained before.
         torch.cuda.reset_peak_memory_stats(device)
-    parameters = [*backbone.parameters(), *decoder.parameters()]
+    learns = learner_of(objective, backbone, decoder, width=backbone.spec.width, seed=seed)
     optimiser = torch.optim.AdamW(
-        parameter_groups([backbone, decoder], recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
+        parameter_groups(learns.modules, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
     losses = torch.zeros(n_steps, device=device)
     n_valid = n_hidden = n_scored = 0
     backbone.train()
     started, waiting_s = time.perf_counter(), 0.0
     coming = drawn_ahead(
-        windows, strategy, batch_size=recipe.batch_size, n_steps=n_steps, ratio=ratio, seed=seed, device=device
+        windows,
+        strategy,
+        batch_size=recipe.batch_size,
+        n_steps=n_steps,
+        ratio=ratio,
+        seed=seed,
+        device=device,
+        objective=objective,
     )
     for step in range(n_steps):
         asked = time.perf_counter()
@@ -341,7 +317,8 @@ def pretrain(
         n_valid, n_hidden, n_scored = n_valid + drawn.n_valid, n_hidden + drawn.n_hidden, n_scored + len(drawn.scored)
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step, n_steps)
-        losses[step] = optimise(backbone, decoder, drawn, optimiser, parameters, recipe.clip)
+        losses[step] = optimise(learns, drawn, optimiser, recipe.clip)
+        learns.moved(step / n_steps)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
             _check_finite(losses[: step + 1], recipe, n_steps)
         if on_step is not None:

@@ -11,6 +11,7 @@ from neurobench import runner
 from neurobench.config import RunConfig, expand
 from neurobench.errors import NeurobenchError
 from neurobench.identity import digest
+from neurobench.objectives import parse_objective
 from neurobench.plugins import Registry
 from neurobench.progress import Progress
 from neurobench.recomputation import same
@@ -78,6 +79,7 @@ def _config(record: Record, identity: Mapping[str, Any], registry: Registry, fol
     p, twin, asked = record.protocol, identity["twin"], identity["asked"]
     if any(isinstance(v, str) and ("/" in v or "\\" in v) for v in record.dataset.parameters.values()):
         raise ValueError("a parameter of its dataset names a file of another machine")
+    objective = parse_objective(p.objective)
     no_pretraining = next(n for n, cls in sorted(registry.masks.items()) if not cls.pretrains)
     pretrained = record.kind == "pretrained" and record.mask is not None
     return RunConfig.from_options(
@@ -90,7 +92,8 @@ def _config(record: Record, identity: Mapping[str, Any], registry: Registry, fol
         adaptation=p.adaptation,
         split=p.split,
         folds=p.n_folds if p.split == "subjects" else None,
-        ratio=p.ratio,
+        ratio=None if objective.draws_ratios else p.ratio,
+        objective=p.objective,
         n_steps=p.n_steps,
         source="simulated",
         variant=twin["variant"],

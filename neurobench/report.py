@@ -24,6 +24,7 @@ from neurobench.contracts import Drawing
 from neurobench.errors import ConfigError
 from neurobench.evidence import Evidence
 from neurobench.interpretation import expert_loads, stability
+from neurobench.objectives import Latent, parse_objective
 from neurobench.plugins import Kind, Registry
 from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
@@ -642,22 +643,25 @@ def _participants(cohort: Mapping[str, Any]) -> Grid:
 
 def _protocol(record: Record) -> Iterator[tuple[str, str]]:
     p = record.protocol
+    objective = parse_objective(p.objective)
+    latent = isinstance(objective, Latent)
     yield "suite", p.suite or "none: options of the command line"
     held = {"subjects": "by subject", "site": "one site at a time", "within-recording": "later part of each recording"}
     yield "held out", f"{held[p.split]}, {p.n_folds} folds, split {p.fold_fingerprint[:12]}"
     yield (
         "pretraining",
-        "masked reconstruction of "
+        ("prediction of hidden tokens as a slow copy sees them, in " if latent else "masked reconstruction of ")
         + (
             "everybody's recordings, the test subjects' among them, without labels (TRANSDUCTIVE)"
             if p.transductive
             else "the training subjects' recordings of each fold"
-        ),
+        )
+        + ("" if objective.is_default else f" ({objective.label})"),
     )
     yield (
         "budget",
         f"{p.n_steps} steps of {p.batch_size} windows of at most {p.n_tokens} tokens; "
-        f"{p.ratio:.0%} of valid ones scored",
+        f"{p.ratio:.0%} of valid ones scored{', drawn for every window' if objective.draws_ratios else ''}",
     )
     yield "size", f"profile {p.profile}: width {p.width}, {p.n_layers} layers"
     yield "recipe", ", ".join(f"{k} {v}" for k, v in p.recipe.items())

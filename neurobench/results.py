@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from neurobench.errors import StoreError
+from neurobench.errors import NeurobenchError, StoreError
 from neurobench.evidence import Evidence, read_cohort, write_arrays, write_table
 from neurobench.identity import digest
+from neurobench.objectives import parse_objective
 from neurobench.records import Fold
 from neurobench.store import atomic_write, disk_errors
 
@@ -106,7 +107,10 @@ class ProtocolRecord(_Strict):
     window_s: float
     patch_s: float
     n_tokens: int
-    ratio: float
+    ratio: float = Field(description="fraction of valid tokens that is scored; the mean where the objective draws it")
+    objective: str = Field(
+        default="reconstruction", description="what pretrainings learn from, with parameters that are not the default"
+    )
     adaptation: str
     width: int
     n_layers: int
@@ -119,6 +123,17 @@ class ProtocolRecord(_Strict):
     refit_permutations: int = Field(default=0, description="permuted labels with which every probe was fitted anew")
     suite: str = Field(default="", description="NAME@HASH of the suite, with what was changed of it")
     seed: int
+
+    @field_validator("objective")
+    @classmethod
+    def _is_known(cls, label: str) -> str:
+        try:
+            written = parse_objective(label).label
+        except NeurobenchError as error:
+            raise ValueError(error.what) from None
+        if written != label:
+            raise ValueError(f"{label!r} is written {written!r}")
+        return label
 
 
 class OutsideRecord(_Strict):
@@ -392,6 +407,8 @@ def as_row(record: Record) -> dict[str, Any]:
     """Return a record as one flat row of the results table."""
     head = record.metrics.get(record.headline)
     on = ",".join(o.dataset for o in record.pretraining.on) if record.pretraining else ""
+    objective = parse_objective(record.protocol.objective)
+    by = f" ({objective.label})" if record.kind == "pretrained" and not objective.is_default else ""
     row: dict[str, Any] = {
         "dataset": record.dataset.label,
         "source": record.data.source if record.data else "",
@@ -400,7 +417,8 @@ def as_row(record: Record) -> dict[str, Any]:
         "row": record.row,
         "kind": record.kind,
         "backbone": record.backbone.label if record.backbone else "",
-        "mask": (record.mask.label if record.mask else "") + (f" ← {on}" if on else ""),
+        "mask": (record.mask.label if record.mask else "") + by + (f" ← {on}" if on else ""),
+        "objective": objective.label,
         "pretrain_on": on,
         "seed": record.protocol.seed,
         "metric": record.headline,

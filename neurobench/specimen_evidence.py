@@ -26,6 +26,7 @@ COLUMNS: dict[str, Any] = {
     "protocol": "p",
     "backbone": "",
     "mask": "",
+    "objective": "reconstruction",
     "seed": 0,
     "unit": "",
     "chance": np.nan,

@@ -535,7 +535,7 @@ class CohortRun(CohortSteps):
         ]
         # Whoever was pretrained by whatever mask is scored under all of them: the matrix has no holes.
         own = [c.mask for c in self.combinations if self.registry.get("mask", c.mask.name).pretrains]
-        return list(dict.fromkeys([*pairs, *((m, self.grid.config.ratio) for m in own)]))
+        return list(dict.fromkeys([*pairs, *((m, self.grid.ratio) for m in own)]))
 
     def steps(self) -> Iterator[tuple[Row, Step]]:
         """Yield every step with the row that needs it: fold after fold, evaluations last; none without a task."""
@@ -669,7 +669,8 @@ def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
         "window_s": spec.window_s,
         "patch_s": spec.patch_s,
         "n_tokens": profile.n_tokens,
-        "ratio": grid.config.ratio,
+        "ratio": grid.ratio,
+        "objective": grid.objective.label,
         "adaptation": grid.config.adaptation,
         "width": profile.width,
         "n_layers": profile.n_layers,

@@ -29,7 +29,9 @@ from neurobench import (
     contracts,
     evoked,
     harmonisation,
+    learners,
     masking,
+    objectives,
     pretraining,
     reconstruction,
     sensory,
@@ -369,7 +371,7 @@ class CohortSteps:
         """Pretrain a backbone under a masking strategy on the training subjects of a fold, or on other cohorts."""
         strategy = self.strategy(mask)
         n_steps = self.grid.profile.n_steps if strategy.pretrains else 0
-        ratio = self.grid.config.ratio
+        ratio, objective = self.grid.config.ratio, self.grid.objective
         identity = {
             **self._data_identity(backbone, mask, fold),
             "backbone": self.component(backbone),
@@ -378,9 +380,10 @@ class CohortSteps:
             "n_steps": n_steps,
             "n_tokens": self.grid.profile.n_tokens,
             "recipe": asdict(self.recipe),
-            "ratio": ratio if strategy.pretrains else 0.0,
+            "ratio": self.grid.ratio if strategy.pretrains else 0.0,
+            "objective": objective.identity() if strategy.pretrains else None,
             "device": self.device.type,
-            "code": code_digest(contracts, connectivity, pretraining, tokens, masking, transfer),
+            "code": code_digest(contracts, connectivity, pretraining, learners, objectives, tokens, masking, transfer),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -398,6 +401,7 @@ class CohortSteps:
                 n_steps=n_steps,
                 ratio=ratio,
                 seed=self.seed,
+                objective=objective,
                 device=self.device,
                 on_step=lambda step: advance(step + 1, n_steps),
             )
@@ -414,7 +418,9 @@ class CohortSteps:
 
         what = f"pretrain {backbone.label} · {mask.label}" + (self.grid.arrow if strategy.pretrains else "")
         label = self._title(what, fold) if self._meets(backbone, mask) else f"{what} · seed {self.seed}"
-        work = Work("pretraining", n_steps, self.recipe.batch_size * self._pass_size, self._by(backbone))
+        work = Work(
+            "pretraining", n_steps * objective.work, self.recipe.batch_size * self._pass_size, self._by(backbone)
+        )
         return Step("pretraining", label, identity, work, compute)
 
     def _training_windows(self, fold: Fold) -> list[tokens.TrainingWindows]:
@@ -701,7 +707,7 @@ class CohortSteps:
         identity = {
             **self._network_identity(*row.pretraining, fold),
             "mask": self.component(mask),
-            "ratio": self.grid.config.ratio,
+            "ratio": self.grid.ratio,
             "chunks": len(self.chunks),
             "tasks": [self.component(t) for t in tasks],
             "probe": self.probe(row),
@@ -723,7 +729,7 @@ class CohortSteps:
                 self.chunks,
                 groups,
                 self.strategy(mask),
-                ratio=self.grid.config.ratio,
+                ratio=self.grid.ratio,
                 seed=self.seed,
             )
             names = {"subjects": np.array(found.subjects, dtype=str), "groups": np.array(found.groups, dtype=str)}

@@ -11,11 +11,13 @@ from neurobench.plugins import load_registry
 from neurobench.pretraining import build, count_parameters
 from neurobench.records import BackboneSpec
 from neurobench.specimens import simulated_batch, simulated_spec, simulated_units
+from neurobench_backbones.brainmae import BrainMAE
+from neurobench_backbones.global_conv import GlobalConv
 from neurobench_backbones.hybrid import Hybrid
 from neurobench_backbones.mamba import Mamba
 from neurobench_backbones.transformer import Transformer
 
-ALL = (Transformer, Mamba, Hybrid)
+ALL = (Transformer, Mamba, Hybrid, BrainMAE, GlobalConv)
 
 
 @pytest.mark.parametrize(("width", "n_layers"), [(32, 1), (64, 2), (256, 4)])

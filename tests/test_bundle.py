@@ -417,6 +417,22 @@ def test_a_pretraining_on_test_subjects_that_nobody_speaks_of(tmp_path: Path, re
     refused(judged(hidden, tmp_path, registry), "identity", "more than the training subjects")
 
 
+@pytest.mark.slow
+def test_an_objective_that_a_record_does_not_speak_of(tmp_path: Path, registry):
+    folder = tmp_path / "out"
+    options = {"backbone": "transformer", "mask": "roi", "dataset": "adhd200", "n_subjects": 12, "n_steps": 1}
+    neurobench.run(**options, task="reconstruction[masks=random]", objective="latent", out=folder)
+    files = dict(make_bundle(folder, registry).files)
+    assert judged(files, tmp_path, registry).word == "believed, with warnings"
+    record_id = named(files, "transformer · roi (latent)", "reconstruction")
+    usual = with_record(files, record_id, lambda plain: plain["protocol"].update(objective="reconstruction"))
+    refused(judged(usual, tmp_path, registry), "identity", "its objective is not the one that its results were made")
+    unknown = with_record(files, record_id, lambda plain: plain["protocol"].update(objective="latent[momentum=9]"))
+    verdict = judged(unknown, tmp_path, registry)
+    assert verdict.word == "refused"
+    assert any("momentum cannot be 9" in f.message for f in verdict.findings), verdict.findings
+
+
 def test_a_duplicated_subject(ages: Files, tmp_path: Path, registry):
     record_id = named(ages, "connectome", "age")
     forged = with_rows(ages, record_id, lambda rows: rows.append(dict(rows[0])))

@@ -122,7 +122,13 @@ def test_real_and_simulated_are_never_in_one_table(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"data__fingerprint": "another"}, {"protocol__n_steps": 9}, {"protocol__adaptation": "finetune"}],
+    [
+        {"data__fingerprint": "another"},
+        {"protocol__n_steps": 9},
+        {"protocol__adaptation": "finetune"},
+        {"protocol__objective": "latent"},
+        {"protocol__objective": "reconstruction[ratio_to=0.8]"},
+    ],
 )
 def test_other_people_or_another_protocol_are_another_table(tmp_path: Path, change):
     place(tmp_path, invented("net · roi", "pretrained"))

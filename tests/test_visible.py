@@ -25,6 +25,7 @@ from neurobench.runner import execute
 from neurobench.specimens import simulated_batch, simulated_cohort, simulated_spec, simulated_units
 from neurobench.tokens import Scaler, Tokenizer, TrainingWindows, evaluation_windows, unit_chunks
 from neurobench.visible import VisibleGrid
+from neurobench_backbones.brainmae import BrainMAE
 from neurobench_backbones.hybrid import Hybrid
 from neurobench_backbones.mamba import Mamba
 from neurobench_backbones.transformer import Transformer
@@ -60,8 +61,14 @@ class VisibleHybrid(Hybrid):
     check_with = VISIBLE
 
 
+class VisibleBrainMAE(BrainMAE):
+    """BrainMAE's backbone, leaving hidden tokens out."""
+
+    check_with = VISIBLE
+
+
 @pytest.mark.parametrize("check", checks_of(Transformer))
-@pytest.mark.parametrize("cls", [VisibleTransformer, VisibleMamba, VisibleHybrid])
+@pytest.mark.parametrize("cls", [VisibleTransformer, VisibleMamba, VisibleHybrid, VisibleBrainMAE])
 def test_every_contract_holds(cls: type, check: str) -> None:
     (result,) = check_component(cls, only=check)
     assert result.outcome == "passed", result.message

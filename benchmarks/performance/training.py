@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from neurobench.contracts import Backbone
+from neurobench.learners import Filling
 from neurobench.pretraining import Drawn, Recipe, build, optimise, parameter_groups
 from neurobench.records import Batch
 from neurobench.specimens import simulated_batch, simulated_spec, simulated_units
@@ -52,6 +53,5 @@ def training_step(
     recipe = Recipe.for_width(width, len(hidden))
     groups = parameter_groups([net, decoder], recipe.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
-    weights = [*net.parameters(), *decoder.parameters()]
     net.train()
-    return lambda: optimise(net, decoder, drawn, optimiser, weights, recipe.clip)
+    return lambda: optimise(Filling(net, decoder), drawn, optimiser, recipe.clip)

@@ -40,9 +40,12 @@ class AttentionPass(nn.Module):
 
     def weights(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Return (sequences, length, length) attention, the mean over heads: rows sum to 1."""
-        attn = self.block.attn
-        normed = self.block.norm1(tokens)
-        q, k, _ = attn.qkv(normed).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        logits = attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-1, -2)
         seen = valid | ~valid.any(1, keepdim=True)
-        return logits.masked_fill(~seen[:, None, None, :], -torch.inf).softmax(-1).mean(1)
+        return self.shares(tokens, seen[:, None, None, :])
+
+    def shares(self, tokens: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Return the same; ``seen``, bool, broadcasts to (sequences, heads, length, length): who may be attended to."""
+        attn = self.block.attn
+        q, k, _ = attn.qkv(self.block.norm1(tokens)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        logits = attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-1, -2)
+        return logits.masked_fill(~seen, -torch.inf).softmax(-1).mean(1)

@@ -1,0 +1,221 @@
+"""From a batch to a loss: what backbone and decoder are trained by, under each objective."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from neurobench.errors import NeurobenchError
+from neurobench.identity import seed_for
+from neurobench.objectives import Latent, Objective, Reconstruction
+from neurobench.records import Batch, TokenTable
+
+__all__ = ["Drawn", "Filling", "Learner", "Predicting", "hide", "learner_of"]
+
+
+def hide(signal: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the signal with zeros at hidden tokens: what a backbone is given."""
+    return signal.masked_fill(hidden[..., None], 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The batch of a step with its masks, on the device that trains.
+
+    Parameters
+    ----------
+    signal
+        (batch, units, patches, features) whole signal: what is hidden of it is for the loss alone.
+    table
+        The token table.
+    hidden
+        (batch, units, patches) bool.
+    scored, visible
+        (tokens,) int64, places in the flattened (batch × units × patches): hidden ones that are scored, and valid ones
+        that are not hidden.
+    n_valid, n_hidden
+        Number of valid and of hidden tokens.
+    """
+
+    signal: torch.Tensor
+    table: TokenTable
+    hidden: torch.Tensor
+    scored: torch.Tensor
+    visible: torch.Tensor
+    n_valid: int
+    n_hidden: int
+
+    @classmethod
+    def of(
+        cls,
+        batch: Batch,
+        hidden: torch.Tensor,
+        scored: torch.Tensor,
+        sent: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Drawn:
+        """Return a batch and its (batch, units, patches) masks, every tensor ``sent`` to where it is needed."""
+        return cls(
+            sent(batch.signal),
+            batch.table.map(sent),
+            sent(hidden),
+            sent(scored.flatten().nonzero()[:, 0]),
+            sent((batch.table.valid & ~hidden).flatten().nonzero()[:, 0]),
+            int(batch.table.valid.sum()),
+            int(hidden.sum()),
+        )
+
+
+def _at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return (places, features) of (batch, units, patches, features)."""
+    return x.flatten(0, 2).index_select(0, places)
+
+
+class Learner(ABC):
+    """Backbone and decoder, and what an objective trains beside them.
+
+    Parameters
+    ----------
+    backbone, decoder
+        On the device that trains.
+    """
+
+    def __init__(self, backbone: nn.Module, decoder: nn.Module) -> None:
+        self.backbone, self.decoder = backbone, decoder
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Everything that is trained."""
+        return [self.backbone, self.decoder]
+
+    @property
+    def cut_together(self) -> list[list[nn.Module]]:
+        """Modules whose gradients are cut together, by one norm."""
+        return [self.modules]
+
+    @abstractmethod
+    def losses(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what to minimise, and the mean squared error of the scored tokens, which everybody is told."""
+
+    def moved(self, done: float) -> None:  # noqa: B027 - most have nothing to move
+        """Follow a step of the optimiser; ``done`` is the fraction of all steps that lie behind."""
+
+    def _error(self, reconstructed: torch.Tensor, drawn: Drawn, places: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared error of (batch, units, patches, features) at some places."""
+        return (_at(reconstructed, places).float() - _at(drawn.signal, places)).square().mean()
+
+
+class Filling(Learner):
+    """Fills hidden tokens, and says again what the visible ones are if they have a weight.
+
+    Parameters
+    ----------
+    backbone, decoder
+        On the device that trains.
+    visible
+        Weight of visible tokens; scored ones have the rest.
+    """
+
+    def __init__(self, backbone: nn.Module, decoder: nn.Module, visible: float = 0.0) -> None:
+        super().__init__(backbone, decoder)
+        self.visible = visible
+
+    def losses(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weighted error of scored and visible tokens, and that of the scored ones."""
+        with torch.autocast("cuda", torch.bfloat16, enabled=drawn.signal.is_cuda):
+            reconstructed = self.decoder(self.backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
+        error = self._error(reconstructed, drawn, drawn.scored)
+        if self.visible == 0:
+            return error, error.detach()
+        seen = self._error(reconstructed, drawn, drawn.visible)
+        return (1 - self.visible) * error + self.visible * seen, error.detach()
+
+
+class Predicting(Learner):
+    """Predicts the tokens of a slow copy of the backbone, which sees the whole signal.
+
+    Its tokens are normalised, each to mean 0 and variance 1. The copy follows the backbone and has no gradient; the
+    decoder reads detached tokens, so that the backbone learns nothing of it, and its gradients are cut by themselves.
+
+    Parameters
+    ----------
+    backbone, decoder
+        On the device that trains.
+    width
+        Width of a token.
+    momentum
+        How much of the copy stays in the first step, and rises to 1.
+    seed
+        Of the predictor's first weights: the same for every backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, decoder: nn.Module, *, width: int, momentum: float, seed: int) -> None:
+        super().__init__(backbone, decoder)
+        self.momentum = momentum
+        self.target = copy.deepcopy(backbone).requires_grad_(False).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(seed, "predictor"))
+            self.predictor = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)).to(
+                next(backbone.parameters()).device
+            )
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Everything that is trained."""
+        return [self.backbone, self.predictor, self.decoder]
+
+    @property
+    def cut_together(self) -> list[list[nn.Module]]:
+        """The decoder by itself: else its errors would shorten the backbone's steps."""
+        return [[self.backbone, self.predictor], [self.decoder]]
+
+    def wanted(self, drawn: Drawn) -> torch.Tensor:
+        """Return (scored tokens, width) what is to be predicted."""
+        with torch.no_grad():
+            tokens = self.target(drawn.signal, torch.zeros_like(drawn.hidden), drawn.table)
+        return F.layer_norm(_at(tokens, drawn.scored).float(), tokens.shape[-1:])
+
+    def losses(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the error of the prediction and of the decoder together, and the latter."""
+        with torch.autocast("cuda", torch.bfloat16, enabled=drawn.signal.is_cuda):
+            tokens = self.backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table)
+            predicted = self.predictor(_at(tokens, drawn.scored))
+            reconstructed = self.decoder(tokens.detach())
+            wanted = self.wanted(drawn)
+        error = self._error(reconstructed, drawn, drawn.scored)
+        return F.smooth_l1_loss(predicted.float(), wanted) + error, error.detach()
+
+    @torch.no_grad()
+    def moved(self, done: float) -> None:
+        """Move the copy a little towards the backbone."""
+        share = (1 - self.momentum) * (1 - done)
+        for kept, new in zip(self.target.parameters(), self.backbone.parameters(), strict=True):
+            kept.lerp_(new, share)
+        for fixed, now in zip(self.target.buffers(), self.backbone.buffers(), strict=True):
+            fixed.copy_(now)
+
+
+def learner_of(objective: Objective, backbone: nn.Module, decoder: nn.Module, *, width: int, seed: int) -> Learner:
+    """Return what trains backbone and decoder under an objective.
+
+    Parameters
+    ----------
+    objective
+        What is learnt.
+    backbone, decoder
+        On the device that trains.
+    width
+        Width of a token.
+    seed
+        Of whatever is trained beside them.
+    """
+    if isinstance(objective, Reconstruction):
+        return Filling(backbone, decoder, objective.visible)
+    if isinstance(objective, Latent):
+        return Predicting(backbone, decoder, width=width, momentum=objective.momentum, seed=seed)
+    raise NeurobenchError(f"nothing learns by objective {objective.label!r}.")
