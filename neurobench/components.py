@@ -1,19 +1,21 @@
-"""Components as a user writes them: ``roi[rule=pure]``, read, checked and resolved."""
+"""Components as a user writes them: ``roi[rule=pure]``, read, checked and resolved; files by their content."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurobench.errors import ConfigError, closest
+from neurobench.identity import digest, file_digest
 
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
 
-__all__ = ["ComponentSpec", "parse_component", "split_names"]
+__all__ = ["ComponentSpec", "of_content", "parse_component", "split_names"]
 
 Value = bool | int | float | str
 
@@ -27,13 +29,17 @@ class ComponentSpec:
     kind, name
         Such as ``mask`` and ``roi``.
     parameters, defaults
-        Every parameter of the component: its value here, and the one it has when nothing is said.
+        Every parameter of the component: its value here, and the one it has when nothing is said. Of a file it is the
+        hash of the content, see :func:`of_content`.
+    files
+        By parameter, where its file lies on this machine; no part of what the component is.
     """
 
     kind: Kind
     name: str
     parameters: Mapping[str, Value] = field(default_factory=dict)
     defaults: Mapping[str, Value] = field(default_factory=dict, compare=False, repr=False)
+    files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __hash__(self) -> int:
         return hash((self.kind, self.name, tuple(self.parameters.items())))
@@ -44,9 +50,34 @@ class ComponentSpec:
         changed = [f"{k}={_text(v)}" for k, v in self.parameters.items() if v != self.defaults.get(k)]
         return f"{self.name}[{','.join(changed)}]" if changed else self.name
 
+    @property
+    def arguments(self) -> dict[str, Value]:
+        """The parameters to build the component with on this machine."""
+        return {**self.parameters, **self.files}
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether a file decides what the component does."""
+        return any(isinstance(v, str) and CONTENT.search(v) for v in self.parameters.values())
+
     def identity(self) -> dict[str, Any]:
         """Return the name and all parameters, defaults among them."""
         return {"name": self.name, "parameters": dict(self.parameters)}
+
+
+CONTENT = re.compile(r"(?:^|@)sha256:[0-9a-f]{16}$")
+"""How a parameter ends that stands for the content of files."""
+
+
+def of_content(value: str, files: Sequence[Path]) -> str:
+    """Return what stands for a value that names files: their hash, after the name if that is no path.
+
+    ``sha256:0f1e2d3c4b5a6978`` of a file or folder of the user, ``NAME@sha256:0f1e2d3c4b5a6978`` of what a cache holds
+    under a name.
+    """
+    found = file_digest(files[0]) if len(files) == 1 else digest({f.name: file_digest(f) for f in files})
+    text = f"sha256:{found[:16]}"
+    return text if Path(value).expanduser().exists() else f"{value}@{text}"
 
 
 def _text(value: Value) -> str:
@@ -90,7 +121,8 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
             next_step="In a shell, put quotes around the brackets.",
         )
     name = match["name"].strip()
-    accepted = registry.get(kind, name).component_parameters()
+    cls = registry.get(kind, name)
+    accepted = cls.component_parameters()
     given: list[tuple[str, str]] = [("column", match["column"])] if match["column"] else []
     for part in split_names(match["inside"] or ""):
         parameter, equals, value = part.partition("=")
@@ -114,7 +146,11 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
         if parameter in changed:
             raise ConfigError(f"{kind} {text!r} sets {parameter!r} twice.", next_step="Leave one of them out.")
         changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation)
-    return ComponentSpec(kind, name, {**defaults, **changed}, defaults)
+    # A record says what a file held, not where it lay: such a label can be read where the file is not.
+    here = {n: defaults[n] if CONTENT.search(str(v)) else v for n, v in changed.items()}
+    named = {n: files for n, files in cls.named_files({**defaults, **here}).items() if n in accepted}
+    resolved = {**defaults, **changed, **{n: of_content(str(changed.get(n, defaults[n])), f) for n, f in named.items()}}
+    return ComponentSpec(kind, name, resolved, defaults, {n: str(changed.get(n, defaults[n])) for n in named})
 
 
 def _signature(accepted: Mapping[str, Any]) -> str:

@@ -165,6 +165,15 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
             for m in mask_specs
             if registry.get("mask", m.name).pretrains
         )
+        problems.extend(
+            ConfigError(
+                f"--adaptation scratch starts without anything learned, and backbone {b.label!r} has weights from "
+                "outside.",
+                next_step="Use --adaptation finetune with --mask none, or leave the weights out.",
+            )
+            for b in backbone_specs
+            if b.from_outside
+        )
     if config.split == "within-recording":
         task_specs = _reconstruction_only(task_specs, bool(config.tasks), registry, problems)
     profile = PROFILES.get(config.profile, PROFILES["smoke"])
@@ -288,7 +297,7 @@ def _impossible_backbones(
         n_units=8, n_groups=2, n_patches=10, n_features=10, width=profile.width, n_layers=profile.n_layers
     )
     for spec in specs:
-        if reason := registry.get("backbone", spec.name).impossible(sizes, spec.parameters):
+        if reason := registry.get("backbone", spec.name).impossible(sizes, spec.arguments):
             yield ConfigError(
                 f"backbone {spec.label!r} cannot be built at --profile {profile.name}: {reason.rstrip('.')}.",
                 next_step=f"Change its parameters (`neurobench info {spec.name}`) or the profile.",

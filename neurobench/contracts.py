@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -114,6 +114,21 @@ class Component:
         """Return why this component cannot be used on this machine, or an empty string."""
         return ""
 
+    @classmethod
+    def named_files(cls, parameters: Mapping[str, Any]) -> Mapping[str, Sequence[Path]]:
+        """Return, by parameter, the files it names whose content decides what the component does.
+
+        Their content takes the place of the path in every label, identity and record: a file that is moved is the same
+        one, and one that is overwritten is another. Of a backbone these are weights that somebody trained elsewhere:
+        its results are marked, as nobody here knows who is in them.
+
+        Raises
+        ------
+        NeurobenchError
+            If there is no such file.
+        """
+        return {}
+
 
 # ---------------------------------------------------------------- backbone
 
@@ -124,6 +139,10 @@ class Backbone(nn.Module, Component, ABC):
     The constructor is ``__init__(self, spec, *, parameter=default, …)``. Hidden values are replaced by zeros before
     the backbone is called, so that it cannot see them; a check proves it.
     """
+
+    budgeted: ClassVar[bool] = True
+    """False only for backbones that come in the size that somebody gave them: exempt from the common parameter budget,
+    and not ranked beside those that keep it."""
 
     drops_hidden: ClassVar[bool] = False
     """Whether hidden tokens are left out when the visible ones are computed, as MAE does: visible tokens are what they

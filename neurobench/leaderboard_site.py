@@ -44,7 +44,7 @@ from neurobench.plugins import Registry, load_registry
 from neurobench.report import CONFOUNDS
 from neurobench.results import MetricRecord, Record
 from neurobench.store import atomic_write
-from neurobench.tables import count, decimals, duration, metric_name
+from neurobench.tables import APART, count, decimals, duration, metric_name
 
 __all__ = ["Built", "build_leaderboard"]
 
@@ -175,6 +175,7 @@ def _renderer() -> Any:
     templates.globals |= {
         "version": neurobench.__version__,
         "kinds": KINDS,
+        "apart_words": APART,
         "levels": LEVELS,
         "rank_text": rank_text,
         "skill_text": skill_text,
@@ -710,7 +711,8 @@ def _pretraining(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
 
 
 def _costs(line: Line) -> Iterator[tuple[str, str]]:
-    yield "parameters", count(line.n_parameters) or "–"
+    exempt = " (‡ outside the common budget)" if "parameter budget" in line.apart else ""
+    yield "parameters", (count(line.n_parameters) or "–") + exempt
     yield "time", duration(line.seconds) or "–"
     yield "peak memory", "–" if math.isnan(line.peak_memory_mb) else f"{line.peak_memory_mb:,.0f} MB"
     yield "device", ", ".join(sorted({r.cost.device for r in line.records if r.cost.device})) or "–"

@@ -434,7 +434,7 @@ class CohortRun(CohortSteps):
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Every row: baselines, trivial fillers, untrained backbones, pretrained combinations."""
+        """Every row: baselines, trivial fillers, backbones untrained or as given, pretrained combinations."""
         rows = [
             Row("baseline", b.label, baseline=b)
             for b in self.grid.baselines
@@ -442,11 +442,13 @@ class CohortRun(CohortSteps):
         ]
         rows += [Row("filler", name) for name in reconstruction.FILLERS]
         untrained = "scratch" if self.grid.adaptation == "finetune" else "untrained"
-        if self.cohort.seen_as is not None:
-            # Another network than the untrained one of the cohort's own units.
-            untrained += f" (units of {self.grid.pretrain_on[0].label})"
+        # Another network than the untrained one of the cohort's own units.
+        abroad = "" if self.cohort.seen_as is None else f" (units of {self.grid.pretrain_on[0].label})"
         for backbone in dict.fromkeys(c.backbone for c in self.combinations):
-            rows.append(Row("untrained", f"{backbone.label} · {untrained}", backbone, self.no_pretraining))
+            # Weights from outside are no control: somebody trained them, on people nobody here knows.
+            given = backbone.from_outside
+            label = f"{backbone.label} · {'as given' if given else untrained}{abroad}"
+            rows.append(Row("given" if given else "untrained", label, backbone, self.no_pretraining))
         rows += [
             Row("pretrained", f"{c.backbone.label} · {c.mask.label}{self.grid.arrow}", c.backbone, c.mask)
             for c in self.combinations

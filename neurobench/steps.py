@@ -100,14 +100,14 @@ class Row:
     Parameters
     ----------
     kind
-        ``pretrained``, ``untrained``, ``baseline`` or ``filler``.
+        ``pretrained``, ``given`` (weights from outside, as they are), ``untrained``, ``baseline`` or ``filler``.
     label
         Such as ``mamba · roi``.
     backbone, mask, baseline
         What it is made of; None where it does not apply. Fillers have none of them.
     """
 
-    kind: Literal["pretrained", "untrained", "baseline", "filler"]
+    kind: Literal["pretrained", "given", "untrained", "baseline", "filler"]
     label: str
     backbone: ComponentSpec | None = None
     mask: ComponentSpec | None = None
@@ -425,7 +425,7 @@ class CohortSteps:
         # One initialisation a (seed, backbone): every mask and fold starts from the same weights.
         cls = self.registry.get("backbone", backbone.name)
         net, decoder = pretraining.build(
-            cls, self.spec, backbone.parameters, seed_for(self.seed, "pretrain-init", backbone.label)
+            cls, self.spec, backbone.arguments, seed_for(self.seed, "pretrain-init", backbone.label)
         )
         return net.to(self.device), decoder.to(self.device)
 

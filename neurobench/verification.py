@@ -615,7 +615,9 @@ class _Check:
             if not any(r.kind in ("baseline", "filler") for r in records):
                 self.add("error", "no-baseline", "has no baseline beside it: no number stands alone", item.label)
             backbone = record.backbone.label if record.backbone else ""
-            if not any(r.kind == "untrained" and r.backbone and r.backbone.label == backbone for r in records):
+            if not any(
+                r.kind in ("untrained", "given") and r.backbone and r.backbone.label == backbone for r in records
+            ):
                 self.add("warning", "no-untrained", "has no untrained backbone beside it", item.label)
         if record.skill is None or head.value is None:
             return
