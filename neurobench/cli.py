@@ -438,6 +438,9 @@ def list_components(
             for name, c in registry.of(cast("Kind", one)).items()
         ]
         console.print_table(screen, ("name", "", "parameters"), rows, title=f"{one}s")
+        for (of, name), error in sorted(registry.unusable.items()):
+            if of == one:
+                screen.print(f"{name}: {error.next_step}", style="yellow")
     if unusable := [p for p in registry.plugins if p.state != "available"]:
         screen.print(f"{plural(len(unusable), 'plugin')} cannot be used: see `neurobench plugins`.", style="yellow")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -146,10 +146,14 @@ class _Task(Paired):
         if found["low"] > 0 or found["high"] < 0:
             ahead = (found["low"] > 0) == self.higher
             heard = any(id(pair[0 if ahead else 1]) not in self.silent for pair in terms)
-            # Of a baseline nobody expects that it has the budget of a network.
-            equal = self.apart.get(first) == self.apart.get(second) or not {first, second} <= self.apart.keys()
-            winner = (first if ahead else second) if heard and equal else ""
+            winner = (first if ahead else second) if heard and not self.unequal(first, second) else ""
         return self._where(by, first, second) | found | {"winner": winner}
+
+    def unequal(self, first: str, second: str) -> str:
+        """Return what two rows or backbones do not have in common; of a baseline nobody expects a network's budget."""
+        if not {first, second} <= self.apart.keys() or self.apart[first] == self.apart[second]:
+            return ""
+        return ", ".join(sorted(set(filter(None, f"{self.apart[first]}, {self.apart[second]}".split(", ")))))
 
     def _where(self, by: By, first: str, second: str) -> dict[str, Any]:
         return {
@@ -466,7 +470,7 @@ def compare_rows(
                 sentences[one] = (
                     _interaction_words(own_table, omnibus, built.heard())
                     if one == "interaction"
-                    else _words(one, own_table, int((table["by"] != "interaction").sum()))
+                    else _words(one, own_table, int((table["by"] != "interaction").sum()), built.unequal)
                 )
         if built.left_out:
             sentences["left out"] = "Not compared: " + "; ".join(built.left_out) + "."
@@ -634,7 +638,21 @@ def _needed_among(line: Mapping[str, Any], n_tested: int) -> float:
     return max(float(math.ceil(n * (reach * se / difference) ** 2)), float(n + 1))
 
 
-def _words(by: str, table: pd.DataFrame, n_tested: int) -> str:
+def _words(by: str, table: pd.DataFrame, n_tested: int, unequal: Callable[[str, str], str]) -> str:
+    """Return what comparisons of one kind come to; those on unequal terms are told apart, without a winner."""
+    why = pd.Series([unequal(r["first"], r["second"]) for r in table.to_dict("records")], table.index, dtype=str)
+    equal = table[why == ""]
+    said = [_equal_words(by, equal, n_tested)] if len(equal) else []
+    unit = f" {table['unit'].iloc[0]}" if table["unit"].iloc[0] else ""
+    said += [
+        f"{r['first']} − {r['second']} is {r['difference']:+.3g}{unit} ({r['low']:.3g} to {r['high']:.3g}); they are "
+        f"not on equal terms ({reason}), so neither is called better."
+        for r, reason in zip(table[why != ""].to_dict("records"), why[why != ""], strict=True)
+    ]
+    return " ".join(said)
+
+
+def _equal_words(by: str, table: pd.DataFrame, n_tested: int) -> str:
     what, how = WHAT[by]
     task, unit = table["task"].iloc[0], table["unit"].iloc[0]
     unit = f" {unit}" if unit else ""

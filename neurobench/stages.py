@@ -530,6 +530,10 @@ class CohortRun(CohortSteps):
             if spec not in self.tasks:
                 notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {self.why_not(spec)}")
         notes += [f"{self.cohort.dataset}: {r}" for r in self.transfer_remarks()]
+        for backbone in dict.fromkeys(c.backbone for c in self.combinations):
+            # Tables say what a file holds; who reads them here wants to know which file that was.
+            named = ", ".join(f"{n} is {Path(v).name}" for n, v in backbone.files.items())
+            notes += [f"{self.cohort.dataset}: {backbone.label}: {named}"] if named else []
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from neurobench_backbones._weights import existing
+
 EXTRA = "pretrained"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def without(package: str) -> str:
@@ -15,6 +20,26 @@ def without(package: str) -> str:
     if importlib.util.find_spec(package) is not None:
         return ""
     return f"needs the package {package!r}. Get it with: pip install 'neurobench-fm[{EXTRA}]'"
+
+
+def in_cache(name: str, *files: str) -> Path | None:
+    """Return the first of some files that the local cache of the Hugging Face hub holds under a name, if any.
+
+    Nothing is downloaded.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    with contextlib.suppress(HFValidationError):
+        found = (try_to_load_from_cache(name, file) for file in files)
+        return next((Path(path) for path in found if isinstance(path, str)), None)
+    return None
+
+
+def weights_of(text: str) -> Path:
+    """Return the file of weights that a user names: a path, or a name in the local cache of the Hugging Face hub."""
+    path = Path(text).expanduser()
+    return (None if path.exists() else in_cache(text, *WEIGHTS)) or existing(path)
 
 
 def way_in_and_out(width: int, inside: int, outside: int | None = None) -> tuple[nn.Linear, nn.Linear]:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from neurobench import Backbone, BackboneSpec, TokenTable, hookimpl
-from neurobench_backbones._outside import without
-from neurobench_backbones._weights import existing, load_weights
+from neurobench_backbones._outside import weights_of, without
+from neurobench_backbones._weights import load_weights
 
 PACKAGE = "braindecode"
 HEADS = ("final_layer", "head", "fc_norm", "mask_token", "lm_head", "chan_proj", "chans_id")
@@ -175,8 +175,8 @@ class Braindecode(Backbone):
     model
         ``CBraMod``, ``LaBraM``, ``EEGPT`` or ``BIOT``.
     weights
-        A .safetensors or torch file with braindecode's names of weights; empty: random. Heads and embeddings of
-        electrodes in it are left out.
+        A .safetensors or torch file with braindecode's names of weights, or a name in the local cache of the Hugging
+        Face hub; empty: random. Heads and embeddings of electrodes in it are left out.
     depth
         The first so many layers; 0 for all that were published.
     """
@@ -204,7 +204,7 @@ class Braindecode(Backbone):
             deeper = (rf"{self.net.layers}{i}\." for i in range(depth, 100)) if depth else ()
             load_weights(
                 self.net,
-                weights,
+                weights_of(weights),
                 prefixes=("module.", "model.", "target_encoder.", "encoder."),
                 left_out=(*HEADS, *self.net.electrodes, *deeper),
             )
@@ -224,7 +224,7 @@ class Braindecode(Backbone):
     @classmethod
     def named_files(cls, parameters: Mapping[str, Any]) -> Mapping[str, Sequence[Path]]:
         """Return the file of the weights."""
-        return {"weights": [existing(parameters["weights"])]} if parameters["weights"] else {}
+        return {"weights": [weights_of(parameters["weights"])]} if parameters["weights"] else {}
 
     def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Pass the units that are there through the model, windows that lack the same ones together."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from neurobench import BackboneSpec, DataError, TokenBackbone, TokenTable, hookimpl
-from neurobench_backbones._outside import seen_by_all, way_in_and_out, without
+from neurobench_backbones._outside import in_cache, seen_by_all, way_in_and_out, without
 
 PACKAGE = "transformers"
 
@@ -33,12 +33,8 @@ def folder_of(model: str) -> Path | None:
     if not path.is_dir():
         if model in CONFIG_MAPPING:
             return None
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        with contextlib.suppress(HFValidationError):
-            if isinstance(config := try_to_load_from_cache(model, "config.json"), str):
-                return Path(config).parent
+        if (config := in_cache(model, "config.json")) is not None:
+            return config.parent
     raise DataError(
         f"model {model!r} is no folder with a config.json, not in the local cache and no architecture of transformers.",
         allowed="a folder that save_pretrained wrote, a name that is in the cache, or an architecture such as bert",

@@ -13,8 +13,8 @@ from torch import nn
 
 from neurobench import BackboneSpec, DataError, TokenBackbone, TokenTable, hookimpl
 from neurobench_backbones._grid import mix_grid
-from neurobench_backbones._outside import seen_by_all, way_in_and_out
-from neurobench_backbones._weights import existing, load_weights
+from neurobench_backbones._outside import WEIGHTS, in_cache, seen_by_all, way_in_and_out, weights_of
+from neurobench_backbones._weights import load_weights
 
 GRIDS = ("flat", "factorised")
 CACHE = "cache"
@@ -52,13 +52,10 @@ def cached(model: str) -> Path:
         If it is not there; nothing is downloaded.
     """
     import timm
-    from huggingface_hub import try_to_load_from_cache
 
     known = timm.models.get_pretrained_cfg(model) if timm.is_model(model) else None
-    if known is not None and known.hf_hub_id:
-        for name in ("model.safetensors", "pytorch_model.bin"):
-            if isinstance(path := try_to_load_from_cache(known.hf_hub_id, name), str):
-                return Path(path)
+    if known is not None and known.hf_hub_id and (path := in_cache(known.hf_hub_id, *WEIGHTS)) is not None:
+        return path
     raise DataError(
         f"the local cache of timm holds no weights of {model!r}, and nothing is downloaded here.",
         allowed=f"weights=PATH, or weights={CACHE} where timm has downloaded them",
@@ -112,7 +109,7 @@ class Timm(TokenBackbone):
             cut = [rf"blocks\.{i}\." for i in range(len(blocks), len(net.blocks))]
             load_weights(
                 nn.ModuleDict({"blocks": self.blocks, "norm": self.norm_of_model}),
-                cached(model) if weights == CACHE else weights,
+                cached(model) if weights == CACHE else weights_of(weights),
                 left_out=(*OF_IMAGES, *HEADS, *cut),
             )
 
@@ -131,7 +128,7 @@ class Timm(TokenBackbone):
         weights = str(parameters["weights"])
         if not weights:
             return {}
-        return {"weights": [cached(str(parameters["model"])) if weights == CACHE else existing(weights)]}
+        return {"weights": [cached(str(parameters["model"])) if weights == CACHE else weights_of(weights)]}
 
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Mix by the model's blocks."""
