@@ -134,6 +134,11 @@ class TaskSection:
     pictures: Sequence[Picture]
     comparisons: Sequence[tuple[str, Grid | None]] = ()
 
+    @property
+    def has_apart(self) -> bool:
+        """Whether any row is shown without being ranked with the others."""
+        return any(line[0].endswith("‡") for line in self.results.rows)
+
 
 @dataclass(frozen=True, eq=False)
 class Section:

@@ -237,7 +237,7 @@ class Braindecode(Backbone):
                 rows, units = (there == pattern).all(1).nonzero(), pattern.nonzero()[:, 0]
                 if len(units):
                     part = table.map(lambda x, rows=rows, units=units: x[rows, units])
-                    mixed[rows, units] = self._mix(signal[rows, units], hidden[rows, units], part)
+                    mixed[rows, units] = self._mix(signal[rows, units], hidden[rows, units], part).to(mixed.dtype)
         tokens: torch.Tensor = self.norm(self.back(mixed)) * table.valid[..., None]
         return tokens
 

@@ -87,7 +87,8 @@ class HuggingFace(TokenBackbone):
         if getattr(net, "pooler", None) is not None:
             net.pooler = None
         self.net = net
-        self._try_out(words.embedding_dim)
+        with torch.inference_mode(False), torch.enable_grad():
+            self._try_out(words.embedding_dim)
 
     @classmethod
     def unavailable(cls) -> str:

@@ -84,7 +84,7 @@ class Timm(TokenBackbone):
     summary = "blocks of a named vision transformer of timm (model=…, weights=PATH)"
     reference = "doi:10.5281/zenodo.4414861; arXiv:2010.11929"
     budgeted = False
-    check_with = {"depth": 2}  # noqa: RUF012
+    check_with = {"depth": 1}  # noqa: RUF012
 
     def __init__(
         self,
@@ -99,14 +99,13 @@ class Timm(TokenBackbone):
         # Importing timm takes seconds, and every start imports this module.
         import timm
 
-        net = timm.create_model(model, num_classes=0)
-        blocks = list(net.blocks)[: depth or None]
+        net = timm.create_model(model, num_classes=0, **({"depth": depth} if depth else {}))
         self.into, self.back = way_in_and_out(spec.width, net.num_features)
         self.factorised = grid == "factorised"
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(net.blocks)
         self.norm_of_model = net.norm
         if weights:
-            cut = [rf"blocks\.{i}\." for i in range(len(blocks), len(net.blocks))]
+            cut = [rf"blocks\.{i}\." for i in range(depth, 100)] if depth else []
             load_weights(
                 nn.ModuleDict({"blocks": self.blocks, "norm": self.norm_of_model}),
                 cached(model) if weights == CACHE else weights_of(weights),
