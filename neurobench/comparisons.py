@@ -654,6 +654,8 @@ def _words(by: str, table: pd.DataFrame, n_tested: int, unequal: Callable[[str, 
 
 def _equal_words(by: str, table: pd.DataFrame, n_tested: int) -> str:
     what, how = WHAT[by]
+    if by == "untrained" and table["second"].str.contains(" · as given", regex=False).any():
+        what, how = "pretrained rows from their backbones untrained or as given", "pretrained against before"
     task, unit = table["task"].iloc[0], table["unit"].iloc[0]
     unit = f" {unit}" if unit else ""
     won = table[table["winner"] != ""]

@@ -162,6 +162,11 @@ class Line:
         return tuple(dict.fromkeys(reason for r in self.records for reason in r.apart))
 
     @property
+    def apart_words(self) -> str:
+        """The same, as it is written."""
+        return "; ".join(APART[reason] for reason in self.apart)
+
+    @property
     def n_parameters(self) -> float:
         """Parameters of the backbone; NaN for what has none."""
         return _mean(r.cost.n_parameters for r in self.records)
@@ -309,6 +314,11 @@ class Table:
     def front(self) -> tuple[Line, ...]:
         """Rows that may be the best: none is shown to be better than they are."""
         return tuple(line for line in self.lines if line.rank and line.rank[0] == 1)
+
+    @property
+    def apart_words(self) -> str:
+        """Why some rows are not ranked with the others; empty where all are."""
+        return "; ".join(dict.fromkeys(APART[reason] for line in self.lines for reason in line.apart))
 
     @cached_property
     def reconstructs(self) -> bool:

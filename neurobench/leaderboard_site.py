@@ -44,7 +44,7 @@ from neurobench.plugins import Registry, load_registry
 from neurobench.report import CONFOUNDS
 from neurobench.results import MetricRecord, Record
 from neurobench.store import atomic_write
-from neurobench.tables import APART, count, decimals, duration, metric_name
+from neurobench.tables import count, decimals, duration, metric_name
 
 __all__ = ["Built", "build_leaderboard"]
 
@@ -175,7 +175,6 @@ def _renderer() -> Any:
     templates.globals |= {
         "version": neurobench.__version__,
         "kinds": KINDS,
-        "apart_words": APART,
         "levels": LEVELS,
         "rank_text": rank_text,
         "skill_text": skill_text,
@@ -450,7 +449,7 @@ def _log_ticks(low: float, high: float, text: Any) -> list[dict[str, Any]]:
 
 
 def _pareto(t: Table, cost: str) -> dict[str, Any] | None:
-    """Return score against cost: points, and the step line of those that none beats on both."""
+    """Return score against cost: points, and the step line of those on equal terms that none beats on both."""
     points = [(getattr(x, cost), x) for x in t.lines if getattr(x, cost) > 0 and not math.isnan(x.score)]
     # Under equal budgets parameters hardly differ: then there is nothing to see.
     if len(points) < 2 or max(c for c, _ in points) < 1.25 * min(c for c, _ in points):
@@ -468,7 +467,7 @@ def _pareto(t: Table, cost: str) -> dict[str, Any] | None:
 
     front: list[tuple[float, Line]] = []
     for c, x in sorted(points, key=lambda p: (p[0], -p[1].score if t.higher else p[1].score)):
-        if not front or better(x.score, front[-1][1].score):
+        if not x.apart and (not front or better(x.score, front[-1][1].score)):
             front.append((c, x))
     steps = []
     for n, (c, x) in enumerate(front):
@@ -528,7 +527,8 @@ def _point(x: Line, share: float, axis: Axis, on_front: bool, where: str, t: Tab
         "y_low": _y(axis.at(a) / 100),
         "y_high": _y(axis.at(b) / 100),
         "front": on_front,
-        "text": f"{x.name}, {KINDS[x.kind]}: {t.metric} {x.score:.{t.places}f}{interval}, {where}",
+        "text": f"{x.name}{' ‡' if x.apart else ''}, {KINDS[x.kind]}: "
+        f"{t.metric} {x.score:.{t.places}f}{interval}, {where}",
         "label": "",
         "label_x": 0.0,
         "label_y": 0.0,

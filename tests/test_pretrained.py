@@ -24,6 +24,7 @@ from neurobench.components import parse_component
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigErrors, DataError, PluginError
 from neurobench.leaderboard import markdown, read_board
+from neurobench.leaderboard_site import build_leaderboard
 from neurobench.plugins import Registry, load_registry
 from neurobench.pretraining import build
 from neurobench.records import BackboneSpec
@@ -389,3 +390,6 @@ def test_a_submission_has_to_say_what_it_owes_to_others(registry: Registry, vit:
     assert all((line.rank is None) for line in table.lines if line.apart)
     assert "· as given ‡ | as given |" in text
     assert "‡: not ranked with the others" in text
+    build_leaderboard(board.parent, tmp_path / "site")
+    pages = [p.read_text(encoding="utf-8") for p in (tmp_path / "site").rglob("*.html")]
+    assert any("‡: not ranked with the others: outside the common parameter budget; weights from" in p for p in pages)
