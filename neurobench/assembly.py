@@ -83,6 +83,16 @@ def component_record(spec: ComponentSpec, registry: Registry) -> ComponentRecord
     )
 
 
+def _apart(backbone: ComponentSpec | None, registry: Registry) -> list[results.Apart]:
+    """Return why rows of a backbone are not ranked beside the others."""
+    found: list[results.Apart] = []
+    if backbone is not None and not registry.get("backbone", backbone.name).keeps_budget(backbone.parameters):
+        found.append("parameter budget")
+    if backbone is not None and backbone.from_outside:
+        found.append("outside weights")
+    return found
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -144,6 +154,7 @@ def _score(
         **{k: s and component_record(s, run.registry) for k, s in _components(row).items()},
         "task": component_record(task, run.registry),
         "pretraining": summary,
+        "apart": _apart(row.backbone, run.registry),
         "environment": results.environment(),
         "written": _now(),
     }
@@ -337,7 +348,8 @@ def cohort_failed(
                 task=component_record(task, registry),
                 data=None,
                 protocol=results.ProtocolRecord(**protocol),
-                headline=registry.get("task", task.name)(**task.parameters).metrics[0].name,
+                apart=_apart(c.backbone, registry),
+                headline=registry.get("task", task.name)(**task.arguments).metrics[0].name,
                 metrics={},
                 per_fold={},
                 n_subjects=0,
@@ -421,9 +433,9 @@ def _best(group: Sequence[Scored]) -> Scored | None:
 
     Where there is nothing to find, scores scatter below chance, and who scatters least is no winner. Within recordings
     nothing is ranked: the test signal is the training people's. Nor is reconstruction after a transductive
-    pretraining, which has seen that signal.
+    pretraining, which has seen that signal, nor a row that stands apart.
     """
-    ranked = [s for s in group if _headline(s.record) is not None]
+    ranked = [s for s in group if _headline(s.record) is not None and not s.record.apart]
     if len(ranked) < 2:
         return None
     protocol = ranked[0].record.protocol

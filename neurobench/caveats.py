@@ -14,13 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench.components import CONTENT
 from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
 from neurobench.paired import difference_of
 from neurobench.results import MetricRecord, Record
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
-from neurobench.tables import metric_name
+from neurobench.tables import count, metric_name
 
 __all__ = ["Caveat", "caveats", "detectable"]
 
@@ -82,7 +81,7 @@ def caveats(evidence: Evidence, records: Sequence[Record]) -> list[Caveat]:
         Its records.
     """
     ok = [r for r in records if r.status == "ok"]
-    found = [*_of_cohort(evidence, records), *_of_pretraining(ok)]
+    found = [*_of_cohort(evidence, records), *_of_pretraining(ok), *_of_backbones(ok)]
     for task in dict.fromkeys(r.task.label for r in ok):
         own = [r for r in ok if r.task.label == task]
         found += _of_task(task, own, evidence)
@@ -168,17 +167,6 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
             "subjects. What such a row reaches downstream is no merit of its pretraining.",
         )
     yield from _of_transfer(by_row)
-    of_files = [
-        r for r in records if r.backbone and any(str(v).startswith(CONTENT) for v in r.backbone.parameters.values())
-    ]
-    given = dict.fromkeys(r.row for r in of_files)
-    if given:
-        yield Caveat(
-            "warning",
-            "weights-given",
-            f"{_listed(list(given))}: started from weights in a file. Whether people who are scored here "
-            "were among those they were trained on is not known; if so, the row has seen its test subjects.",
-        )
     for row, r in by_row.items():
         p = r.pretraining
         if p and p.loss_last and p.loss_held_out and p.loss_held_out > MEMORISED * p.loss_last:
@@ -224,6 +212,31 @@ def _of_transfer(by_row: Mapping[str, Record]) -> Iterator[Caveat]:
             "info",
             "transfer",
             f"Pretrained on other data than the rest, so a difference to other rows may be one of data: {said}.",
+        )
+
+
+def _of_backbones(records: Sequence[Record]) -> Iterator[Caveat]:
+    """What rows owe to weights that others trained, and to a size of their own."""
+    outside = [r.row for r in records if "outside weights" in r.apart]
+    if outside:
+        yield Caveat(
+            "warning",
+            "outside-weights",
+            f"{_listed(outside)}: the weights come from outside. Whom they were trained on is not known here, so it "
+            "cannot be excluded that the test subjects are among them, nor can the steps and data that went into them "
+            "be compared with anything here. Such rows are shown beside the others and not ranked with them.",
+        )
+    sized = [r.row for r in records if "parameter budget" in r.apart]
+    if sized:
+        sizes = {r.backbone.label: r.cost.n_parameters for r in records if r.row in sized and r.backbone}
+        told = ", ".join(f"{name} {count(float(n))}" for name, n in sizes.items() if n)
+        common = [r.cost.n_parameters for r in records if r.backbone and not r.apart and r.cost.n_parameters]
+        beside = f"; the others have at most {count(float(max(common)))}" if common else ""
+        yield Caveat(
+            "warning",
+            "parameter-budget",
+            f"{_listed(sized)}: outside the common parameter budget ({told or 'sizes not known'}{beside}). A "
+            "difference to other backbones may be one of size; such rows are not ranked with them.",
         )
 
 

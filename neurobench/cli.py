@@ -481,6 +481,9 @@ def list_components(
             for name, c in registry.of(cast("Kind", one)).items()
         ]
         console.print_table(screen, ("name", "", "parameters"), rows, title=f"{one}s")
+        for (of, name), error in sorted(registry.unusable.items()):
+            if of == one:
+                screen.print(f"{name}: {error.next_step}", style="yellow", markup=False)
     if unusable := [p for p in registry.plugins if p.state != "available"]:
         screen.print(f"{plural(len(unusable), 'plugin')} cannot be used: see `neurobench plugins`.", style="yellow")
 
@@ -504,6 +507,7 @@ def info(
             "": component.summary,
             "parameters": list(_parameters(component)) or "none",
             "source": component.reference,
+            "budget": "" if getattr(component, "budgeted", True) else "exempt, so not ranked with those that keep it",
             "from": f"{origin.distribution} {origin.version}".strip(),
             "code": f"sha256 {origin.digest[:12]}…, score version {component.score_version}",
             "use instead": component.superseded_by,

@@ -102,4 +102,4 @@ def open_registry(plugin_files: Any) -> Registry:
 
 
 def build(spec: ComponentSpec, registry: Registry) -> Any:
-    return registry.get(spec.kind, spec.name)(**spec.parameters)
+    return registry.get(spec.kind, spec.name)(**spec.arguments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -65,7 +65,7 @@ COLUMNS = (
 
 
 SCORES = (
-    *("row", "kind", "higher_is_better", "score", "low", "high"),
+    *("row", "kind", "apart", "higher_is_better", "score", "low", "high"),
     *("n_seeds", "sd_seeds", "se_subjects", "se_combined"),
 )
 
@@ -91,7 +91,8 @@ class _Task(Paired):
     """The rows of one (cohort, task), every seed of them.
 
     A row that is not above chance is never called better than another one: where there is nothing to find, held-out
-    scores scatter below chance, and who scatters least is no winner.
+    scores scatter below chance, and who scatters least is no winner. Of two networks of which one has a size of its own
+    or weights from outside, neither is called better: their difference is one of budget or of people too.
     """
 
     def __init__(self, evidence: Evidence, task: str, rows: pd.DataFrame, *, seed: int) -> None:
@@ -101,6 +102,7 @@ class _Task(Paired):
         self.of: dict[_Key, dict[int, Row]] = {}
         self.left_out: list[str] = []
         self.silent: set[int] = set()
+        self.apart: dict[str, str] = {}
         first: Row | None = None
         family: NDArray[np.int64] | None = None
         for r in rows.to_dict("records"):
@@ -116,6 +118,8 @@ class _Task(Paired):
                 continue
             key = _Key(r["kind"], r["row"], r["backbone"], r["mask"])
             self.of.setdefault(key, {})[int(r["seed"])] = built
+            if r["backbone"]:
+                self.apart[r["row"]] = self.apart[r["backbone"]] = str(r.get("apart", ""))
             if r["above_chance"] is False or str(r["above_chance"]) == "False":
                 self.silent.add(id(built))
         super().__init__(0 if first is None else len(first.subjects), seed=seed, family=family)
@@ -142,8 +146,14 @@ class _Task(Paired):
         if found["low"] > 0 or found["high"] < 0:
             ahead = (found["low"] > 0) == self.higher
             heard = any(id(pair[0 if ahead else 1]) not in self.silent for pair in terms)
-            winner = (first if ahead else second) if heard else ""
+            winner = (first if ahead else second) if heard and not self.unequal(first, second) else ""
         return self._where(by, first, second) | found | {"winner": winner}
+
+    def unequal(self, first: str, second: str) -> str:
+        """Return what two rows or backbones do not have in common; of a baseline nobody expects a network's budget."""
+        if not {first, second} <= self.apart.keys() or self.apart[first] == self.apart[second]:
+            return ""
+        return ", ".join(sorted(set(filter(None, f"{self.apart[first]}, {self.apart[second]}".split(", ")))))
 
     def _where(self, by: By, first: str, second: str) -> dict[str, Any]:
         return {
@@ -175,11 +185,11 @@ class _Task(Paired):
                 yield self.contrast(terms, by, first, second, seeds)
 
     def against(self, by: Literal["untrained", "baseline"]) -> Iterator[dict[str, Any]]:
-        """Yield every pretrained row against its untrained backbone, or against the best baseline or filler."""
+        """Yield every pretrained row against its backbone untrained or as given, or the best baseline or filler."""
         controls = {
             k: v
             for k, v in self.of.items()
-            if k.kind in (("untrained",) if by == "untrained" else ("baseline", "filler"))
+            if k.kind in (("untrained", "given") if by == "untrained" else ("baseline", "filler"))
         }
         if by == "baseline" and controls:
             sign = 1 if self.higher else -1
@@ -245,6 +255,7 @@ class _Task(Paired):
                 {
                     "row": key.row,
                     "kind": key.kind,
+                    "apart": self.apart.get(key.row, ""),
                     "higher_is_better": self.higher,
                     "score": float(values.mean()),
                     "low": math.nan if low is None else low,
@@ -283,6 +294,11 @@ class _Task(Paired):
             for (one, other, winner, _), p in zip(pairs, adjusted, strict=True)
             if winner and p < 0.05
         )
+
+
+def on_equal_terms(table: pd.DataFrame) -> pd.Series[bool]:
+    """Return which rows are ranked beside the others: all but those with a size or with weights of their own."""
+    return table["apart"].isna() | (table["apart"] == "")
 
 
 def rank_ranges(rows: Sequence[str], wins: frozenset[tuple[str, str]]) -> dict[str, tuple[int, int]]:
@@ -454,7 +470,7 @@ def compare_rows(
                 sentences[one] = (
                     _interaction_words(own_table, omnibus, built.heard())
                     if one == "interaction"
-                    else _words(one, own_table, int((table["by"] != "interaction").sum()))
+                    else _words(one, own_table, int((table["by"] != "interaction").sum()), built.unequal)
                 )
         if built.left_out:
             sentences["left out"] = "Not compared: " + "; ".join(built.left_out) + "."
@@ -466,7 +482,7 @@ def compare_rows(
         str(first["protocol"]),
         table,
         sentences,
-        rank_ranges(scores["row"].tolist(), wins),
+        rank_ranges(scores.loc[on_equal_terms(scores), "row"].tolist(), wins),
         wins,
         scores,
     )
@@ -523,7 +539,8 @@ def across_tasks(found: Sequence[Comparisons]) -> list[Across]:
 def _in_all(tasks: Sequence[Comparisons]) -> list[str]:
     """Return the rows that were scored on every task, in order."""
     # With their kind: ``mean`` is a baseline of one task and a trivial filler of another.
-    rows = [dict.fromkeys(zip(c.scores["kind"], c.scores["row"], strict=True)) for c in tasks]
+    fair = [c.scores[on_equal_terms(c.scores)] for c in tasks]
+    rows = [dict.fromkeys(zip(own["kind"], own["row"], strict=True)) for own in fair]
     return [row for kind, row in rows[0] if all((kind, row) in own for own in rows)] if rows else []
 
 
@@ -621,8 +638,24 @@ def _needed_among(line: Mapping[str, Any], n_tested: int) -> float:
     return max(float(math.ceil(n * (reach * se / difference) ** 2)), float(n + 1))
 
 
-def _words(by: str, table: pd.DataFrame, n_tested: int) -> str:
+def _words(by: str, table: pd.DataFrame, n_tested: int, unequal: Callable[[str, str], str]) -> str:
+    """Return what comparisons of one kind come to; those on unequal terms are told apart, without a winner."""
+    why = pd.Series([unequal(r["first"], r["second"]) for r in table.to_dict("records")], table.index, dtype=str)
+    equal = table[why == ""]
+    said = [_equal_words(by, equal, n_tested)] if len(equal) else []
+    unit = f" {table['unit'].iloc[0]}" if table["unit"].iloc[0] else ""
+    said += [
+        f"{r['first']} − {r['second']} is {r['difference']:+.3g}{unit} ({r['low']:.3g} to {r['high']:.3g}); they are "
+        f"not on equal terms ({reason}), so neither is called better."
+        for r, reason in zip(table[why != ""].to_dict("records"), why[why != ""], strict=True)
+    ]
+    return " ".join(said)
+
+
+def _equal_words(by: str, table: pd.DataFrame, n_tested: int) -> str:
     what, how = WHAT[by]
+    if by == "untrained" and table["second"].str.contains(" · as given", regex=False).any():
+        what, how = "pretrained rows from their backbones untrained or as given", "pretrained against before"
     task, unit = table["task"].iloc[0], table["unit"].iloc[0]
     unit = f" {unit}" if unit else ""
     won = table[table["winner"] != ""]

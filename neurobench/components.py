@@ -1,27 +1,24 @@
-"""Components as a user writes them: ``roi[rule=pure]``, read, checked and resolved."""
+"""Components as a user writes them: ``roi[rule=pure]``, read, checked and resolved; files by their content."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurobench.errors import ConfigError, closest
+from neurobench.identity import digest, file_digest
 
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
 
-__all__ = ["CONTENT", "ComponentSpec", "label_of", "parse_component", "read_component", "split_names"]
+__all__ = ["ComponentSpec", "label_of", "of_content", "parse_component", "read_component", "split_names"]
 
 Value = bool | int | float | str
-
-CONTENT = "sha256:"
-"""How the value of a parameter that is a file starts: it stands for what is in the file."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,10 @@ class ComponentSpec:
     kind, name
         Such as ``mask`` and ``roi``.
     parameters, defaults
-        Every parameter of the component: its value here, and the one it has when nothing is said. Of a file, what is
-        in it.
+        Every parameter of the component: its value here, and the one it has when nothing is said. Of a file it is the
+        hash of the content, see :func:`of_content`.
     files
-        Where the files among the parameters lie on this machine.
+        By parameter, where its file lies on this machine; no part of what the component is.
     """
 
     kind: Kind
@@ -54,9 +51,14 @@ class ComponentSpec:
         return label_of(self.name, self.parameters, self.defaults)
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """What the component is built with: the parameters, of a file its path."""
+    def arguments(self) -> dict[str, Value]:
+        """The parameters to build the component with on this machine."""
         return {**self.parameters, **self.files}
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether a file decides what the component does."""
+        return any(isinstance(v, str) and CONTENT.search(v) for v in self.parameters.values())
 
     def identity(self) -> dict[str, Any]:
         """Return the name and all parameters, defaults among them."""
@@ -67,6 +69,21 @@ def label_of(name: str, parameters: Mapping[str, Value], defaults: Mapping[str, 
     """Return a name and, in brackets, the parameters that are not at their defaults."""
     changed = [f"{k}={_text(v)}" for k, v in parameters.items() if v != defaults.get(k)]
     return f"{name}[{','.join(changed)}]" if changed else name
+
+
+CONTENT = re.compile(r"(?:^|@)sha256:[0-9a-f]{16}$")
+"""How a parameter ends that stands for the content of files."""
+
+
+def of_content(value: str, files: Sequence[Path]) -> str:
+    """Return what stands for a value that names files: their hash, after the name if that is no path.
+
+    ``sha256:0f1e2d3c4b5a6978`` of a file or folder of the user, ``NAME@sha256:0f1e2d3c4b5a6978`` of what a cache holds
+    under a name.
+    """
+    found = file_digest(files[0]) if len(files) == 1 else digest({f.name: file_digest(f) for f in files})
+    text = f"sha256:{found[:16]}"
+    return text if Path(value).expanduser().exists() else f"{value}@{text}"
 
 
 def _text(value: Value) -> str:
@@ -105,10 +122,12 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
     name, defaults, changed = read_component(
         kind, text, lambda name: registry.get(kind, name).component_parameters(), ""
     )
-    paths = {n: str(changed[n]) for n in registry.get(kind, name).files if n in changed}
-    files = {n: str(Path(path).expanduser()) for n, path in paths.items() if not path.startswith(CONTENT)}
-    contents = {n: _content(f"{kind} {name!r}", n, path) for n, path in files.items()}
-    return ComponentSpec(kind, name, {**defaults, **changed, **contents}, defaults, files)
+    cls = registry.get(kind, name)
+    # A record says what a file held, not where it lay: such a label can be read where the file is not.
+    here = {n: defaults[n] if CONTENT.search(str(v)) else v for n, v in changed.items()}
+    named = {n: files for n, files in cls.named_files({**defaults, **here}).items() if n in defaults}
+    resolved = {**defaults, **changed, **{n: of_content(str(changed.get(n, defaults[n])), f) for n, f in named.items()}}
+    return ComponentSpec(kind, name, resolved, defaults, {n: str(changed.get(n, defaults[n])) for n in named})
 
 
 def read_component(
@@ -166,19 +185,6 @@ def read_component(
             raise ConfigError(f"{kind} {text!r} sets {parameter!r} twice.", next_step="Leave one of them out.")
         changed[parameter] = _convert(kind, name, parameter, value, accepted[parameter].annotation, more)
     return name, defaults, changed
-
-
-def _content(whose: str, parameter: str, path: str) -> str:
-    """Return 64 bits of the sha256 of a file, for a label; nobody's choice of file is trusted for it."""
-    try:
-        with Path(path).open("rb") as file:
-            return CONTENT + hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise ConfigError(
-            f"{parameter}={path} of {whose} cannot be read: {error.strerror or error}.",
-            allowed="the path of a file",
-            next_step="Check the path; a comma or bracket in it cannot be written here.",
-        ) from error
 
 
 def _signature(accepted: Mapping[str, Any]) -> str:

@@ -180,6 +180,15 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
             for m in mask_specs
             if registry.get("mask", m.name).pretrains
         )
+        problems.extend(
+            ConfigError(
+                f"--adaptation scratch starts without anything learned, and backbone {b.label!r} has weights from "
+                "outside.",
+                next_step="Use --adaptation finetune with --mask none, or leave the weights out.",
+            )
+            for b in backbone_specs
+            if b.from_outside
+        )
     objective = _objective(config, problems)
     if not objective.is_default:
         problems.extend(_objective_unused(config, objective, mask_specs, registry))
@@ -330,7 +339,7 @@ def _constructible(registry: Registry, task: str) -> bool:
 def _constructor_problem(spec: ComponentSpec, registry: Registry) -> list[NeurobenchError]:
     """Build a component once, so that a value which its constructor refuses is found before any work starts."""
     try:
-        registry.get(spec.kind, spec.name)(**spec.parameters)
+        registry.get(spec.kind, spec.name)(**spec.arguments)
     except NeurobenchError as error:
         return [error]
     except ValueError as error:
@@ -361,7 +370,7 @@ def _impossible_pairs(
     """Refuse to pretrain on visible tokens only under a mask that does not leave a grid of them."""
     fitting = [n for n, cls in registry.masks.items() if cls.pretrains and cls.hides != "tokens"]
     for backbone, mask in itertools.product(backbones, masks):
-        strategy = registry.get("mask", mask.name)(**mask.parameters)
+        strategy = registry.get("mask", mask.name)(**mask.arguments)
         if not strategy.pretrains or strategy.hides != "tokens":
             continue
         cls = registry.get("backbone", backbone.name)
@@ -389,7 +398,7 @@ def _impossible_signals(
     backbones = tuple(b for b in backbones if set(registry.get("backbone", b.name).signals) != every)
     if not backbones:
         return
-    signal = {s: registry.get("dataset", s.name)(**s.parameters).signal for s in (*datasets, *pretrain_on)}
+    signal = {s: registry.get("dataset", s.name)(**s.arguments).signal for s in (*datasets, *pretrain_on)}
     for backbone in backbones:
         allowed = registry.get("backbone", backbone.name).signals
         wrong = {s.label: kind for s, kind in signal.items() if kind not in allowed}
@@ -418,7 +427,7 @@ def _impossible_transfers(
     ):
         if senseless:
             yield ConfigError(f"--pretrain-on has no meaning with {option}.", next_step="Leave one of them out.")
-    signal = {s: registry.get("dataset", s.name)(**s.parameters).signal for s in (*datasets, *pretrain_on)}
+    signal = {s: registry.get("dataset", s.name)(**s.arguments).signal for s in (*datasets, *pretrain_on)}
     for scored in datasets:
         for other in pretrain_on:
             if signal[other] != signal[scored]:

@@ -92,9 +92,6 @@ class Component:
         is an error too.
     check_with
         Parameters that the contract checks build the component with, where its defaults alone do not do.
-    files
-        Parameters that are paths of files of the user. What is in such a file identifies a result, not where it lies:
-        labels, records and identities say ``sha256:…`` in its place.
     """
 
     name: ClassVar[str]
@@ -104,7 +101,6 @@ class Component:
     superseded_by: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
     check_with: ClassVar[Mapping[str, Any]] = {}
-    files: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def component_parameters(cls) -> dict[str, inspect.Parameter]:
@@ -120,6 +116,21 @@ class Component:
         """Return why this component cannot be used on this machine, or an empty string."""
         return ""
 
+    @classmethod
+    def named_files(cls, parameters: Mapping[str, Any]) -> Mapping[str, Sequence[Path]]:
+        """Return, by parameter, the files it names whose content decides what the component does.
+
+        Their content takes the place of the path in every label, identity and record: a file that is moved is the same
+        one, and one that is overwritten is another. Of a backbone these are weights that somebody trained elsewhere:
+        its results are marked, as nobody here knows who is in them.
+
+        Raises
+        ------
+        NeurobenchError
+            If there is no such file.
+        """
+        return {}
+
 
 # ---------------------------------------------------------------- backbone
 
@@ -130,6 +141,10 @@ class Backbone(nn.Module, Component, ABC):
     The constructor is ``__init__(self, spec, *, parameter=default, …)``. Hidden values are replaced by zeros before
     the backbone is called, so that it cannot see them; a check proves it.
     """
+
+    budgeted: ClassVar[bool] = True
+    """False only for backbones that come in the size that somebody gave them: exempt from the common parameter budget,
+    and not ranked beside those that keep it."""
 
     drops_hidden: ClassVar[bool] = False
     """Whether hidden tokens are left out when the visible ones are computed, as MAE does: visible tokens are what they
@@ -163,20 +178,9 @@ class Backbone(nn.Module, Component, ABC):
         return ""
 
     @classmethod
-    def beyond_budget(cls, parameters: Mapping[str, Any]) -> str:
-        """Return what size it has with parameters that leave the common budget, or an empty string: it keeps it.
-
-        Said with every run: its rows differ from the others in size as well.
-        """
-        return ""
-
-    @classmethod
-    def starts_trained(cls, parameters: Mapping[str, Any]) -> str:
-        """Return what trained weights it starts from with these parameters, or an empty string: from chance.
-
-        Said with every run: who those were trained on is not known, and its row without pretraining is not untrained.
-        """
-        return ""
+    def keeps_budget(cls, parameters: Mapping[str, Any]) -> bool:
+        """Return whether the common parameter budget holds with these parameters."""
+        return cls.budgeted
 
     @abstractmethod
     def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:

@@ -263,7 +263,7 @@ def model_card(out: Path, row: str = "") -> str:
         "|---|---|---|---|---:|---|---:|---:|---|---:|",
     ]
     tasks = {(r.dataset.label, r.task.label, r.protocol.seed) for r in records if r.row in named}
-    order = {"pretrained": 0, "untrained": 1, "baseline": 2, "filler": 3}
+    order = {"pretrained": 0, "given": 1, "untrained": 2, "baseline": 3, "filler": 4}
     for r in sorted(records, key=lambda r: (r.dataset.label, r.task.label, r.protocol.seed, order[r.kind], r.row)):
         if (r.dataset.label, r.task.label, r.protocol.seed) in tasks and (r.row in named or r.kind != "pretrained"):
             lines.append(_card_row(r, bold=r.row in named))

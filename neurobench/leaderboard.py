@@ -27,7 +27,7 @@ from neurobench.paired import row_of
 from neurobench.plugins import Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import MetricRecord, ProtocolRecord, Record, as_row, read_record
-from neurobench.tables import decimals, metric_name, missing
+from neurobench.tables import APART, decimals, metric_name, missing
 
 __all__ = [
     "KINDS",
@@ -44,6 +44,7 @@ __all__ = [
 
 KINDS: Mapping[str, str] = {
     "pretrained": "pretrained",
+    "given": "as given",
     "untrained": "untrained control",
     "baseline": "baseline",
     "filler": "trivial filler",
@@ -154,6 +155,16 @@ class Line:
     def stuck(self) -> bool:
         """Whether the pretraining of any seed stayed behind the best trivial filler."""
         return any(r.pretraining is not None and r.pretraining.learned is False for r in self.records)
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Why it is not ranked with the others, whatever evidence there is."""
+        return tuple(dict.fromkeys(reason for r in self.records for reason in r.apart))
+
+    @property
+    def apart_words(self) -> str:
+        """The same, as it is written."""
+        return "; ".join(APART[reason] for reason in self.apart)
 
     @property
     def n_parameters(self) -> float:
@@ -291,12 +302,23 @@ class Table:
     @property
     def _all_ranked(self) -> bool:
         # Who is ahead of those that can be compared may still be behind one that cannot.
-        return bool(self.lines) and all(line.rank for line in self.lines)
+        fair = self.on_equal_terms
+        return bool(fair) and all(line.rank for line in fair)
+
+    @property
+    def on_equal_terms(self) -> tuple[Line, ...]:
+        """The rows that are ranked with each other: none has a size or weights of its own."""
+        return tuple(line for line in self.lines if not line.apart)
 
     @property
     def front(self) -> tuple[Line, ...]:
         """Rows that may be the best: none is shown to be better than they are."""
         return tuple(line for line in self.lines if line.rank and line.rank[0] == 1)
+
+    @property
+    def apart_words(self) -> str:
+        """Why some rows are not ranked with the others; empty where all are."""
+        return "; ".join(dict.fromkeys(APART[reason] for line in self.lines for reason in line.apart))
 
     @cached_property
     def reconstructs(self) -> bool:
@@ -575,17 +597,19 @@ def words(table: Table) -> str:
         return "Every row failed."
     if not table.ranked:
         return "Not ranked: there are no held-out predictions beside these records, so no two rows can be compared."
+    n, beside = len(table.on_equal_terms), len(table.lines) - len(table.on_equal_terms)
     if table.leader is not None:
-        return f"{table.leader.name} is better than every other row."
+        less = f" on equal terms; {_n_rows(['‡'] * beside)} (‡) not ranked" if beside else ""
+        return f"{table.leader.name} is better than every other row{less}."
     if len(table.lines) == 1:
         return "There is one row only."
     heard = [line for line in table.front if line.above_chance is not False]
     if not heard:
-        return f"No row is above chance, so none is ahead; {len(table.front)} of {len(table.lines)} share first place."
+        return f"No row is above chance, so none is ahead; {len(table.front)} of {n} share first place."
     if len(table.front) == 1:
         return f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(table.unpaired)} cannot."
     rest = f" {_n_rows(table.unpaired).capitalize()} cannot be compared." if table.unpaired else ""
-    return f"{len(table.front)} of {len(table.lines)} rows share first place: nothing separates them.{rest}"
+    return f"{len(table.front)} of {n} rows share first place: nothing separates them.{rest}"
 
 
 def _n_rows(names: Sequence[str]) -> str:
@@ -637,6 +661,7 @@ def flat(table: Table, line: Line) -> dict[str, Any]:
         "above_chance": line.above_chance,
         "skill": _known(line.skill),
         "best_control": r.best_baseline,
+        "apart": ", ".join(line.apart) or None,
         "pretraining_learned": None if r.pretraining is None else not line.stuck,
         "n_subjects": r.n_subjects,
         "n_parameters": _known(line.n_parameters),
@@ -690,6 +715,8 @@ def _markdown(board: Board) -> Iterator[str]:
     yield "  the better row above chance). Rows whose ranks overlap are tied. `–`: no held-out predictions beside the"
     yield "  record, so not ranked."
     yield "- *no signal*: not above chance. †: pretraining did not reach the best trivial filler on held-out subjects."
+    if any(line.apart for t in board.tables for line in t.lines):
+        yield f"- ‡: not ranked with the others: {'; '.join(APART.values())}."
     yield "- *skill*: 1 is perfect, 0 is as good as the best other control, below 0 is worse."
     source = ""
     for t in board.tables:
@@ -706,7 +733,7 @@ def _markdown(board: Board) -> Iterator[str]:
             p = t.places
             cells = [
                 rank_text(line),
-                _plain(line.name) + (" †" if line.stuck else ""),
+                _plain(line.name) + (" †" if line.stuck else "") + (" ‡" if line.apart else ""),
                 KINDS[line.kind],
                 "–" if math.isnan(line.score) else f"{line.score:.{p}f}",
                 "–" if math.isnan(line.low) else f"{line.low:.{p}f} to {line.high:.{p}f}",

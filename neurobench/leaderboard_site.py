@@ -450,7 +450,7 @@ def _log_ticks(low: float, high: float, text: Any) -> list[dict[str, Any]]:
 
 
 def _pareto(t: Table, cost: str) -> dict[str, Any] | None:
-    """Return score against cost: points, and the step line of those that none beats on both."""
+    """Return score against cost: points, and the step line of those on equal terms that none beats on both."""
     points = [(getattr(x, cost), x) for x in t.lines if getattr(x, cost) > 0 and not math.isnan(x.score)]
     # Under equal budgets parameters hardly differ: then there is nothing to see.
     if len(points) < 2 or max(c for c, _ in points) < 1.25 * min(c for c, _ in points):
@@ -468,7 +468,7 @@ def _pareto(t: Table, cost: str) -> dict[str, Any] | None:
 
     front: list[tuple[float, Line]] = []
     for c, x in sorted(points, key=lambda p: (p[0], -p[1].score if t.higher else p[1].score)):
-        if not front or better(x.score, front[-1][1].score):
+        if not x.apart and (not front or better(x.score, front[-1][1].score)):
             front.append((c, x))
     steps = []
     for n, (c, x) in enumerate(front):
@@ -528,7 +528,8 @@ def _point(x: Line, share: float, axis: Axis, on_front: bool, where: str, t: Tab
         "y_low": _y(axis.at(a) / 100),
         "y_high": _y(axis.at(b) / 100),
         "front": on_front,
-        "text": f"{x.name}, {KINDS[x.kind]}: {t.metric} {x.score:.{t.places}f}{interval}, {where}",
+        "text": f"{x.name}{' ‡' if x.apart else ''}, {KINDS[x.kind]}: "
+        f"{t.metric} {x.score:.{t.places}f}{interval}, {where}",
         "label": "",
         "label_x": 0.0,
         "label_y": 0.0,
@@ -713,7 +714,8 @@ def _pretraining(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
 
 
 def _costs(line: Line) -> Iterator[tuple[str, str]]:
-    yield "parameters", count(line.n_parameters) or "–"
+    exempt = " (‡ outside the common budget)" if "parameter budget" in line.apart else ""
+    yield "parameters", (count(line.n_parameters) or "–") + exempt
     yield "time", duration(line.seconds) or "–"
     yield "peak memory", "–" if math.isnan(line.peak_memory_mb) else f"{line.peak_memory_mb:,.0f} MB"
     yield "device", ", ".join(sorted({r.cost.device for r in line.records if r.cost.device})) or "–"

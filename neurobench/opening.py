@@ -23,7 +23,7 @@ __all__ = ["cohort_source", "open_stored", "resolve_device", "sources_of", "stor
 def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> CohortSource:
     """Return where a dataset's cohort comes from: the user's folder if there is one, else the twin."""
     config = grid.config
-    dataset: Dataset = registry.get("dataset", spec.name)(**spec.parameters)
+    dataset: Dataset = registry.get("dataset", spec.name)(**spec.arguments)
     default = dataset.spec
     signal = replace(
         default,

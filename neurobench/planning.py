@@ -310,7 +310,7 @@ class _Planner:
             by_row.setdefault(row, []).append((work, n))
         found = [(_name(row), work, n) for row, own in by_row.items() for work, n in own]
         trained = {r.backbone: own for r, own in by_row.items() if r.kind == "pretrained"}
-        untrained = {r.backbone: own for r, own in by_row.items() if r.kind == "untrained"}
+        untrained = {r.backbone: own for r, own in by_row.items() if r.kind in ("untrained", "given")}
         for backbone in self.grid.backbones:
             template = backbone if backbone in backbones else backbones[-1]
             if backbone is not template:

@@ -80,6 +80,8 @@ def _config(record: Record, identity: Mapping[str, Any], registry: Registry, fol
     if any(isinstance(v, str) and ("/" in v or "\\" in v) for v in record.dataset.parameters.values()):
         raise ValueError("a parameter of its dataset names a file of another machine")
     objective = parse_objective(p.objective)
+    if "outside weights" in record.apart:
+        raise ValueError("the weights of its backbone come from a file of another machine")
     no_pretraining = next(n for n, cls in sorted(registry.masks.items()) if not cls.pretrains)
     pretrained = record.kind == "pretrained" and record.mask is not None
     return RunConfig.from_options(

@@ -34,6 +34,7 @@ __all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
 
 KINDS = {
     "pretrained": "pretrained",
+    "given": "as given, not pretrained here",
     "untrained": "untrained (control)",
     "baseline": "baselines",
     "filler": "trivial fillers",
@@ -133,6 +134,11 @@ class TaskSection:
     caveats: Sequence[Caveat]
     pictures: Sequence[Picture]
     comparisons: Sequence[tuple[str, Grid | None]] = ()
+
+    @property
+    def has_apart(self) -> bool:
+        """Whether any row is shown without being ranked with the others."""
+        return any(line[0].endswith("‡") for line in self.results.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,8 +446,9 @@ def _results(rows: pd.DataFrame, ranks: Mapping[str, tuple[int, int]]) -> Grid:
         low, high = own["low"].min(), own["high"].max()
         above = [bool(v) for v in own["above_chance"] if not missing(v)]
         stuck = any(not missing(v) and not v for v in own["learned"])
+        apart = str(own["apart"].iloc[0]) if "apart" in own else ""
         line = [
-            name + (" †" if stuck else ""),
+            name + (" †" if stuck else "") + (" ‡" if apart else ""),
             f"{mean:.{places}f}" if pd.notna(mean) else "–",
             f"{low:.{places}f} to {high:.{places}f}" if pd.notna(low) else "–",
         ]
@@ -454,7 +461,7 @@ def _results(rows: pd.DataFrame, ranks: Mapping[str, tuple[int, int]]) -> Grid:
             f"{skill:+.2f}" if pd.notna(skill) else "–",
             p_value(p),
             "" if not above else "above chance" if all(above) else "no signal",
-            count(own["n_parameters"].mean()) or "–",
+            (count(own["n_parameters"].mean()) or "–") + (" ‡" if "parameter budget" in apart else ""),
             duration(float(own["seconds"].sum())),
         ]
         lines.append(line)
@@ -525,6 +532,7 @@ def _one_line(task: str, rows: pd.DataFrame) -> str:
     shown = []
     for words, kinds in (("best pretrained", ("pretrained",)), ("best control", ("baseline", "untrained", "filler"))):
         own = rows[rows["kind"].isin(kinds)].dropna(subset=["score"])
+        own = own[own["apart"] == ""] if "apart" in own else own
         if len(own):
             means = own.groupby("row")["score"].mean()
             name = str(means.idxmax() if higher else means.idxmin())

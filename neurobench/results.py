@@ -46,6 +46,9 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
+Apart = Literal["parameter budget", "outside weights"]
+"""Why a row is not ranked beside the others."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -181,7 +184,9 @@ class Record(_Strict):
     id: str
     status: Literal["ok", "failed"]
     error: str = ""
-    kind: Literal["pretrained", "untrained", "baseline", "filler"]
+    kind: Literal["pretrained", "given", "untrained", "baseline", "filler"] = Field(
+        description="given: with weights from outside, not pretrained here"
+    )
     row: str
     backbone: ComponentRecord | None
     mask: ComponentRecord | None
@@ -205,6 +210,11 @@ class Record(_Strict):
     )
     pretraining: PretrainingRecord | None
     cost: CostRecord
+    apart: list[Apart] = Field(
+        default=[],
+        description="why it is not ranked beside the others: a backbone of a size of its own, or one whose weights "
+        "were trained elsewhere, on people who are not known here",
+    )
     notes: list[str] = []
     environment: dict[str, str]
     written: str
@@ -435,6 +445,7 @@ def as_row(record: Record) -> dict[str, Any]:
         "p_value_refit": record.p_value_refit,
         "above_chance": record.above_chance,
         "learned": record.pretraining.learned if record.pretraining else None,
+        "apart": ", ".join(record.apart),
         "n_parameters": record.cost.n_parameters,
         "seconds": record.cost.seconds,
         "profile": record.protocol.profile,

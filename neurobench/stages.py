@@ -484,7 +484,7 @@ class CohortRun(CohortSteps):
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Every row: baselines, trivial fillers, untrained backbones, pretrained combinations."""
+        """Every row: baselines, trivial fillers, backbones untrained or as given, pretrained combinations."""
         rows = [
             Row("baseline", b.label, baseline=b)
             for b in self.grid.baselines
@@ -492,13 +492,13 @@ class CohortRun(CohortSteps):
         ]
         rows += [Row("filler", name) for name in reconstruction.FILLERS]
         untrained = "scratch" if self.grid.adaptation == "finetune" else "untrained"
-        if self.cohort.seen_as is not None:
-            # Another network than the untrained one of the cohort's own units.
-            untrained += f" (units of {self.grid.pretrain_on[0].label})"
+        # Another network than the untrained one of the cohort's own units.
+        abroad = "" if self.cohort.seen_as is None else f" (units of {self.grid.pretrain_on[0].label})"
         for backbone in dict.fromkeys(c.backbone for c in self.combinations):
-            trained = self.registry.get("backbone", backbone.name).starts_trained(backbone.parameters)
-            label = f"{backbone.label} · {'as given' if trained else untrained}"
-            rows.append(Row("untrained", label, backbone, self.no_pretraining))
+            # Weights from outside are no control: somebody trained them, on people nobody here knows.
+            given = backbone.from_outside
+            label = f"{backbone.label} · {'as given' if given else untrained}{abroad}"
+            rows.append(Row("given" if given else "untrained", label, backbone, self.no_pretraining))
         rows += [
             Row("pretrained", f"{c.backbone.label} · {c.mask.label}{self.grid.arrow}", c.backbone, c.mask)
             for c in self.combinations
@@ -585,10 +585,14 @@ class CohortRun(CohortSteps):
                 if reason := self._senseless(row, spec):
                     notes.append(f"{self.cohort.dataset}: {row.label} left out of {spec.label}: {reason}")
         notes += [f"{self.cohort.dataset}: {r}" for r in self.transfer_remarks()]
+        for backbone in dict.fromkeys(c.backbone for c in self.combinations):
+            # Tables say what a file holds; who reads them here wants to know which file that was.
+            named = ", ".join(f"{n} is {Path(v).name}" for n, v in backbone.files.items())
+            notes += [f"{self.cohort.dataset}: {backbone.label}: {named}"] if named else []
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
-        remarks = (*self.size_remarks(), *self.visible_remarks(), *self.connectivity_remarks())
+        remarks = (*self.visible_remarks(), *self.connectivity_remarks())
         return notes + [f"{self.cohort.dataset}: {r}" for r in remarks]
 
     def connectivity_remarks(self) -> list[str]:
@@ -601,20 +605,6 @@ class CohortRun(CohortSteps):
             f"{', '.join(told)} knows the mean functional connectivity of the people it is pretrained on, without "
             "pretraining too: such an untrained network is not a blank one"
         ]
-
-    def size_remarks(self) -> list[str]:
-        """Return what a reader should know of backbones that leave the common budget, or do not start from chance."""
-        remarks = []
-        for spec in dict.fromkeys(c.backbone for c in self.combinations):
-            cls = self.registry.get("backbone", spec.name)
-            if size := cls.beyond_budget(spec.parameters):
-                remarks.append(f"{spec.label} {size}, not the common budget of parameters: rows differ in size as well")
-            if start := cls.starts_trained(spec.parameters):
-                remarks.append(
-                    f"{spec.label} starts from {start}: whether people who are scored here were among those it was "
-                    "trained on is not known, and its row without pretraining is not untrained"
-                )
-        return remarks
 
     def visible_remarks(self) -> list[str]:
         """Return what a reader should know of backbones that leave hidden tokens out."""

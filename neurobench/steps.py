@@ -105,14 +105,14 @@ class Row:
     Parameters
     ----------
     kind
-        ``pretrained``, ``untrained``, ``baseline`` or ``filler``.
+        ``pretrained``, ``given`` (weights from outside, as they are), ``untrained``, ``baseline`` or ``filler``.
     label
         Such as ``mamba · roi``.
     backbone, mask, baseline
         What it is made of; None where it does not apply. Fillers have none of them.
     """
 
-    kind: Literal["pretrained", "untrained", "baseline", "filler"]
+    kind: Literal["pretrained", "given", "untrained", "baseline", "filler"]
     label: str
     backbone: ComponentSpec | None = None
     mask: ComponentSpec | None = None
@@ -304,12 +304,12 @@ class CohortSteps:
 
     def strategy(self, spec: ComponentSpec) -> MaskingStrategy:
         """Build a masking strategy."""
-        strategy: MaskingStrategy = self.registry.get("mask", spec.name)(**spec.parameters)
+        strategy: MaskingStrategy = self.registry.get("mask", spec.name)(**spec.arguments)
         return strategy
 
     def task(self, spec: ComponentSpec) -> Task:
         """Build a task."""
-        task: Task = self.registry.get("task", spec.name)(**spec.parameters)
+        task: Task = self.registry.get("task", spec.name)(**spec.arguments)
         return task
 
     def _fold_identity(self, fold: Fold) -> dict[str, Any]:
@@ -560,7 +560,7 @@ class CohortSteps:
             identity["windows"] = self.rows_of(task).cohort.fingerprint
 
         def compute(folder: Path, advance: Advance) -> None:
-            built = cls(**baseline.parameters)
+            built = cls(**baseline.arguments)
             hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
             cohort = self.rows_of(task).scaled if of_windows else self.cohort
             train = self.rows_of(task).of(fold.train) if of_windows else fold.train

@@ -113,8 +113,16 @@ CEILING = {
 }
 """Noise ceilings, the same for every row."""
 
+APART = {
+    "parameter budget": "outside the common parameter budget",
+    "outside weights": "weights from outside: whether the test subjects are among whom they were trained on is not "
+    "known",
+}
+"""Why a row is shown beside the others and not ranked with them, in words."""
+
 _GROUPS = (
     ("pretrained", "pretrained"),
+    ("given", "as given, not pretrained here"),
     ("untrained", "untrained (control)"),
     ("baseline", "baselines"),
     ("filler", "trivial fillers"),
@@ -160,6 +168,8 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
             "across halves: odd predicted epochs against even real ones, so that no noise is shared; without it a "
             "waveform r may lie above the ceiling",
         ]
+    if apart := [text for reason, text in APART.items() if any(reason in x.apart for x in ok)]:
+        footnotes.append(f"‡ not ranked with the others: {'; '.join(apart)}")
     if any(x.best for x in ok):
         footnotes.append("★ ahead of the next row: the interval of their difference excludes 0")
     n_seeds = block["seed"].nunique()
@@ -221,6 +231,7 @@ class _Line:
     above_chance: bool | None
     best: bool
     stuck: bool
+    apart: str
     n_parameters: float
     n_subjects: float
     seconds: float
@@ -258,6 +269,7 @@ def _lines(block: pd.DataFrame) -> Iterator[_Line]:
                 above_chance=all(above) if above else None,
                 best=len(good) > 0 and all(v is True or str(v) == "True" for v in good["best"]),
                 stuck=any(not missing(v) and not v for v in good["learned"]),
+                apart=str(good["apart"].iloc[0]) if len(good) and "apart" in good else "",
                 n_parameters=mean("n_parameters"),
                 n_subjects=mean("n_subjects"),
                 seconds=float(sum(float(v) for v in good["seconds"] if not missing(v))),
@@ -282,7 +294,9 @@ def _columns(lines: Sequence[_Line], metric: str) -> list[_Column]:
     labels, scores, intervals, skills = [], [], [], []
     for x in lines:
         style = "bold" if x.best else ""
-        labels.append(Text("  ").append(x.label, style=style).append(" †" if x.stuck else "", style="yellow"))
+        labels.append(
+            Text("  ").append(x.label, style=style).append(" †" * x.stuck + " ‡" * bool(x.apart), style="yellow")
+        )
         if x.error:
             scores.append(Text("failed", style="red"))
         else:
@@ -303,7 +317,8 @@ def _columns(lines: Sequence[_Line], metric: str) -> list[_Column]:
         columns.append(_Column(part, [Text(number(x.parts[part], n)) for x in lines], rank=3))
     if len({x.n_subjects for x in lines if not math.isnan(x.n_subjects)}) > 1:
         columns.append(_Column("n", [Text(number(x.n_subjects, 0)) for x in lines], rank=5))
-    columns.append(_Column("parameters", [Text(count(x.n_parameters), style="dim") for x in lines], rank=6))
+    sizes = [count(x.n_parameters) + " ‡" * ("parameter budget" in x.apart) for x in lines]
+    columns.append(_Column("parameters", [Text(size, style="dim") for size in sizes], rank=6))
     columns.append(_Column("time", [Text("" if x.error else duration(x.seconds), style="dim") for x in lines], rank=7))
     return [c for c in columns if c.rank == 0 or not c.empty]
 

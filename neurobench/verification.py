@@ -23,7 +23,7 @@ from neurobench import recomputation
 from neurobench.agreement import fold_problems, not_as_identified, not_of_suite, people_problems, unlike
 from neurobench.bundle import LIMITS, Limits, may_leave, task_of
 from neurobench.bundle_reader import Contents, parse_folds, parse_json, parse_table, printable, read_bundle
-from neurobench.components import parse_component
+from neurobench.components import CONTENT, parse_component
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.identity import digest
 from neurobench.options import PROFILES, frozen_suites
@@ -305,6 +305,22 @@ class _Check:
             component: ComponentRecord | None = getattr(record, kind)
             if component is not None:
                 self._component(cast(Kind, kind), component)
+        self._terms(record)
+
+    def _terms(self, record: Record) -> None:
+        """Hold a record to what its backbone is: outside the budget, or with weights from outside."""
+        if record.backbone is None:
+            return
+        says = record.backbone
+        wanted = {"outside weights"} if any(CONTENT.search(str(v)) for v in says.parameters.values()) else set()
+        known = self.registry.backbones.get(says.name)
+        if known is not None and not known.keeps_budget(says.parameters):
+            wanted.add("parameter budget")
+        if hidden := sorted(wanted - set(record.apart)):
+            name = printable(says.label)
+            self.once(
+                "error", "apart", f"backbone {name} is not on equal terms ({', '.join(hidden)}): it has to say so"
+            )
 
     def _component(self, kind: Kind, says: ComponentRecord) -> None:
         name = f"{kind} {printable(says.name)}"
@@ -354,7 +370,8 @@ class _Check:
             return
         if parsed != says.parameters or parse_component(kind, says.label, self.registry).name != says.name:
             self.once("error", "label", f"{name}: its label {printable(says.label)!r} is not what its parameters say")
-        if any(isinstance(v, str) and re.search(r"[\\/]", v) for v in says.parameters.values()):
+        paths = (v for v in says.parameters.values() if isinstance(v, str) and not CONTENT.search(v))
+        if any(re.search(r"[\\/]", v) for v in paths):
             self.once("warning", "path", f"{name} has a parameter that names a folder of the machine it ran on")
 
     # ------------------------------------------------------------ suite and protocol
@@ -615,7 +632,9 @@ class _Check:
             if not any(r.kind in ("baseline", "filler") for r in records):
                 self.add("error", "no-baseline", "has no baseline beside it: no number stands alone", item.label)
             backbone = record.backbone.label if record.backbone else ""
-            if not any(r.kind == "untrained" and r.backbone and r.backbone.label == backbone for r in records):
+            if not any(
+                r.kind in ("untrained", "given") and r.backbone and r.backbone.label == backbone for r in records
+            ):
                 self.add("warning", "no-untrained", "has no untrained backbone beside it", item.label)
         if record.skill is None or head.value is None:
             return

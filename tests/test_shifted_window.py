@@ -194,8 +194,8 @@ def test_the_published_size_has_seven_point_seven_million_parameters() -> None:
         net = ShiftedWindow(spec, size="published")
     assert count_parameters(net) == pytest.approx(7.7e6, rel=0.1)
     assert sum(map(count_parameters, (net.layers, net.merges, net.expands))) == pytest.approx(7.7e6, rel=0.1)
-    assert ShiftedWindow.beyond_budget({"size": "published"})
-    assert not ShiftedWindow.beyond_budget({"size": "profile"})
+    assert not ShiftedWindow.keeps_budget({"size": "published"})
+    assert ShiftedWindow.keeps_budget({"size": "profile"})
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_a_checkpoint_is_known_by_its_content_and_judged_before_anything_starts(
     with pytest.raises(ConfigErrors, match=r"1 missing: norm_up\.bias"):
         expand(config, registry)
     one.unlink()
-    with pytest.raises(ConfigErrors, match="cannot be read: No such file"):
+    with pytest.raises(ConfigErrors, match="one.safetensors does not exist"):
         expand(config, registry)
 
 
@@ -433,7 +433,7 @@ def test_weight_files_that_are_missing_damaged_or_hold_code_are_refused(
         with pytest.raises(DataError, match="cannot be read as weights"):
             read_weights(name)
     torch.save({"epoch": 3}, "empty.pt")
-    with pytest.raises(DataError, match="holds no weights"):
+    with pytest.raises(DataError, match="holds no tensors by name"):
         read_weights("empty.pt")
     torch.save({"a": torch.ones(2), "step": 4}, "plain.pt")
     assert list(read_weights("plain.pt")) == ["a"]

@@ -64,7 +64,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = "backbones: [mamba, transformer]\nmasks: roi\ndatasets: adhd200\ntasks: [age, reconstruction]\n"
     (here / "tiny.yaml").write_text(tiny + "n_steps: 2\nn_subjects: 24\n", encoding="utf-8")
     neurobench.run(suite=here / "tiny.yaml", out=here / "neurobench-results")
+    models(here)
     return here
+
+
+def models(folder: Path) -> None:
+    """Write the files of weights that the page on models names, with random numbers in them."""
+    import timm
+    from safetensors.torch import save_file
+    from transformers import BertConfig, BertModel
+
+    from neurobench_backbones.braindecode import _models
+
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), folder / "vit.safetensors")
+    save_file(_models().CBraMod(n_outputs=2, n_chans=3, n_times=400).state_dict(), folder / "cbramod.safetensors")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=20, **sizes)).save_pretrained(folder / "my-bert")
 
 
 def recordings(folder: Path, words: list[str], registry: Registry) -> str:

@@ -20,7 +20,7 @@ from neurobench_backbones._attention import AttentionPass
 from neurobench_backbones._mamba1 import Mamba1
 from neurobench_backbones._mamba2 import MambaPass
 from neurobench_backbones._neurostorm import DEPTHS, EMBED_DIM, fitted
-from neurobench_backbones._weights import read_weights
+from neurobench_backbones._weights import existing, read_weights
 from neurobench_backbones._windows import Level, Windows
 
 SIZES, MIXERS = ("profile", "published"), ("mamba", "attention")
@@ -140,7 +140,6 @@ class ShiftedWindow(TokenBackbone):
     summary = "Mamba (or attention) in shifted 4-D windows of a volume, merging cubes between stages"
     reference = "arXiv:2506.11167; windows: arXiv:2103.14030, arXiv:2307.05916"
     signals = ("volume",)
-    files = ("checkpoint",)
 
     def __init__(
         self,
@@ -198,14 +197,14 @@ class ShiftedWindow(TokenBackbone):
         return ""
 
     @classmethod
-    def beyond_budget(cls, parameters: Mapping[str, Any]) -> str:
-        """Return why the common parameter budget does not hold with these parameters, or an empty string."""
-        return "has its published size" if parameters["size"] == "published" else ""
+    def keeps_budget(cls, parameters: Mapping[str, Any]) -> bool:
+        """Return whether it has the size of the profile, not the published one."""
+        return bool(parameters["size"] != "published")
 
     @classmethod
-    def starts_trained(cls, parameters: Mapping[str, Any]) -> str:
-        """Return what weights are started from, or an empty string."""
-        return "weights of a checkpoint" if parameters["checkpoint"] else ""
+    def named_files(cls, parameters: Mapping[str, Any]) -> Mapping[str, Sequence[Path]]:
+        """Return the file of the checkpoint."""
+        return {"checkpoint": [existing(parameters["checkpoint"])]} if parameters["checkpoint"] else {}
 
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Pass through windows, down to the last stage and back up; a unit of -1 is a prompt."""

@@ -31,9 +31,10 @@ CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 MARKERS = "osD^vP*X<>"
 """Beside every colour, for who cannot tell colours apart and for paper."""
 
-KIND_COLOURS = {"pretrained": BLUE, "untrained": SKY, "baseline": ORANGE, "filler": PURPLE}
+KIND_COLOURS = {"pretrained": BLUE, "given": GREEN, "untrained": SKY, "baseline": ORANGE, "filler": PURPLE}
 KIND_NAMES = {
     "pretrained": "pretrained",
+    "given": "as given",
     "untrained": "untrained (control)",
     "baseline": "baseline",
     "filler": "trivial filler",

@@ -64,7 +64,7 @@ def _drawing(evidence: Evidence, task: str, rows: pd.DataFrame, table: pd.DataFr
         y = own.index.to_numpy()
         wide = own["low"].notna().to_numpy()
         axes.hlines(y[wide], own["low"][wide], own["high"][wide], color=KIND_COLOURS[kind], linewidth=2)
-        marker = {"pretrained": "o", "untrained": "D", "baseline": "s", "filler": "^"}[kind]
+        marker = {"pretrained": "o", "given": "P", "untrained": "D", "baseline": "s", "filler": "^"}[kind]
         axes.plot(own["score"], y, marker, color=KIND_COLOURS[kind], markersize=5, label=KIND_NAMES[kind])
     axes.set_yticks(np.arange(len(table)), [shortened(r) for r in table["row"]])
     axes.set_ylim(len(table) - 0.5, -0.5)

@@ -20,7 +20,7 @@ class ReconstructionMatrix(Figure):
     def draw(self, evidence: Evidence) -> Iterator[Drawing]:
         """Yield one drawing a (reconstruction task, backbone)."""
         for task, rows in evidence.tasks():
-            own = first_seed(rows[rows["kind"].isin(("pretrained", "untrained"))]) if len(rows) else rows
+            own = first_seed(rows[rows["kind"].isin(("pretrained", "given", "untrained"))]) if len(rows) else rows
             for backbone, cells in own.groupby("backbone", sort=True):
                 found = {
                     r["row"]: p for r in cells.to_dict("records") if (p := _by_mask(evidence, r["id"])) is not None

@@ -20,7 +20,7 @@ def read_embeddings(path: str, labels: Sequence[str]) -> NDArray[np.float64]:
     ConfigError
         If the file cannot be read, lacks a stimulus, or its arrays are no vectors of one length.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     known: dict[str, NDArray[np.float64]] = {}
     try:
         if file.suffix == ".npz":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +57,18 @@ class Stimulus(RetrievalTask):
         if max_windows < 1:
             raise ConfigError(f"stimulus cannot take {max_windows} windows.", allowed="1 or more")
         self._by, self._windows, self._embeddings = by, max_windows, embeddings
+
+    @classmethod
+    def named_files(cls, parameters: Mapping[str, Any]) -> Mapping[str, Sequence[Path]]:
+        """Return the file of the stimuli's embeddings."""
+        if not parameters["embeddings"]:
+            return {}
+        path = Path(parameters["embeddings"]).expanduser()
+        if not path.is_file():
+            raise ConfigError(
+                f"embeddings cannot be read from {path}: it does not exist.", allowed="a file .npz or .parquet"
+            )
+        return {"embeddings": [path]}
 
     def embeddings(self, labels: Sequence[str]) -> NDArray[np.float64] | None:
         """Return what the user's file says of stimuli; None without one."""
