@@ -403,7 +403,7 @@ def test_a_checkpoint_is_known_by_its_content_and_judged_before_anything_starts(
     with pytest.raises(ConfigErrors, match=r"1 missing: norm_up\.bias"):
         expand(config, registry)
     one.unlink()
-    with pytest.raises(ConfigErrors, match="one.safetensors does not exist"):
+    with pytest.raises(ConfigErrors, match=r"one\.safetensors does not exist"):
         expand(config, registry)
 
 
