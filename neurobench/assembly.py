@@ -259,6 +259,7 @@ def _pretraining_record(run: CohortRun, row: Row, store: Store) -> PretrainingRe
         loss_first=mean("loss_first"),
         loss_last=mean("loss_last"),
         loss_held_out=float(scores.sse[0, scores.predictors.index(row.label)].sum() / scores.n[0].sum()),
+        budgeted=run.strategy(mask).budgeted,
         hidden_fraction=mean("hidden_fraction"),
         scored_fraction=mean("scored_fraction"),
         r2_own_mask=own,
@@ -419,9 +420,13 @@ def _best(group: Sequence[Scored]) -> Scored | None:
 
     Where there is nothing to find, scores scatter below chance, and who scatters least is no winner. Within recordings
     nothing is ranked: the test signal is the training people's. Nor is reconstruction after a transductive
-    pretraining, which has seen that signal.
+    pretraining, which has seen that signal, nor a row whose mask is exempt from the common budget.
     """
-    ranked = [s for s in group if _headline(s.record) is not None]
+    ranked = [
+        s
+        for s in group
+        if _headline(s.record) is not None and (s.record.pretraining is None or s.record.pretraining.budgeted)
+    ]
     if len(ranked) < 2:
         return None
     protocol = ranked[0].record.protocol

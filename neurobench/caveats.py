@@ -176,7 +176,8 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
                 f"{row} has learned its training people by heart: its loss is {p.loss_last:.3g} on them and "
                 f"{p.loss_held_out:.3g} on held-out ones under the same mask ({p.loss_held_out / p.loss_last:.1f} ×).",
             )
-        if p and p.scored_fraction is not None and abs(p.scored_fraction - r.protocol.ratio) > OFF_BUDGET:
+        off = p and p.scored_fraction is not None and abs(p.scored_fraction - r.protocol.ratio) > OFF_BUDGET
+        if p and p.scored_fraction is not None and (off or not p.budgeted):
             yield Caveat(
                 "warning",
                 "off-budget",
@@ -184,7 +185,8 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
                 f"tokens and "
                 f"{p.scored_fraction:.1%} were scored, instead of {r.protocol.ratio:.0%} (background and padding are "
                 f"never "
-                "scored). A difference to other masks may be one of budget.",
+                "scored). A difference to other masks may be one of budget"
+                + ("." if p.budgeted else ": it is shown, and neither ranked nor compared."),
             )
 
 

@@ -27,7 +27,7 @@ from neurobench.paired import row_of
 from neurobench.plugins import Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import MetricRecord, ProtocolRecord, Record, as_row, read_record
-from neurobench.tables import decimals, metric_name, missing
+from neurobench.tables import decimals, marks, metric_name, missing
 
 __all__ = [
     "KINDS",
@@ -154,6 +154,11 @@ class Line:
     def stuck(self) -> bool:
         """Whether the pretraining of any seed stayed behind the best trivial filler."""
         return any(r.pretraining is not None and r.pretraining.learned is False for r in self.records)
+
+    @property
+    def exempt(self) -> bool:
+        """Whether its mask is outside the common budget, so that it is shown and never ranked."""
+        return any(r.pretraining is not None and not r.pretraining.budgeted for r in self.records)
 
     @property
     def n_parameters(self) -> float:
@@ -291,7 +296,12 @@ class Table:
     @property
     def _all_ranked(self) -> bool:
         # Who is ahead of those that can be compared may still be behind one that cannot.
-        return bool(self.lines) and all(line.rank for line in self.lines)
+        return self.ranked and all(line.rank for line in self.in_budget)
+
+    @property
+    def in_budget(self) -> tuple[Line, ...]:
+        """Scored rows less those whose mask is outside the common budget: those that may be ranked."""
+        return tuple(line for line in self.lines if not line.exempt)
 
     @property
     def front(self) -> tuple[Line, ...]:
@@ -482,6 +492,7 @@ def _withheld(record: Record) -> str:
 
 def _compared(suite: Path, lines: Sequence[Line]) -> tuple[Comparisons | None, tuple[str, ...]]:
     """Return paired comparisons of the rows that have predictions, and the names of those that have none."""
+    lines = [line for line in lines if not line.exempt]
     ok = [r for line in lines for r in line.records]
     beside = {r.id for r in ok if _beside(suite, r).is_file()}
     unpaired = tuple(line.name for line in lines if not {r.id for r in line.records} & beside)
@@ -573,23 +584,32 @@ def words(table: Table) -> str:
         return "Not ranked."
     if not table.lines:
         return "Every row failed."
+    n_exempt = len(table.lines) - len(table.in_budget)
+    aside = f" {_n_rows(n_exempt).capitalize()} outside the common budget (‡) not ranked." if n_exempt else ""
+    return _who_leads(table) + aside
+
+
+def _who_leads(table: Table) -> str:
     if not table.ranked:
         return "Not ranked: there are no held-out predictions beside these records, so no two rows can be compared."
     if table.leader is not None:
         return f"{table.leader.name} is better than every other row."
-    if len(table.lines) == 1:
+    n = len(table.in_budget)
+    if n == 1:
         return "There is one row only."
     heard = [line for line in table.front if line.above_chance is not False]
     if not heard:
-        return f"No row is above chance, so none is ahead; {len(table.front)} of {len(table.lines)} share first place."
+        return f"No row is above chance, so none is ahead; {len(table.front)} of {n} share first place."
     if len(table.front) == 1:
-        return f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(table.unpaired)} cannot."
-    rest = f" {_n_rows(table.unpaired).capitalize()} cannot be compared." if table.unpaired else ""
-    return f"{len(table.front)} of {len(table.lines)} rows share first place: nothing separates them.{rest}"
+        return (
+            f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(len(table.unpaired))} cannot."
+        )
+    rest = f" {_n_rows(len(table.unpaired)).capitalize()} cannot be compared." if table.unpaired else ""
+    return f"{len(table.front)} of {n} rows share first place: nothing separates them.{rest}"
 
 
-def _n_rows(names: Sequence[str]) -> str:
-    return "1 row" if len(names) == 1 else f"{len(names)} rows"
+def _n_rows(n: int) -> str:
+    return "1 row" if n == 1 else f"{n} rows"
 
 
 def gain(table: Table) -> tuple[str, str]:
@@ -638,6 +658,7 @@ def flat(table: Table, line: Line) -> dict[str, Any]:
         "skill": _known(line.skill),
         "best_control": r.best_baseline,
         "pretraining_learned": None if r.pretraining is None else not line.stuck,
+        "common_budget": not line.exempt,
         "n_subjects": r.n_subjects,
         "n_parameters": _known(line.n_parameters),
         "seconds": _known(line.seconds),
@@ -689,6 +710,7 @@ def _markdown(board: Board) -> Iterator[str]:
     yield "  the better row above chance). Rows whose ranks overlap are tied. `–`: no held-out predictions beside the"
     yield "  record, so not ranked."
     yield "- *no signal*: not above chance. †: pretraining did not reach the best trivial filler on held-out subjects."
+    yield "  ‡: its mask is outside the common budget, so it is shown and not ranked."
     yield "- *skill*: 1 is perfect, 0 is as good as the best other control, below 0 is worse."
     source = ""
     for t in board.tables:
@@ -705,7 +727,7 @@ def _markdown(board: Board) -> Iterator[str]:
             p = t.places
             cells = [
                 rank_text(line),
-                _plain(line.name) + (" †" if line.stuck else ""),
+                _plain(line.name) + marks(line.stuck, line.exempt),
                 KINDS[line.kind],
                 "–" if math.isnan(line.score) else f"{line.score:.{p}f}",
                 "–" if math.isnan(line.low) else f"{line.low:.{p}f} to {line.high:.{p}f}",

@@ -265,7 +265,9 @@ def optimise(
     with torch.autocast("cuda", torch.bfloat16, enabled=drawn.signal.is_cuda):
         reconstructed = decoder(backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table))
     guess, real = (x.flatten(0, 2).index_select(0, drawn.scored) for x in (reconstructed, drawn.signal))
-    loss: torch.Tensor = (guess.float() - real).square().mean()
+    squares = (guess.float() - real).square()
+    # A strategy outside the common budget may hide nothing in a whole batch: no loss, instead of one that is NaN.
+    loss: torch.Tensor = squares.mean() if len(drawn.scored) else squares.sum()
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(parameters, clip)

@@ -27,7 +27,17 @@ from neurobench.interpretation import stability
 from neurobench.plugins import Kind, Registry
 from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
-from neurobench.tables import comparison_cells, count, decimals, duration, metric_name, missing, p_value, rank_cells
+from neurobench.tables import (
+    comparison_cells,
+    count,
+    decimals,
+    duration,
+    marks,
+    metric_name,
+    missing,
+    p_value,
+    rank_cells,
+)
 
 __all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
 
@@ -415,7 +425,7 @@ def _results(rows: pd.DataFrame, ranks: Mapping[str, tuple[int, int]]) -> Grid:
         above = [bool(v) for v in own["above_chance"] if not missing(v)]
         stuck = any(not missing(v) and not v for v in own["learned"])
         line = [
-            name + (" †" if stuck else ""),
+            name + marks(stuck, not all(own["budgeted"])),
             f"{mean:.{places}f}" if pd.notna(mean) else "–",
             f"{low:.{places}f} to {high:.{places}f}" if pd.notna(low) else "–",
         ]
@@ -498,7 +508,7 @@ def _one_line(task: str, rows: pd.DataFrame) -> str:
     higher = bool(rows["higher_is_better"].iloc[0])
     shown = []
     for words, kinds in (("best pretrained", ("pretrained",)), ("best control", ("baseline", "untrained", "filler"))):
-        own = rows[rows["kind"].isin(kinds)].dropna(subset=["score"])
+        own = rows[rows["kind"].isin(kinds) & rows["budgeted"].astype(bool)].dropna(subset=["score"])
         if len(own):
             means = own.groupby("row")["score"].mean()
             name = str(means.idxmax() if higher else means.idxmin())

@@ -140,6 +140,9 @@ class PretrainingRecord(_Strict):
     loss_held_out: float | None = Field(
         default=None, description="mean squared error of the same kind of tokens in held-out subjects"
     )
+    budgeted: bool = Field(
+        default=True, description="whether its mask keeps the common budget; else shown, and never ranked or compared"
+    )
     hidden_fraction: float | None
     scored_fraction: float | None
     r2_own_mask: float | None = Field(description="held-out R² under the mask it was pretrained with")
@@ -416,6 +419,7 @@ def as_row(record: Record) -> dict[str, Any]:
         "p_value_refit": record.p_value_refit,
         "above_chance": record.above_chance,
         "learned": record.pretraining.learned if record.pretraining else None,
+        "budgeted": record.pretraining.budgeted if record.pretraining else True,
         "n_parameters": record.cost.n_parameters,
         "seconds": record.cost.seconds,
         "profile": record.protocol.profile,

@@ -33,6 +33,7 @@ COLUMNS: dict[str, Any] = {
     "best_baseline": "",
     "p_value": np.nan,
     "learned": None,
+    "budgeted": True,
     "above_chance": None,
     "n_parameters": np.nan,
     "seconds": 1.0,

@@ -68,6 +68,11 @@ def metric_name(name: str) -> str:
     return name.upper() if name.isalpha() and len(name) <= 5 else name.replace("_", " ")
 
 
+def marks(stuck: bool, exempt: bool) -> str:
+    """Return what is written behind a row's name: † behind the best filler, ‡ outside the common budget."""
+    return (" †" if stuck else "") + (" ‡" if exempt else "")
+
+
 def missing(value: Any) -> bool:
     """Whether a cell of a table holds nothing."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value)) or str(value) == "<NA>"
@@ -144,6 +149,8 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
     footnotes = [f"{line.label}: {line.error}" for line in lines if line.error]
     if any(x.stuck for x in ok):
         footnotes.append("† pretraining did not reach the best trivial filler on held-out subjects")
+    if any(x.exempt for x in ok):
+        footnotes.append("‡ its mask is outside the common budget: shown, and neither ranked nor compared")
     ceilings = [f"{title} {scored[c].mean():.2f}" for c, title in CEILING.items() if c in scored and len(scored)]
     ceilings = [c for c in ceilings if not c.endswith("nan")]
     if ceilings:
@@ -215,6 +222,7 @@ class _Line:
     above_chance: bool | None
     best: bool
     stuck: bool
+    exempt: bool
     n_parameters: float
     n_subjects: float
     seconds: float
@@ -252,6 +260,7 @@ def _lines(block: pd.DataFrame) -> Iterator[_Line]:
                 above_chance=all(above) if above else None,
                 best=len(good) > 0 and all(v is True or str(v) == "True" for v in good["best"]),
                 stuck=any(not missing(v) and not v for v in good["learned"]),
+                exempt=not all(good["budgeted"]),
                 n_parameters=mean("n_parameters"),
                 n_subjects=mean("n_subjects"),
                 seconds=float(sum(float(v) for v in good["seconds"] if not missing(v))),
@@ -276,7 +285,7 @@ def _columns(lines: Sequence[_Line], metric: str) -> list[_Column]:
     labels, scores, intervals, skills = [], [], [], []
     for x in lines:
         style = "bold" if x.best else ""
-        labels.append(Text("  ").append(x.label, style=style).append(" †" if x.stuck else "", style="yellow"))
+        labels.append(Text("  ").append(x.label, style=style).append(marks(x.stuck, x.exempt), style="yellow"))
         if x.error:
             scores.append(Text("failed", style="red"))
         else:

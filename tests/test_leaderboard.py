@@ -96,6 +96,27 @@ def test_one_row_without_predictions_keeps_the_others_from_being_best_of_all(tmp
     assert words(table) == "net · roi is ahead of every row that can be compared; 1 row cannot."
 
 
+def test_a_mask_outside_the_common_budget_is_shown_marked_and_never_ranked(tmp_path: Path):
+    pretraining = dict.fromkeys(("loss_first", "loss_last", "hidden_fraction", "scored_fraction", "r2_own_mask"))
+    pretraining |= {"r2_best_filler": None, "best_filler": "mean", "learned": None, "budgeted": False}
+    ranked(tmp_path / "results", {"net · random_grid": 0.2}, pretraining=pretraining)
+    ranked(tmp_path / "results", {"net · roi": 0.5, "mean": 3.0})
+    board = read_board(tmp_path / "results")
+    (table,) = board.tables
+    ranks = {line.name: line.rank for line in table.lines}
+    assert table.lines[0].name == "net · random_grid", "it is shown among the others, by its score"
+    assert ranks == {"net · random_grid": None, "net · roi": (1, 1), "mean": (2, 2)}
+    assert table.leader is not None
+    assert table.leader.name == "net · roi"
+    assert words(table) == "net · roi is better than every other row. 1 row outside the common budget (‡) not ranked."
+    assert "net · random\\_grid ‡" in markdown(board)
+    build_leaderboard(tmp_path / "results")
+    (page,) = (tmp_path / "site" / "boards").glob("*.html")
+    text = page.read_text(encoding="utf-8")
+    assert text.count(">‡</abbr>") == 1
+    assert "not ranked and in no plot" in text
+
+
 @pytest.mark.parametrize("change", [{"protocol__split": "within-recording"}, {"protocol__transductive": True}])
 def test_some_protocols_are_shown_apart_and_never_ranked(tmp_path: Path, change):
     ranked(tmp_path / "results", {"net · roi": 0.5, "mean": 3.0})
