@@ -143,6 +143,11 @@ class Backbone(nn.Module, Component, ABC):
         """Return why this backbone cannot be built with these sizes and parameters, or an empty string."""
         return ""
 
+    @classmethod
+    def remark(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
+        """Return what a reader should know of this backbone with these sizes and parameters, or an empty string."""
+        return ""
+
     @abstractmethod
     def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Map signal to tokens.

@@ -528,6 +528,9 @@ class CohortRun(CohortSteps):
             if spec not in self.tasks:
                 notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {self.why_not(spec)}")
         notes += [f"{self.cohort.dataset}: {r}" for r in self.transfer_remarks()]
+        for backbone in dict.fromkeys(c.backbone for c in self.combinations):
+            if remark := self.registry.get("backbone", backbone.name).remark(self.spec, backbone.parameters):
+                notes.append(f"{self.cohort.dataset}: {remark}")
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")
