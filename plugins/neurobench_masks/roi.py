@@ -91,13 +91,13 @@ class Roi(MaskingStrategy):
         if not self.budgeted:
             # The ratio is of the regions; nobody stops at a number of tokens.
             regions = regions[: round(len(regions) * n_hidden / max(1, window.n_valid))]
-        inside = np.zeros_like(labelled)
-        taken = labelled <= 0
-        for region in regions:
-            inside += share[:, region]
-            fresh = (inside > threshold) & ~taken
-            taken |= fresh
-            yield whole_window(window, fresh)
+        if not len(regions):
+            return
+        # The region of the order that takes a unit with it; most regions take none of a few units.
+        taken = (np.cumsum(share[:, regions], 1) > threshold[:, None]) & (labelled > 0)[:, None]
+        turn = np.where(taken.any(1), taken.argmax(1), len(regions))
+        for i in np.unique(turn[turn < len(regions)]):
+            yield whole_window(window, turn == i)
 
 
 @hookimpl
