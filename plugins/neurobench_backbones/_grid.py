@@ -22,7 +22,8 @@ ORDERS = {"units": ("units", "time"), "time": ("time", "units")}
 
 def why_not_first(parameters: Mapping[str, Any]) -> str:
     """Return why a backbone's ``first`` is no axis, or an empty string."""
-    first = parameters["first"]
+    # A subclass may have a constructor of its own, without it.
+    first = parameters.get("first", "units")
     return "" if first in ORDERS else f"no pass runs along {first!r}: first may be {' or '.join(ORDERS)}"
 
 
