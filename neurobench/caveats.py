@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
 from neurobench.paired import difference_of
-from neurobench.results import MetricRecord, Record
+from neurobench.results import OFF_BUDGET, MetricRecord, Record
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
 from neurobench.tables import metric_name
 
@@ -30,9 +30,6 @@ LOST = 0.2
 
 MEMORISED = 1.5
 """Held-out loss over training loss, under one mask, from which a backbone knows its training people by heart."""
-
-OFF_BUDGET = 0.02
-"""Difference of the scored fraction from the one asked for, from which two masks cannot be compared."""
 
 MAJORITY = 0.6
 """Prevalence of the larger class from which accuracy flatters whoever always says it."""

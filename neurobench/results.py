@@ -44,6 +44,9 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
+OFF_BUDGET = 0.02
+"""Difference of the scored fraction from the one asked for, from which two masks cannot be compared."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)

@@ -22,6 +22,7 @@ from neurobench.cli import app
 from neurobench.errors import StoreError
 from neurobench.leaderboard import BoardError, gain, markdown, read_board, words
 from neurobench.leaderboard_site import MANIFEST, Axis, build_leaderboard
+from neurobench.plausibility import impossible
 from neurobench.plugins import load_registry
 from neurobench.publication import Placed, add_records
 from neurobench.results import read_record, write_record
@@ -115,6 +116,19 @@ def test_a_mask_outside_the_common_budget_is_shown_marked_and_never_ranked(tmp_p
     text = page.read_text(encoding="utf-8")
     assert text.count(">‡</abbr>") == 1
     assert "not ranked and in no plot" in text
+
+
+def test_who_claims_the_common_budget_has_to_have_kept_it():
+    shares = {"hidden_fraction": 0.9, "scored_fraction": 0.9, "r2_own_mask": None, "r2_best_filler": None}
+    losses = {"loss_first": None, "loss_last": None, "best_filler": "mean", "learned": None}
+    said = {}
+    for budgeted in (True, False):
+        record = invented("net · roi", "pretrained", pretraining=shares | losses | {"budgeted": budgeted})
+        said[budgeted] = [text for _, text in impossible(record) if "common budget" in text]
+    assert said == {
+        True: ["its mask is said to keep the common budget, and 90.0% of the tokens were scored, not 50%"],
+        False: [],
+    }
 
 
 @pytest.mark.parametrize("change", [{"protocol__split": "within-recording"}, {"protocol__transductive": True}])
