@@ -83,13 +83,17 @@ def component_record(spec: ComponentSpec, registry: Registry) -> ComponentRecord
     )
 
 
-def _apart(backbone: ComponentSpec | None, registry: Registry) -> list[results.Apart]:
-    """Return why rows of a backbone are not ranked beside the others."""
+def _apart(backbone: ComponentSpec | None, mask: ComponentSpec | None, registry: Registry) -> list[results.Apart]:
+    """Return why rows of a backbone under a mask are not ranked beside the others."""
     found: list[results.Apart] = []
     if backbone is not None and not registry.get("backbone", backbone.name).keeps_budget(backbone.parameters):
         found.append("parameter budget")
     if backbone is not None and backbone.from_outside:
         found.append("outside weights")
+    if mask is not None:
+        strategy = registry.get("mask", mask.name)(**mask.arguments)
+        if strategy.pretrains and not strategy.budgeted:
+            found.append("mask budget")
     return found
 
 
@@ -154,7 +158,7 @@ def _score(
         **{k: s and component_record(s, run.registry) for k, s in _components(row).items()},
         "task": component_record(task, run.registry),
         "pretraining": summary,
-        "apart": _apart(row.backbone, run.registry),
+        "apart": _apart(row.backbone, row.mask, run.registry),
         "environment": results.environment(),
         "written": _now(),
     }
@@ -348,7 +352,7 @@ def cohort_failed(
                 task=component_record(task, registry),
                 data=None,
                 protocol=results.ProtocolRecord(**protocol),
-                apart=_apart(c.backbone, registry),
+                apart=_apart(c.backbone, c.mask, registry),
                 headline=registry.get("task", task.name)(**task.arguments).metrics[0].name,
                 metrics={},
                 per_fold={},

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
 from neurobench.paired import difference_of
-from neurobench.results import MetricRecord, Record
+from neurobench.results import OFF_BUDGET, MetricRecord, Record
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
 from neurobench.tables import count, metric_name
 
@@ -30,9 +30,6 @@ LOST = 0.2
 
 MEMORISED = 1.5
 """Held-out loss over training loss, under one mask, from which a backbone knows its training people by heart."""
-
-OFF_BUDGET = 0.02
-"""Difference of the scored fraction from the one asked for, from which two masks cannot be compared."""
 
 MAJORITY = 0.6
 """Prevalence of the larger class from which accuracy flatters whoever always says it."""
@@ -176,7 +173,8 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
                 f"{row} has learned its training people by heart: its loss is {p.loss_last:.3g} on them and "
                 f"{p.loss_held_out:.3g} on held-out ones under the same mask ({p.loss_held_out / p.loss_last:.1f} ×).",
             )
-        if p and p.scored_fraction is not None and abs(p.scored_fraction - r.protocol.ratio) > OFF_BUDGET:
+        off = p and p.scored_fraction is not None and abs(p.scored_fraction - r.protocol.ratio) > OFF_BUDGET
+        if p and p.scored_fraction is not None and (off or "mask budget" in r.apart):
             yield Caveat(
                 "warning",
                 "off-budget",
@@ -184,7 +182,8 @@ def _of_pretraining(records: Sequence[Record]) -> Iterator[Caveat]:
                 f"tokens and "
                 f"{p.scored_fraction:.1%} were scored, instead of {r.protocol.ratio:.0%} (background and padding are "
                 f"never "
-                "scored). A difference to other masks may be one of budget.",
+                "scored). A difference to other masks may be one of budget"
+                + ("." if "mask budget" not in r.apart else ": it is shown, and neither ranked nor compared."),
             )
 
 

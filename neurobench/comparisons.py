@@ -106,6 +106,9 @@ class _Task(Paired):
         first: Row | None = None
         family: NDArray[np.int64] | None = None
         for r in rows.to_dict("records"):
+            if "mask budget" in str(r.get("apart", "")):
+                self.left_out.append(f"{r['row']}: its mask is outside the common budget")
+                continue
             held_out = evidence.predictions(r["id"])
             if held_out is None:
                 self.left_out.append(f"{r['row']}: its held-out predictions are not in the folder")
@@ -473,7 +476,7 @@ def compare_rows(
                     else _words(one, own_table, int((table["by"] != "interaction").sum()), built.unequal)
                 )
         if built.left_out:
-            sentences["left out"] = "Not compared: " + "; ".join(built.left_out) + "."
+            sentences["left out"] = "Not compared: " + "; ".join(dict.fromkeys(built.left_out)) + "."
         wins, scores = built.wins(), built.scores()
     return Comparisons(
         evidence.dataset,

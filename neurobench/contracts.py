@@ -182,6 +182,11 @@ class Backbone(nn.Module, Component, ABC):
         """Return whether the common parameter budget holds with these parameters."""
         return cls.budgeted
 
+    @classmethod
+    def remark(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
+        """Return what a reader should know of this backbone with these sizes and parameters, or an empty string."""
+        return ""
+
     @abstractmethod
     def forward(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Map signal to tokens.
@@ -349,8 +354,10 @@ def feedforward_width(width: int, mixer_parameters: int) -> int:
 class MaskingStrategy(Component, ABC):
     """Says which tokens are hidden. Sees the token table and its generator, nothing else."""
 
-    budgeted: ClassVar[bool] = True
-    """False only for strategies that are exempt from the common budget (``none``, ``random_grid``)."""
+    budgeted: bool = True
+    """False only for strategies that are exempt from the common budget (``none``, ``random_grid``,
+    ``roi[budget=released]``): of a class, or set by its constructor. All that they hide is scored; rows that they
+    pretrained are marked and never ranked or compared."""
 
     pretrains: ClassVar[bool] = True
     """False for ``none``: no pretraining at all."""
@@ -360,9 +367,9 @@ class MaskingStrategy(Component, ABC):
     or ``tokens``, no such promise. The first two leave a grid of visible tokens, which a backbone that leaves hidden
     ones out needs to be pretrained; a check holds a strategy to it."""
 
-    rank_trivial_on: ClassVar[tuple[SignalKind, ...]] = ()
+    rank_trivial_on: tuple[SignalKind, ...] = ()
     """Kinds of signal on which linear interpolation between neighbours makes the pretext near-empty: results are
-    printed as a reference and left out of the headline."""
+    printed as a reference and left out of the headline. Of a class, or set by its constructor."""
 
     def impossible(self, units: UnitTable) -> str:
         """Return why this strategy cannot work on these units, or an empty string."""
@@ -382,7 +389,7 @@ class MaskingStrategy(Component, ABC):
             Token table of one window.
         n_hidden
             Number of valid tokens that will be scored. The caller stops once that many are hidden; the last element
-            is hidden whole.
+            is hidden whole. (Of a strategy that is exempt from the budget all elements are hidden and scored.)
         rng
             The only source of chance.
 

@@ -504,6 +504,7 @@ def _withheld(record: Record) -> str:
 
 def _compared(suite: Path, lines: Sequence[Line]) -> tuple[Comparisons | None, tuple[str, ...]]:
     """Return paired comparisons of the rows that have predictions, and the names of those that have none."""
+    lines = [line for line in lines if "mask budget" not in line.apart]
     ok = [r for line in lines for r in line.records]
     beside = {r.id for r in ok if _beside(suite, r).is_file()}
     unpaired = tuple(line.name for line in lines if not {r.id for r in line.records} & beside)
@@ -599,21 +600,23 @@ def words(table: Table) -> str:
         return "Not ranked: there are no held-out predictions beside these records, so no two rows can be compared."
     n, beside = len(table.on_equal_terms), len(table.lines) - len(table.on_equal_terms)
     if table.leader is not None:
-        less = f" on equal terms; {_n_rows(['‡'] * beside)} (‡) not ranked" if beside else ""
+        less = f" on equal terms; {_n_rows(beside)} (‡) not ranked" if beside else ""
         return f"{table.leader.name} is better than every other row{less}."
-    if len(table.lines) == 1:
+    if n == 1:
         return "There is one row only."
     heard = [line for line in table.front if line.above_chance is not False]
     if not heard:
         return f"No row is above chance, so none is ahead; {len(table.front)} of {n} share first place."
     if len(table.front) == 1:
-        return f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(table.unpaired)} cannot."
-    rest = f" {_n_rows(table.unpaired).capitalize()} cannot be compared." if table.unpaired else ""
+        return (
+            f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(len(table.unpaired))} cannot."
+        )
+    rest = f" {_n_rows(len(table.unpaired)).capitalize()} cannot be compared." if table.unpaired else ""
     return f"{len(table.front)} of {n} rows share first place: nothing separates them.{rest}"
 
 
-def _n_rows(names: Sequence[str]) -> str:
-    return "1 row" if len(names) == 1 else f"{len(names)} rows"
+def _n_rows(n: int) -> str:
+    return "1 row" if n == 1 else f"{n} rows"
 
 
 def gain(table: Table) -> tuple[str, str]:

@@ -326,7 +326,7 @@ def _index(board: Board, pages: Mapping[str, Sequence[Table]]) -> dict[str, Any]
 
 def _index_line(name: str, t: Table, n_tables: int) -> dict[str, Any]:
     axis = _axis(t)
-    best = {kind: next((x for x in t.lines if x.kind == kind), None) for kind in KINDS}
+    best = {kind: next((x for x in t.on_equal_terms if x.kind == kind), None) for kind in KINDS}
     controls = sorted((t.lines.index(x) for k, x in best.items() if x is not None and k != "pretrained"))
     shown = [x for x in (best["pretrained"], t.lines[controls[0]] if controls else None) if x is not None]
     if t.withheld:
@@ -388,7 +388,7 @@ def _sentences(t: Table) -> list[str]:
 
 def _heat(t: Table) -> dict[str, Any] | None:
     """Return the scores of backbones × masks, the untrained backbone beside, shaded from chance to the best."""
-    cells = {(x.backbone, x.mask): x for x in t.lines if x.kind == "pretrained"}
+    cells = {(x.backbone, x.mask): x for x in t.on_equal_terms if x.kind == "pretrained"}
     untrained = {x.backbone: x for x in t.lines if x.kind == "untrained"}
     backbones, masks = sorted({b for b, _ in cells}), sorted({m for _, m in cells})
     if not cells or (len(backbones) < 2 and len(masks) < 2):
@@ -579,8 +579,8 @@ def _transfer(t: Table, board: Board) -> dict[str, Any] | None:
             other.first.data and other.first.data.fingerprint,
             other.first.protocol.suite,
         ):
-            theirs = {x.combination: x for x in other.lines}
-            both = [(theirs[x.combination], x) for x in t.lines if x.combination in theirs and x.backbone]
+            theirs = {x.combination: x for x in other.on_equal_terms}
+            both = [(theirs[x.combination], x) for x in t.on_equal_terms if x.combination in theirs and x.backbone]
             both = [(r, x) for r, x in both if not (math.isnan(r.score) or math.isnan(x.score))]
             if len(both) >= 3:
                 return _transfer_plot(t, other, both)
@@ -707,10 +707,9 @@ def _pretraining(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     yield "R² under its own mask", number(p.r2_own_mask)
     yield f"R² of the best filler, {p.best_filler}", number(p.r2_best_filler)
     yield "reached the best filler", "–" if p.learned is None else "yes" if p.learned else "no (†)"
-    yield (
-        "hidden · scored",
-        " · ".join("–" if v is None else f"{v:.1%}" for v in (p.hidden_fraction, p.scored_fraction)),
-    )
+    shares = " · ".join("–" if v is None else f"{v:.1%}" for v in (p.hidden_fraction, p.scored_fraction))
+    exempt = any("mask budget" in r.apart for r in records)
+    yield "hidden · scored", shares + (" (‡ outside the common budget: not ranked)" if exempt else "")
 
 
 def _costs(line: Line) -> Iterator[tuple[str, str]]:

@@ -84,15 +84,15 @@ def draw(strategy: MaskingStrategy, window: WindowTable, ratio: float, rng: np.r
                 # Something must stay visible: of an element that would leave nothing, only what the budget needs,
                 # unit after unit, so that what is hidden stays as contiguous in time as it was to be.
                 order = rng.permutation(shape[0])[fresh // shape[1]]
-                fresh = fresh[np.argsort(order, kind="stable")][: n_hidden - count]
+                fresh = fresh[np.argsort(order, kind="stable")][: max(0, n_hidden - count)]
             hidden[fresh] = True
             missing = n_hidden - count
             # Of the element that goes over the budget a random part is scored: no corner of it is favoured.
-            # (A strategy that is exempt from the budget is scored on all that it hides, as it was released.)
+            # (A strategy that is exempt from the budget hides all that it yields and is scored on it, as released.)
             whole = fresh.size <= missing or not strategy.budgeted
             scored[fresh if whole else rng.permutation(fresh)[:missing]] = True
             count += fresh.size
-            if count >= n_hidden:
+            if count >= n_hidden and strategy.budgeted:
                 break
         if count < n_hidden and strategy.budgeted:
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from neurobench.bundle_reader import printable
 from neurobench.recomputation import same
-from neurobench.results import MetricRecord, Record
+from neurobench.results import OFF_BUDGET, MetricRecord, Record
 from neurobench.scoring import N_PERMUTATIONS
 
 __all__ = ["impossible", "value_range"]
@@ -78,6 +78,12 @@ def impossible(record: Record, *, declared: bool = True) -> Iterator[tuple[Level
         yield "error", f"a p-value is {record.p_value:.4g}"
     if record.skill is not None and record.skill > 1 + 1e-9:
         yield "error", f"its skill is {record.skill:.4g}, and 1 is perfect"
+    p = record.pretraining
+    scored = None if p is None or "mask budget" in record.apart else p.scored_fraction
+    if scored is not None and abs(scored - record.protocol.ratio) > OFF_BUDGET:
+        # No error: of short windows no whole number of tokens may be that share.
+        text = f"{scored:.1%} of the tokens were scored, not {record.protocol.ratio:.0%}"
+        yield "warning", f"its mask is said to keep the common budget, and {text}"
     yield from _relations(record)
     yield from _outlying(record)
 

@@ -28,7 +28,16 @@ from neurobench.objectives import Latent, parse_objective
 from neurobench.plugins import Kind, Registry
 from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
-from neurobench.tables import comparison_cells, count, decimals, duration, metric_name, missing, p_value, rank_cells
+from neurobench.tables import (
+    comparison_cells,
+    count,
+    decimals,
+    duration,
+    metric_name,
+    missing,
+    p_value,
+    rank_cells,
+)
 
 __all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
 

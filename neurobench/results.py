@@ -46,8 +46,11 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-Apart = Literal["parameter budget", "outside weights"]
+Apart = Literal["parameter budget", "mask budget", "outside weights"]
 """Why a row is not ranked beside the others."""
+
+OFF_BUDGET = 0.02
+"""Difference of the scored fraction from the one asked for, from which two masks cannot be compared."""
 
 
 class _Strict(BaseModel):
@@ -212,8 +215,8 @@ class Record(_Strict):
     cost: CostRecord
     apart: list[Apart] = Field(
         default=[],
-        description="why it is not ranked beside the others: a backbone of a size of its own, or one whose weights "
-        "were trained elsewhere, on people who are not known here",
+        description="why it is not ranked beside the others: a backbone of a size of its own, a mask that hides as "
+        "much as it likes, or weights that were trained elsewhere, on people who are not known here",
     )
     notes: list[str] = []
     environment: dict[str, str]

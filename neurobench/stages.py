@@ -589,6 +589,8 @@ class CohortRun(CohortSteps):
             # Tables say what a file holds; who reads them here wants to know which file that was.
             named = ", ".join(f"{n} is {Path(v).name}" for n, v in backbone.files.items())
             notes += [f"{self.cohort.dataset}: {backbone.label}: {named}"] if named else []
+            if remark := self.registry.get("backbone", backbone.name).remark(self.spec, backbone.parameters):
+                notes.append(f"{self.cohort.dataset}: {remark}")
         for mask in dict.fromkeys(c.mask for c in self.combinations):
             if remark := self.strategy(mask).remark(self.cohort.units):
                 notes.append(f"{self.cohort.dataset}: {remark}")

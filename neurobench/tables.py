@@ -115,6 +115,7 @@ CEILING = {
 
 APART = {
     "parameter budget": "outside the common parameter budget",
+    "mask budget": "its mask is outside the common budget of hidden tokens",
     "outside weights": "weights from outside: whether the test subjects are among whom they were trained on is not "
     "known",
 }

@@ -308,7 +308,7 @@ class _Check:
         self._terms(record)
 
     def _terms(self, record: Record) -> None:
-        """Hold a record to what its backbone is: outside the budget, or with weights from outside."""
+        """Hold a record to what its backbone and its mask are: outside a budget, or with weights from outside."""
         if record.backbone is None:
             return
         says = record.backbone
@@ -316,11 +316,22 @@ class _Check:
         known = self.registry.backbones.get(says.name)
         if known is not None and not known.keeps_budget(says.parameters):
             wanted.add("parameter budget")
+        if record.mask is not None and not self._keeps_mask_budget(record.mask):
+            wanted.add("mask budget")
         if hidden := sorted(wanted - set(record.apart)):
-            name = printable(says.label)
-            self.once(
-                "error", "apart", f"backbone {name} is not on equal terms ({', '.join(hidden)}): it has to say so"
-            )
+            name = printable(record.row)
+            self.once("error", "apart", f"row {name} is not on equal terms ({', '.join(hidden)}): it has to say so")
+
+    def _keeps_mask_budget(self, says: ComponentRecord) -> bool:
+        known = self.registry.masks.get(says.name)
+        if known is None:
+            return True
+        try:
+            strategy = known(**says.parameters)
+        except (NeurobenchError, TypeError, ValueError):
+            # Parameters that it does not take are a finding of their own.
+            return True
+        return strategy.budgeted or not strategy.pretrains
 
     def _component(self, kind: Kind, says: ComponentRecord) -> None:
         name = f"{kind} {printable(says.name)}"

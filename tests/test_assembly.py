@@ -11,7 +11,7 @@ import pytest
 from neurobench.assembly import _best
 
 
-def scored(row: str, error: float, above_chance: bool | None) -> SimpleNamespace:
+def scored(row: str, error: float, above_chance: bool | None, *, apart: tuple[str, ...] = ()) -> SimpleNamespace:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=80)
     table = pd.DataFrame({"participant_id": [f"s{i:02d}" for i in range(80)], "fold": 0, "truth": truth})
@@ -19,7 +19,13 @@ def scored(row: str, error: float, above_chance: bool | None) -> SimpleNamespace
     metric = SimpleNamespace(value=float(np.abs(table["prediction"] - truth).mean()), higher_is_better=False)
     protocol = SimpleNamespace(split="subjects", transductive=False)
     record = SimpleNamespace(
-        row=row, status="ok", headline="mae", metrics={"mae": metric}, protocol=protocol, above_chance=above_chance
+        row=row,
+        status="ok",
+        headline="mae",
+        metrics={"mae": metric},
+        protocol=protocol,
+        above_chance=above_chance,
+        apart=apart,
     )
     return SimpleNamespace(record=record, predictions=table, held_out=table)
 
@@ -28,3 +34,9 @@ def scored(row: str, error: float, above_chance: bool | None) -> SimpleNamespace
 def test_a_row_without_signal_is_never_the_best(above: bool | None, star: bool) -> None:
     first, second = scored("first", 1.0, above), scored("second", 3.0, False)
     assert _best([second, first]) is (first if star else None)  # type: ignore[list-item]
+
+
+def test_a_row_outside_the_common_budget_is_neither_the_best_nor_in_the_way() -> None:
+    exempt = scored("exempt", 0.5, True, apart=("mask budget",))
+    first, second = scored("a", 1.0, True), scored("b", 3.0, True)
+    assert _best([second, exempt, first]) is first  # type: ignore[list-item]

@@ -14,7 +14,7 @@ from nilearn.image import resample_img
 from nilearn.maskers import NiftiLabelsMasker
 
 from neurobench import ConfigError, DataError, RawRecording, RecordingFile
-from neurobench_datasets import _bold_images
+from neurobench_datasets import _atlases, _bold_images
 from neurobench_datasets._atlases import find_atlas, load_labels, read_names, regions_of
 from neurobench_datasets._bold_images import PatchGrid, check_grid, patch_units, patches_of, read_bold
 
@@ -427,3 +427,20 @@ def test_aal3_by_resolution() -> None:
     assert len(kept) - 1 < 155
     # Patches count the atlas' own voxels: none is lost.
     assert len(patch_units(PatchGrid(8.0, 3), atlas).region_names) == 166
+
+
+@needs_shared
+def test_groups_by_name_are_those_by_number() -> None:
+    table = pd.read_csv(SHARED / "atlas" / "neurostorm" / "aal3_166" / "aal3_labels_checked_here.csv")
+    ids, names = table["index"].to_numpy(), table["name"].tolist()
+    by_number = _atlases._known_groups(ids, names)
+    # An edition with numbers of its own, and one that lost most of its regions.
+    assert _atlases._known_groups(np.arange(1, 167) * 7, names) == by_number
+    assert _atlases._known_groups(ids[::5], names[::5]) == by_number[::5]
+
+
+def test_groups_by_name_are_for_names_of_aal_alone() -> None:
+    names = ["Precentral_L", "ACC_pre_R", "Cerebellum_Crus1_L", "Cerebelum_6_R", "Thal_VA_L", "N_Acc_R", "Raphe_D"]
+    groups = ["frontal", "limbic", "cerebellum", "cerebellum", "thalamus", "basal ganglia", "brainstem"]
+    assert _atlases._known_groups(np.arange(1, 8), names) == groups
+    assert _atlases._known_groups(np.arange(1, 9), [*names, "V1"]) == [""] * 8

@@ -116,8 +116,8 @@ TABLE = pd.DataFrame(
             "dataset": "people", "source": "simulated", "task": "age", "row": "net · stripes", "kind": "pretrained",
             "seed": 0, "metric": "mae", "unit": "years", "higher_is_better": False, "score": 5.0, "low": 4.0,
             "high": 6.0, "chance": 15.0, "n_subjects": 9, "skill": 0.1, "best_baseline": "mean", "p_value": 0.01,
-            "above_chance": True, "best": True, "learned": True, "n_parameters": 1000, "seconds": 1.0, "status": "ok",
-            "error": "",
+            "above_chance": True, "best": True, "learned": True, "apart": "", "n_parameters": 1000, "seconds": 1.0,
+            "status": "ok", "error": "",
         }
     ]
 )  # fmt: skip

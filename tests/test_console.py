@@ -41,6 +41,7 @@ def row(row: str = "net · roi", kind: str = "pretrained", **changes: Any) -> di
         "above_chance": True,
         "best": False,
         "learned": True,
+        "apart": "",
         "n_parameters": 51234,
         "seconds": 74.0,
         "status": "ok",
@@ -134,6 +135,14 @@ def test_simulated_results_are_called_so_and_mixed_ones_too() -> None:
     assert "SIMULATED: measures the software, not the model" in shown
     assert "age on people (simulated)" in shown
     assert "sex on people\n" in shown
+
+
+def test_a_mask_outside_the_common_budget_is_marked() -> None:
+    shown = printed([row(apart="mask budget"), row("net · block")])
+    assert "net · roi ‡" in shown
+    assert "net · block ‡" not in shown
+    assert "‡ not ranked with the others: its mask is outside the common budget" in shown
+    assert "‡" not in printed([row()])
 
 
 def test_a_pretraining_that_learned_nothing_is_marked() -> None:

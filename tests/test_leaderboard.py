@@ -22,6 +22,7 @@ from neurobench.cli import app
 from neurobench.errors import StoreError
 from neurobench.leaderboard import BoardError, gain, markdown, read_board, words
 from neurobench.leaderboard_site import MANIFEST, Axis, build_leaderboard
+from neurobench.plausibility import impossible
 from neurobench.plugins import load_registry
 from neurobench.publication import Placed, add_records
 from neurobench.results import read_record, write_record
@@ -94,6 +95,38 @@ def test_one_row_without_predictions_keeps_the_others_from_being_best_of_all(tmp
     assert {line.name: line.rank for line in table.lines}["net · roi"] == (1, 1)
     assert table.leader is None
     assert words(table) == "net · roi is ahead of every row that can be compared; 1 row cannot."
+
+
+def test_a_mask_outside_the_common_budget_is_shown_marked_and_never_ranked(tmp_path: Path):
+    ranked(tmp_path / "results", {"net · random_grid": 0.2}, apart=["mask budget"])
+    ranked(tmp_path / "results", {"net · roi": 0.5, "mean": 3.0})
+    board = read_board(tmp_path / "results")
+    (table,) = board.tables
+    ranks = {line.name: line.rank for line in table.lines}
+    assert table.lines[0].name == "net · random_grid", "it is shown among the others, by its score"
+    assert ranks == {"net · random_grid": None, "net · roi": (1, 1), "mean": (2, 2)}
+    assert table.leader is not None
+    assert table.leader.name == "net · roi"
+    assert words(table) == "net · roi is better than every other row on equal terms; 1 row (‡) not ranked."
+    assert "net · random\\_grid ‡" in markdown(board)
+    build_leaderboard(tmp_path / "results")
+    (page,) = (tmp_path / "site" / "boards").glob("*.html")
+    text = page.read_text(encoding="utf-8")
+    assert text.count(">‡</abbr>") == 1
+    assert "not ranked with the others: its mask is outside the common budget" in text
+
+
+def test_who_claims_the_common_budget_has_to_have_kept_it():
+    shares = {"hidden_fraction": 0.9, "scored_fraction": 0.9, "r2_own_mask": None, "r2_best_filler": None}
+    losses = {"loss_first": None, "loss_last": None, "best_filler": "mean", "learned": None}
+    said = {}
+    for budgeted, apart in ((True, []), (False, ["mask budget"])):
+        record = invented("net · roi", "pretrained", pretraining=shares | losses, apart=apart)
+        said[budgeted] = [text for _, text in impossible(record) if "common budget" in text]
+    assert said == {
+        True: ["its mask is said to keep the common budget, and 90.0% of the tokens were scored, not 50%"],
+        False: [],
+    }
 
 
 @pytest.mark.parametrize("change", [{"protocol__split": "within-recording"}, {"protocol__transductive": True}])

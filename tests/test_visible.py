@@ -316,7 +316,10 @@ def test_a_mask_of_single_tokens_is_refused_before_anything_runs() -> None:
         expand(config(backbone="mamba[visible_only=true],transformer", mask="random,roi,local"), load_registry())
     first, second = caught.value.problems
     assert first.what.startswith("backbone 'mamba[visible_only=true]' computes visible tokens only, and mask 'random'")
-    assert first.allowed == "masks that hide whole units or times: block, future, random_tube, roi, time_block"
+    assert (
+        first.allowed
+        == "masks that hide whole units or times: block, future, random_tube, roi, sensor_group, time_block"
+    )
     assert first.likely == "random_tube"
     assert "--backbone mamba without visible_only" in first.next_step
     assert "mask 'local'" in second.what
@@ -331,7 +334,7 @@ def test_masks_that_leave_a_grid_are_possible(mask: str) -> None:
 def test_only_what_hides_single_tokens_says_so() -> None:
     registry = load_registry()
     loose = {name for name, cls in registry.masks.items() if cls.hides == "tokens"}
-    assert loose == {"random", "local", "random_grid", NoMask.name}
+    assert loose == {"random", "local", "random_grid", "grid_window", NoMask.name}
 
 
 def test_the_parameter_is_part_of_the_identity() -> None:

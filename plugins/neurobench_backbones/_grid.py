@@ -1,11 +1,11 @@
-"""Layers on the (units × patches) grid: one pass along units, then one along time.
+"""Layers on the (units × patches) grid: one pass along units and one along time, in either order.
 
 Rollout: Abnar and Zuidema 2020, Quantifying attention flow in transformers (doi:10.18653/v1/2020.acl-main.385).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,21 @@ Mixer = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 all of them are."""
 
 
-def mix_grid(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterable[nn.Module]]) -> torch.Tensor:
-    """Apply layers of two passes each, the first along units, the second along time.
+ORDERS = {"units": ("units", "time"), "time": ("time", "units")}
+"""What the two passes of a layer run along, by the first of them (time first: BrainMT, arXiv:2506.22591)."""
+
+
+def why_not_first(parameters: Mapping[str, Any]) -> str:
+    """Return why a backbone's ``first`` is no axis, or an empty string."""
+    # A subclass may have a constructor of its own, without it.
+    first = parameters.get("first", "units")
+    return "" if first in ORDERS else f"no pass runs along {first!r}: first may be {' or '.join(ORDERS)}"
+
+
+def mix_grid(
+    tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterable[nn.Module]], first: str = "units"
+) -> torch.Tensor:
+    """Apply layers of two passes each, one along units and one along time.
 
     Parameters
     ----------
@@ -26,7 +39,9 @@ def mix_grid(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterabl
     valid
         (batch, units, patches) bool.
     layers
-        Pairs of mixers.
+        Pairs of mixers, in the order in which they are applied.
+    first
+        What the first of a pair runs along: ``units`` or ``time``.
     """
     batch, units, patches, width = tokens.shape
     across: torch.Tensor | None = None
@@ -35,15 +50,20 @@ def mix_grid(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterabl
     if valid.is_cuda or not bool(valid.all()):
         across = valid.transpose(1, 2).reshape(batch * patches, units)
         along = valid.reshape(batch * units, patches)
-    for unit_pass, time_pass in layers:
-        x = tokens.transpose(1, 2).reshape(batch * patches, units, width)
-        x = unit_pass(x, across).view(batch, patches, units, width).transpose(1, 2)
-        x = time_pass(x.reshape(batch * units, patches, width), along)
-        tokens = x.view(batch, units, patches, width)
+    for passes in layers:
+        for axis, mixer in zip(ORDERS[first], passes, strict=True):
+            if axis == "units":
+                x = tokens.transpose(1, 2).reshape(batch * patches, units, width)
+                tokens = mixer(x, across).view(batch, patches, units, width).transpose(1, 2)
+            else:
+                x = tokens.reshape(batch * units, patches, width)
+                tokens = mixer(x, along).view(batch, units, patches, width)
     return tokens
 
 
-def roll_out(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterable[Any]]) -> torch.Tensor:
+def roll_out(
+    tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterable[Any]], first: str = "units"
+) -> torch.Tensor:
     """Return (batch, units, units): how much the output of each unit draws on the input of each, through all layers.
 
     Every pass says by ``weights`` how much each place of a sequence draws on each other one. Half of a pass is its
@@ -52,20 +72,23 @@ def roll_out(tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterabl
 
     Parameters
     ----------
-    tokens, valid, layers
+    tokens, valid, layers, first
         As for :func:`mix_grid`; passes have ``weights(tokens, valid)``, (sequences, length, length), rows summing to 1.
     """
     batch, units, patches, width = tokens.shape
     across = valid.transpose(1, 2).reshape(batch * patches, units)
     along = valid.reshape(batch * units, patches)
     drawn = torch.eye(units, device=tokens.device).repeat(batch, patches, 1, 1)
-    for unit_pass, time_pass in layers:
-        x = tokens.transpose(1, 2).reshape(batch * patches, units, width)
-        drawn = (drawn + unit_pass.weights(x, across).view(batch, patches, units, units) @ drawn) / 2
-        x = unit_pass(x, across).view(batch, patches, units, width).transpose(1, 2)
-        x = x.reshape(batch * units, patches, width)
-        mixed = time_pass.weights(x, along).view(batch, units, patches, patches) @ drawn.transpose(1, 2)
-        drawn = (drawn + mixed.transpose(1, 2)) / 2
-        tokens = time_pass(x, along).view(batch, units, patches, width)
+    for passes in layers:
+        for axis, mixer in zip(ORDERS[first], passes, strict=True):
+            if axis == "units":
+                x = tokens.transpose(1, 2).reshape(batch * patches, units, width)
+                drawn = (drawn + mixer.weights(x, across).view(batch, patches, units, units) @ drawn) / 2
+                tokens = mixer(x, across).view(batch, patches, units, width).transpose(1, 2)
+            else:
+                x = tokens.reshape(batch * units, patches, width)
+                mixed = mixer.weights(x, along).view(batch, units, patches, patches) @ drawn.transpose(1, 2)
+                drawn = (drawn + mixed.transpose(1, 2)) / 2
+                tokens = mixer(x, along).view(batch, units, patches, width)
     seen = valid.transpose(1, 2)[..., None]
     return (drawn * seen).sum(1) / seen.sum(1).clamp(min=1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
-from neurobench_backbones._grid import mix_grid, roll_out
+from neurobench_backbones._grid import mix_grid, roll_out, why_not_first
 from neurobench_backbones._mamba1 import Mamba1
 from neurobench_backbones._mamba2 import Mamba2, MambaPass
 
@@ -17,7 +17,7 @@ VERSIONS = {1: Mamba1, 2: Mamba2}
 
 
 class Mamba(TokenBackbone):
-    """Bidirectional Mamba: every layer scans across units in their spatial order, then along time.
+    """Bidirectional Mamba: every layer scans across units in their spatial order and along time.
 
     A one-way scan sees what came before only; both directions are scanned with weights of their own and added.
 
@@ -25,6 +25,8 @@ class Mamba(TokenBackbone):
     ----------
     version
         2: a decay a head, matrix products. 1: decays for every channel and value of its state; several times slower.
+    first
+        What the first of a layer's two passes runs along: ``units`` or ``time``.
     visible_only
         Hidden tokens are left out of the passes and filled in from the visible ones afterwards: at the same steps a
         fraction of the time, for masks that hide whole units or times.
@@ -34,24 +36,29 @@ class Mamba(TokenBackbone):
     summary = "bidirectional Mamba-2 scans (version=1: Mamba-1) across units, then along time"
     reference = "arXiv:2405.21060; version=1: arXiv:2312.00752"
 
-    def __init__(self, spec: BackboneSpec, *, version: int = 2, visible_only: bool = False) -> None:
+    def __init__(
+        self, spec: BackboneSpec, *, version: int = 2, first: str = "units", visible_only: bool = False
+    ) -> None:
         super().__init__(spec, visible_only)
+        self.first = first
         passes = [MambaPass(spec.width, VERSIONS[version]) for _ in range(2 * spec.n_layers)]
         self.layers = nn.ModuleList(nn.ModuleList(passes[i : i + 2]) for i in range(0, len(passes), 2))
 
     @classmethod
     def impossible(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
-        """Return why there is no such version, or an empty string."""
+        """Return why there is no such version or order, or an empty string."""
         version = parameters["version"]
-        return "" if version in VERSIONS else f"there is no Mamba-{version}: version may be 1 or 2"
+        if version not in VERSIONS:
+            return f"there is no Mamba-{version}: version may be 1 or 2"
+        return why_not_first(parameters)
 
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Scan along units, then along time, layer after layer."""
-        return mix_grid(tokens, table.valid, self.layers)
+        """Scan along both axes, layer after layer."""
+        return mix_grid(tokens, table.valid, self.layers, self.first)
 
     def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return what the scans draw on, and the residuals, chained over passes."""
-        return roll_out(self.embed(signal, hidden, table), self.taking_part(hidden, table), self.layers)
+        return roll_out(self.embed(signal, hidden, table), self.taking_part(hidden, table), self.layers, self.first)
 
 
 @hookimpl

@@ -46,6 +46,22 @@ AAL3_GROUPS = (
 parahippocampal gyrus and amygdala (37–46) and the anterior cingulate (151–156)."""
 
 
+AAL_NAMES = {
+    "frontal": ("Precentral", "Frontal_", "Rolandic_Oper", "Supp_Motor_Area", "Olfactory", "Rectus", "OFC"),
+    "insula": ("Insula",),
+    "limbic": ("Cingul", "ACC_", "Hippocampus", "ParaHippocampal", "Amygdala"),
+    "occipital": ("Calcarine", "Cuneus", "Lingual", "Occipital_", "Fusiform"),
+    "parietal": ("Postcentral", "Parietal_", "SupraMarginal", "Angular", "Precuneus", "Paracentral_Lobule"),
+    "basal ganglia": ("Caudate", "Putamen", "Pallidum", "N_Acc"),
+    "temporal": ("Heschl", "Temporal_"),
+    "cerebellum": ("Cerebel",),
+    "vermis": ("Vermis",),
+    "thalamus": ("Thal",),
+    "brainstem": ("VTA", "SN_p", "Red_N", "LC_", "Raphe_"),
+}
+"""The same groups by how names of AAL3's and AAL's regions start, for editions that are renumbered or lack regions."""
+
+
 @dataclass(frozen=True)
 class Atlas:
     """A label image.
@@ -258,7 +274,8 @@ def _known_groups(ids: NDArray[np.integer[Any]], names: list[str]) -> list[str]:
     by_name = aal.set_index("name")["group"]
     if set(names) <= set(by_name.index):
         return by_name.loc[names].tolist()
-    return [""] * len(ids)
+    by_start = [next((g for g, starts in AAL_NAMES.items() if n.startswith(starts)), "") for n in names]
+    return by_start if all(by_start) else [""] * len(ids)
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurobench import ConfigError, MaskingStrategy, WindowTable, hookimpl
+from neurobench_masks._elements import in_random_order
 
 
 class Local(MaskingStrategy):
@@ -31,18 +32,13 @@ class Local(MaskingStrategy):
         self.patches = patches
 
     def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-        """Yield (unit, span) pairs in random order; all but the last in one go, which is quicker."""
+        """Yield (unit, span) pairs in random order."""
         n_units, n_patches = window.valid.shape
         length = min(self.patches, max(1, n_patches // 2))
         # Every unit is tiled from an offset of its own, so spans at the edges may be shorter.
         span = (np.arange(n_patches) + rng.integers(length, size=(n_units, 1))) // length
         label = (span + np.arange(n_units)[:, None] * (span.max() + 1)).ravel()
-        turn = rng.permutation(label.max() + 1)[label]
-        tokens = np.argsort(turn, kind="stable")
-        last = np.searchsorted(np.cumsum(window.valid.ravel()[tokens]), n_hidden)
-        start, stop = np.searchsorted(turn[tokens], turn[tokens[min(last, tokens.size - 1)]] + np.arange(2))
-        yield tokens[:start]
-        yield tokens[start:stop]
+        yield from in_random_order(window, label, n_hidden, rng)
 
 
 @hookimpl

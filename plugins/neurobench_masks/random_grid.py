@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurobench import MaskingStrategy, UnitTable, WindowTable, hookimpl
+from neurobench_masks._elements import edge_mm
 
 
 class RandomGrid(MaskingStrategy):
@@ -35,7 +36,7 @@ class RandomGrid(MaskingStrategy):
 
     def impossible(self, units: UnitTable) -> str:
         """Refuse everything but patches of a volume."""
-        if set(units.types) == {"patch"} and _edge_mm(units) > 0:
+        if edge_mm(units) > 0:
             return ""
         return (
             "random_grid draws from the grid of a volume, and these units are no patches. Use random, which needs none"
@@ -49,7 +50,7 @@ class RandomGrid(MaskingStrategy):
         return f"draws from {n} tokens of the grid, of which {len(units)} touch the brain; outside the common budget"
 
     def _n_grid(self, units: UnitTable) -> int:
-        return max(len(units), round(self.field_mm / _edge_mm(units)) ** 3)
+        return max(len(units), round(self.field_mm / edge_mm(units)) ** 3)
 
     def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         """Yield all that is hidden at once: stopping at a budget would favour the first patches of time."""
@@ -60,12 +61,6 @@ class RandomGrid(MaskingStrategy):
         drawn = np.zeros((n_patches, n_grid), bool)
         np.put_along_axis(drawn, order[:, :n_drawn], True, axis=1)
         yield np.flatnonzero(drawn[:, window.unit].T)
-
-
-def _edge_mm(units: UnitTable) -> float:
-    """Return the edge of a patch: the smallest step between positions along an axis."""
-    steps = np.diff(np.unique(units.position_mm[:, 0]))
-    return float(steps[steps > 1e-3].min()) if (steps > 1e-3).any() else 0.0
 
 
 @hookimpl

@@ -1,7 +1,8 @@
 """Whole anatomical regions for the whole window, with the rules any, majority and pure (arXiv:2511.00443).
 
 The rules matter where a unit lies in several regions, as patches of a volume do. At the same share of hidden
-*regions* they hide very different numbers of tokens; here the number of scored tokens is the same for all three.
+*regions* they hide very different numbers of tokens; here the number of scored tokens is the same for all three, unless
+``budget=released`` asks for what the released code does: a share of the regions, whatever number of tokens that takes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from neurobench import ConfigError, MaskingStrategy, UnitTable, WindowTable, clo
 from neurobench_masks._elements import whole_window
 
 RULES = ("any", "majority", "pure")
+BUDGETS = ("matched", "released")
 
 # Shares are float32 and summed in any order; one voxel of a patch is a far larger part of it.
 ROUNDING = 1e-5
@@ -28,6 +30,9 @@ class Roi(MaskingStrategy):
     rule
         Which units a set of hidden regions takes with it: ``any`` (at least one voxel in a hidden region),
         ``majority`` (more than half of the labelled voxels in hidden regions) or ``pure`` (all labelled voxels).
+    budget
+        ``matched``: regions until the common number of tokens is reached. ``released``: the ratio is of the regions;
+        whatever they take with them is hidden and scored, outside the common budget (for comparison only).
     """
 
     name = "roi"
@@ -35,15 +40,17 @@ class Roi(MaskingStrategy):
     reference = "arXiv:2511.00443"
     hides = "units"
 
-    def __init__(self, *, rule: str = "majority") -> None:
-        if rule not in RULES:
-            raise ConfigError(
-                f"roi has no rule {rule!r}.",
-                allowed=", ".join(RULES),
-                likely=closest(rule, RULES),
-                next_step="Write for example --mask 'roi[rule=pure]'.",
-            )
+    def __init__(self, *, rule: str = "majority", budget: str = "matched") -> None:
+        for what, value, allowed in (("rule", rule, RULES), ("budget", budget, BUDGETS)):
+            if value not in allowed:
+                raise ConfigError(
+                    f"roi has no {what} {value!r}.",
+                    allowed=", ".join(allowed),
+                    likely=closest(value, allowed),
+                    next_step=f"Write for example --mask 'roi[{what}={allowed[-1]}]'.",
+                )
         self.rule = rule
+        self.budgeted = budget == "matched"
 
     def impossible(self, units: UnitTable) -> str:
         """Refuse units without at least two regions."""
@@ -67,6 +74,10 @@ class Roi(MaskingStrategy):
         outside = int((share.sum(1) == 0).sum())
         if outside:
             remarks.append(f"{outside} of {len(units)} units are in no region and never hidden")
+        if not self.budgeted:
+            remarks.append(
+                "roi[budget=released] hides a share of the regions, not of the tokens; outside the common budget"
+            )
         return "; ".join(remarks)
 
     def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -76,13 +87,17 @@ class Roi(MaskingStrategy):
         # What of a unit has to be in hidden regions; under majority and pure that depends on all drawn so far.
         needed = {"any": 0.0, "majority": 0.5 + ROUNDING, "pure": 1.0 - ROUNDING}
         threshold = labelled * needed[self.rule]
-        inside = np.zeros_like(labelled)
-        taken = labelled <= 0
-        for region in rng.permutation(np.flatnonzero(share.any(0))):
-            inside += share[:, region]
-            fresh = (inside > threshold) & ~taken
-            taken |= fresh
-            yield whole_window(window, fresh)
+        regions = rng.permutation(np.flatnonzero(share.any(0)))
+        if not self.budgeted:
+            # The ratio is of the regions; nobody stops at a number of tokens.
+            regions = regions[: round(len(regions) * n_hidden / max(1, window.n_valid))]
+        if not len(regions):
+            return
+        # The region of the order that takes a unit with it; most regions take none of a few units.
+        taken = (np.cumsum(share[:, regions], 1) > threshold[:, None]) & (labelled > 0)[:, None]
+        turn = np.where(taken.any(1), taken.argmax(1), len(regions))
+        for i in np.unique(turn[turn < len(regions)]):
+            yield whole_window(window, turn == i)
 
 
 @hookimpl
