@@ -637,7 +637,7 @@ def _protocol(record: Record) -> Iterator[tuple[str, str]]:
     yield "size", f"profile {p.profile}: width {p.width}, {p.n_layers} layers"
     yield "recipe", ", ".join(f"{k} {v}" for k, v in p.recipe.items())
     yield "windows", f"{p.window_s:g} s in patches of {p.patch_s:g} s"
-    yield "adaptation", p.adaptation + (", kernel probe" if p.probe == "kernel" else "")
+    yield "adaptation", p.adaptation + (f", {p.probe} probe" if p.probe != "linear" else "")
     yield "harmonisation", "site, fitted on the training subjects of each fold" if p.harmonise == "site" else "none"
     yield "uncertainty", "95 % intervals of 2,000 bootstraps over subjects; 1,000 permutations within sites"
 

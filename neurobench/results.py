@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -106,7 +107,10 @@ class ProtocolRecord(_Strict):
     patch_s: float
     n_tokens: int
     ratio: float
-    adaptation: str
+    adaptation: str = Field(description="how backbones meet a task, such as frozen or prompt[tokens=4]")
+    adaptation_parameters: dict[str, bool | int | float | str] = Field(
+        default={}, description="of the adaptation, defaults among them"
+    )
     width: int
     n_layers: int
     n_steps: int
@@ -114,7 +118,9 @@ class ProtocolRecord(_Strict):
     recipe: dict[str, bool | int | float | str | list[float]]
     transductive: bool = Field(default=False, description="pretrained on the test subjects' recordings too, unlabelled")
     harmonise: Literal["none", "site"] = "none"
-    probe: Literal["linear", "kernel"] = "linear"
+    probe: Literal["linear", "kernel", "attentive"] = Field(
+        default="linear", description="attentive: of backbones; baselines have no unit tokens and keep the linear one"
+    )
     refit_permutations: int = Field(default=0, description="permuted labels with which every probe was fitted anew")
     suite: str = Field(default="", description="NAME@HASH of the suite, with what was changed of it")
     seed: int
@@ -147,6 +153,18 @@ class PretrainingRecord(_Strict):
     best_filler: str
     learned: bool | None = Field(description="whether it reached the best trivial filler on held-out subjects")
     on: list[OutsideRecord] = Field(default=[], description="empty: the training subjects of the scored cohort")
+
+
+class TrainingRecord(_Strict):
+    """What training on the task took, where a backbone is not probed frozen."""
+
+    n_trained: int = Field(ge=0, description="parameters that were trained on the task, the head's among them")
+    n_parameters: int = Field(ge=1, description="all parameters, what was added and the head among them")
+    share: float = Field(ge=0, le=1, description="n_trained / n_parameters")
+    epochs: list[list[int]] = Field(
+        description="passes over the training subjects, of every fold (and there of every class, where several are "
+        "trained one after the other), as chosen on an inner split of them"
+    )
 
 
 class CostRecord(_Strict):
@@ -188,6 +206,7 @@ class Record(_Strict):
         description="correlations with covariates, what is left given them, site leak, difference to covariates alone",
     )
     pretraining: PretrainingRecord | None
+    training: TrainingRecord | None = Field(default=None, description="on the task; none: a probe on frozen features")
     cost: CostRecord
     notes: list[str] = []
     environment: dict[str, str]
@@ -417,9 +436,12 @@ def as_row(record: Record) -> dict[str, Any]:
         "above_chance": record.above_chance,
         "learned": record.pretraining.learned if record.pretraining else None,
         "n_parameters": record.cost.n_parameters,
+        "trained_share": record.training.share if record.training else None,
+        "epochs": float(np.mean([e for fold in record.training.epochs for e in fold])) if record.training else None,
         "seconds": record.cost.seconds,
         "profile": record.protocol.profile,
         "adaptation": record.protocol.adaptation,
+        "probe": record.protocol.probe,
         "split": record.protocol.split,
         "transductive": record.protocol.transductive,
         "suite": record.protocol.suite,

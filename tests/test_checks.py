@@ -53,6 +53,8 @@ CHEATS = [
         "drops-hidden",
         r"said to leave hidden tokens out, and hidden units change the visible tokens.*hidden patches change",
     ),
+    ("prompt_is_last_unit", "prompts", "prompts are taken for the last unit of the table"),
+    ("ignores_prompts", "prompts", "prompts do not reach the tokens"),
     ("mask_says_whole_units", "hides-what-it-says", r"hides whole units, and of unit \d+ it hides 4 of 5 valid tokens"),
     ("mask_reads_signal", "table-and-generator-only", r"drawing a mask opened .*participants\.tsv"),
 ]

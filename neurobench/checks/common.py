@@ -104,13 +104,13 @@ def other_global_state(seed: int) -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
-def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0) -> Any:
-    """Build a component with its defaults and ``check_with``; a backbone with the sizes and the seed."""
+def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0, **changed: Any) -> Any:
+    """Build a component with its defaults, ``check_with`` and over them ``changed``; a backbone with sizes and seed."""
     if not issubclass(cls, Backbone):
-        return cls(**cls.check_with)
+        return cls(**dict(cls.check_with) | changed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(spec, **cls.check_with)
+        return cls(spec, **dict(cls.check_with) | changed)
 
 
 # ---------------------------------------------------------------- checks of every component
