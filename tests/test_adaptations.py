@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -16,8 +17,10 @@ from neurobench.contracts import Backbone
 from neurobench.errors import ConfigError, ConfigErrors
 from neurobench.options import load_suite, parse_adaptation
 from neurobench.plugins import load_registry
-from neurobench.results import read_record
+from neurobench.results import Record, read_record
+from neurobench.runner import RunResult
 from neurobench.tables import results_table, share
+from neurobench_tasks.age import Age
 from tests.fakes import write_folder
 from tests.tiny_run import PLUGIN, execute
 
@@ -64,6 +67,36 @@ def test_records_say_what_was_trained(how: str, data: Path, tmp_path: Path) -> N
     shown = text(result.table)
     assert share(rows.loc["tiny · roi", "trained_share"]) in shown
     assert f"adaptation {how}" in shown
+
+
+def test_labels_of_test_subjects_change_nothing_of_what_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the labels of the first fold's test subjects dealt out anew, that fold trains and predicts as before."""
+    options = {"adaptation": "prompt", "task": "age", "folds": 2}
+    first = execute(data, tmp_path / "first", **options)
+    predictions = pd.read_parquet(tmp_path / "first" / "predictions" / f"{record_of(first).id}.parquet")
+    tested = predictions.loc[predictions["fold"] == 0, "participant_id"].tolist()
+    original = Age.target
+
+    def dealt(self: Age, participants: pd.DataFrame) -> pd.Series:
+        y = original(self, participants).copy()
+        y.loc[tested] = 2 * np.roll(y.loc[tested].to_numpy(), 5)
+        return y
+
+    monkeypatch.setattr(Age, "target", dealt)
+    second = execute(data, tmp_path / "second", **options)
+    again = pd.read_parquet(tmp_path / "second" / "predictions" / f"{record_of(second).id}.parquet")
+    (epochs, _), (same, _) = record_of(first).training.epochs, record_of(second).training.epochs
+    assert epochs == same
+    of_fold = [t[t["fold"] == 0].set_index("participant_id").sort_index() for t in (predictions, again)]
+    np.testing.assert_array_equal(of_fold[0]["prediction"], of_fold[1]["prediction"])
+    assert not np.allclose(of_fold[0]["truth"], of_fold[1]["truth"])
+
+
+def record_of(result: RunResult) -> Record:
+    found = result.table.set_index("row").loc["tiny · roi", "id"]
+    return read_record(result.out / "records" / f"{found}.json")
 
 
 def text(table) -> str:
