@@ -49,8 +49,11 @@ __all__ = ["CohortRun", "protocol"]
 ADAPTATION = (adaptation, adapters, attentive, finetuning)
 """Modules that a prediction from a backbone comes from."""
 
+ATTENTIVE_TIMES = 4.0
+"""Work of scoring with the attentive probe, in that with the linear one."""
+
 EPOCHS_EXPECTED = 1.0
-"""Epochs of a training, as a share of the recipe's most."""
+"""Epochs that a training takes, in those of the recipe: a third of them on noise, twice as many on a strong signal."""
 
 LEAK_SITE = 6
 """People below which a site is left out when sites are told apart."""
@@ -140,8 +143,9 @@ class CohortRun(CohortSteps):
         if self.adapts(row):
             work = self._training_work(row, len(self.cohort.subjects))
         else:
-            # A refit repeats the probe alone, which is the smaller part.
-            work = Work("evaluation", len(self.cohort.subjects) * (1 + n_refits / 4))
+            # A refit repeats the probe alone, which is the smaller part; the attentive one is the larger.
+            times = 1 + n_refits / 4 if self.probe(row) != "attentive" else ATTENTIVE_TIMES * (1 + n_refits)
+            work = Work("evaluation", len(self.cohort.subjects) * times)
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
 
     def _training_work(self, row: Row, n_rows: int) -> Work:
