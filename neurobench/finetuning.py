@@ -198,7 +198,7 @@ def finetune(
         subjects, values = _predict_windows(net, head, data, test_windows, recipe.batch_size)
         net.verify()
     values = expit(values) if kind == "classification" else values * fitted.scale + fitted.mean
-    trained = list(net.added) or list(backbone.parameters())
+    trained = net.added or tuple(p for p in backbone.parameters() if p.requires_grad)
     n_head = count_parameters(head)
     n_trained = sum(p.numel() for p in trained) + n_head
     return Tuned(subjects, Prediction(values, None), n_epochs, n_trained, count_parameters(backbone) + n_head)

@@ -360,8 +360,11 @@ def load_results(out: str | Path) -> pd.DataFrame:
 
 
 def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
-    """Return what a user sets of a protocol; the folds and the recipe follow from the data and the code."""
-    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite"})
+    """Return what a user sets of a protocol; the folds and the recipe follow from the data and the code.
+
+    Parameters of the adaptation are in its name; published addresses are a hash of these.
+    """
+    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite", "adaptation_parameters"})
 
 
 def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:
