@@ -289,10 +289,11 @@ class TokenBackbone(Backbone):
         """Mix tokens, the prompts among them if there are any; what becomes of the prompts is dropped."""
         if self.prompts is None:
             return self.mix(tokens, table)
-        n_batch, n_units, n_patches, width = tokens.shape
-        learned = self.prompts[None, :, None].expand(n_batch, -1, n_patches, width)
-        mixed = self.mix(torch.cat([tokens, learned.to(tokens.dtype)], 1), _with_prompts(table, len(self.prompts)))
-        return mixed[:, :n_units]
+        n_units = tokens.shape[1]
+        table = _with_prompts(table, len(self.prompts))
+        # Like all tokens, zeros where they are not valid.
+        learned = self.prompts[None, :, None] * table.valid[:, n_units:, :, None]
+        return self.mix(torch.cat([tokens, learned.to(tokens.dtype)], 1), table)[:, :n_units]
 
     def taking_part(self, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return (batch, units, patches) which tokens are mixed: the valid ones, or the visible ones of them."""
