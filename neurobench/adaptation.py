@@ -10,13 +10,14 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from neurobench import attentive
 from neurobench.contracts import Backbone
 from neurobench.errors import DataError
 from neurobench.identity import seed_for
@@ -39,9 +40,17 @@ __all__ = [
 
 Kind = Literal["regression", "classification"]
 
-Probe = Literal["linear", "kernel"]
+Probe = Literal["linear", "kernel", "attentive"]
 """``linear``: ridge or logistic regression on standardised features. ``kernel``: the same on a Gaussian kernel of
-them."""
+them. ``attentive``: learned queries over the units that features are of, see :mod:`neurobench.attentive`."""
+
+
+class HowProbed(TypedDict):
+    """How features are probed: by what, and of how many units they are."""
+
+    probe: Probe
+    n_units: int
+
 
 ALPHAS = tuple(10.0**e for e in range(-3, 6))
 """Penalties of the ridge probe."""
@@ -184,7 +193,7 @@ class Prediction:
         (subjects,) the target in native units; for two classes the probability of class 1 *if both were equally
         frequent*, because the fit is balanced (:func:`neurobench.scoring.restore_prevalence` undoes that).
     hyperparameter
-        Chosen α (ridge) or C (logistic); None where there was nothing to choose.
+        Chosen α (ridge), C (logistic) or number of steps (attentive); None where there was nothing to choose.
     converged
         Whether every logistic fit reached its optimum.
     width
@@ -206,6 +215,7 @@ def fit_predict(
     *,
     groups: Sequence[str] | None = None,
     probe: Probe = "linear",
+    n_units: int = 1,
 ) -> Prediction:
     """Fit the common probe on training subjects and predict the test subjects.
 
@@ -228,7 +238,9 @@ def fit_predict(
     groups
         (subjects,) family of every training subject; inner folds keep one together. Without: everybody alone.
     probe
-        ``linear`` or ``kernel``.
+        ``linear``, ``kernel`` or ``attentive``.
+    n_units
+        Units that the features are of, one after the other with equally many each; for the attentive probe alone.
 
     Raises
     ------
@@ -244,14 +256,30 @@ def fit_predict(
         raise DataError("a classification needs targets 0 and 1.", allowed="0, 1")
     if groups is not None and len(groups) != len(y):
         raise DataError(f"a probe cannot be fitted: {len(y)} targets, {len(groups)} groups.")
-    spaces = _spaces(x_train, x_test, probe)
+    spaces = _spaces(x_train, x_test, "linear" if probe == "attentive" else probe)
     constant = y.min() == y.max()
     if not spaces or constant:
         even_odds = kind == "classification" and not constant
         return Prediction(np.full(len(x_test), 0.5 if even_odds else y.mean()), None)
     rng = np.random.default_rng(seed_for(seed, "probe", "inner"))
     inner = _inner_folds(y, kind, rng) if groups is None else _grouped_folds(y, groups, rng, kind)
+    if probe == "attentive":
+        return _attended(x_train, y, x_test, kind, seed, inner, n_units)
     return _fitted(spaces, y, kind, inner)
+
+
+def _attended(
+    x_train: NDArray[np.floating[Any]],
+    y: Array,
+    x_test: NDArray[np.floating[Any]],
+    kind: Kind,
+    seed: int,
+    inner: NDArray[np.int64],
+    n_units: int,
+) -> Prediction:
+    a, b = (np.asarray(x, np.float32).reshape(len(x), n_units, -1) for x in (x_train, x_test))
+    values, n_steps = attentive.attend(a, y, b, inner, seed_for(seed, "probe", "attentive"), kind == "classification")
+    return Prediction(values, float(n_steps))
 
 
 def _fitted(spaces: Sequence[_Space], y: Array, kind: Kind, inner: NDArray[np.int64]) -> Prediction:
@@ -275,6 +303,7 @@ def fit_predict_classes(
     seed: int,
     *,
     probe: Probe = "linear",
+    n_units: int = 1,
 ) -> tuple[Array, bool]:
     """Fit the common probe to several classes, each against all others.
 
@@ -290,8 +319,8 @@ def fit_predict_classes(
         (rows,) subject or family of every training row; inner folds keep the rows of one together.
     seed
         Seed of the inner folds.
-    probe
-        ``linear`` or ``kernel``.
+    probe, n_units
+        As for :func:`fit_predict`.
 
     Returns
     -------
@@ -302,14 +331,17 @@ def fit_predict_classes(
         raise DataError(
             f"a probe cannot be fitted: {len(x_train)} rows of features, {len(classes)} classes, {len(groups)} groups."
         )
-    spaces = _spaces(x_train, x_test, probe)
+    spaces = _spaces(x_train, x_test, "linear" if probe == "attentive" else probe)
 
     def against_the_others(k: int) -> Prediction:
         y = (np.asarray(classes) == k).astype(float)
         if y.min() == y.max() or not spaces:
             return Prediction(np.full(len(x_test), float(y[0]) if y.min() == y.max() else 0.5), None)
         rng = np.random.default_rng(seed_for(seed, "probe", "inner", k))
-        return _fitted(spaces, y, "classification", _grouped_folds(y, groups, rng))
+        inner = _grouped_folds(y, groups, rng)
+        if probe == "attentive":
+            return _attended(x_train, y, x_test, "classification", seed, inner, n_units)
+        return _fitted(spaces, y, "classification", inner)
 
     return one_against_the_others(against_the_others, n_classes)
 

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from neurobench.bundle_reader import printable
+from neurobench.components import Setting
+from neurobench.errors import ConfigError
 from neurobench.identity import digest
 from neurobench.objectives import parse_objective
-from neurobench.options import PROFILES, load_suite
+from neurobench.options import PROFILES, load_suite, parse_adaptation
 from neurobench.records import Fold
 from neurobench.results import ComponentRecord, Record
 
@@ -28,7 +30,8 @@ def not_of_suite(record: Record, name: str) -> Iterator[str]:
     wanted = {
         "profile": config.profile,
         "split": config.split,
-        "adaptation": config.adaptation,
+        "adaptation": parse_adaptation(config.adaptation).label,
+        "probe": config.probe,
         "ratio": objective.mean_ratio(config.ratio),
         "objective": objective.label,
         "harmonise": config.harmonise,
@@ -57,19 +60,33 @@ def _claim(component: ComponentRecord | None) -> dict[str, Any] | None:
 def not_as_identified(record: Record, evaluation: Mapping[str, Any], steps: Mapping[str, Any]) -> Iterator[str]:
     """Yield where a record says something else than what its id is the hash of."""
     p = record.protocol
-    tuned = record.backbone is not None and p.adaptation in ("finetune", "scratch")
+    name, parameters = "frozen", {}
+    if record.backbone is not None:
+        try:
+            said = parse_adaptation(p.adaptation)
+        except ConfigError:
+            yield f"there is no adaptation {printable(p.adaptation)}"
+            said = Setting("frozen")
+        if said.label != p.adaptation or said.parameters != p.adaptation_parameters:
+            yield "its adaptation is not the one that its parameters are of"
+        # Scratch is finetuning of a network that nobody pretrained.
+        name, parameters = "finetune" if said.name == "scratch" else said.name, dict(said.parameters)
+    if "adaptation" in evaluation and evaluation.get("adaptation_parameters", {}) != parameters:
+        yield "the parameters of its adaptation are not those that its id is the hash of"
     everywhere: dict[str, Any] = {
         "seed": p.seed,
         "folds": p.fold_fingerprint,
         "cohort": record.data.fingerprint if record.data else "",
         "harmonise": p.harmonise,
         "row": record.row,
-        "adaptation": "finetune" if tuned else "frozen",
+        "adaptation": name,
         "task": _claim(record.task),
     }
-    for name, value in everywhere.items():
-        if name in evaluation and digest(evaluation[name]) != digest(value):
-            yield f"its {'split' if name == 'folds' else name} is not the one that its id is the hash of"
+    if record.backbone is not None:
+        everywhere["probe"] = p.probe
+    for what, value in everywhere.items():
+        if what in evaluation and digest(evaluation[what]) != digest(value):
+            yield f"its {'split' if what == 'folds' else what} is not the one that its id is the hash of"
     if "task" not in evaluation or "seed" not in evaluation:
         yield "its id is the hash of something without a task or a seed"
     trains = record.kind == "pretrained"
@@ -96,14 +113,16 @@ def not_as_identified(record: Record, evaluation: Mapping[str, Any], steps: Mapp
                 yield "its backbone was pretrained on more than the training subjects, and it does not say transductive"
         if "baseline" in own:
             wanted["baseline"] = _claim(record.baseline)
-        for name, value in wanted.items():
-            if name in own and digest(own[name]) != digest(value):
-                yield f"its {name} is not the one that its results were made with"
+        for what, value in wanted.items():
+            if what in own and digest(own[what]) != digest(value):
+                yield f"its {what} is not the one that its results were made with"
     for kind in ("backbone", "baseline"):
         if getattr(record, kind) is not None and kind not in seen:
             yield f"no step beside it says which {kind} it was made with"
     tested = {s["identity"]["test"] for s in steps.values() if isinstance(s["identity"].get("test"), str)}
-    if len(tested) != p.n_folds:
+    # A network that nobody pretrained is the same in every fold: where it is trained on the task itself, only the
+    # evaluation says which the folds are.
+    if len(tested) != p.n_folds and (tested or name == "frozen"):
         yield f"has {p.n_folds} folds, and the steps beside it are of {len(tested)}"
 
 

@@ -186,6 +186,7 @@ def _score(
         p_value=score["p_value"],
         p_value_refit=score.get("p_value_refit"),
         above_chance=score["above_chance"],
+        training=results.TrainingRecord(**score["training"]) if "training" in score else None,
         cost=_cost(run, row, task, entry, store),
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
         notes=score["notes"],
@@ -200,7 +201,7 @@ def _score(
                 tables["importance"] = drawn
             if (routed := gather.routings(run, row, store)) is not None:
                 tables["routing"] = routed
-    if row.backbone is not None and isinstance(run.task(task), SubjectTask) and not run.finetunes(row):
+    if row.backbone is not None and isinstance(run.task(task), SubjectTask) and not run.adapts(row):
         tables["geometry"] = gather.embedding_geometry(run, row, task)
     path = entry.file("predictions.parquet")
     if path.is_file():
@@ -318,7 +319,7 @@ def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: St
             seconds += found.seconds
             n_parameters = history["n_parameters"]
             peak = max(peak or 0.0, history["peak_memory_mb"] or 0.0) or None
-    if run.task(task).needs == "features":
+    if run.task(task).needs == "features" and not run.adapts(row):
         steps = [run.feature_step(row, task, fold) for fold in run.folds]
         seconds += sum(e.seconds for s in steps if (e := store.get(s.stage, s.identity)) is not None)
     return CostRecord(n_parameters=n_parameters, seconds=round(seconds, 3), peak_memory_mb=peak, device=str(run.device))

@@ -130,9 +130,9 @@ def run(
     adaptation: Annotated[
         str | None,
         typer.Option(
-            metavar="frozen|finetune|scratch",
-            help="How a backbone meets a task; frozen without it.",
-            autocompletion=choice("frozen", "finetune", "scratch"),
+            metavar="frozen|finetune|prompt|lora|scratch",
+            help="How a backbone meets a task; frozen without it. With parameters: 'prompt[tokens=8]', 'lora[rank=4]'.",
+            autocompletion=choice("frozen", "finetune", "prompt", "lora", "scratch"),
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -193,9 +193,10 @@ def run(
     probe: Annotated[
         str | None,
         typer.Option(
-            metavar="linear|kernel",
-            help="What predicts from features: linear without; kernel: on a Gaussian kernel of them.",
-            autocompletion=choice("linear", "kernel"),
+            metavar="linear|kernel|attentive",
+            help="What predicts from features: linear without; kernel: on a Gaussian kernel of them; attentive: by "
+            "learned queries over a backbone's units.",
+            autocompletion=choice("linear", "kernel", "attentive"),
             rich_help_panel=HOW,
         ),
     ] = None,

@@ -16,7 +16,16 @@ from neurobench.identity import digest, file_digest
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
 
-__all__ = ["ComponentSpec", "label_of", "of_content", "parse_component", "read_component", "split_names"]
+__all__ = [
+    "ComponentSpec",
+    "Setting",
+    "label_of",
+    "of_content",
+    "parse_component",
+    "parse_setting",
+    "read_component",
+    "split_names",
+]
 
 Value = bool | int | float | str
 
@@ -128,6 +137,64 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
     named = {n: files for n, files in cls.named_files({**defaults, **here}).items() if n in defaults}
     resolved = {**defaults, **changed, **{n: of_content(str(changed.get(n, defaults[n])), f) for n, f in named.items()}}
     return ComponentSpec(kind, name, resolved, defaults, {n: str(changed.get(n, defaults[n])) for n in named})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An option with parameters that is no plugin, such as ``prompt[tokens=4]``, resolved.
+
+    Parameters
+    ----------
+    name
+        Such as ``prompt``.
+    parameters, defaults
+        As of :class:`ComponentSpec`.
+    """
+
+    name: str
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    defaults: Mapping[str, Value] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def label(self) -> str:
+        """The name, and the parameters that are not at their defaults."""
+        return label_of(self.name, self.parameters, self.defaults)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name and all parameters, defaults among them."""
+        return {"name": self.name, "parameters": dict(self.parameters)}
+
+
+def parse_setting(option: str, text: str, known: Mapping[str, Mapping[str, Value]]) -> Setting:
+    """Resolve ``name[parameter=value,…]`` of an option whose names and parameters are known beforehand.
+
+    Parameters
+    ----------
+    option
+        Such as ``adaptation``.
+    text
+        As a user writes it.
+    known
+        Name to parameters, each with its default; a value has the type of the default.
+
+    Raises
+    ------
+    ConfigError
+        If the text cannot be read, or name, parameter or type are wrong.
+    """
+
+    def accepted(name: str) -> dict[str, inspect.Parameter]:
+        if name not in known:
+            raise ConfigError(
+                f"--{option} cannot be {text!r}.",
+                allowed=", ".join(label_of(n, own, {}) for n, own in known.items()),
+                likely=closest(name, known),
+            )
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return {n: inspect.Parameter(n, kind, default=d, annotation=type(d)) for n, d in known[name].items()}
+
+    name, defaults, changed = read_component(option, text, accepted, f"Write --{option} NAME[…].")
+    return Setting(name, {**defaults, **changed}, defaults)
 
 
 def read_component(

@@ -6,15 +6,16 @@ Every name, parameter and combination is judged in :func:`expand`, all problems 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from neurobench.components import ComponentSpec, parse_component, split_names
+from neurobench.components import ComponentSpec, Setting, parse_component, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
 from neurobench.objectives import RECONSTRUCTION, Objective, parse_objective
-from neurobench.options import CHOICES, PROFILES, Profile, RunConfig, load_suite
+from neurobench.options import ADAPTATIONS, CHOICES, PROFILES, Profile, RunConfig, load_suite, parse_adaptation
 
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
@@ -28,6 +29,7 @@ __all__ = [
     "RunConfig",
     "expand",
     "load_suite",
+    "parse_adaptation",
     "parse_component",
     "split_names",
 ]
@@ -67,7 +69,7 @@ class Grid:
     baselines
         Printed beside, always.
     adaptation
-        ``frozen`` or ``finetune``; ``scratch`` is finetuning with a mask that does not pretrain.
+        ``frozen``, ``finetune``, ``prompt`` or ``lora``; ``scratch`` is finetuning with a mask that does not pretrain.
     data_dirs
         Label of a dataset to its folder; a dataset that is not here runs on its simulated twin.
     pretrain_on
@@ -85,7 +87,7 @@ class Grid:
     tasks: tuple[ComponentSpec, ...]
     tasks_asked: bool
     baselines: tuple[ComponentSpec, ...]
-    adaptation: Literal["frozen", "finetune"]
+    adaptation: Setting
     data_dirs: Mapping[str, Path]
     pretrain_on: tuple[ComponentSpec, ...] = ()
     objective: Objective = RECONSTRUCTION
@@ -149,7 +151,12 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
                 problems.append(error)
         return tuple(dict.fromkeys(found))
 
-    scratch = config.adaptation == "scratch"
+    try:
+        adaptation = parse_adaptation(config.adaptation)
+    except ConfigError as error:
+        problems.append(error)
+        adaptation = Setting("frozen")
+    scratch = adaptation.name == "scratch"
     masks = config.masks
     if scratch and not masks:
         masks = tuple(name for name, mask in registry.masks.items() if not mask.pretrains)
@@ -203,6 +210,7 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         n_folds=profile.n_folds if config.folds is None else config.folds,
     )
     problems.extend(_impossible_backbones(backbone_specs, profile, registry))
+    problems.extend(_impossible_adaptations(adaptation, config, backbone_specs, profile, registry))
     if not any(faulty):
         problems.extend(_impossible_pairs(backbone_specs, mask_specs, registry))
         problems.extend(_impossible_signals(backbone_specs, dataset_specs, pretrain_on, registry))
@@ -219,7 +227,7 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         tasks=task_specs,
         tasks_asked=bool(config.tasks),
         baselines=baselines,
-        adaptation="frozen" if config.adaptation == "frozen" else "finetune",
+        adaptation=Setting("finetune") if scratch else adaptation,
         data_dirs=data_dirs,
         pretrain_on=pretrain_on,
         objective=objective,
@@ -287,19 +295,6 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
             f"--refit-permutations cannot be {config.refit_permutations}.",
             allowed="20 to 10000, or 0: fewer than 20 can never give p < .05",
         )
-    if config.adaptation != "frozen":
-        unused = (
-            ("--harmonise site", config.harmonise == "site"),
-            ("--probe kernel", config.probe == "kernel"),
-            ("--refit-permutations", config.refit_permutations > 0),
-        )
-        for option, given in unused:
-            if given:
-                yield ConfigError(
-                    f"{option} is about the probe on frozen features, and --adaptation {config.adaptation} has none: "
-                    "it would be true of the baselines only.",
-                    next_step="Leave one of them out.",
-                )
     if any(seed < 0 for seed in config.seeds):
         yield ConfigError("a seed cannot be negative.", allowed="whole numbers from 0, such as --seed 0,1,2")
     for option in ("window_s", "patch_s", "sfreq"):
@@ -364,6 +359,58 @@ def _impossible_backbones(
             )
 
 
+MOST_PROMPTS = 256
+"""Learned tokens of a backbone at most: each goes through it in every patch of every window."""
+
+
+def _impossible_adaptations(
+    adaptation: Setting, config: RunConfig, backbones: tuple[ComponentSpec, ...], profile: Profile, registry: Registry
+) -> Iterator[ConfigError]:
+    """Refuse parameters out of range, backbones that cannot be adapted so, and options that would mean nothing."""
+    if adaptation.name == "frozen":
+        return
+    unused = (
+        ("--harmonise site", config.harmonise == "site"),
+        (f"--probe {config.probe}", config.probe != "linear"),
+        ("--refit-permutations", config.refit_permutations > 0),
+    )
+    for option, given in unused:
+        if given:
+            yield ConfigError(
+                f"{option} is about the probe on frozen features, and --adaptation {adaptation.label} has none: "
+                "it would be true of the baselines only.",
+                next_step="Leave one of them out.",
+            )
+    if config.split == "within-recording":
+        yield ConfigError(
+            f"--adaptation {adaptation.label} has no meaning with --split within-recording: it is about tasks on "
+            "subjects, and there are none.",
+            next_step="Leave one of them out.",
+        )
+    if adaptation.name == "lora" and not 1 <= int(adaptation.parameters["rank"]) < profile.width / 2:
+        yield ConfigError(
+            f"--adaptation {adaptation.label}: a rank of {adaptation.parameters['rank']} is no low one at --profile "
+            f"{profile.name}, where layers are {profile.width} wide: from half of that the update is larger than "
+            "what it updates.",
+            allowed=f"1 to {math.ceil(profile.width / 2) - 1}",
+        )
+    if adaptation.name == "prompt":
+        if not 1 <= int(adaptation.parameters["tokens"]) <= MOST_PROMPTS:
+            yield ConfigError(
+                f"--adaptation {adaptation.label}: tokens cannot be {adaptation.parameters['tokens']}.",
+                allowed=f"1 to {MOST_PROMPTS}",
+            )
+        for spec in backbones:
+            if not registry.get("backbone", spec.name).takes_prompts():
+                fitting = [n for n, cls in registry.backbones.items() if cls.takes_prompts()]
+                others = [a for a in ADAPTATIONS if a not in ("prompt", "scratch")]
+                yield ConfigError(
+                    f"backbone {spec.label!r} takes no prompts: it is no TokenBackbone, and has no `with_prompts`.",
+                    allowed=f"{', '.join(fitting) or 'none that is installed'}; or --adaptation {', '.join(others)}",
+                    next_step="Write it, derive the backbone from TokenBackbone, or choose another adaptation.",
+                )
+
+
 def _impossible_pairs(
     backbones: tuple[ComponentSpec, ...], masks: tuple[ComponentSpec, ...], registry: Registry
 ) -> Iterator[ConfigError]:
@@ -422,7 +469,7 @@ def _impossible_transfers(
     """Refuse what cannot be pretrained on other cohorts, or has no meaning there."""
     for option, senseless in (
         ("--split within-recording", config.split == "within-recording"),
-        ("--adaptation scratch", config.adaptation == "scratch"),
+        ("--adaptation scratch", config.adaptation.strip() == "scratch"),
         ("--transductive", config.transductive),
     ):
         if senseless:

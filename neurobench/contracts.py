@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -240,6 +240,25 @@ class Backbone(nn.Module, Component, ABC):
         """
         return None
 
+    def with_prompts(self, n_tokens: int) -> Sequence[nn.Parameter]:
+        """Add learned tokens that every token may draw on, and return what is to be trained of them.
+
+        They come after pretraining, into a backbone that is frozen: nothing else of it may change, and tokens have the
+        shape that they had. A :class:`TokenBackbone` has this already; any other backbone without it is refused where
+        prompts are asked for.
+
+        Parameters
+        ----------
+        n_tokens
+            How many.
+        """
+        raise NotImplementedError(f"{self.name} takes no prompts")
+
+    @classmethod
+    def takes_prompts(cls) -> bool:
+        """Return whether :meth:`with_prompts` is there."""
+        return cls.with_prompts is not Backbone.with_prompts
+
 
 def patch_basis(n_features: int, width: int) -> torch.Tensor:
     """Return (width, n_features): where the embedding of a patch and the decoder start, one the other's inverse.
@@ -269,6 +288,11 @@ class TokenBackbone(Backbone):
     whose parameters count. Patches that are neighbours on that grid need not be so in time: what a place means is in
     its embedding and in ``table``.
 
+    With prompts (:meth:`with_prompts`) :meth:`mix` is given a few units more, the last ones, and what it makes of them
+    is dropped. They are no unit of the table: ``table.unit`` is −1 there, the group 0, the position the mean of the
+    window's units, and they are valid in every patch in which the window has a valid token. A :meth:`mix` that looks
+    units up has to treat −1 as something that belongs everywhere; a check holds it to that.
+
     Parameters
     ----------
     spec
@@ -294,6 +318,14 @@ class TokenBackbone(Backbone):
         nn.init.normal_(self.group_embedding.weight, std=0.02)
         self.norm = nn.LayerNorm(w)
         self.from_visible = FromVisible(w, spec.n_layers) if visible_only or self.drops_hidden else None
+        self.prompts: nn.Parameter | None
+        self.register_parameter("prompts", None)
+
+    def with_prompts(self, n_tokens: int) -> tuple[nn.Parameter]:
+        """Add ``n_tokens`` learned tokens, each in all patches, drawn by torch's generator as units are."""
+        drawn = torch.randn(n_tokens, self.spec.width) * self.UNIT_STD
+        self.prompts = nn.Parameter(drawn.to(self.hidden_token.device))
+        return (self.prompts,)
 
     def embed(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return (batch, units, patches, width) embeddings; zeros where a token is not valid."""
@@ -307,12 +339,22 @@ class TokenBackbone(Backbone):
         """Embed, mix (all tokens, or the visible ones and from them the hidden), normalise."""
         tokens = self.embed(signal, hidden, table)
         if self.from_visible is None:
-            mixed = self.mix(tokens, table)
+            mixed = self._mix_beside_prompts(tokens, table)
         else:
             grid = VisibleGrid.of(hidden, table)
-            mixed = self.from_visible(tokens, self.mix(grid.gather(tokens), grid.table), hidden, grid)
+            mixed = self.from_visible(tokens, self._mix_beside_prompts(grid.gather(tokens), grid.table), hidden, grid)
         normed: torch.Tensor = self.norm(mixed)
         return normed
+
+    def _mix_beside_prompts(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Mix tokens, the prompts among them if there are any; what becomes of the prompts is dropped."""
+        if self.prompts is None:
+            return self.mix(tokens, table)
+        n_units = tokens.shape[1]
+        table = _with_prompts(table, len(self.prompts))
+        # Like all tokens, zeros where they are not valid.
+        learned = self.prompts[None, :, None] * table.valid[:, n_units:, :, None]
+        return self.mix(torch.cat([tokens, learned.to(tokens.dtype)], 1), table)[:, :n_units]
 
     def taking_part(self, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return (batch, units, patches) which tokens are mixed: the valid ones, or the visible ones of them."""
@@ -321,6 +363,22 @@ class TokenBackbone(Backbone):
     @abstractmethod
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Mix (batch, units, patches, width) tokens along units and along time; same shape out."""
+
+
+def _with_prompts(table: TokenTable, n_tokens: int) -> TokenTable:
+    """Return the table with so many units more that are none of the unit table's."""
+    present = table.valid.any(2)[..., None].to(table.position.dtype)
+    centre = (table.position * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+    # Not in padding: a prompt there would carry how much of a window is missing into the tokens that are not.
+    valid = table.valid.any(1, keepdim=True)
+    new_unit, new_group = torch.full_like(table.unit[:, :1], -1), torch.zeros_like(table.group[:, :1])
+    return replace(
+        table,
+        unit=torch.cat([table.unit, new_unit.expand(-1, n_tokens)], 1),
+        valid=torch.cat([table.valid, valid.expand(-1, n_tokens, -1)], 1),
+        position=torch.cat([table.position, centre.expand(-1, n_tokens, -1)], 1),
+        group=torch.cat([table.group, new_group.expand(-1, n_tokens)], 1),
+    )
 
 
 def feedforward_width(width: int, mixer_parameters: int) -> int:

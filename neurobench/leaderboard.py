@@ -449,8 +449,12 @@ def _check_predictions(folder: Path, records: Mapping[str, Record]) -> None:
 
 
 def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
-    """Return what must agree for rows to stand in one table; the seed is averaged over."""
-    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite", "seed"})
+    """Return what must agree for rows to stand in one table; the seed is averaged over.
+
+    Parameters of the adaptation are in its name; published addresses are a hash of these.
+    """
+    left_out = {"fold_fingerprint", "recipe", "suite", "seed", "adaptation_parameters"}
+    return protocol.model_dump(mode="json", exclude=left_out)
 
 
 def _ground(record: Record) -> list[str]:

@@ -9,11 +9,20 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from neurobench.components import split_names
+from neurobench.components import Setting, Value, parse_setting, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
 from neurobench.identity import digest
 
-__all__ = ["CHOICES", "PROFILES", "Profile", "RunConfig", "frozen_suites", "load_suite"]
+__all__ = [
+    "ADAPTATIONS",
+    "CHOICES",
+    "PROFILES",
+    "Profile",
+    "RunConfig",
+    "frozen_suites",
+    "load_suite",
+    "parse_adaptation",
+]
 
 
 # ---------------------------------------------------------------- profiles
@@ -58,14 +67,34 @@ PROFILES: Mapping[str, Profile] = {
 # ---------------------------------------------------------------- a run
 
 
-Adaptation = Literal["frozen", "finetune", "scratch"]
+ADAPTATIONS: Mapping[str, Mapping[str, Value]] = {
+    "frozen": {},
+    "finetune": {},
+    "prompt": {"tokens": 8},
+    "lora": {"rank": 4},
+    "scratch": {},
+}
+"""How a backbone may meet a task, each with its parameters and their defaults."""
+
+
+def parse_adaptation(text: str) -> Setting:
+    """Resolve ``prompt[tokens=4]``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such adaptation, or a parameter cannot be.
+    """
+    return parse_setting("adaptation", text, ADAPTATIONS)
+
+
 Split = Literal["subjects", "site", "within-recording"]
 Device = Literal["auto", "cpu", "cuda"]
 Source = Literal["auto", "real", "simulated"]
 Variant = Literal["default", "null", "confounded"]
 Harmonise = Literal["none", "site"]
 SharedPeople = Literal["refuse", "leave-out", "distinct"]
-Probe = Literal["linear", "kernel"]
+Probe = Literal["linear", "kernel", "attentive"]
 BatchSystem = Literal["", "slurm", "pbs", "sge", "lsf"]
 
 _Names = str | Iterable[str] | None
@@ -85,7 +114,9 @@ class RunConfig:
     profile
         ``smoke``, ``cpu`` or ``full``.
     adaptation
-        ``frozen`` probe, ``finetune``, or ``scratch``: finetuned without pretraining.
+        ``frozen``: a probe on features. ``finetune``: everything is trained further. ``prompt[tokens=8]``,
+        ``lora[rank=4]``: learned tokens, or low-rank updates of a backbone that stays as it is. ``scratch``: finetuned
+        without pretraining.
     split
         ``subjects`` (k folds), ``site`` (leave one site out) or ``within-recording`` (first part trains, later part
         tests; reconstruction only, never ranked).
@@ -120,7 +151,9 @@ class RunConfig:
     harmonise
         ``site``: take location and scale of the training subjects' sites out of features, fitted inside the fold.
     probe
-        ``linear``, or ``kernel``: the same on a Gaussian kernel of the features, its width chosen with the penalty.
+        ``linear``; ``kernel``: the same on a Gaussian kernel of the features, its width chosen with the penalty;
+        ``attentive``: learned queries attend over the unit tokens of a backbone (baselines, which have none, keep the
+        linear one).
     refit_permutations
         Permutations of the labels with which every probe is fitted anew, for a second p-value of the headline; as many
         times as long as the fit itself.
@@ -144,7 +177,7 @@ class RunConfig:
     tasks: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     profile: str = "smoke"
-    adaptation: Adaptation = "frozen"
+    adaptation: str = "frozen"
     split: Split = "subjects"
     folds: int | None = None
     ratio: float = 0.5
@@ -316,7 +349,6 @@ def _data_dirs(value: Any) -> dict[str, Path] | None:
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "profile": tuple(PROFILES),
-    "adaptation": get_args(Adaptation),
     "split": get_args(Split),
     "device": get_args(Device),
     "source": get_args(Source),

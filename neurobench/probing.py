@@ -279,7 +279,7 @@ def _steps(run: CohortRun, row: Row) -> list[Step]:
     fold = run.folds[0]
     steps = [run.pretraining_step(*row.pretraining, fold)]
     # Tasks may refuse so few people; what they need is the same.
-    if not run.finetunes(row) and any(run.task(t).needs == "features" for t in run.grid.tasks):
+    if not run.adapts(row) and any(run.task(t).needs == "features" for t in run.grid.tasks):
         steps.append(run.embedding_step(*row.pretraining, fold))
     for spec in run.tasks:
         task = run.task(spec)

@@ -105,6 +105,7 @@ def _config(record: Record, identity: Mapping[str, Any], registry: Registry, fol
         sfreq=asked["sfreq"],
         transductive=p.transductive or None,
         harmonise=p.harmonise,
+        probe=p.probe,
         out=folder,
     )
 

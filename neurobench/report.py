@@ -37,6 +37,7 @@ from neurobench.tables import (
     missing,
     p_value,
     rank_cells,
+    share,
 )
 
 __all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
@@ -470,11 +471,18 @@ def _results(rows: pd.DataFrame, ranks: Mapping[str, tuple[int, int]]) -> Grid:
             f"{skill:+.2f}" if pd.notna(skill) else "–",
             p_value(p),
             "" if not above else "above chance" if all(above) else "no signal",
-            (count(own["n_parameters"].mean()) or "–") + (" ‡" if "parameter budget" in apart else ""),
+            _parameters(own) + (" ‡" if "parameter budget" in apart else ""),
             duration(float(own["seconds"].sum())),
         ]
         lines.append(line)
     return Grid(columns, lines, {i: KINDS[k] for i, k in headings.items()})
+
+
+def _parameters(rows: pd.DataFrame) -> str:
+    """Return how many parameters a backbone has, and where it was trained on the task what share of them that took."""
+    known = [float(v) for v in rows["trained_share"] if not missing(v)] if "trained_share" in rows else []
+    trained = f" ({share(sum(known) / len(known))} trained)" if known else ""
+    return count(rows["n_parameters"].mean()) + trained or "–"
 
 
 def _details(records: Sequence[Record]) -> Grid:
@@ -683,7 +691,9 @@ def _protocol(record: Record) -> Iterator[tuple[str, str]]:
     yield "size", f"profile {p.profile}: width {p.width}, {p.n_layers} layers"
     yield "recipe", ", ".join(f"{k} {v}" for k, v in p.recipe.items())
     yield "windows", f"{p.window_s:g} s in patches of {p.patch_s:g} s"
-    yield "adaptation", p.adaptation + (", kernel probe" if p.probe == "kernel" else "")
+    settings = "".join(f", {k} {v}" for k, v in p.adaptation_parameters.items())
+    probes = {"linear": "", "kernel": ", kernel probe", "attentive": ", attentive probe (baselines: the linear one)"}
+    yield "adaptation", p.adaptation.partition("[")[0] + settings + probes[p.probe]
     yield "harmonisation", "site, fitted on the training subjects of each fold" if p.harmonise == "site" else "none"
     yield "uncertainty", "95 % intervals of 2,000 bootstraps over subjects; 1,000 permutations within sites"
 

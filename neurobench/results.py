@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -117,7 +118,10 @@ class ProtocolRecord(_Strict):
     objective: str = Field(
         default="reconstruction", description="what pretrainings learn from, with parameters that are not the default"
     )
-    adaptation: str
+    adaptation: str = Field(description="how backbones meet a task, such as frozen or prompt[tokens=4]")
+    adaptation_parameters: dict[str, bool | int | float | str] = Field(
+        default={}, description="of the adaptation, defaults among them"
+    )
     width: int
     n_layers: int
     n_steps: int
@@ -125,7 +129,9 @@ class ProtocolRecord(_Strict):
     recipe: dict[str, bool | int | float | str | list[float]]
     transductive: bool = Field(default=False, description="pretrained on the test subjects' recordings too, unlabelled")
     harmonise: Literal["none", "site"] = "none"
-    probe: Literal["linear", "kernel"] = "linear"
+    probe: Literal["linear", "kernel", "attentive"] = Field(
+        default="linear", description="attentive: of backbones; baselines have no unit tokens and keep the linear one"
+    )
     refit_permutations: int = Field(default=0, description="permuted labels with which every probe was fitted anew")
     suite: str = Field(default="", description="NAME@HASH of the suite, with what was changed of it")
     seed: int
@@ -171,6 +177,18 @@ class PretrainingRecord(_Strict):
     on: list[OutsideRecord] = Field(default=[], description="empty: the training subjects of the scored cohort")
 
 
+class TrainingRecord(_Strict):
+    """What training on the task took, where a backbone is not probed frozen."""
+
+    n_trained: int = Field(ge=0, description="parameters that were trained on the task, the head's among them")
+    n_parameters: int = Field(ge=1, description="all parameters, what was added and the head among them")
+    share: float = Field(ge=0, le=1, description="n_trained / n_parameters")
+    epochs: list[list[int]] = Field(
+        description="passes over the training subjects, of every fold (and there of every class, where several are "
+        "trained one after the other), as chosen on an inner split of them"
+    )
+
+
 class CostRecord(_Strict):
     """What it took; measured, and no part of any identity."""
 
@@ -212,6 +230,7 @@ class Record(_Strict):
         description="correlations with covariates, what is left given them, site leak, difference to covariates alone",
     )
     pretraining: PretrainingRecord | None
+    training: TrainingRecord | None = Field(default=None, description="on the task; none: a probe on frozen features")
     cost: CostRecord
     apart: list[Apart] = Field(
         default=[],
@@ -370,8 +389,11 @@ def load_results(out: str | Path) -> pd.DataFrame:
 
 
 def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
-    """Return what a user sets of a protocol; the folds and the recipe follow from the data and the code."""
-    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite"})
+    """Return what a user sets of a protocol; the folds and the recipe follow from the data and the code.
+
+    Parameters of the adaptation are in its name; published addresses are a hash of these.
+    """
+    return protocol.model_dump(mode="json", exclude={"fold_fingerprint", "recipe", "suite", "adaptation_parameters"})
 
 
 def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:
@@ -450,9 +472,12 @@ def as_row(record: Record) -> dict[str, Any]:
         "learned": record.pretraining.learned if record.pretraining else None,
         "apart": ", ".join(record.apart),
         "n_parameters": record.cost.n_parameters,
+        "trained_share": record.training.share if record.training else None,
+        "epochs": float(np.mean([e for fold in record.training.epochs for e in fold])) if record.training else None,
         "seconds": record.cost.seconds,
         "profile": record.protocol.profile,
         "adaptation": record.protocol.adaptation,
+        "probe": record.protocol.probe,
         "split": record.protocol.split,
         "transductive": record.protocol.transductive,
         "suite": record.protocol.suite,

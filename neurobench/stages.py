@@ -6,7 +6,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from neurobench import (
     adaptation,
+    adapters,
+    attentive,
     confounds,
     evoked,
     evoked_scores,
@@ -30,8 +32,8 @@ from neurobench import (
     window_scoring,
     windows,
 )
-from neurobench.components import ComponentSpec, parse_component
-from neurobench.config import Combination, Grid
+from neurobench.components import ComponentSpec, Setting, parse_component
+from neurobench.config import Combination, Grid, parse_adaptation
 from neurobench.contracts import (
     EvokedTask,
     ReconstructionTask,
@@ -47,8 +49,36 @@ from neurobench.steps import FILLERS, CohortSteps, Row, Step, code_digest
 
 __all__ = ["CohortRun", "protocol"]
 
+ADAPTATION = (adaptation, adapters, attentive, finetuning)
+"""Modules that a prediction from a backbone comes from."""
+
+ATTENTIVE_TIMES = 4.0
+"""Work of scoring with the attentive probe, in that with the linear one."""
+
+EPOCHS_EXPECTED = 1.0
+"""Epochs that a training takes, in those of the recipe: a third of them on noise, twice as many on a strong signal."""
+
 LEAK_SITE = 6
 """People below which a site is left out when sites are told apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What is predicted of the test rows of a fold.
+
+    Parameters
+    ----------
+    table
+        The predictions.
+    converged
+        Whether every probe reached its optimum.
+    trained
+        What every training on the target came to; empty: a probe on frozen features.
+    """
+
+    table: pd.DataFrame
+    converged: bool = True
+    trained: tuple[finetuning.Tuned, ...] = ()
 
 
 class CohortRun(CohortSteps):
@@ -72,7 +102,7 @@ class CohortRun(CohortSteps):
 
     def _subject_evaluation(self, row: Row, spec: ComponentSpec, task: SubjectTask) -> Step:
         identity = {
-            "adaptation": "finetune" if self.finetunes(row) else "frozen",
+            **self._adaptation_identity(row),
             "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
             "harmonise": self.grid.config.harmonise,
             "probe": self.probe(row),
@@ -82,7 +112,7 @@ class CohortRun(CohortSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, adaptation, finetuning, confounds),
+            "code": code_digest(scoring, metrics, *ADAPTATION, confounds),
         }
 
         n_refits = self.grid.config.refit_permutations
@@ -91,7 +121,7 @@ class CohortRun(CohortSteps):
             target = task.target(self.cohort.participants).dropna()
             features = functools.cache(lambda index: self.features(row, spec, self.folds[index]))
 
-            def predict(fold: Fold, target: pd.Series[float]) -> tuple[pd.DataFrame, bool]:
+            def predict(fold: Fold, target: pd.Series[float]) -> HeldOut:
                 return self._predict(row, spec, task, fold, target, features)
 
             def score(whole: pd.DataFrame) -> scoring.Score:
@@ -101,7 +131,7 @@ class CohortRun(CohortSteps):
                     task,
                     target,
                     self.cohort.participants,
-                    lambda permuted: pd.concat([predict(f, permuted)[0] for f in self.folds], ignore_index=True),
+                    lambda permuted: pd.concat([predict(f, permuted).table for f in self.folds], ignore_index=True),
                     seed=self.seed,
                     n_permutations=n_refits,
                     advance=advance,
@@ -115,36 +145,49 @@ class CohortRun(CohortSteps):
                 lambda whole: confounds.confound_scores(whole, seed=self.seed),
             )
 
-        if self.finetunes(row):
-            work = self._finetune_work(row, len(self.cohort.subjects))
+        if self.adapts(row):
+            work = self._training_work(row, len(self.cohort.subjects))
         else:
-            # A refit repeats the probe alone, which is the smaller part.
-            work = Work("evaluation", len(self.cohort.subjects) * (1 + n_refits / 4))
+            # A refit repeats the probe alone, which is the smaller part; the attentive one is the larger.
+            times = 1 + n_refits / 4 if self.probe(row) != "attentive" else ATTENTIVE_TIMES * (1 + n_refits)
+            work = Work("evaluation", len(self.cohort.subjects) * times)
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
 
-    def _finetune_work(self, row: Row, n_rows: int) -> Work:
-        """Return the work of training a row's backbone further on all folds but one, for every fold."""
+    def _training_work(self, row: Row, n_rows: int) -> Work:
+        """Return the work of training on a target with all folds but one, for every fold.
+
+        When it stops is not known before; :data:`EPOCHS_EXPECTED` of the recipe's epochs are in the middle of what was
+        seen, the inner split and the training that follows together.
+        """
         n_windows = self._passes("finetune", self.cohort.subjects, row.backbone)
-        times = n_rows / len(self.cohort.subjects) * (len(self.folds) - 1) * finetuning.FinetuneRecipe().n_epochs
+        n_epochs = EPOCHS_EXPECTED * finetuning.FinetuneRecipe().n_epochs
+        times = n_rows / len(self.cohort.subjects) * (len(self.folds) - 1) * n_epochs
         return replace(n_windows, amount=n_windows.amount * times)
 
     def _score_folds(
         self,
         folder: Path,
         advance: Advance,
-        predict: Callable[[Fold], tuple[pd.DataFrame, bool]],
+        predict: Callable[[Fold], HeldOut],
         score: Callable[[pd.DataFrame], scoring.Score],
         beside: Callable[[pd.DataFrame], Mapping[str, scoring.MetricScore]] = lambda whole: {},
     ) -> None:
         """Predict the test rows of every fold, score them all together, and write both."""
-        tables, unsettled = [], 0
+        held_out = []
         for done, fold in enumerate(self.folds, 1):
-            table, converged = predict(fold)
-            tables.append(table)
-            unsettled += not converged
+            held_out.append(predict(fold))
             advance(done, len(self.folds))
-        whole = self.with_family(pd.concat(tables, ignore_index=True))
+        whole = self.with_family(pd.concat([h.table for h in held_out], ignore_index=True))
         found = score(whole).to_dict() | {"confounds": {k: asdict(m) for k, m in beside(whole).items()}}
+        if trained := [h.trained for h in held_out if h.trained]:
+            one = trained[0][0]
+            found["training"] = {
+                "n_trained": one.n_trained,
+                "n_parameters": one.n_parameters,
+                "share": one.n_trained / one.n_parameters,
+                "epochs": [[t.n_epochs for t in of_fold] for of_fold in trained],
+            }
+        unsettled = sum(not h.converged for h in held_out)
         if unsettled:
             found["notes"].append(f"the probe did not reach its optimum in {unsettled} of {len(self.folds)} folds")
         whole.to_parquet(folder / "predictions.parquet", index=False)
@@ -152,9 +195,9 @@ class CohortRun(CohortSteps):
 
     def _source_step(self, row: Row, spec: ComponentSpec, fold: Fold) -> Step:
         """Return the step whose result a prediction is made from."""
-        return (
-            self.pretraining_step(*row.pretraining, fold) if self.finetunes(row) else self.feature_step(row, spec, fold)
-        )
+        if self.adapts(row):
+            return self.pretraining_step(*row.pretraining, fold)
+        return self.feature_step(row, spec, fold)
 
     def _predict(
         self,
@@ -164,8 +207,8 @@ class CohortRun(CohortSteps):
         fold: Fold,
         target: pd.Series[float],
         features: Callable[[int], tuple[list[str], NDArray[np.float64]]],
-    ) -> tuple[pd.DataFrame, bool]:
-        """Return the held-out predictions of one fold, and whether the probe converged.
+    ) -> HeldOut:
+        """Return the held-out predictions of one fold.
 
         ``target`` holds labelled subjects only; ``features`` gives subjects and their rows by the number of the fold.
         """
@@ -173,14 +216,18 @@ class CohortRun(CohortSteps):
         test = [s for s in fold.test if s in target.index]
         y = np.asarray(target.loc[train], np.float64)
         seed = seed_for(self.seed, "probe", spec.label, fold.index)
-        if self.finetunes(row):
-            prediction = self._finetune(row, task, fold, dict(zip(train, y.tolist(), strict=True)), test, seed)
+        trained: tuple[finetuning.Tuned, ...] = ()
+        if self.adapts(row):
+            targets = dict(zip(train, y.tolist(), strict=True))
+            groups = self.families(train)
+            trained = (self._trained(row, fold, self.tokenizer(fold), targets, test, task.kind, seed, groups),)
+            prediction = trained[0].prediction
         else:
             subjects, x = features(fold.index)
             place = {s: i for i, s in enumerate(subjects)}
             x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
             prediction = adaptation.fit_predict(
-                x_train, y, x_test, task.kind, seed, groups=self.families(train), probe=self.probe(row)
+                x_train, y, x_test, task.kind, seed, groups=self.families(train), **self.how_probed(row)
             )
         table = pd.DataFrame(
             {
@@ -192,15 +239,9 @@ class CohortRun(CohortSteps):
             }
         )
         covariates = confounds.covariate_columns(self.cohort.participants.loc[test])
-        return table.assign(**covariates), prediction.converged
+        return HeldOut(table.assign(**covariates), prediction.converged, trained)
 
-    def _finetune(
-        self, row: Row, task: SubjectTask, fold: Fold, targets: Mapping[str, float], test: list[str], seed: int
-    ) -> adaptation.Prediction:
-        """Train the row's backbone further on the training subjects of a fold; predict ``test``, in its order."""
-        return self._finetuned(row, fold, self.tokenizer(fold), targets, test, task.kind, seed)
-
-    def _finetuned(
+    def _trained(
         self,
         row: Row,
         fold: Fold,
@@ -209,12 +250,18 @@ class CohortRun(CohortSteps):
         test: Sequence[str],
         kind: adaptation.Kind,
         seed: int,
-    ) -> adaptation.Prediction:
-        """Train a row's backbone further on the rows of a tokenizer's cohort; predict ``test``, in its order."""
+        groups: Sequence[str] | None,
+    ) -> finetuning.Tuned:
+        """Train what the adaptation trains on the rows of a tokenizer's cohort; predict ``test``, in its order.
+
+        ``groups`` says which rows of ``targets`` belong together.
+        """
+        how = self.adapts(row)
+        assert how is not None
         net, _ = self.load_pretrained(*row.pretraining, fold)
         # Without pretraining there is nothing in the lower layers to preserve.
         recipe = finetuning.FinetuneRecipe(layer_decay=1.0 if row.kind == "untrained" else 0.75)
-        subjects, prediction = finetuning.finetune(
+        found = finetuning.finetune(
             net,
             tokenizer,
             tokens.evaluation_windows(tokenizer.cohort, list(targets)),
@@ -225,13 +272,16 @@ class CohortRun(CohortSteps):
             seed,
             recipe,
             self.device,
+            how=how,
+            groups=groups,
         )
-        place = {s: i for i, s in enumerate(subjects)}
-        return replace(prediction, values=prediction.values[[place[s] for s in test]])
+        place = {s: i for i, s in enumerate(found.subjects)}
+        values = found.prediction.values[[place[s] for s in test]]
+        return replace(found, subjects=tuple(test), prediction=replace(found.prediction, values=values))
 
     def _window_evaluation(self, row: Row, spec: ComponentSpec, task: WindowTask) -> Step:
         identity = {
-            "adaptation": "finetune" if self.finetunes(row) else "frozen",
+            **self._adaptation_identity(row),
             "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
             "task": self.component(spec),
             "probe": self.probe(row),
@@ -240,7 +290,7 @@ class CohortRun(CohortSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, adaptation, finetuning, windows, window_scoring),
+            "code": code_digest(scoring, metrics, *ADAPTATION, windows, window_scoring),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -253,26 +303,30 @@ class CohortRun(CohortSteps):
 
         n_rows = len(self.window_rows(spec).subjects)
         n_classes = len(self.window_rows(spec).names)
-        if self.finetunes(row):
-            work = self._finetune_work(row, n_rows * n_classes)
+        if self.adapts(row):
+            # Two classes are one training, several are one each against the others.
+            work = self._training_work(row, n_rows * (1 if n_classes == 2 else n_classes))
         else:
             work = Work("evaluation-windows", n_rows)
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
 
-    def _predict_windows(self, row: Row, spec: ComponentSpec, fold: Fold) -> tuple[pd.DataFrame, bool]:
-        """Return the held-out predictions of one fold's windows, and whether the probe converged."""
+    def _predict_windows(self, row: Row, spec: ComponentSpec, fold: Fold) -> HeldOut:
+        """Return the held-out predictions of one fold's windows."""
         rows = self.window_rows(spec)
         train, test = rows.of(fold.train), rows.of(fold.test)
         classes = np.asarray(rows.classes.loc[list(train)], np.int64)
         people = rows.subjects.loc[list(train)].tolist()
         groups = self.families(people) or people
         seed = seed_for(self.seed, "probe", spec.label, fold.index)
-        if self.finetunes(row):
+        trained: list[finetuning.Tuned] = []
+        if self.adapts(row):
             tokenizer = tokens.Tokenizer(rows.cohort, self.tokenizer(fold).scaler)
 
             def against_the_others(k: int) -> adaptation.Prediction:
                 targets = dict(zip(train, (classes == k).astype(float).tolist(), strict=True))
-                return self._finetuned(row, fold, tokenizer, targets, test, "classification", seed)
+                one = self._trained(row, fold, tokenizer, targets, test, "classification", seed, groups)
+                trained.append(one)
+                return one.prediction
 
             probability, converged = adaptation.one_against_the_others(against_the_others, len(rows.names))
         else:
@@ -280,11 +334,12 @@ class CohortRun(CohortSteps):
             place = {s: i for i, s in enumerate(found)}
             x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
             probability, converged = adaptation.fit_predict_classes(
-                x_train, classes, x_test, len(rows.names), groups, seed, probe=self.probe(row)
+                x_train, classes, x_test, len(rows.names), groups, seed, **self.how_probed(row)
             )
         truth = [rows.names[k] for k in rows.classes.loc[list(test)]]
         people = rows.subjects.loc[list(test)].tolist()
-        return window_scoring.window_predictions(test, people, fold.index, truth, probability, rows.names), converged
+        table = window_scoring.window_predictions(test, people, fold.index, truth, probability, rows.names)
+        return HeldOut(table, converged, tuple(trained))
 
     def _retrieval_evaluation(self, row: Row, spec: ComponentSpec, task: RetrievalTask) -> Step:
         rows = self.retrieval_rows(spec)
@@ -302,11 +357,11 @@ class CohortRun(CohortSteps):
         if known is not None:
             identity["embeddings"] = digest(known.tolist())
 
-        def predict(fold: Fold) -> tuple[pd.DataFrame, bool]:
+        def predict(fold: Fold) -> HeldOut:
             names, x = self.features(row, spec, fold)
             table = retrieval.retrieve(task, rows, fold, names, x, seed=self.seed)
             covariates = confounds.covariate_columns(self.cohort.participants.loc[table["participant_id"].tolist()])
-            return table.assign(**{k: v for k, v in covariates.items() if k == "site"}), True
+            return HeldOut(table.assign(**{k: v for k, v in covariates.items() if k == "site"}))
 
         def score(whole: pd.DataFrame) -> scoring.Score:
             found = retrieval_scoring.score_retrieval_task(task, whole, seed=self.seed)
@@ -327,7 +382,7 @@ class CohortRun(CohortSteps):
         """
         sites = self._leak_sites
         spec = next((t for t in self.tasks if isinstance(self.task(t), SubjectTask)), None)
-        if spec is None or not len(sites) or "features" not in row.provides or self.finetunes(row):
+        if spec is None or not len(sites) or "features" not in row.provides or self.adapts(row):
             return None
         if row.baseline is not None and self.registry.get("baseline", row.baseline.name).depends_on_task:
             return None
@@ -340,7 +395,7 @@ class CohortRun(CohortSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(adaptation, confounds),
+            "code": code_digest(adaptation, attentive, confounds),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -354,7 +409,7 @@ class CohortRun(CohortSteps):
                 x_train, x_test = x[[place[s] for s in train]], x[[place[s] for s in test]]
                 seed = seed_for(self.seed, "probe", "site leak", fold.index)
                 probability, _ = adaptation.fit_predict_classes(
-                    x_train, classes, x_test, len(names), self.families(train) or train, seed, probe=self.probe(row)
+                    x_train, classes, x_test, len(names), self.families(train) or train, seed, **self.how_probed(row)
                 )
                 said = [names[k] for k in probability.argmax(1)]
                 tables.append(pd.DataFrame({"participant_id": test, "site": sites.loc[test].to_numpy(), "said": said}))
@@ -380,7 +435,7 @@ class CohortRun(CohortSteps):
         if not self.grid.config.attribution or row.backbone is None:
             return []
         of_subjects = [t for t in self.tasks if isinstance(self.task(t), SubjectTask)]
-        tasks = [] if self.finetunes(row) else of_subjects
+        tasks = [] if self.adapts(row) else of_subjects
         return [self.attribution_step(row, fold, tasks) for fold in self.folds]
 
     def _reconstruction_evaluation(self, row: Row, spec: ComponentSpec, task: ReconstructionTask) -> Step:
@@ -491,7 +546,7 @@ class CohortRun(CohortSteps):
             if self.cohort.modality in self.registry.get("baseline", b.name).modalities
         ]
         rows += [Row("filler", name) for name in reconstruction.FILLERS]
-        untrained = "scratch" if self.grid.adaptation == "finetune" else "untrained"
+        untrained = "scratch" if self.grid.adaptation.name == "finetune" else "untrained"
         # Another network than the untrained one of the cohort's own units.
         abroad = "" if self.cohort.seen_as is None else f" (units of {self.grid.pretrain_on[0].label})"
         for backbone in dict.fromkeys(c.backbone for c in self.combinations):
@@ -519,9 +574,16 @@ class CohortRun(CohortSteps):
             "recipe": _plain(asdict(self.recipe)),
         }
 
-    def finetunes(self, row: Row) -> bool:
-        """Whether a row's backbone is trained further on each task, instead of probed frozen."""
-        return self.grid.adaptation == "finetune" and row.backbone is not None
+    def adapts(self, row: Row) -> Setting | None:
+        """Return how a row's backbone is trained on each task: ``finetune``, ``prompt`` or ``lora``; None: it is not.
+
+        A backbone that is not, and whatever is no backbone, is a source of features for the probe.
+        """
+        return None if row.backbone is None or self.grid.adaptation.name == "frozen" else self.grid.adaptation
+
+    def _adaptation_identity(self, row: Row) -> dict[str, Any]:
+        how = self.adapts(row) or Setting("frozen")
+        return {"adaptation": how.name, "adaptation_parameters": dict(how.parameters)}
 
     def reconstruction_masks(self, row: Row) -> list[tuple[ComponentSpec, float]]:
         """Return the (mask, ratio) pairs that a row is evaluated under: the tasks' own, and its pretraining's."""
@@ -546,7 +608,7 @@ class CohortRun(CohortSteps):
             for row in self.rows:
                 if row.backbone is not None:
                     yield row, self.pretraining_step(*row.pretraining, fold)
-                if "features" in row.provides and not self.finetunes(row):
+                if "features" in row.provides and not self.adapts(row):
                     for task in subject_tasks:
                         if self.scores(row, task):
                             yield row, self.feature_step(row, task, fold)
@@ -652,7 +714,7 @@ class CohortRun(CohortSteps):
 
 def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
     """Return what a grid says of how its numbers are made, before anything is known of a cohort."""
-    profile = grid.profile
+    profile, how = grid.profile, parse_adaptation(grid.config.adaptation)
     return {
         "profile": profile.name,
         "split": grid.config.split,
@@ -663,7 +725,8 @@ def protocol(grid: Grid, seed: int, spec: SignalSpec) -> dict[str, Any]:
         "n_tokens": profile.n_tokens,
         "ratio": grid.ratio,
         "objective": grid.objective.label,
-        "adaptation": grid.config.adaptation,
+        "adaptation": how.label,
+        "adaptation_parameters": dict(how.parameters),
         "width": profile.width,
         "n_layers": profile.n_layers,
         "n_steps": profile.n_steps,

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 import neurobench
 from neurobench import (
     adaptation,
+    attentive,
     attribution,
     connectivity,
     contracts,
@@ -585,8 +586,16 @@ class CohortSteps:
 
     def probe(self, row: Row) -> adaptation.Probe:
         """Return what predicts from a row's features: what the run asks for, unless a baseline brings its own."""
-        own = "linear" if row.baseline is None else self.registry.get("baseline", row.baseline.name).probe
-        return "kernel" if own == "kernel" else self.grid.config.probe
+        if row.baseline is None:
+            return self.grid.config.probe
+        own: adaptation.Probe = self.registry.get("baseline", row.baseline.name).probe
+        # Features of a baseline are of no unit, and there is nothing to attend over.
+        asked = "linear" if self.grid.config.probe == "attentive" else self.grid.config.probe
+        return "kernel" if own == "kernel" else asked
+
+    def how_probed(self, row: Row) -> adaptation.HowProbed:
+        """Return the probe of a row, and how many units its features are of, as the probe's functions take them."""
+        return {"probe": self.probe(row), "n_units": len(self.cohort.units)}
 
     def families(self, subjects: Sequence[str]) -> list[str] | None:
         """Return whom inner folds have to keep together; None where nobody has a family."""
@@ -714,7 +723,7 @@ class CohortSteps:
             "families": self.families(fold.train),
             "importance": "every signal",
             "seed": self.seed,
-            "code": code_digest(attribution, sensory, adaptation, reconstruction, tokens, masking),
+            "code": code_digest(attribution, sensory, adaptation, attentive, reconstruction, tokens, masking),
         }
 
         def compute(folder: Path, advance: Advance) -> None:
@@ -783,7 +792,7 @@ class CohortSteps:
                 task.kind,
                 seed,
                 groups=self.families(train),
-                probe=self.probe(row),
+                **self.how_probed(row),
             ).values
             for group, predicted in zip(["", *without], values.reshape(1 + len(without), -1), strict=True):
                 tables.append(

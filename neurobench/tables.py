@@ -62,6 +62,13 @@ def count(n: float | None) -> str:
     return str(int(n))
 
 
+def share(part: float | None) -> str:
+    """Return a share of parameters in percent: ``100 %``, ``13 %``, ``0.4 %``."""
+    if part is None or not math.isfinite(part):
+        return ""
+    return f"{100 * part:.0f} %" if part >= 0.095 else f"{100 * part:.1f} %"
+
+
 _WRITTEN = {"r2": "R²", "top1": "top-1", "mean_ap": "mAP"}
 
 
@@ -171,6 +178,13 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
         ]
     if apart := [text for reason, text in APART.items() if any(reason in x.apart for x in ok)]:
         footnotes.append(f"‡ not ranked with the others: {'; '.join(apart)}")
+    if any(math.isfinite(x.trained) for x in ok):
+        how = ", ".join(dict.fromkeys(str(a) for a in scored["adaptation"]))
+        footnotes.append(
+            f"trained: share of all parameters that is trained on the task, the head's among them; adaptation {how}"
+        )
+    if "probe" in scored and (scored["probe"] == "attentive").any() and any(x.kind == "baseline" for x in ok):
+        footnotes.append("attentive probe of backbones; baselines have no unit tokens and keep the linear one")
     if any(x.best for x in ok):
         footnotes.append("★ ahead of the next row: the interval of their difference excludes 0")
     n_seeds = block["seed"].nunique()
@@ -234,6 +248,7 @@ class _Line:
     stuck: bool
     apart: str
     n_parameters: float
+    trained: float
     n_subjects: float
     seconds: float
     parts: Mapping[str, float]
@@ -252,7 +267,7 @@ def _lines(block: pd.DataFrame) -> Iterator[_Line]:
         good = rows[rows["status"] != "failed"]
 
         def mean(name: str, good: pd.DataFrame = good) -> float:
-            values = [float(v) for v in good[name] if not missing(v)]
+            values = [float(v) for v in good.get(name, ()) if not missing(v)]
             return sum(values) / len(values) if values else math.nan
 
         errors = [str(e) for e in rows.loc[rows["status"] == "failed", "error"]]
@@ -272,6 +287,7 @@ def _lines(block: pd.DataFrame) -> Iterator[_Line]:
                 stuck=any(not missing(v) and not v for v in good["learned"]),
                 apart=str(good["apart"].iloc[0]) if len(good) and "apart" in good else "",
                 n_parameters=mean("n_parameters"),
+                trained=mean("trained_share"),
                 n_subjects=mean("n_subjects"),
                 seconds=float(sum(float(v) for v in good["seconds"] if not missing(v))),
                 parts={title: mean(c) for c, title in parts.items()},
@@ -320,6 +336,7 @@ def _columns(lines: Sequence[_Line], metric: str) -> list[_Column]:
         columns.append(_Column("n", [Text(number(x.n_subjects, 0)) for x in lines], rank=5))
     sizes = [count(x.n_parameters) + " ‡" * ("parameter budget" in x.apart) for x in lines]
     columns.append(_Column("parameters", [Text(size, style="dim") for size in sizes], rank=6))
+    columns.append(_Column("trained", [Text(share(x.trained), style="dim") for x in lines], rank=4))
     columns.append(_Column("time", [Text("" if x.error else duration(x.seconds), style="dim") for x in lines], rank=7))
     return [c for c in columns if c.rank == 0 or not c.empty]
 

@@ -61,6 +61,8 @@ CHEATS = [
         "asks for connectivity, and another one changes the tokens by 0.0e\\+00 s.d. only",
     ),
     ("counts_missing_units", "routing", r"1\.0e\+00 off a sum of 1, or of 0 for a unit without valid tokens"),
+    ("prompt_is_last_unit", "prompts", "prompts are taken for the last unit of the table"),
+    ("ignores_prompts", "prompts", "prompts do not reach the tokens"),
     ("mask_says_whole_units", "hides-what-it-says", r"hides whole units, and of unit \d+ it hides 4 of 5 valid tokens"),
     ("mask_reads_signal", "table-and-generator-only", r"drawing a mask opened .*participants\.tsv"),
 ]

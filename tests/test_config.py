@@ -348,7 +348,7 @@ def test_within_recording_is_about_reconstruction_only() -> None:
 
 def test_scratch_is_finetuning_without_pretraining() -> None:
     found = grid(adaptation="scratch", mask=[])
-    assert ([m.label for m in found.masks], found.adaptation) == (["nothing"], "finetune")
+    assert ([m.label for m in found.masks], found.adaptation.label) == (["nothing"], "finetune")
     assert "mask 'regions' would not be used" in problems(adaptation="scratch")[0]
 
 

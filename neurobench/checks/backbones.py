@@ -42,10 +42,10 @@ def _specs(cls: type[Backbone], specs: list[BackboneSpec]) -> list[BackboneSpec]
     return [spec for spec, reason in zip(specs, reasons, strict=True) if not reason]
 
 
-def _built(cls: type[Backbone], spec: BackboneSpec = SPEC, *, shaken: bool = True) -> Any:
+def _built(cls: type[Backbone], spec: BackboneSpec = SPEC, *, shaken: bool = True, **changed: Any) -> Any:
     """Build in evaluation mode; shaken, so that what starts at zero (gates, residual branches) takes part."""
     spec = _specs(cls, [spec, replace(spec, n_layers=2)])[0]
-    backbone = build(cls, spec).eval()
+    backbone = build(cls, spec, **changed).eval()
     if shaken:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -417,6 +417,122 @@ def routing(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     return told
 
 
+N_PROMPTS = 3
+
+UNITS_OF_THEIR_OWN = replace(SPEC, n_units=13)
+"""Sizes in which whatever is of the length of the unit table is about units."""
+
+
+def prompts(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Learned tokens reach all others, are trained alone, and belong to no unit."""
+    if not cls.takes_prompts():
+        return "takes no prompts, and is refused where they are asked for"
+    variants = [{}, {"visible_only": True}] if "visible_only" in cls.component_parameters() else [{}]
+    for changed in variants:
+        _prompted_tokens(cls, changed)
+        _no_unit(cls, changed)
+    return ""
+
+
+def _prompted(
+    cls: type[Backbone], changed: dict[str, Any], spec: BackboneSpec = SPEC
+) -> tuple[Any, list[nn.Parameter]]:
+    """Return a frozen backbone with prompts, and them; the same of every call."""
+    backbone = _built(cls, spec, **changed).requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return backbone, list(backbone.with_prompts(N_PROMPTS))
+
+
+def _prompted_tokens(cls: type[Backbone], changed: dict[str, Any]) -> None:
+    problems = []
+    batch = _batch(2, gaps=True)
+    valid = batch.table.valid
+    hidden = _hidden(batch)
+    plain = _built(cls, **changed)
+    before = {n: t.clone() for n, t in plain.state_dict().items()}
+    backbone, added = _prompted(cls, changed)
+    own = {id(p) for p in added}
+    lost = [n for n, t in before.items() if not torch.equal(t, dict(backbone.state_dict()).get(n, torch.empty(0)))]
+    if lost:
+        problems.append(f"`with_prompts` changes or removes {', '.join(lost[:5])}")
+    trained = [n for n, p in backbone.named_parameters() if p.requires_grad and id(p) not in own]
+    if trained:
+        problems.append(f"`with_prompts` makes {', '.join(trained[:5])} trainable, and does not return it")
+    there = {id(p) for p in backbone.parameters()}
+    if not added or not own <= there or not all(p.requires_grad for p in added):
+        problems.append("`with_prompts` does not return parameters of the backbone that can be trained")
+    demand(problems, "Return what was added, and leave everything else as it is.")
+    for what, where in (("half of them hidden", hidden), ("nothing hidden", torch.zeros_like(hidden))):
+        without, with_them = _call(plain, batch, where), _call(backbone, batch, where)
+        difference = _difference(without[valid], with_them[valid])
+        if not torch.isfinite(with_them[valid]).all():
+            problems.append(f"with prompts the tokens hold NaN or infinity ({what})")
+        elif difference < TOLERANCE:
+            problems.append(f"prompts do not reach the tokens ({what}): they change by {difference:.1e} s.d.")
+    demand(problems, "A `forward` of its own has to mix the prompts in.")
+    signal = batch.signal.masked_fill(hidden[..., None], 0.0)
+    tokens = backbone.train()(signal, hidden, batch.table)[valid]
+    (tokens * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    if [p for p in added if p.grad is None or not (p.grad.flatten(1) if p.ndim > 1 else p.grad).abs().max() > 0]:
+        problems.append("no gradient reaches the prompts")
+    written = [n for n, t in before.items() if not torch.equal(t, backbone.state_dict()[n])]
+    if written:
+        problems.append(f"a call with prompts in train mode changes {', '.join(written[:5])}")
+    problems += _invalid_beside_prompts(cls, changed, batch)
+    demand(problems)
+
+
+def _invalid_beside_prompts(cls: type[Backbone], changed: dict[str, Any], batch: Batch) -> list[str]:
+    """Return what is wrong with how tokens that are not valid, and padding, are treated beside prompts."""
+    problems = []
+    backbone, _ = _prompted(cls, changed)
+    valid, hidden = batch.table.valid, _hidden(batch)
+    clean = _call(backbone, batch, hidden)
+    noisy = torch.where(valid[..., None], batch.signal, torch.full_like(batch.signal, 5.0))
+    difference = _difference(clean[valid], _call(backbone, replace(batch, signal=noisy), hidden)[valid])
+    if difference > TOLERANCE:
+        problems.append(f"with prompts, values at places that are not valid change tokens by {difference:.1e} s.d.")
+    if issubclass(cls, TokenBackbone):
+        n = SPEC.n_patches - 2
+        padded, short = _padded(None, n), _cut(_padded(None, n), None, n)
+        there = _call(backbone, padded, _hidden(padded))[:, :, :n]
+        absent = _call(backbone, short, _hidden(padded)[:, :, :n])
+        if (difference := _difference(absent, there)) > TOLERANCE:
+            problems.append(f"with prompts, padded patches change the other tokens by {difference:.1e} s.d.")
+    return problems
+
+
+def _no_unit(cls: type[Backbone], changed: dict[str, Any]) -> None:
+    """Whatever is known of the last unit must not reach windows without it: −1 is no index of its row."""
+    spec = UNITS_OF_THEIR_OWN
+    parameters = _parameters(cls) | changed
+    if cls.impossible(spec, parameters):
+        return
+    some = _cut(_batch(2, spec=spec), spec.n_units - 4)
+    nothing = torch.zeros_like(some.table.valid)
+    moved = []
+    for with_prompts in (False, True):
+        one, other = (
+            _prompted(cls, changed, spec)[0] if with_prompts else _built(cls, spec, **changed) for _ in range(2)
+        )
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for name, tensor in other.state_dict().items():
+                for axis, size in enumerate(tensor.shape):
+                    if size == spec.n_units and tensor.is_floating_point() and "prompt" not in name:
+                        last = tensor.select(axis, -1)
+                        last += torch.randn(last.shape, generator=generator)
+        moved.append(_difference(_call(one, some, nothing), _call(other, some, nothing)))
+    if moved[0] < TOLERANCE < moved[1]:
+        raise CheckError(
+            "prompts are taken for the last unit of the table: what is learned of that one changes the tokens of "
+            f"windows without it, by {moved[1]:.1e} s.d.",
+            next_step="`table.unit` is −1 for a prompt, and an index of −1 is the last row: leave prompts out of what "
+            "units are looked up in, or let them see and be seen by everything.",
+        )
+
+
 def order_of_units(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     """Says (and never fails) how much the tokens depend on the order in which units are given."""
     batch = _batch()
@@ -518,5 +634,6 @@ CHECKS: dict[str, Check] = {
     "inputs-are-left-alone": inputs_are_left_alone,
     "connectivity": connectivity,
     "routing": routing,
+    "prompts": prompts,
     "order-of-units": order_of_units,
 }

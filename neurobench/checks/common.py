@@ -105,13 +105,16 @@ def other_global_state(seed: int) -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
-def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0) -> Any:
-    """Build a component with its defaults and ``check_with``; a backbone with the sizes, the seed, and connectivity."""
+def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0, **changed: Any) -> Any:
+    """Build a component with its defaults, ``check_with`` and over them ``changed``.
+
+    A backbone is given sizes and a seed, and connectivity if it asks for it.
+    """
     if not issubclass(cls, Backbone):
-        return cls(**cls.check_with)
+        return cls(**dict(cls.check_with) | changed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = cls(spec, **cls.check_with)
+        backbone = cls(spec, **dict(cls.check_with) | changed)
     if backbone.uses_connectivity:
         backbone.connectivity.copy_(simulated_connectivity(spec.n_units, seed))
     return backbone

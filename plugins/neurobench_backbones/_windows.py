@@ -82,13 +82,17 @@ class Windows:
         """Return the level's (tokens, width), those of these windows out of (windows, length, width)."""
         return tokens.index_copy(0, self.tokens, windows.flatten(0, 1).index_select(0, self.place).to(tokens.dtype))
 
-    def gather_prompts(self, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def gather_prompts(
+        self, prompts: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the prompts of every window: those of its person and its patches.
 
         Parameters
         ----------
         prompts
             (batch, prompts, patches, width).
+        valid
+            (batch, prompts, patches) bool: not in padding.
 
         Returns
         -------
@@ -100,6 +104,7 @@ class Windows:
         there = ((patch >= 0) & (patch < n_patches))[:, None].expand(-1, k, -1).flatten(1)
         which = self.batch[:, None] * k + torch.arange(k, device=prompts.device)
         index = (which[:, :, None] * n_patches + patch.clamp(0, n_patches - 1)[:, None]).flatten(1)
+        there = there & valid.reshape(-1)[index]
         tokens = prompts.reshape(n_batch * k * n_patches, width)[index] * there[..., None]
         return tokens, there, index
 

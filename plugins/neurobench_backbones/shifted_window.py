@@ -214,34 +214,38 @@ class ShiftedWindow(TokenBackbone):
         if not len(level.at):
             return tokens
         index = there.flatten().nonzero()[:, 0]
+        asked = table.valid[:, prompt]
         reduced = self.reduce(tokens).to(tokens.dtype)
         x, prompts = reduced.flatten(0, 2)[index], reduced[:, prompt]
         before = []
         for stage, merge in enumerate(self.merges):
-            x, prompts = self._through(self.spans[stage], level, x, prompts)
+            x, prompts = self._through(self.spans[stage], level, x, prompts, asked)
             above, parent, corner = level.merged()
             place = parent * 8 + corner
             before.append((level, x, prompts, place))
             x, prompts = self._merged(merge, x, prompts, place, len(above.at))
             level = above
         n_stages = len(before) + 1
-        x, prompts = self._through(self.spans[n_stages - 1], level, x, prompts)
+        x, prompts = self._through(self.spans[n_stages - 1], level, x, prompts, asked)
         for expand, (level, skipped, skipped_prompts, place), span in zip(
             self.expands[::-1], before[::-1], self.spans[n_stages:], strict=True
         ):
             x, prompts = expand(x).flatten(0, 1)[place].to(x.dtype), expand(prompts).mean(-2).to(x.dtype)
             if not self.published:
                 x, prompts = x + skipped, prompts + skipped_prompts
-            x, prompts = self._through(span, level, x, prompts)
+            x, prompts = self._through(span, level, x, prompts, asked)
         mixed = reduced.new_zeros(reduced.shape).flatten(0, 2).index_copy(0, index, x).view(reduced.shape)
         mixed = mixed.index_copy(1, prompt, prompts)
         mixed = self.restore(self.norm_up(mixed)) if self.published else tokens + self.restore(mixed)
         return mixed * table.valid[..., None]
 
     def _through(
-        self, span: range, level: Level, x: torch.Tensor, prompts: torch.Tensor
+        self, span: range, level: Level, x: torch.Tensor, prompts: torch.Tensor, asked: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tokens and prompts after some passes, every second one of all being shifted."""
+        """Return tokens and prompts after some passes, every second one of all being shifted.
+
+        ``asked``: (batch, prompts, patches) where prompts are no padding.
+        """
         sorted_once: dict[bool, Sequence[Windows]] = {}
         for i in span:
             shifted = i % 2 == 1
@@ -250,12 +254,12 @@ class ShiftedWindow(TokenBackbone):
                 kept = (chance >= self.drop * level.redundancy(x)).nonzero()[:, 0]
                 if len(kept):
                     windows = level.take(kept).windows(self.window, shifted)
-                    some, prompts = _in_windows(self.layers[i], windows, x[kept], prompts)
+                    some, prompts = _in_windows(self.layers[i], windows, x[kept], prompts, asked)
                     x = x.index_copy(0, kept, some)
                 continue
             if shifted not in sorted_once:
                 sorted_once[shifted] = level.windows(self.window, shifted)
-            x, prompts = _in_windows(self.layers[i], sorted_once[shifted], x, prompts)
+            x, prompts = _in_windows(self.layers[i], sorted_once[shifted], x, prompts, asked)
         return x, prompts
 
     @staticmethod
@@ -303,7 +307,7 @@ def _unfit(checkpoint: str, spec: BackboneSpec, mixer: str) -> str:
 
 
 def _in_windows(
-    layer: nn.Module, windows: Sequence[Windows], x: torch.Tensor, prompts: torch.Tensor
+    layer: nn.Module, windows: Sequence[Windows], x: torch.Tensor, prompts: torch.Tensor, asked: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tokens and prompts after a pass inside windows.
 
@@ -316,7 +320,7 @@ def _in_windows(
         if not prompts.shape[1]:
             x = some.spread(layer(packed, valid), x)
             continue
-        asking, there, index = some.gather_prompts(prompts)
+        asking, there, index = some.gather_prompts(prompts, asked)
         mixed = layer(torch.cat([asking, packed], 1), torch.cat([there, valid], 1)).to(x.dtype)
         n, index, there = asking.shape[1], index.flatten(), there.flatten()[:, None].to(x.dtype)
         change = change.index_add(0, index, (mixed[:, :n] - asking).flatten(0, 1) * there)
