@@ -7,7 +7,7 @@ VENV ?= .venv
 OUT ?= neurobench-results
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow slurm lint bench fuzz nulls docs schema wheel clean
+.PHONY: demo test slow slurm lint bench fuzz suites nulls docs schema wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neurobench run --backbone mamba --mask roi --out $(OUT)
@@ -37,6 +37,10 @@ bench: $(VENV)/.installed-bench
 # A hundred thousand damaged files for every reader of what comes from outside.
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.fuzz --save
+
+# Every seed system's suite on its twin, whole; docs/suites.md holds what came of it.
+suites: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.suites --save
 
 # A thousand repeats in which there is nothing to find: docs/statistics.md holds what came of it.
 nulls: $(VENV)/.installed

@@ -15,11 +15,12 @@ from typing import Any
 
 import pandas as pd
 
+from neurobench.components import split_names
 from neurobench.errors import ConfigError, StoreError, closest
 from neurobench.paired import difference_of
 from neurobench.results import as_row, load_predictions, load_results, read_record
 
-__all__ = ["Anchor", "anchors", "benchmarks", "suite_notes"]
+__all__ = ["Anchor", "anchors", "benchmarks", "is_of", "suite_notes"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Anchor:
     ----------
     suite
         Suite whose records are looked up.
-    dataset, task, metric
+    dataset
+        Name, and parameters that matter for it, such as ``camcan[signal=meg]``; others may be anything.
+    task, metric
         Labels as in a record.
     row
         Of ours: ``backbone`` and ``mask``, either of them, or ``baseline``; labels as in a record.
@@ -136,6 +139,14 @@ def benchmarks(outs: Sequence[str | Path] = (), *, suite: str = "") -> pd.DataFr
 # ---------------------------------------------------------------- our side
 
 
+def is_of(label: str, wanted: str) -> bool:
+    """Return whether a dataset is of that name and has those parameters, whatever others it has."""
+    (name, own), (asked, needed) = (
+        (text.partition("[")[0], set(split_names(text.partition("[")[2].rstrip("]")))) for text in (label, wanted)
+    )
+    return name == asked and needed <= own
+
+
 _OURS = ("row", "source", "seed", "unit", "score", "low", "high", "n_subjects", "changed")
 
 
@@ -162,7 +173,8 @@ class _Run:
     def rows(self, anchor: Anchor, of: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the rows of a suite's records that fit: the kind that was asked for, scored, newest code only."""
         t = self.table
-        at = (t["dataset"] == anchor.dataset) & (t["task"] == anchor.task) & (t["status"] == "ok")
+        at = (t["task"] == anchor.task) & (t["status"] == "ok")
+        at &= t["dataset"].map(lambda label: is_of(label, anchor.dataset)).astype(bool)
         at &= t["suite"].str.partition("@")[0] == anchor.suite
         if "baseline" in of:
             at &= (t["kind"] == "baseline") & (t["row"] == of["baseline"])

@@ -23,6 +23,7 @@ from neurobench.comparisons import Comparisons, compare_rows
 from neurobench.errors import DataError, StoreError
 from neurobench.evidence import Evidence
 from neurobench.identity import digest
+from neurobench.objectives import RECONSTRUCTION
 from neurobench.paired import row_of
 from neurobench.plugins import Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
@@ -451,9 +452,12 @@ def _check_predictions(folder: Path, records: Mapping[str, Record]) -> None:
 def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
     """Return what must agree for rows to stand in one table; the seed is averaged over.
 
-    Parameters of the adaptation are in its name; published addresses are a hash of these.
+    Parameters of the adaptation are in its name. Published addresses are a hash of these, so what came later is left
+    out where it says what was done before there was a choice.
     """
     left_out = {"fold_fingerprint", "recipe", "suite", "seed", "adaptation_parameters"}
+    if protocol.objective == RECONSTRUCTION.label:
+        left_out.add("objective")
     return protocol.model_dump(mode="json", exclude=left_out)
 
 

@@ -11,9 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.performance.board import invented, place, predictions, with_value
-from neurobench.benchmarks import anchors, benchmarks, suite_notes
+from neurobench.benchmarks import anchors, benchmarks, is_of, suite_notes
 from neurobench.cli import app
+from neurobench.config import expand, load_suite
 from neurobench.errors import ConfigError, StoreError
+from neurobench.plugins import load_registry
+
+SUITES = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_every_published_figure_says_where_it_is_from_and_in_what_it_differs():
@@ -101,3 +105,16 @@ def test_the_command_marks_every_published_figure(tmp_path: Path):
     plain = json.loads(CliRunner().invoke(app, ["benchmarks", out, "--json"]).stdout)
     assert {line["suite"] for line in plain} == {a.suite for a in anchors()}
     assert all(line["score"] is None or math.isfinite(line["score"]) for line in plain)
+
+
+@pytest.mark.parametrize("suite", sorted({a.suite for a in anchors()}))
+def test_every_figure_is_about_rows_that_its_suite_has(suite: str):
+    registry = load_registry()
+    grid = expand(load_suite(SUITES / f"{suite}.yaml"), registry)
+    labels = {"backbone": {b.label for b in grid.backbones}, "mask": {m.label for m in grid.masks}}
+    labels["baseline"] = {b.label for b in grid.baselines}
+    for anchor in anchors(suite):
+        assert any(is_of(d.label, anchor.dataset) for d in grid.datasets), anchor
+        assert anchor.task in {t.label for t in grid.tasks}, anchor
+        for part, label in [*anchor.row.items(), *anchor.minus.items()]:
+            assert label in labels[part], anchor
