@@ -571,11 +571,13 @@ def _resolve_data_dirs(
                 )
             )
     if datasets and len(found) == len(datasets):
+        # What a suite says of its twin has no meaning for somebody's own recordings, and does no harm.
+        over = config.suite.partition(", changed: ")[2].split(", ")
         for option, value, default in (
             ("variant", config.variant, "default"),
             ("n-subjects", config.n_subjects, None),
         ):
-            if value != default:
+            if value != default and (not config.suite or option.replace("-", "_") in over):
                 problems.append(
                     ConfigError(
                         f"--{option} is about simulated data, and every dataset here is real.",

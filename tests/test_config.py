@@ -260,6 +260,16 @@ def test_suites_that_are_none(tmp_path: Path, text: str, message: str) -> None:
         load_suite(tmp_path / "no.yaml")
 
 
+def test_what_a_suite_says_of_its_twin_does_not_concern_real_recordings(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text("backbones: mamba\nmasks: roi\ndatasets: parcels\nn_subjects: 40\n", encoding="utf-8")
+    asked = {"suite": suite, "data_dir": tmp_path}
+    grid = expand(RunConfig.from_options(**asked), load_registry())
+    assert [grid.source(d) for d in grid.datasets] == ["real"]
+    with pytest.raises(ConfigErrors, match="--n-subjects is about simulated data"):
+        expand(RunConfig.from_options(**asked, n_subjects=24), load_registry())
+
+
 # ---------------------------------------------------------------- the grid
 
 
