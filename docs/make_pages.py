@@ -136,12 +136,14 @@ def suites_page() -> str:
     ]
     for name, suite in kept.items():
         file = SUITES.parents[1] / f"{name}.yaml"
-        about = [line.removeprefix("# ") for line in file.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+        said = [line.removeprefix("# ") for line in file.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+        about = " ".join(line for line in said if not line.startswith("neurobench run"))
+        about = about.partition(" neurobench run --suite")[0]
         took = f"{suite['seconds'] / 60:.1f} min" if suite["seconds"] >= 90 else f"{suite['seconds']:.0f} s"
         lines += [
             f"## {name}",
             "",
-            about[0],
+            about,
             "",
             f"`{suite['command']}` took {took} on {suite['cores']} cores ({suite['date']}):",
             f"{suite['n_records']} records, {len(suite['failed'])} failed.",
