@@ -107,7 +107,9 @@ class Learner(ABC):
 
     def _error(self, reconstructed: torch.Tensor, drawn: Drawn, places: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error of (batch, units, patches, features) at some places."""
-        return (_at(reconstructed, places).float() - _at(drawn.signal, places)).square().mean()
+        squares = (_at(reconstructed, places).float() - _at(drawn.signal, places)).square()
+        # A strategy outside the common budget may hide nothing in a whole batch: no loss, instead of one that is NaN.
+        return squares.mean() if len(places) else squares.sum()
 
 
 class Filling(Learner):
@@ -188,7 +190,8 @@ class Predicting(Learner):
             reconstructed = self.decoder(tokens.detach())
             wanted = self.wanted(drawn)
         error = self._error(reconstructed, drawn, drawn.scored)
-        return F.smooth_l1_loss(predicted.float(), wanted) + error, error.detach()
+        apart = F.smooth_l1_loss(predicted.float(), wanted, reduction="sum") / max(1, wanted.numel())
+        return apart + error, error.detach()
 
     @torch.no_grad()
     def moved(self, done: float) -> None:

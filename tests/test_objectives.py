@@ -195,6 +195,20 @@ def predicting(cohort: Cohort, momentum: float = 0.996) -> Predicting:
     return Predicting(net, decoder, width=32, momentum=momentum, seed=0)
 
 
+@pytest.mark.parametrize("objective", [Reconstruction(), Reconstruction(visible=0.25), Latent()])
+def test_a_batch_in_which_nothing_is_hidden_is_no_loss(cohort: Cohort, objective: Objective) -> None:
+    # A mask outside the common budget, such as a released one, may hide nothing in a whole batch.
+    backbone, decoder = built(cohort)
+    drawn = step(cohort)
+    nothing = torch.zeros_like(drawn.hidden)
+    empty = replace(drawn, hidden=nothing, scored=drawn.scored[:0])
+    loss, told = learner_of(objective, backbone, decoder, width=32, seed=0).losses(empty)
+    loss.backward()
+    assert told == 0
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in backbone.parameters())
+
+
 def test_the_decoder_gives_the_backbone_no_gradient(cohort: Cohort) -> None:
     learner, drawn = predicting(cohort), step(cohort)
 
