@@ -11,6 +11,9 @@ from benchmarks.suites import LIMIT_S, NAMES, command, run
 from neurobench.config import expand, load_suite
 from neurobench.plugins import load_registry
 
+FEW = {"neurostorm": 64}
+"""People of a twin where a task needs more than 24: here those with two windows are few."""
+
 SUITES = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -29,11 +32,17 @@ def test_a_suite_says_what_it_is_and_resolves_at_every_profile_it_names(name: st
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_suite_runs_whole_on_its_twin(name: str, tmp_path: Path) -> None:
-    result = neurobench.run(
-        suite=SUITES / f"{name}.yaml", profile="smoke", n_steps=2, n_subjects=24, source="simulated", out=tmp_path
+    table = neurobench.run(
+        suite=SUITES / f"{name}.yaml",
+        profile="smoke",
+        n_steps=2,
+        n_subjects=FEW.get(name, 24),
+        source="simulated",
+        out=tmp_path,
     )
-    table = result.table
-    assert result.failed == ()
+    assert set(table["status"]) == {"ok"}, table.loc[table["status"] != "ok", ["row", "task", "error"]].to_dict(
+        "records"
+    )
     assert set(table["source"]) == {"simulated"}
     assert set(table["suite"].str.partition("@")[0]) == {name}
     grid = expand(load_suite(SUITES / f"{name}.yaml"), load_registry())
