@@ -102,7 +102,7 @@ def test_a_command_runs(command: str, folder: Path, registry: Registry, monkeypa
     stands_for = {"OUT": "neurobench-results", "NAME": "adhd200"}
     if words[0] == "leaderboard":
         stands_for["twins"] = "neurobench-results"
-    folders = {"FOLDER", "abide_aal116"}
+    folders = {"FOLDER", "abide_aal116", "rpn_mist122"}
     # Records are published into a folder of their own, never into the repository's.
     published = {"--results": "leaderboard/results", "--site": "leaderboard/site"}
     before = ["", *words]

@@ -125,7 +125,9 @@ def _read_text_series(path: Path) -> Series:
         index, frame, header = frame.iloc[:, 0].astype(str).tolist(), frame.iloc[:, 1:], header[1:]
     for column in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[column]):
-            cell = next(str(c) for c in frame[column] if pd.isna(pd.to_numeric(str(c), errors="coerce")))
+            # Whole numbers of hundreds of digits are no text, and no numbers of any type either.
+            cells = (str(c) for c in frame[column])
+            cell = next((c for c in cells if pd.isna(pd.to_numeric(c, errors="coerce")) or len(c) > 40), "")
             raise DataError(f"{path.name} holds text where numbers are expected, such as {cell[:40]!r}.")
     return Series(_two_d(frame.to_numpy(np.float64), path), tuple(header), tuple(index))
 
