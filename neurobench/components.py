@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ComponentSpec",
     "Setting",
+    "from_outside",
     "label_of",
     "of_content",
     "parse_component",
@@ -67,7 +68,7 @@ class ComponentSpec:
     @property
     def from_outside(self) -> bool:
         """Whether a file decides what the component does."""
-        return any(isinstance(v, str) and CONTENT.search(v) for v in self.parameters.values())
+        return from_outside(self.parameters)
 
     def identity(self) -> dict[str, Any]:
         """Return the name and all parameters, defaults among them."""
@@ -82,6 +83,11 @@ def label_of(name: str, parameters: Mapping[str, Value], defaults: Mapping[str, 
 
 CONTENT = re.compile(r"(?:^|@)sha256:[0-9a-f]{16}$")
 """How a parameter ends that stands for the content of files."""
+
+
+def from_outside(parameters: Mapping[str, Any]) -> bool:
+    """Return whether a file decides what a component with these parameters does."""
+    return any(isinstance(v, str) and CONTENT.search(v) for v in parameters.values())
 
 
 def of_content(value: str, files: Sequence[Path]) -> str:

@@ -23,7 +23,7 @@ from neurobench import recomputation
 from neurobench.agreement import fold_problems, not_as_identified, not_of_suite, people_problems, unlike
 from neurobench.bundle import LIMITS, Limits, may_leave, task_of
 from neurobench.bundle_reader import Contents, parse_folds, parse_json, parse_table, printable, read_bundle
-from neurobench.components import CONTENT, parse_component
+from neurobench.components import CONTENT, from_outside, parse_component
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.identity import digest
 from neurobench.options import PROFILES, frozen_suites
@@ -312,7 +312,7 @@ class _Check:
         if record.backbone is None:
             return
         says = record.backbone
-        wanted = {"outside weights"} if any(CONTENT.search(str(v)) for v in says.parameters.values()) else set()
+        wanted = {"outside weights"} if from_outside(says.parameters) else set()
         known = self.registry.backbones.get(says.name)
         if known is not None and not known.keeps_budget(says.parameters):
             wanted.add("parameter budget")
