@@ -12,7 +12,7 @@ random around the helmet would give, because neighbours resemble each other.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from neurobench.errors import DataError
 from neurobench.evoked import Response, epoch_times, patches_of_epoch, tiles, without_baseline
 from neurobench.identity import seed_for
 from neurobench.reconstruction import Predictor
-from neurobench.records import Cohort, UnitTable
+from neurobench.records import Cohort, TokenTable, UnitTable
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights
 from neurobench.tokens import Tokenizer, Window
 
@@ -289,6 +289,30 @@ class UnitImportance:
         return mean
 
 
+_Given = tuple[torch.Tensor, torch.Tensor, TokenTable]
+"""What a backbone is given: signal, hidden, table."""
+
+
+def _unhidden(
+    tokenizer: Tokenizer,
+    windows: Sequence[Window],
+    chunks: Sequence[NDArray[np.int64]],
+    device: torch.device | str,
+    batch_size: int,
+) -> Iterator[tuple[Sequence[Window], NDArray[np.int64], NDArray[np.bool_], _Given]]:
+    """Yield some windows, some units, (windows, units) which have a valid patch, and what a backbone is given of them.
+
+    The latter is signal, hidden (nothing) and table, on the device.
+    """
+    for chunk in chunks:
+        for low in range(0, len(windows), batch_size):
+            some = windows[low : low + batch_size]
+            batch = tokenizer.batch(some, chunk)
+            table = batch.table.to(device)
+            given = batch.signal.to(device), torch.zeros_like(table.valid), table
+            yield some, chunk, batch.table.valid.any(2).numpy(), given
+
+
 def unit_importance(
     backbone: Backbone,
     tokenizer: Tokenizer,
@@ -320,20 +344,16 @@ def unit_importance(
     total = np.zeros((len(subjects), len(states), len(cohort.units)))
     count = np.zeros_like(total)
     backbone.to(device).eval()
-    for chunk in chunks:
-        for low in range(0, len(windows), batch_size):
-            some = windows[low : low + batch_size]
-            batch = tokenizer.batch(some, chunk)
-            table = batch.table.to(device)
-            with torch.inference_mode():
-                drawn = backbone.importance(batch.signal.to(device), torch.zeros_like(table.valid), table)
-            if drawn is None:
-                return None
-            received, seen = _received(drawn.double().cpu().numpy(), batch.table.valid.any(2).numpy())
-            who = np.array([subjects.index(w.subject) for w in some])[:, None]
-            at = (who, np.array([states.index(_state(cohort, w)) for w in some])[:, None], chunk[None])
-            np.add.at(total, at, received)
-            np.add.at(count, at, seen)
+    for some, chunk, seen, given in _unhidden(tokenizer, windows, chunks, device, batch_size):
+        with torch.inference_mode():
+            drawn = backbone.importance(*given)
+        if drawn is None:
+            return None
+        received, counted = _received(drawn.double().cpu().numpy(), seen)
+        who = np.array([subjects.index(w.subject) for w in some])[:, None]
+        at = (who, np.array([states.index(_state(cohort, w)) for w in some])[:, None], chunk[None])
+        np.add.at(total, at, received)
+        np.add.at(count, at, counted)
     return UnitImportance(subjects, states, np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
 
 
@@ -354,19 +374,16 @@ def unit_routing(
     total: Array | None = None
     count = np.zeros((len(subjects), len(tokenizer.cohort.units), 1))
     backbone.to(device).eval()
-    for chunk in chunks:
-        for low in range(0, len(windows), batch_size):
-            batch = tokenizer.batch(windows[low : low + batch_size], chunk)
-            table = batch.table.to(device)
-            with torch.inference_mode():
-                found = backbone.routing(batch.signal.to(device), torch.zeros_like(table.valid), table)
-            if found is None:
-                return None
-            if total is None:
-                total = np.zeros((*count.shape[:2], found.shape[2]))
-            at = (np.array([place[s] for s in batch.subjects])[:, None], chunk[None])
-            np.add.at(total, at, found.double().cpu().numpy())
-            np.add.at(count, at, batch.table.valid.any(2).numpy()[..., None])
+    for some, chunk, seen, given in _unhidden(tokenizer, windows, chunks, device, batch_size):
+        with torch.inference_mode():
+            found = backbone.routing(*given)
+        if found is None:
+            return None
+        if total is None:
+            total = np.zeros((*count.shape[:2], found.shape[2]))
+        at = (np.array([place[w.subject] for w in some])[:, None], chunk[None])
+        np.add.at(total, at, found.double().cpu().numpy())
+        np.add.at(count, at, seen[..., None])
     if total is None:
         return None
     own = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
