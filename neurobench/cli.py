@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from neurobench import logs
 from neurobench.cli_compare import benchmarks, compare
 from neurobench.cli_data import data
 from neurobench.cli_leaderboard import leaderboard
+from neurobench.cli_log import log
 from neurobench.cli_new import new
 from neurobench.cli_report import report
 from neurobench.cli_store import store
@@ -47,6 +50,7 @@ app.add_typer(leaderboard)
 app.add_typer(store)
 app.command()(compare)
 app.command()(benchmarks)
+app.command()(log)
 app.command()(report)
 app.command()(new)
 for submission in (submit, verify, export, card):
@@ -305,6 +309,15 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="text|json",
+            help="json: what is said on the standard error stream as a line of JSON each, and no progress bars.",
+            autocompletion=choice("text", "json"),
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
@@ -360,9 +373,11 @@ def run(
         scheduler=scheduler,
         cluster=cluster,
         cluster_config=cluster_config,
+        log_format=log_format,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)
-    shown = side.is_terminal and not (quiet or as_json)
+    as_lines = config.log_format == "json"
+    shown = side.is_terminal and not (quiet or as_json or as_lines)
     with side.status("loading plugins") if shown else contextlib.nullcontext():
         registry = open_registry(config.plugin_files)
         grid = expand(config, registry)
@@ -418,8 +433,10 @@ def run(
                 n_stored=result.n_stored,
             )
     if result.failed:
-        if not as_json:
-            n = plural(len(result.failed), "row")
+        n = plural(len(result.failed), "row")
+        if as_lines:
+            logs.tell("message", f"{n} failed. The same command tries again.", level=logging.ERROR)
+        elif not as_json:
             side.print(f"{n} failed; the errors are above. The same command tries again.")
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import neurobench
+from neurobench import logs
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.execution import Here, Outcome, Workers, describe
 from neurobench.identity import digest, file_digest
@@ -173,6 +175,7 @@ class DaskWorkers(Workers):
         try:
             return future.result()
         except KilledWorker:
+            logs.tell("step-lost", "one worker after the other ended", level=logging.WARNING)
             died = NeurobenchError(
                 "one worker after the other ended while it computed this step.",
                 next_step="They may have run out of memory or of walltime: ask for more, or use a smaller --profile.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neurobench import logs
 from neurobench.errors import ConfigError, NeurobenchError, PluginError
 
 if TYPE_CHECKING:
@@ -27,22 +29,34 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         from neurobench import console
 
-        verbose = bool(options.get("verbose"))
-        logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+        verbose, log_format = bool(options.get("verbose")), options.get("log_format") or "text"
+        as_lines = log_format == "json"
         screen = console.make_console(stderr=True)
+        stack = contextlib.ExitStack()
         try:
+            stack.enter_context(logs.shown(log_format, verbose=verbose))
             command(**options)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            screen.print("\nStopped; everything finished is stored. Run the same command again to go on.")
+            stopped = "Stopped; everything finished is stored. Run the same command again to go on."
+            if as_lines:
+                logs.tell("message", stopped, level=logging.WARNING)
+            else:
+                screen.print(f"\n{stopped}")
             raise typer.Exit(130) from None
         except NeurobenchError as error:
-            if verbose:
-                screen.print(traceback.format_exc(), markup=False)
-            console.print_error(error, screen)
+            if as_lines:
+                console.tell_error(error)
+            else:
+                if verbose:
+                    screen.print(traceback.format_exc(), markup=False)
+                console.print_error(error, screen)
             raise typer.Exit(2 if isinstance(error, ConfigError | PluginError) else 1) from None
         except Exception as error:
+            if as_lines:
+                logs.tell("message", level=logging.ERROR, **logs.failure(error))
+                raise typer.Exit(1) from None
             text = traceback.format_exc()
             if verbose:
                 where = "Above is the full traceback."
@@ -55,6 +69,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             message = " ".join(str(error).split())
             screen.print(f"Unexpected {type(error).__name__}: {message}. {where}", markup=False, style="red")
             raise typer.Exit(1) from None
+        finally:
+            stack.close()
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -19,6 +20,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from neurobench import logs
 from neurobench.errors import ConfigErrors, NeurobenchError
 from neurobench.tables import duration, missing, plural, results_table
 
@@ -36,10 +38,12 @@ __all__ = [
     "print_fields",
     "print_findings",
     "print_json",
+    "print_log",
     "print_plan",
     "print_results",
     "print_summary",
     "print_table",
+    "tell_error",
 ]
 
 PIPE_WIDTH = 160
@@ -86,6 +90,46 @@ def _parts(error: NeurobenchError, lead: str) -> RenderableType:
         if text:
             lines.append(Padding(Text(f"{word}: ", style="dim").append(text, style=style), (0, 0, 0, 3), expand=False))
     return Group(*lines)
+
+
+def tell_error(error: NeurobenchError) -> None:
+    """Say an error, or each of several, as a line of the log."""
+    for problem in error.problems if isinstance(error, ConfigErrors) else (error,):
+        logs.tell(
+            "message",
+            problem.what,
+            level=logging.ERROR,
+            likely=problem.likely,
+            allowed=problem.allowed,
+            next=problem.next_step,
+        )
+
+
+# ---------------------------------------------------------------- the log of a run
+
+LEVEL_STYLES = {"warning": "yellow", "error": "red", "critical": "bold red"}
+
+
+def print_log(console: Console, lines: Sequence[Mapping[str, Any]], *, traceback: bool = False) -> None:
+    """Print lines of a log, one below the other: when, who, and what.
+
+    Parameters
+    ----------
+    console
+        Where to.
+    lines
+        From a :class:`neurobench.logs.Reader`.
+    traceback
+        Print where an error came from below it.
+    """
+    for line in lines:
+        when = str(line["time"])[:19].replace("T", " ")
+        who = f"{line.get('host', '')}/{line.get('pid', '')}"
+        text = Text(f"{when}  {who}  ", style="dim")
+        text.append(logs.sentence(line), style=LEVEL_STYLES.get(str(line.get("level")), "not dim"))
+        console.print(text, soft_wrap=True)
+        if traceback and line.get("traceback"):
+            console.print(Text(str(line["traceback"]), style="dim"), soft_wrap=True)
 
 
 # ---------------------------------------------------------------- plain tables

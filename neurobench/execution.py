@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import heapq
+import logging
 import multiprocessing
 import os
 import threading
@@ -27,6 +28,7 @@ import joblib
 import threadpoolctl
 import torch
 
+from neurobench import logs
 from neurobench.config import Grid, Profile, RunConfig, expand
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.opening import open_stored, resolve_device
@@ -82,14 +84,14 @@ class Executor:
         entry = self.store.get(step.stage, step.identity)
         if entry is None:
             with self.store.lock(step.stage, step.identity):
-                entry = self.store.get(step.stage, step.identity) or self._compute(step)
+                entry = self.store.get(step.stage, step.identity) or self._compute(step, key)
                 self.computed.add(key)
         elif key not in self.computed:
             self.stored.add(key)
         return entry
 
-    def _compute(self, step: Step) -> Entry:
-        with self.progress.stage(step.label) as advance:
+    def _compute(self, step: Step, key: str) -> Entry:
+        with logs.step(step.stage, step.label, key), self.progress.stage(step.label) as advance:
             return compute(step, self.store, advance)
 
 
@@ -188,7 +190,8 @@ def in_turn(
         for row, step in one.steps:
             if row not in failures:
                 try:
-                    executor.fetch(step)
+                    with logs.at(dataset=one.run.dataset.label, seed=one.run.seed, row=row.label):
+                        executor.fetch(step)
                 except StoreError:
                     raise
                 except Exception as error:
@@ -398,6 +401,7 @@ class _Schedule:
     def again(self, node: _Node) -> None:
         """Have a step tried once more after the process that computed it, or one beside it, has died."""
         node.broke += 1
+        logs.tell("step-lost", level=logging.WARNING, stage=node.step.stage, label=node.step.label, key=node.key)
         if node.broke == 1:
             self._suspects.append(node)
             return
@@ -432,30 +436,34 @@ class Here:
         self.device = resolve_device(config.device)
         self.executor = Executor(self.store, Silent())
         self.at: tuple[str, int] | None = None
-        self.steps: dict[tuple[str, str], Step] = {}
+        self.steps: dict[tuple[str, str], tuple[Row, Step]] = {}
+        logs.keep(config.out, config.run, config.log_format)
 
     def compute(self, dataset: str, seed: int, stage: str, key: str) -> Outcome:
         """Find or compute a step, and whatever it needs, and say how that ended."""
         before = set(self.executor.computed)
         error, store_error = "", None
         try:
-            with few_threads(self.grid.profile, self.device):
-                self.executor.fetch(self._step(dataset, seed, stage, key))
+            with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
+                row, step = self._step(dataset, seed, stage, key)
+                with logs.at(row=row.label):
+                    self.executor.fetch(step)
         except StoreError as found:
             store_error = found
         except Exception as found:
             error = describe(found)
         return Outcome(frozenset(self.executor.computed - before), error, store_error)
 
-    def _step(self, dataset: str, seed: int, stage: str, key: str) -> Step:
-        """Return one of the steps of a (dataset, seed)."""
+    def _step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
+        """Return one of the steps of a (dataset, seed), with the first row that needs it."""
         if self.at != (dataset, seed):
             # One cohort's signal in memory at a time.
             self.at, self.steps = None, {}
             spec = next(d for d in self.grid.datasets if d.label == dataset)
             run = open_stored(spec, seed, self.grid, self.registry, self.store, self.device, self.executor.fetch)
             if run is not None:
-                self.steps = {(s.stage, self.store.key(s.identity)): s for _, s in run.steps()}
+                for row, step in run.steps():
+                    self.steps.setdefault((step.stage, self.store.key(step.identity)), (row, step))
                 self.at = dataset, seed
         if (stage, key) not in self.steps:
             raise NeurobenchError(

@@ -96,6 +96,7 @@ Harmonise = Literal["none", "site"]
 SharedPeople = Literal["refuse", "leave-out", "distinct"]
 Probe = Literal["linear", "kernel", "attentive"]
 BatchSystem = Literal["", "slurm", "pbs", "sge", "lsf"]
+LogFormat = Literal["text", "json"]
 
 _Names = str | Iterable[str] | None
 
@@ -169,6 +170,10 @@ class RunConfig:
     cluster, cluster_config
         Batch system that is asked for workers (``slurm``, ``pbs``, ``sge``, ``lsf``), and a YAML file that says what to
         ask for; see :func:`neurobench.clusters.cluster_of`.
+    log_format
+        How messages appear on the standard error stream: ``text``, or ``json``, a line each.
+    run
+        Id of the run that processes work for, under which they keep their logs; not set by hand.
     """
 
     backbones: tuple[str, ...] = ()
@@ -205,6 +210,8 @@ class RunConfig:
     scheduler: str = ""
     cluster: BatchSystem = ""
     cluster_config: Path | None = None
+    log_format: LogFormat = "text"
+    run: str = ""
 
     @classmethod
     def from_options(
@@ -244,6 +251,7 @@ class RunConfig:
         scheduler: str | None = None,
         cluster: str | None = None,
         cluster_config: str | Path | None = None,
+        log_format: str | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -284,6 +292,7 @@ class RunConfig:
             "scheduler": scheduler,
             "cluster": cluster,
             "cluster_config": None if cluster_config is None else Path(cluster_config).expanduser(),
+            "log_format": log_format,
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -293,7 +302,7 @@ class RunConfig:
         return replace(base, **changes)
 
 
-_OF_THE_MACHINE = ("out", "jobs", "scheduler", "cluster", "cluster_config")
+_OF_THE_MACHINE = ("out", "jobs", "scheduler", "cluster", "cluster_config", "log_format", "run")
 
 _NOT_OF_A_SUITE = ("data_dirs", "source", "device", "plugin_files", *_OF_THE_MACHINE)
 """What every user of a suite sets for themselves: where the data are, where results go, what they are computed on."""
@@ -357,6 +366,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "shared_people": get_args(SharedPeople),
     "probe": get_args(Probe),
     "cluster": get_args(BatchSystem),
+    "log_format": get_args(LogFormat),
 }
 
 

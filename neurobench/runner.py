@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from neurobench import assembly, clusters
+import neurobench
+from neurobench import assembly, clusters, logs, results
 from neurobench.config import Grid, RunConfig, expand
 from neurobench.cost import Model, Observation, Work
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
@@ -116,10 +118,39 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     StoreError
         If the output folder cannot be used: nothing could be kept.
     """
-    started = time.perf_counter()
-    progress = progress or Silent()
+    # Made before anything is written into it: a log would make a new folder look like somebody else's.
     store = Store(grid.config.out)
+    grid = replace(grid, config=replace(grid.config, run=logs.new_run()))
+    with logs.kept(store.out, grid.config.run):
+        logs.tell(
+            "run-started",
+            version=neurobench.__version__,
+            command=results.environment()["command"],
+            n_combinations=len(grid.combinations),
+        )
+        try:
+            result = _execute(grid, registry, store, progress or Silent())
+        except BaseException as error:
+            logs.tell("run-stopped", level=logging.ERROR, **logs.failure(error))
+            raise
+        logs.tell(
+            "run-finished",
+            seconds=round(result.seconds, 3),
+            n_computed=result.n_computed,
+            n_stored=result.n_stored,
+            n_failed=len(result.failed),
+        )
+    return result
+
+
+def _execute(grid: Grid, registry: Registry, store: Store, progress: Progress) -> RunResult:
+    started = time.perf_counter()
     device = resolve_device(grid.config.device)
+
+    def note(message: str) -> None:
+        logs.tell("message", message)
+        progress.note(message)
+
     executor = Executor(store, progress)
     scored: list[assembly.Scored] = []
     notes: list[str] = []
@@ -131,14 +162,16 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             sources = sources_of(dataset, grid, registry, store)
             cohorts = {}
             for label, one in sources.items():
-                with progress.stage(f"prepare {label}") as advance:
-                    cohorts[label] = one.load(store, advance, progress.note)
+                with logs.at(dataset=label, seed=seed), progress.stage(f"prepare {label}") as advance:
+                    cohorts[label] = one.load(store, advance, note)
+                    logs.tell("cohort-ready", n_subjects=len(cohorts[label].subjects))
             source, cohort = sources[dataset.label], cohorts.pop(dataset.label)
             runs.append(CohortRun(cohort, source, grid, registry, seed, device, executor.fetch, cohorts))
             notes += runs[-1].notes()
         except StoreError:
             raise
         except (NeurobenchError, OSError, ValueError) as error:
+            logs.tell("cohort-failed", level=logging.ERROR, dataset=dataset.label, seed=seed, **logs.failure(error))
             settings = protocol(grid, seed, source.spec)
             scored += assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks)
     scored += _refused(grid, registry, runs)
@@ -159,7 +192,7 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             return Processes(grid.config, jobs)
         workers = clusters.connect(grid.config)
         if workers.dashboard:
-            progress.note(f"watch the cluster at {workers.dashboard}")
+            note(f"watch the cluster at {workers.dashboard}")
         return workers
 
     total = sum(seconds(s) for of in todo for _, s in of.steps)
@@ -190,6 +223,7 @@ def _refused(grid: Grid, registry: Registry, runs: Sequence[CohortRun]) -> list[
         if runs and not any(task in run.tasks for run in runs):
             for run in runs:
                 error = describe(ConfigError(f"task {task.label} cannot be scored: {run.why_not(task)}."))
+                logs.tell("message", error, level=logging.ERROR, dataset=run.dataset.label, seed=run.seed)
                 scored += assembly.cohort_failed(grid, registry, run.dataset, run.seed, error, run.protocol(), (task,))
     return scored
 

@@ -257,7 +257,8 @@ def export(out: Path, to: Path, *, recordings: bool = False) -> int:
     store = _opened(out)
     if to.exists():
         raise StoreError(f"{to} exists already.", next_step="Choose another name, or remove it.")
-    left = {store.root / "tmp", store.root / "locks"} | (
+    # Logs are of the machines that they were written on, and no result rests on them.
+    left = {store.root / "tmp", store.root / "locks", out / "logs", out / "tensorboard"} | (
         {store.root / s for s in RECORDINGS} if not recordings else set()
     )
     files = [p for p in sorted(out.rglob("*")) if p.is_file() and not p.is_symlink() and not left & set(p.parents)]

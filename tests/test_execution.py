@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neurobench import execution, runner
+from neurobench import execution, logs, runner
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, StoreError
 from neurobench.execution import Executor, Todo
@@ -78,6 +78,8 @@ def test_what_breaks_is_a_record_and_the_others_go_on(data: Path, tmp_path: Path
     assert f"{name} · roi on fake, age" in result.failed
     assert error in table.loc[f"{name} · roi", "error"]
     assert table.loc["tiny · roi", "status"] == "ok"
+    whats = {line["what"] for line in logs.Reader(tmp_path / "out").new() if name in line.get("label", "")}
+    assert whats >= ({"step-started", "step-lost"} if name == "ends_the_process" else {"step-failed"})
     assert table.loc["connectome", "status"] == "ok"
     assert execute(data, tmp_path / "out", task="age").n_computed == 0
 
