@@ -312,17 +312,49 @@ def _pretrained_on(run: CohortRun) -> list[results.OutsideRecord]:
 def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: Store) -> CostRecord:
     """Return measured cost: of all folds, pretraining and features included."""
     seconds, peak, n_parameters = entry.seconds, None, None
+    histories: list[dict[str, Any]] = []
     if row.backbone is not None:
         # One pretraining may serve several folds; it was paid for once.
         for found in gather.pretrainings(run, row, store).values():
-            history = found.json("pretraining.json")
+            histories.append(history := found.json("pretraining.json"))
             seconds += found.seconds
             n_parameters = history["n_parameters"]
             peak = max(peak or 0.0, history["peak_memory_mb"] or 0.0) or None
     if run.task(task).needs == "features" and not run.adapts(row):
         steps = [run.feature_step(row, task, fold) for fold in run.folds]
         seconds += sum(e.seconds for s in steps if (e := store.get(s.stage, s.identity)) is not None)
-    return CostRecord(n_parameters=n_parameters, seconds=round(seconds, 3), peak_memory_mb=peak, device=str(run.device))
+    return CostRecord(
+        n_parameters=n_parameters,
+        seconds=round(seconds, 3),
+        peak_memory_mb=peak,
+        device=str(run.device),
+        **_machine(histories),
+    )
+
+
+def _machine(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the machine said of pretrainings, of all together; None for what is not known of each."""
+    said = [h["hardware"] for h in histories if "hardware" in h]
+    if not said or len(said) < len(histories):
+        return {}
+
+    def known(name: str) -> list[Any]:
+        values = [s[name] for s in said]
+        return [] if None in values else values
+
+    seconds = [h["seconds"] for h in histories]
+    # Weights that came from nowhere but their first draw took no time: nothing to divide by.
+    trained = sum(seconds) if sum(h["n_tokens"] for h in histories) else 0.0
+    busy = known("gpu_utilisation")
+    return {
+        "device_name": ", ".join(dict.fromkeys(s["device_name"] for s in said if s["device_name"])),
+        "n_threads": max(known("n_threads"), default=None),
+        "gpu_peak_memory_mb": max(known("gpu_peak_memory_mb"), default=None),
+        "host_peak_memory_mb": max(known("host_peak_memory_mb"), default=None),
+        "tokens_per_s": round(sum(h["n_tokens"] for h in histories) / trained, 1) if trained else None,
+        "waiting_share": round(sum(h["waiting_s"] for h in histories) / trained, 4) if trained else None,
+        "gpu_utilisation": round(float(np.average(busy, weights=seconds)), 4) if busy and trained else None,
+    }
 
 
 def cohort_failed(

@@ -318,6 +318,14 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Write losses while pretrainings run, for `tensorboard --logdir OUT/tensorboard`.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
@@ -374,6 +382,7 @@ def run(
         cluster=cluster,
         cluster_config=cluster_config,
         log_format=log_format,
+        tensorboard=tensorboard or None,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)
     as_lines = config.log_format == "json"

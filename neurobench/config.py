@@ -5,6 +5,7 @@ Every name, parameter and combination is judged in :func:`expand`, all problems 
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -308,6 +309,12 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
         )
     if config.scheduler and config.cluster:
         yield ConfigError("--scheduler and --cluster both say who computes.", next_step="Leave one of them out.")
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        yield ConfigError(
+            "--tensorboard needs the package tensorboard, which is not installed.",
+            next_step='Install the extra: pip install "neurobench-fm[tensorboard]"; or follow losses without it: '
+            "`neurobench log OUT --follow`.",
+        )
     if config.cluster_config is not None and not config.cluster:
         yield ConfigError(
             "--cluster-config says what to ask a batch system for, and no --cluster is given.",

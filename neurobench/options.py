@@ -172,6 +172,8 @@ class RunConfig:
         ask for; see :func:`neurobench.clusters.cluster_of`.
     log_format
         How messages appear on the standard error stream: ``text``, or ``json``, a line each.
+    tensorboard
+        Write losses for TensorBoard while pretrainings run.
     run
         Id of the run that processes work for, under which they keep their logs; not set by hand.
     """
@@ -211,6 +213,7 @@ class RunConfig:
     cluster: BatchSystem = ""
     cluster_config: Path | None = None
     log_format: LogFormat = "text"
+    tensorboard: bool = False
     run: str = ""
 
     @classmethod
@@ -252,6 +255,7 @@ class RunConfig:
         cluster: str | None = None,
         cluster_config: str | Path | None = None,
         log_format: str | None = None,
+        tensorboard: bool | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -293,6 +297,7 @@ class RunConfig:
             "cluster": cluster,
             "cluster_config": None if cluster_config is None else Path(cluster_config).expanduser(),
             "log_format": log_format,
+            "tensorboard": tensorboard,
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -302,7 +307,16 @@ class RunConfig:
         return replace(base, **changes)
 
 
-_OF_THE_MACHINE = ("out", "jobs", "scheduler", "cluster", "cluster_config", "log_format", "run")
+_OF_THE_MACHINE = (
+    "out",
+    "jobs",
+    "scheduler",
+    "cluster",
+    "cluster_config",
+    "log_format",
+    "tensorboard",
+    "run",
+)
 
 _NOT_OF_A_SUITE = ("data_dirs", "source", "device", "plugin_files", *_OF_THE_MACHINE)
 """What every user of a suite sets for themselves: where the data are, where results go, what they are computed on."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -19,6 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from neurobench import hardware
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.errors import NeurobenchError
 from neurobench.identity import seed_for
@@ -127,6 +126,8 @@ class History:
         Realised shares of the valid tokens, averaged over steps; None without a step.
     waiting_s
         Seconds of the loop that were spent waiting for data.
+    n_tokens
+        Valid tokens of all batches, hidden or not.
     """
 
     losses: tuple[float, ...]
@@ -135,6 +136,7 @@ class History:
     hidden_fraction: float | None
     scored_fraction: float | None
     waiting_s: float = 0.0
+    n_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with the mean loss of the first and the last tenth of the steps."""
@@ -288,7 +290,12 @@ class Training:
     @property
     def peak_memory_mb(self) -> float:
         """Of all steps, in whichever process."""
-        return max(self.before_mb, _peak_memory_mb(self.device))
+        return max(self.before_mb, hardware.peak_memory_mb(self.device))
+
+    @property
+    def at_look(self) -> bool:
+        """Whether losses are looked at after the step that was just done."""
+        return self.n_done % LOOK_EVERY == 0 or self.n_done == self.n_steps
 
     def step(self, drawn: Drawn) -> None:
         """Do the next optimiser step, on its batch."""
@@ -300,7 +307,7 @@ class Training:
         self.n_valid, self.n_hidden = self.n_valid + drawn.n_valid, self.n_hidden + drawn.n_hidden
         self.n_scored += len(drawn.scored)
         self.n_done += 1
-        if self.n_done % LOOK_EVERY == 0 or self.n_done == self.n_steps:
+        if self.at_look:
             self.check_finite()
 
     def check_finite(self) -> None:
@@ -365,6 +372,7 @@ class Training:
             self.n_hidden / self.n_valid if self.n_valid else None,
             self.n_scored / self.n_valid if self.n_valid else None,
             self.waiting_s,
+            self.n_valid,
         )
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -412,6 +420,7 @@ def pretrain(
     objective: Objective = RECONSTRUCTION,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] | None = None,
+    on_look: Callable[[Training], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train backbone and decoder in place by an objective: to fill hidden tokens, unless another one is given.
@@ -438,6 +447,8 @@ def pretrain(
         Where to train; bfloat16 on CUDA.
     on_step
         Called after every step with its number. A loss is not told: a GPU would have to be waited for.
+    on_look
+        Called every :data:`LOOK_EVERY` steps and after the last, where a GPU is waited for: losses can be read.
     checkpoint
         Where to go on from, and where to put what is reached: every :data:`CHECKPOINT_EVERY_S` seconds, and at once
         when the process is told to stop. It ends with the weights of a pretraining that was never stopped, on a CPU to
@@ -480,6 +491,8 @@ def pretrain(
             drawn = next(coming)
             training.waiting_s += time.perf_counter() - asked
             training.step(drawn)
+            if on_look is not None and training.at_look:
+                on_look(training)
             now = time.perf_counter()
             if checkpoint is not None and (stop or now >= due):
                 training.save(checkpoint)
@@ -490,11 +503,3 @@ def pretrain(
                 on_step(training.n_done - 1)
     backbone.eval()
     return training.history()
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in kibibytes, macOS in bytes.
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

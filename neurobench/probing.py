@@ -271,7 +271,9 @@ def _short(
     # Two at least: the first one finds nothing in place.
     n_steps = max(2 if expected > PROBE_SECONDS else 4, min(12, round(PROBE_SECONDS / expected)))
     profile = replace(profile, n_steps=n_steps, batch_size=batch_size)
-    return replace(grid, profile=profile, backbones=(backbone,))
+    # What is timed is thrown away: nobody watches it.
+    unwatched = replace(grid.config, tensorboard=False)
+    return replace(grid, config=unwatched, profile=profile, backbones=(backbone,))
 
 
 def _steps(run: CohortRun, row: Row) -> list[Step]:

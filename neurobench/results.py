@@ -194,8 +194,23 @@ class CostRecord(_Strict):
 
     n_parameters: int | None
     seconds: float
-    peak_memory_mb: float | None
+    peak_memory_mb: float | None = Field(description="of pretraining: of the GPU; on a CPU, of the process")
     device: str
+    device_name: str = Field(default="", description="what the maker calls it; of several, all")
+    n_threads: int | None = Field(default=None, description="that torch computed with on the CPU")
+    gpu_peak_memory_mb: float | None = Field(default=None, description="most memory of the GPU in use at once")
+    host_peak_memory_mb: float | None = Field(
+        default=None,
+        description="largest resident memory of the process that pretrained, libraries included: meanwhile on Linux, "
+        "elsewhere since the process began",
+    )
+    tokens_per_s: float | None = Field(default=None, description="valid tokens of training windows a second")
+    waiting_share: float | None = Field(
+        default=None, ge=0, le=1, description="of the time of pretraining, waiting for data"
+    )
+    gpu_utilisation: float | None = Field(
+        default=None, ge=0, le=1, description="share of the time the GPU computed anything, as its driver says"
+    )
 
 
 class Record(_Strict):

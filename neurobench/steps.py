@@ -29,9 +29,11 @@ from neurobench import (
     connectivity,
     contracts,
     evoked,
+    hardware,
     harmonisation,
     learners,
     masking,
+    monitoring,
     objectives,
     pretraining,
     reconstruction,
@@ -393,20 +395,22 @@ class CohortSteps:
             if net.uses_connectivity:
                 net.connectivity.copy_(connectivity.mean_connectivity(parts, self.spec.n_units))
             windows = parts[0] if len(parts) == 1 else transfer.MixedWindows(parts)
-            history = pretraining.pretrain(
-                net,
-                decoder,
-                strategy,
-                windows,
-                recipe=self.recipe,
-                n_steps=n_steps,
-                ratio=ratio,
-                seed=self.seed,
-                objective=objective,
-                device=self.device,
-                on_step=lambda step: advance(step + 1, n_steps),
-                checkpoint=checkpoint,
-            )
+            with hardware.metered(self.device) as meter, monitoring.monitored(meter, events) as monitor:
+                history = pretraining.pretrain(
+                    net,
+                    decoder,
+                    strategy,
+                    windows,
+                    recipe=self.recipe,
+                    n_steps=n_steps,
+                    ratio=ratio,
+                    seed=self.seed,
+                    objective=objective,
+                    device=self.device,
+                    on_step=lambda step: advance(step + 1, n_steps),
+                    on_look=monitor.look,
+                    checkpoint=checkpoint,
+                )
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
             weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "weights.safetensors")
@@ -415,11 +419,14 @@ class CohortSteps:
                 "n_parameters": pretraining.count_parameters(net),
                 "scalers": {p.tokenizer.cohort.dataset: p.tokenizer.scaler.to_dict() for p in parts if met},
                 "device": str(self.device),
+                "hardware": meter.to_dict(),
             }
             (folder / "pretraining.json").write_text(json.dumps(summary), encoding="utf-8")
 
         what = f"pretrain {backbone.label} · {mask.label}" + (self.grid.arrow if strategy.pretrains else "")
         label = self._title(what, fold) if self._meets(backbone, mask) else f"{what} · seed {self.seed}"
+        watched = n_steps and self.grid.config.tensorboard
+        events = monitoring.folder_of(self.grid.config.out, label, identity) if watched else None
         work = Work(
             "pretraining", n_steps * objective.work, self.recipe.batch_size * self._pass_size, self._by(backbone)
         )

@@ -31,7 +31,7 @@ RECORDINGS = ("twin", "prepared", "cohort")
 BESIDE = {"predictions": ".parquet", "identities": ".json"}
 """Folders with one file a record, and how its name ends."""
 
-MEASURED = ("seconds", "waiting_s", "peak_memory_mb")
+MEASURED = ("seconds", "waiting_s", "peak_memory_mb", "hardware")
 """What an artefact says of how it was computed: no two machines agree on it."""
 
 
