@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import sys
@@ -17,11 +18,13 @@ import torch
 from torch import nn
 
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
+from neurobench.distributed import ALONE, Group
 from neurobench.errors import NeurobenchError
 from neurobench.identity import seed_for
 from neurobench.learners import Drawn, Learner, hide, learner_of
 from neurobench.masking import draw, mask_generator
 from neurobench.objectives import RECONSTRUCTION, Objective
+from neurobench.out_of_memory import is_out_of_memory, release
 from neurobench.records import BackboneSpec, Batch
 from neurobench.tokens import Tokenizer, WindowSource
 
@@ -40,6 +43,8 @@ __all__ = [
 
 AHEAD = 2
 """Batches that are drawn before they are needed."""
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 50
 """Steps after which losses are looked at: each look waits for a GPU."""
@@ -113,6 +118,9 @@ class History:
         Realised shares of the valid tokens, averaged over steps; None without a step.
     waiting_s
         Seconds of the loop that were spent waiting for data.
+    micro_batch
+        Windows of a batch at once, where memory did not suffice for all; the last steps' where it changed. None: all
+        at once. Sums in parts are rounded otherwise.
     """
 
     losses: tuple[float, ...]
@@ -121,6 +129,7 @@ class History:
     hidden_fraction: float | None
     scored_fraction: float | None
     waiting_s: float = 0.0
+    micro_batch: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with the mean loss of the first and the last tenth of the steps."""
@@ -180,8 +189,9 @@ def drawn_ahead(
     seed: int,
     device: torch.device,
     objective: Objective = RECONSTRUCTION,
+    group: Group = ALONE,
 ) -> Generator[Drawn]:
-    """Yield the batch of every step with its masks, drawn in another thread while the step before is computed.
+    """Yield a process's share of every step's batch, with its masks, drawn in another thread during the step before.
 
     Reading waits for the disk and numpy's copies let other threads run, so training is not starved. Step n is the same
     as without the thread: everything is drawn from generators of its own. What a GPU could only tell by being waited
@@ -195,7 +205,7 @@ def drawn_ahead(
     def one(step: int) -> Drawn:
         batch = windows.draw(step, batch_size)
         hidden, scored = masks_of(batch, strategy, ratio, seed, step, objective)
-        return Drawn.of(batch, hidden, scored, sent)
+        return Drawn.of(batch, hidden, scored).part(*group.share(batch_size)).sent(sent)
 
     with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
         coming: deque[Future[Drawn]] = deque()
@@ -217,27 +227,122 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
 
 
-def optimise(learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, clip: float) -> torch.Tensor:
-    """Do one optimiser step on a batch, in bfloat16 on CUDA; return the error of what is scored, still on its device.
+def optimise(
+    learner: Learner,
+    drawn: Drawn,
+    optimiser: torch.optim.Optimizer,
+    clip: float,
+    micro_batch: int | None = None,
+    group: Group = ALONE,
+) -> tuple[torch.Tensor, int]:
+    """Do one optimiser step on a batch, in bfloat16 on CUDA.
+
+    Where memory does not suffice for so many windows at once, half as many are tried, down to one: the gradients of the
+    parts are summed, so that the step is that of the whole batch but for rounding, and for what a backbone leaves to
+    chance.
 
     Parameters
     ----------
     learner
         What is trained, on the device of the batch.
     drawn
-        The batch with its masks.
+        The batch with its masks, or this process's share of it.
     optimiser
         Of everything that is trained.
     clip
         Norm at which gradients are cut.
+    micro_batch
+        Windows at once; None: all.
+    group
+        The processes that have the other shares.
+
+    Returns
+    -------
+    error, micro_batch
+        Error of what is scored in the whole batch, still on its device; windows at once that memory sufficed for.
+
+    Raises
+    ------
+    NeurobenchError
+        If memory does not suffice for one window.
     """
-    loss, told = learner.losses(drawn)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    device = drawn.signal.device
+    micro_batch = min(micro_batch or len(drawn), len(drawn))
+    chance = _chance(device)
+    while (told := _gradients(learner, drawn, optimiser, micro_batch, group)) is None:
+        release()
+        # Other processes are at work on their part of the same gradients, and would wait for this one.
+        if micro_batch == 1 or group.sharded:
+            raise _too_large(learner, drawn, optimiser, micro_batch, group)
+        micro_batch //= 2
+        log.warning("memory does not suffice for a batch of %d windows: %d at once", len(drawn), micro_batch)
+        _set_chance(device, chance)
+    group.add_gradients([p for module in learner.modules for p in module.parameters()])
     for modules in learner.cut_together:
         nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], clip)
     optimiser.step()
-    return told
+    return group.total(told), micro_batch
+
+
+def _gradients(
+    learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, micro_batch: int, group: Group
+) -> torch.Tensor | None:
+    """Put the gradients of a batch in place, part after part; return its error, or None if memory does not suffice."""
+    optimiser.zero_grad(set_to_none=True)
+    total: torch.Tensor | None = None
+    try:
+        for first in range(0, len(drawn), micro_batch):
+            loss, told = learner.losses(drawn.part(first, min(first + micro_batch, len(drawn))))
+            # Shares of weights get the mean over the processes on the way back, and the loss is the sum.
+            torch.autograd.backward(loss * group.size if group.sharded else loss)
+            total = told if total is None else total + told
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        optimiser.zero_grad(set_to_none=True)
+        return None
+    return total
+
+
+def _too_large(
+    learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, micro_batch: int, group: Group
+) -> NeurobenchError:
+    """Return the error for a batch of which not even a part fits into memory, and find out what would."""
+    n_tokens = drawn.hidden[0].numel()
+    where = "the memory of the GPU" if drawn.signal.is_cuda else "memory"
+    if group.sharded:
+        return NeurobenchError(
+            f"{micro_batch} windows of {n_tokens} tokens, this process's share of a batch, do not fit into {where}.",
+            next_step="Use more processes: a batch is not computed in parts where weights are cut into shares.",
+        )
+    n_units, n_patches = drawn.hidden.shape[1:]
+    while n_units > 1:
+        n_units //= 2
+        if _gradients(learner, drawn.narrowed(n_units), optimiser, 1, group) is not None:
+            optimiser.zero_grad(set_to_none=True)
+            allowed = f"windows of about {n_units * n_patches} tokens, which were tried and fit, one at once"
+            break
+        release()
+    else:
+        allowed = "nothing of this width: even one unit does not fit"
+    return NeurobenchError(
+        f"one window of {n_tokens} tokens does not fit into {where}.",
+        allowed=allowed,
+        next_step="Use a smaller --profile, which has fewer tokens a window and narrower networks, or a device with "
+        "more memory.",
+    )
+
+
+def _chance(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return the state of the generators that a backbone may draw from."""
+    of_the_host = torch.get_rng_state()
+    return (of_the_host, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (of_the_host,)
+
+
+def _set_chance(device: torch.device, chance: tuple[torch.Tensor, ...]) -> None:
+    torch.set_rng_state(chance[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(chance[1], device)
 
 
 @torch.random.fork_rng()
@@ -254,6 +359,7 @@ def pretrain(
     objective: Objective = RECONSTRUCTION,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] | None = None,
+    group: Group = ALONE,
 ) -> History:
     """Train backbone and decoder in place by an objective: to fill hidden tokens, unless another one is given.
 
@@ -279,6 +385,8 @@ def pretrain(
         Where to train; bfloat16 on CUDA.
     on_step
         Called after every step with its number. A loss is not told: a GPU would have to be waited for.
+    group
+        The processes that train these weights together, of which this is one.
 
     Raises
     ------
@@ -293,6 +401,7 @@ def pretrain(
         # Else the peak is that of whatever this process trained before.
         torch.cuda.reset_peak_memory_stats(device)
     learns = learner_of(objective, backbone, decoder, width=backbone.spec.width, seed=seed)
+    group.shard(learns.everything)
     optimiser = torch.optim.AdamW(
         parameter_groups(learns.modules, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
@@ -309,15 +418,21 @@ def pretrain(
         seed=seed,
         device=device,
         objective=objective,
+        group=group,
     )
+    first, last = group.share(recipe.batch_size)
+    micro_batch = last - first
     for step in range(n_steps):
         asked = time.perf_counter()
         drawn = next(coming)
         waiting_s += time.perf_counter() - asked
-        n_valid, n_hidden, n_scored = n_valid + drawn.n_valid, n_hidden + drawn.n_hidden, n_scored + len(drawn.scored)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate(step, n_steps)
-        losses[step] = optimise(learns, drawn, optimiser, recipe.clip)
+        n_valid, n_hidden, n_scored = n_valid + drawn.n_valid, n_hidden + drawn.n_hidden, n_scored + drawn.n_scored
+        for parameters in optimiser.param_groups:
+            parameters["lr"] = recipe.rate(step, n_steps)
+        if group.size > 1:
+            # What each process leaves to chance is its own, and that of a step is the same wherever one begins.
+            torch.manual_seed(seed_for(seed, "pretrain-init", "dropout", step, group.rank))
+        losses[step], micro_batch = optimise(learns, drawn, optimiser, recipe.clip, micro_batch, group)
         learns.moved(step / n_steps)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
             _check_finite(losses[: step + 1], recipe, n_steps)
@@ -332,6 +447,7 @@ def pretrain(
         n_hidden / n_valid if n_valid else None,
         n_scored / n_valid if n_valid else None,
         waiting_s,
+        micro_batch if micro_batch < last - first else None,
     )
 
 

@@ -271,7 +271,7 @@ def _short(
     # Two at least: the first one finds nothing in place.
     n_steps = max(2 if expected > PROBE_SECONDS else 4, min(12, round(PROBE_SECONDS / expected)))
     profile = replace(profile, n_steps=n_steps, batch_size=batch_size)
-    return replace(grid, profile=profile, backbones=(backbone,))
+    return replace(grid, profile=profile, backbones=(backbone,), distributed=None)
 
 
 def _steps(run: CohortRun, row: Row) -> list[Step]:
