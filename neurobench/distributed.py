@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import joblib
 import torch
@@ -33,8 +33,12 @@ from neurobench.components import Setting
 from neurobench.errors import NeurobenchError
 from neurobench.options import RunConfig
 from neurobench.progress import Advance
+from neurobench.store import Checkpoint
 
-__all__ = ["ALONE", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
+__all__ = ["ALONE", "GRACE_S", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
+
+GRACE_S = 10.0
+"""Seconds that processes have for the step they are at, and the first for a checkpoint, when they are to end."""
 
 
 # ---------------------------------------------------------------- inside a process
@@ -182,10 +186,12 @@ class Member:
         ``ddp`` or ``fsdp``.
     device
         ``cpu`` or ``cuda``.
-    dataset, seed, stage, identity
+    dataset, seed, stage, key
         The step that is computed.
     folder
         Where the first process writes its files.
+    checkpoint
+        What it goes on from, and the first process writes.
     path
         Where Python looks for modules.
     """
@@ -196,9 +202,10 @@ class Member:
     dataset: str
     seed: int
     stage: str
-    identity: Mapping[str, Any]
+    key: str
     folder: Path
-    path: tuple[str, ...] = ()
+    checkpoint: Checkpoint
+    path: tuple[str, ...]
 
 
 def launch(member: Member, advance: Advance) -> None:
@@ -209,7 +216,8 @@ def launch(member: Member, advance: Advance) -> None:
     Raises
     ------
     NeurobenchError
-        If one of them fails; the others are ended then, as they are by Ctrl-C.
+        If one of them fails; the others are ended then, as they are by Ctrl-C, which the first may still write a
+        checkpoint at.
     """
     n = n_processes(member.setting)
     if member.device == "cuda" and n > torch.cuda.device_count():
@@ -250,18 +258,27 @@ def launch(member: Member, advance: Advance) -> None:
                     process.stdin.write(task)
                     process.stdin.flush()
             _follow(processes, said, advance, errors)
+        except KeyboardInterrupt:
+            _close(processes)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                processes[0].wait(GRACE_S)
+            raise
         finally:
             for process in processes:
                 process.kill()
-            for process in processes:
                 process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()  # type: ignore[union-attr]
+            _close(processes)
+
+
+def _close(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Close what processes read from, which they take for a sign to end."""
+    for process in processes:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()  # type: ignore[union-attr]
 
 
 def _listen(rank: int, pipe: IO[bytes], said: queue.SimpleQueue[tuple[int, str | None]]) -> None:
-    with contextlib.suppress(ValueError, OSError):
+    with pipe:
         for line in pipe:
             said.put((rank, line.decode(errors="replace")))
     said.put((rank, None))

@@ -158,14 +158,14 @@ class Learner(ABC):
         return [self.backbone, self.decoder]
 
     @property
+    def kept(self) -> dict[str, nn.Module]:
+        """Everything that has a state of its own, trained or not, by name."""
+        return {"backbone": self.backbone, "decoder": self.decoder}
+
+    @property
     def cut_together(self) -> list[list[nn.Module]]:
         """Modules whose gradients are cut together, by one norm."""
         return [self.modules]
-
-    @property
-    def everything(self) -> list[nn.Module]:
-        """What is trained, and what is kept beside it."""
-        return self.modules
 
     @abstractmethod
     def losses(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,9 +253,9 @@ class Predicting(Learner):
         return [self.backbone, self.predictor, self.decoder]
 
     @property
-    def everything(self) -> list[nn.Module]:
-        """What is trained, and the copy."""
-        return [*self.modules, self.target]
+    def kept(self) -> dict[str, nn.Module]:
+        """The slow copy and the predictor too."""
+        return {**super().kept, "predictor": self.predictor, "target": self.target}
 
     @property
     def cut_together(self) -> list[list[nn.Module]]:

@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 
 import torch
 
@@ -17,9 +18,13 @@ from neurobench.execution import Here, describe, few_threads
 
 
 def _end_with_the_parent() -> None:
-    """End this process when the one that started it has closed its pipe or is gone."""
+    """End this process when the one that started it has closed its pipe or is gone, the first after a checkpoint."""
     while os.read(0, 1):
         pass
+    if os.environ["RANK"] == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+    # The first needs the others for the step that it is at.
+    time.sleep(distributed.GRACE_S)
     os._exit(1)
 
 
@@ -42,10 +47,10 @@ def main() -> int:
     try:
         with distributed.join(member.setting, member.device) as group:
             here = Here(member.config)
-            step = here.step(member.dataset, member.seed, member.stage, here.store.key(member.identity))
+            step = here.step(member.dataset, member.seed, member.stage, member.key)
             torch.set_num_threads(distributed.threads(group.size))
             with few_threads(here.grid.profile, here.device):
-                step.compute(member.folder, advance)
+                step.compute(member.folder, advance, member.checkpoint)
     except Exception as error:
         said = str(error) if isinstance(error, NeurobenchError) else describe(error)
         report.write(json.dumps({"error": said}) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import resource
@@ -15,17 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.distributed import ALONE, Group
 from neurobench.errors import NeurobenchError
 from neurobench.identity import seed_for
+from neurobench.interrupts import HeldBack
 from neurobench.learners import Drawn, Learner, hide, learner_of
 from neurobench.masking import draw, mask_generator
 from neurobench.objectives import RECONSTRUCTION, Objective
 from neurobench.out_of_memory import is_out_of_memory, release
 from neurobench.records import BackboneSpec, Batch
+from neurobench.store import Checkpoint
 from neurobench.tokens import Tokenizer, WindowSource
 
 __all__ = [
@@ -33,6 +37,7 @@ __all__ = [
     "Drawn",
     "History",
     "Recipe",
+    "Training",
     "build",
     "count_parameters",
     "hide",
@@ -48,6 +53,14 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY = 50
 """Steps after which losses are looked at: each look waits for a GPU."""
+
+CHECKPOINT_EVERY_S = 60.0
+"""Seconds after which a checkpoint is written; what takes less writes none, unless it is told to stop."""
+
+CHECKPOINT_SHARE = 0.05
+"""Of the time of a pretraining, what writing checkpoints may take where they are large or a disk is slow."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -190,8 +203,9 @@ def drawn_ahead(
     device: torch.device,
     objective: Objective = RECONSTRUCTION,
     group: Group = ALONE,
+    first: int = 0,
 ) -> Generator[Drawn]:
-    """Yield a process's share of every step's batch, with its masks, drawn in another thread during the step before.
+    """Yield a process's share of the batches of steps from ``first`` on, with masks, each drawn beside the step before.
 
     Reading waits for the disk and numpy's copies let other threads run, so training is not starved. Step n is the same
     as without the thread: everything is drawn from generators of its own. What a GPU could only tell by being waited
@@ -209,7 +223,7 @@ def drawn_ahead(
 
     with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
         coming: deque[Future[Drawn]] = deque()
-        for step in range(n_steps):
+        for step in range(first, n_steps):
             while len(coming) < AHEAD and step + len(coming) < n_steps:
                 coming.append(thread.submit(one, step + len(coming)))
             yield coming.popleft().result()
@@ -345,6 +359,165 @@ def _set_chance(device: torch.device, chance: tuple[torch.Tensor, ...]) -> None:
         torch.cuda.set_rng_state(chance[1], device)
 
 
+class Training:
+    """A pretraining between two of its steps: all that decides the rest of it, to be taken out and put back.
+
+    Parameters
+    ----------
+    learner
+        What is trained, on ``device``.
+    recipe
+        Optimiser and schedule.
+    n_steps
+        Optimiser steps in all.
+    device
+        Where it trains.
+    seed
+        Of what several processes leave to chance.
+    group
+        The processes that train it together.
+    """
+
+    def __init__(
+        self, learner: Learner, recipe: Recipe, n_steps: int, device: torch.device, seed: int, group: Group = ALONE
+    ) -> None:
+        self.learner, self.recipe, self.n_steps, self.device = learner, recipe, n_steps, device
+        self.seed, self.group = seed, group
+        first, last = group.share(recipe.batch_size)
+        self.share = self.micro_batch = last - first
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(learner.modules, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
+        )
+        self.n_done = self.n_valid = self.n_hidden = self.n_scored = 0
+        self.losses = torch.zeros(n_steps, device=device)
+        self.waiting_s = self.before_s = self.before_mb = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of all steps, those before it was stopped among them."""
+        return self.before_s + time.perf_counter() - self._started
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """Of all steps, in whichever process."""
+        return max(self.before_mb, _peak_memory_mb(self.device))
+
+    def step(self, drawn: Drawn) -> None:
+        """Do the next optimiser step, on its batch."""
+        step = self.n_done
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = self.recipe.rate(step, self.n_steps)
+        if self.group.size > 1:
+            # A process's own, and the same wherever one begins: a checkpoint has the generators of the first alone.
+            torch.manual_seed(seed_for(self.seed, "pretrain-init", "dropout", step, self.group.rank))
+        self.losses[step], self.micro_batch = optimise(
+            self.learner, drawn, self.optimiser, self.recipe.clip, self.micro_batch, self.group
+        )
+        self.learner.moved(step / self.n_steps)
+        self.n_valid, self.n_hidden = self.n_valid + drawn.n_valid, self.n_hidden + drawn.n_hidden
+        self.n_scored += drawn.n_scored
+        self.n_done += 1
+        if self.n_done % LOOK_EVERY == 0 or self.n_done == self.n_steps:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raise if a loss is not finite, naming the first step at which it was not."""
+        broken = (~self.losses[: self.n_done].isfinite()).nonzero()
+        if len(broken):
+            step = int(broken[0])
+            raise NeurobenchError(
+                f"the loss became {float(self.losses[step])} at step {step + 1} of {self.n_steps} "
+                f"(learning rate {self.recipe.rate(step, self.n_steps):.2g}).",
+                next_step="A scan that overflows or a norm that divides by 0 does this: see `neurobench check`.",
+            )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return weights and buffers, the optimiser's moments, losses and torch's generators; not copied."""
+        found = {f"{n}.{k}": v for n, module in self.learner.kept.items() for k, v in module.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{number}.{k}": v for k, v in moments.items()}
+        found |= {"losses": self.losses, "random.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            found["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return found
+
+    def counts(self) -> dict[str, int | float]:
+        """Return how far it is, and what that took."""
+        return {
+            "n_done": self.n_done,
+            "n_valid": self.n_valid,
+            "n_hidden": self.n_hidden,
+            "n_scored": self.n_scored,
+            "micro_batch": self.micro_batch,
+            "waiting_s": self.waiting_s,
+            "before_s": self.seconds,
+            "before_mb": self.peak_memory_mb,
+        }
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], counts: Mapping[str, Any]) -> None:
+        """Put back what :meth:`tensors` and :meth:`counts` gave, into one that has done no step."""
+        of: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            what, _, rest = name.partition(".")
+            of.setdefault(what, {})[rest] = tensor
+        for name, module in self.learner.kept.items():
+            module.load_state_dict(of[name])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in of.get("optimiser", {}).items():
+            number, _, rest = name.partition(".")
+            moments.setdefault(int(number), {})[rest] = tensor
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.losses.copy_(tensors["losses"])
+        for name, value in counts.items():
+            setattr(self, name, value)
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+    def history(self) -> History:
+        """Return what was done."""
+        return History(
+            tuple(self.losses.tolist()),
+            self.seconds,
+            self.peak_memory_mb,
+            self.n_hidden / self.n_valid if self.n_valid else None,
+            self.n_scored / self.n_valid if self.n_valid else None,
+            self.waiting_s,
+            self.micro_batch if self.micro_batch < self.share else None,
+        )
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, unless it holds what is not finite: a failure is never gone on from."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}
+        if all(v.isfinite().all() for k, v in tensors.items() if k.startswith(("losses", "optimiser."))):
+            # Sums are rounded alike by one version of torch; from two the end would be that of neither.
+            checkpoint.write({"counts": self.counts(), "torch": torch.__version__}, save(tensors))
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint; without one, or with one of another version of torch, from the beginning.
+
+        Raises
+        ------
+        NeurobenchError
+            If the network is not the one that wrote it; it is removed.
+        """
+        if (found := checkpoint.read()) is None:
+            return
+        state, arrays = found
+        if state["torch"] != torch.__version__:
+            log.warning("the checkpoint of %s is of torch %s; it is begun anew", checkpoint.label, state["torch"])
+            return
+        try:
+            self.restore(load(arrays), state["counts"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            checkpoint.remove()
+            raise NeurobenchError(
+                f"the backbone cannot go on from its own checkpoint, which was removed: {error}",
+                next_step="Run the same command again to begin anew; `neurobench check` tries backbones for this.",
+            ) from error
+
+
 @torch.random.fork_rng()
 def pretrain(
     backbone: Backbone,
@@ -359,6 +532,7 @@ def pretrain(
     objective: Objective = RECONSTRUCTION,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
     group: Group = ALONE,
 ) -> History:
     """Train backbone and decoder in place by an objective: to fill hidden tokens, unless another one is given.
@@ -385,13 +559,19 @@ def pretrain(
         Where to train; bfloat16 on CUDA.
     on_step
         Called after every step with its number. A loss is not told: a GPU would have to be waited for.
+    checkpoint
+        Where to go on from, and where to put what is reached: every :data:`CHECKPOINT_EVERY_S` seconds, and at once
+        when the process is told to stop. It ends with the weights of a pretraining that was never stopped, on a CPU to
+        the byte.
     group
         The processes that train these weights together, of which this is one.
 
     Raises
     ------
     NeurobenchError
-        If the loss is no longer finite.
+        If the loss is no longer finite; the checkpoint is removed, so that nothing goes on from there.
+    StoreError
+        If a checkpoint cannot be written: neither could the weights be in the end.
     """
     torch.manual_seed(seed_for(seed, "pretrain-init", "dropout"))
     device = torch.device(device)
@@ -401,14 +581,14 @@ def pretrain(
         # Else the peak is that of whatever this process trained before.
         torch.cuda.reset_peak_memory_stats(device)
     learns = learner_of(objective, backbone, decoder, width=backbone.spec.width, seed=seed)
-    group.shard(learns.everything)
-    optimiser = torch.optim.AdamW(
-        parameter_groups(learns.modules, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
-    )
-    losses = torch.zeros(n_steps, device=device)
-    n_valid = n_hidden = n_scored = 0
+    if group.sharded:
+        group.shard(list(learns.kept.values()))
+        # A process has shares alone, and does not know whether the others are at the same step.
+        checkpoint = None
+    training = Training(learns, recipe, n_steps, device, seed, group)
+    if checkpoint is not None and n_steps:
+        training.go_on_from(checkpoint)
     backbone.train()
-    started, waiting_s = time.perf_counter(), 0.0
     coming = drawn_ahead(
         windows,
         strategy,
@@ -419,48 +599,25 @@ def pretrain(
         device=device,
         objective=objective,
         group=group,
+        first=training.n_done,
     )
-    first, last = group.share(recipe.batch_size)
-    micro_batch = last - first
-    for step in range(n_steps):
-        asked = time.perf_counter()
-        drawn = next(coming)
-        waiting_s += time.perf_counter() - asked
-        n_valid, n_hidden, n_scored = n_valid + drawn.n_valid, n_hidden + drawn.n_hidden, n_scored + drawn.n_scored
-        for parameters in optimiser.param_groups:
-            parameters["lr"] = recipe.rate(step, n_steps)
-        if group.size > 1:
-            # What each process leaves to chance is its own, and that of a step is the same wherever one begins.
-            torch.manual_seed(seed_for(seed, "pretrain-init", "dropout", step, group.rank))
-        losses[step], micro_batch = optimise(learns, drawn, optimiser, recipe.clip, micro_batch, group)
-        learns.moved(step / n_steps)
-        if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
-            _check_finite(losses[: step + 1], recipe, n_steps)
-        if on_step is not None:
-            on_step(step)
-    coming.close()
+    due = time.perf_counter() + CHECKPOINT_EVERY_S
+    with contextlib.closing(coming), HeldBack() as stop:
+        while training.n_done < n_steps:
+            asked = time.perf_counter()
+            drawn = next(coming)
+            training.waiting_s += time.perf_counter() - asked
+            training.step(drawn)
+            now = time.perf_counter()
+            if checkpoint is not None and group.rank == 0 and (stop or now >= due):
+                training.save(checkpoint)
+                took = time.perf_counter() - now
+                due = now + took + max(CHECKPOINT_EVERY_S, took / CHECKPOINT_SHARE)
+            stop.deliver()
+            if on_step is not None:
+                on_step(training.n_done - 1)
     backbone.eval()
-    return History(
-        tuple(losses.tolist()),
-        time.perf_counter() - started,
-        _peak_memory_mb(device),
-        n_hidden / n_valid if n_valid else None,
-        n_scored / n_valid if n_valid else None,
-        waiting_s,
-        micro_batch if micro_batch < last - first else None,
-    )
-
-
-def _check_finite(losses: torch.Tensor, recipe: Recipe, n_steps: int) -> None:
-    """Raise if a loss is not finite, naming the first step at which it was not."""
-    broken = (~losses.isfinite()).nonzero()
-    if len(broken):
-        step = int(broken[0])
-        raise NeurobenchError(
-            f"the loss became {float(losses[step])} at step {step + 1} of {n_steps} "
-            f"(learning rate {recipe.rate(step, n_steps):.2g}).",
-            next_step="A scan that overflows or a norm that divides by 0 does this: see `neurobench check`.",
-        )
+    return training.history()
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -66,7 +66,7 @@ from neurobench.progress import Advance
 from neurobench.reconstruction_io import join, load_scores, save_scores
 from neurobench.records import BackboneSpec, Cohort, Fold
 from neurobench.retrieval import RetrievalRows, retrieval_rows
-from neurobench.store import Entry
+from neurobench.store import Checkpoint, Entry
 from neurobench.windows import Rows, WindowRows, window_rows
 
 __all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest"]
@@ -87,14 +87,14 @@ class Step:
     work
         How much it is, for estimates of its time; no part of any identity.
     compute
-        Writes the artefact's files into a folder.
+        Writes the artefact's files into a folder; from a checkpoint on, if it is one that keeps any.
     """
 
     stage: str
     label: str
     identity: Mapping[str, Any]
     work: Work
-    compute: Callable[[Path, Advance], None]
+    compute: Callable[[Path, Advance, Checkpoint], None]
 
 
 Fetch = Callable[[Step], Entry]
@@ -394,10 +394,10 @@ class CohortSteps:
             # Sums of shares are rounded otherwise.
             identity["distributed"] = together.identity() | {"code": code_digest(distributed)}
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             group = distributed.joined()
             if together is not None and group.size == 1:
-                distributed.launch(self._member(together, identity, folder), advance)
+                distributed.launch(self._member(together, identity, folder, checkpoint), advance)
                 return
             net, decoder = self._build(backbone)
             parts = self._training_windows(fold)
@@ -416,6 +416,7 @@ class CohortSteps:
                 objective=objective,
                 device=self.device,
                 on_step=lambda step: advance(step + 1, n_steps),
+                checkpoint=checkpoint,
                 group=group,
             )
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
@@ -439,17 +440,20 @@ class CohortSteps:
         work = Work("pretraining", amount, self.recipe.batch_size * self._pass_size, self._by(backbone))
         return Step("pretraining", label, identity, work, compute)
 
-    def _member(self, together: Setting, identity: Mapping[str, Any], folder: Path) -> distributed.Member:
+    def _member(
+        self, together: Setting, identity: Mapping[str, Any], folder: Path, checkpoint: Checkpoint
+    ) -> distributed.Member:
         return distributed.Member(
-            self.grid.config,
-            together,
-            self.device.type,
-            self.cohort.dataset,
-            self.seed,
-            "pretraining",
-            identity,
-            folder,
-            tuple(sys.path),
+            config=self.grid.config,
+            setting=together,
+            device=self.device.type,
+            dataset=self.cohort.dataset,
+            seed=self.seed,
+            stage="pretraining",
+            key=digest(identity),
+            folder=folder,
+            checkpoint=checkpoint,
+            path=tuple(sys.path),
         )
 
     def _training_windows(self, fold: Fold) -> list[tokens.TrainingWindows]:
@@ -506,7 +510,7 @@ class CohortSteps:
             "subjects": digest(list(self.cohort.subjects)),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             if self._embeds_alike(backbone, mask) and fold is not self.folds[0]:
                 _copy_features(self.fetch(self.embedding_step(backbone, mask, self.folds[0])), folder)
                 return
@@ -528,7 +532,7 @@ class CohortSteps:
             "windows": self.rows_of(task).cohort.fingerprint,
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             if self._embeds_alike(backbone, mask) and fold is not self.folds[0]:
                 first = self.window_embedding_step(backbone, mask, self.folds[0], task)
                 _copy_features(self.fetch(first), folder)
@@ -588,7 +592,7 @@ class CohortSteps:
         if of_windows:
             identity["windows"] = self.rows_of(task).cohort.fingerprint
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             built = cls(**baseline.arguments)
             hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
             cohort = self.rows_of(task).scaled if of_windows else self.cohort
@@ -671,7 +675,7 @@ class CohortSteps:
             identity |= self._network_identity(*row.pretraining, fold)
             label = self._title(f"reconstruct {row.label} under {mask.label}", fold)
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             tokenizer = self.tokenizer(fold)
             predictors: Mapping[str, reconstruction.Predictor]
             if row.kind == "filler":
@@ -754,7 +758,7 @@ class CohortSteps:
             "code": code_digest(attribution, sensory, adaptation, attentive, reconstruction, tokens, masking),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             net, decoder = self.load_pretrained(*row.pretraining, fold)
             tokenizer = self.tokenizer(fold)
             groups = attribution.unit_groups(self.cohort.units)
@@ -866,7 +870,7 @@ class CohortSteps:
             identity |= self._network_identity(*row.pretraining, fold)
             label = self._title(f"{spec.label} of {row.label}", fold)
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             task = self.task(spec)
             assert isinstance(task, EvokedTask)
             tokenizer = self.tokenizer(fold)
