@@ -21,6 +21,8 @@ from neurobench import attentive
 from neurobench.contracts import Backbone
 from neurobench.errors import DataError
 from neurobench.identity import seed_for
+from neurobench.out_of_memory import in_halves
+from neurobench.records import Batch
 from neurobench.tokens import Tokenizer, Window
 
 __all__ = [
@@ -103,6 +105,33 @@ def pool(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, (deviation.square().sum(2) / count).sqrt()], -1)
 
 
+def pooled_tokens(
+    backbone: Backbone, batch: Batch, hidden: torch.Tensor, device: torch.device | str
+) -> NDArray[np.float32]:
+    """Return (windows, units, 2 · width) what :func:`pool` makes of a batch, in halves where memory is short.
+
+    Parameters
+    ----------
+    backbone
+        On the device.
+    batch, hidden
+        Windows, and (windows, units, patches) bool; not on the device.
+    device
+        Where to run.
+    """
+
+    def of(first: int, last: int) -> torch.Tensor:
+        def there(x: torch.Tensor) -> torch.Tensor:
+            return x[first:last].to(device)
+
+        table = batch.table.map(there)
+        signal = there(batch.signal.masked_fill(hidden[..., None], 0.0))
+        return pool(backbone(signal, there(hidden), table).float(), table.valid).cpu()
+
+    pooled: NDArray[np.float32] = in_halves(of, len(hidden)).numpy()
+    return pooled
+
+
 def side_by_side(chunks: Sequence[NDArray[np.int64]], n_per_unit: int) -> Iterator[list[NDArray[np.int64]]]:
     """Yield chunks of one size together, as many as stay within :data:`AT_ONCE` tokens, at least one.
 
@@ -168,10 +197,8 @@ def embed_subjects(
         for stack in side_by_side(chunks, len(some) * tokenizer.cohort.patches_per_window):
             units = np.repeat(np.stack(stack), len(some), axis=0)
             batch = tokenizer.batch(some * len(stack), units)
-            table = batch.table.to(device)
             with torch.inference_mode():
-                tokens = backbone(batch.signal.to(device), torch.zeros_like(table.valid), table)
-                pooled = pool(tokens.float(), table.valid).cpu().numpy()
+                pooled = pooled_tokens(backbone, batch, torch.zeros_like(batch.table.valid), device)
             seen = batch.table.valid.any(2).numpy()[..., None]
             at = (np.tile(rows, len(stack))[:, None], units)
             np.add.at(total, at, np.where(seen, pooled, 0.0))

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from neurobench.adaptation import pool
+from neurobench.adaptation import pooled_tokens
 from neurobench.contracts import Backbone, MaskingStrategy
 from neurobench.identity import seed_for
 from neurobench.masking import draw, mask_generator
@@ -187,10 +187,8 @@ def embed_without(
         for low in range(0, len(windows), batch_size):
             batch = tokenizer.batch(windows[low : low + batch_size], chunk)
             hidden = torch.from_numpy(own)[None, :, None] & batch.table.valid
-            table = batch.table.to(device)
             with torch.inference_mode():
-                signal = batch.signal.masked_fill(hidden[..., None], 0.0).to(device)
-                pooled = pool(backbone(signal, hidden.to(device), table).float(), table.valid).cpu().numpy()
+                pooled = pooled_tokens(backbone, batch, hidden, device)
             seen = batch.table.valid.any(2).numpy()[..., None]
             at = (np.array([place[s] for s in batch.subjects])[:, None], chunk[None])
             np.add.at(total, at, np.where(seen, pooled, 0.0))

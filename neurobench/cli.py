@@ -283,6 +283,15 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = "auto",
+    distributed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ddp|fsdp[processes=N]",
+            help="Several processes for each pretraining, a GPU each: ddp[processes=4].",
+            autocompletion=choice("ddp", "fsdp"),
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -378,6 +387,7 @@ def run(
         refit_permutations=refit_permutations,
         attribution=attribution or None,
         jobs=jobs,
+        distributed=distributed,
         scheduler=scheduler,
         cluster=cluster,
         cluster_config=cluster_config,

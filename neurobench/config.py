@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Literal, get_args
 from neurobench.components import ComponentSpec, Setting, parse_component, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
 from neurobench.objectives import RECONSTRUCTION, Objective, parse_objective
-from neurobench.options import ADAPTATIONS, CHOICES, PROFILES, Profile, RunConfig, load_suite, parse_adaptation
+from neurobench.options import (
+    ADAPTATIONS,
+    CHOICES,
+    PROFILES,
+    Profile,
+    RunConfig,
+    load_suite,
+    parse_adaptation,
+    parse_distributed,
+)
 
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
@@ -77,6 +86,8 @@ class Grid:
         Datasets to pretrain on instead of the one that is scored; empty: that one's training subjects.
     objective
         What is learnt in pretraining.
+    distributed
+        How several processes compute one pretraining; None: one does.
     """
 
     config: RunConfig
@@ -92,6 +103,7 @@ class Grid:
     data_dirs: Mapping[str, Path]
     pretrain_on: tuple[ComponentSpec, ...] = ()
     objective: Objective = RECONSTRUCTION
+    distributed: Setting | None = None
 
     @property
     def combinations(self) -> tuple[Combination, ...]:
@@ -210,6 +222,9 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         n_steps=profile.n_steps if config.n_steps is None else config.n_steps,
         n_folds=profile.n_folds if config.folds is None else config.folds,
     )
+    distributed = _distributed(config, problems)
+    if distributed is not None:
+        problems.extend(_impossible_processes(config, distributed, profile, mask_specs, registry))
     problems.extend(_impossible_backbones(backbone_specs, profile, registry))
     problems.extend(_impossible_adaptations(adaptation, config, backbone_specs, profile, registry))
     if not any(faulty):
@@ -232,7 +247,50 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
         data_dirs=data_dirs,
         pretrain_on=pretrain_on,
         objective=objective,
+        distributed=distributed,
     )
+
+
+def _distributed(config: RunConfig, problems: list[NeurobenchError]) -> Setting | None:
+    try:
+        return parse_distributed(config.distributed)
+    except ConfigError as error:
+        problems.append(error)
+        return None
+
+
+def _impossible_processes(
+    config: RunConfig, setting: Setting, profile: Profile, masks: tuple[ComponentSpec, ...], registry: Registry
+) -> Iterator[ConfigError]:
+    """Refuse processes that could not be started, or would have nothing to do."""
+    n, option = int(setting.parameters["processes"]), f"--distributed {setting.label}"
+    if importlib.util.find_spec("accelerate") is None:
+        yield ConfigError(
+            f"{option} needs the package accelerate, which is not installed.",
+            next_step='Install the extra: pip install "neurobench-fm[distributed]".',
+        )
+    if not 2 <= n <= profile.batch_size:
+        yield ConfigError(
+            f"{option}: {n} processes cannot share a batch of {profile.batch_size} windows.",
+            allowed=f"processes=2 to processes={profile.batch_size}",
+        )
+    if masks and not any(registry.get("mask", m.name).pretrains for m in masks):
+        yield ConfigError(
+            f"{option} has no meaning with --mask {','.join(m.label for m in masks)} alone: nothing is pretrained.",
+            next_step="Add a mask that pretrains, or leave --distributed out.",
+        )
+    if config.device == "cpu" or config.scheduler or config.cluster:
+        return
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    if n_gpus and n * max(1, config.jobs) > n_gpus:
+        each = f"{config.jobs} jobs of {n} processes" if config.jobs > 1 else f"{n} processes"
+        yield ConfigError(
+            f"{option}: {each} need a GPU each, and there {'is one' if n_gpus == 1 else f'are {n_gpus}'}.",
+            allowed=f"processes × jobs up to {n_gpus}" if n_gpus > 1 else "",
+            next_step="Use fewer; a batch that does not fit into the memory of one GPU is computed in parts there.",
+        )
 
 
 def _objective(config: RunConfig, problems: list[NeurobenchError]) -> Objective:

@@ -161,6 +161,10 @@ class Backbone(nn.Module, Component, ABC):
 
     connectivity: torch.Tensor
 
+    share_of_batch: float = 1.0
+    """Which fraction of a training batch :meth:`forward` is given, where memory or several processes ask for parts:
+    whatever a backbone adds to the gradient of the loss beside its tokens has to count by it."""
+
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec

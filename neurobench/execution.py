@@ -30,6 +30,7 @@ import torch
 
 from neurobench import logs
 from neurobench.config import Grid, Profile, RunConfig, expand
+from neurobench.distributed import n_processes
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.opening import open_stored, resolve_device
 from neurobench.plugins import Registry, load_registry
@@ -138,7 +139,8 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
         return 1
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 32
     at_once = len(grid.combinations) * grid.profile.n_folds
-    return int(max(1, min(joblib.cpu_count(), free // BYTES_A_JOB, at_once)))
+    each = 1 if grid.distributed is None else n_processes(grid.distributed)
+    return int(max(1, min(joblib.cpu_count() // each, free // BYTES_A_JOB // each, at_once)))
 
 
 # ---------------------------------------------------------------- all steps
@@ -446,7 +448,7 @@ class Here:
         error, store_error = "", None
         try:
             with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
-                row, step = self._step(dataset, seed, stage, key)
+                row, step = self.step(dataset, seed, stage, key)
                 with logs.at(row=row.label):
                     self.executor.fetch(step)
         except StoreError as found:
@@ -455,7 +457,7 @@ class Here:
             error = describe(found)
         return Outcome(frozenset(self.executor.computed - before), error, store_error)
 
-    def _step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
+    def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
         """Return one of the steps of a (dataset, seed), with the first row that needs it."""
         if self.at != (dataset, seed):
             # One cohort's signal in memory at a time.

@@ -16,12 +16,14 @@ from neurobench.identity import digest
 __all__ = [
     "ADAPTATIONS",
     "CHOICES",
+    "DISTRIBUTED",
     "PROFILES",
     "Profile",
     "RunConfig",
     "frozen_suites",
     "load_suite",
     "parse_adaptation",
+    "parse_distributed",
 ]
 
 
@@ -86,6 +88,21 @@ def parse_adaptation(text: str) -> Setting:
         If there is no such adaptation, or a parameter cannot be.
     """
     return parse_setting("adaptation", text, ADAPTATIONS)
+
+
+DISTRIBUTED: Mapping[str, Mapping[str, Value]] = {"ddp": {"processes": 2}, "fsdp": {"processes": 2}}
+"""How several processes may compute one pretraining, each with its parameters and their defaults."""
+
+
+def parse_distributed(text: str) -> Setting | None:
+    """Resolve ``ddp[processes=4]``; empty: None, one process.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such way, or a parameter cannot be.
+    """
+    return parse_setting("distributed", text, DISTRIBUTED) if text else None
 
 
 Split = Literal["subjects", "site", "within-recording"]
@@ -165,6 +182,10 @@ class RunConfig:
     jobs
         Processes that compute steps at once, 0: as many as suit this machine; changes no number. A script that asks for
         several needs ``if __name__ == "__main__":`` around the call, as everything does that starts processes.
+    distributed
+        Processes that compute one pretraining together, with a GPU each where there are GPUs: ``ddp[processes=2]``,
+        every one with all weights, or ``fsdp[processes=2]``, weights and the optimiser's moments cut into shares.
+        Empty: one process. Sums are rounded otherwise, so it is part of the identity and of the record.
     scheduler
         Address of a Dask scheduler whose workers compute steps instead; empty: none.
     cluster, cluster_config
@@ -209,6 +230,7 @@ class RunConfig:
     attribution: bool = False
     suite: str = ""
     jobs: int = 1
+    distributed: str = ""
     scheduler: str = ""
     cluster: BatchSystem = ""
     cluster_config: Path | None = None
@@ -251,6 +273,7 @@ class RunConfig:
         refit_permutations: int | None = None,
         attribution: bool | None = None,
         jobs: int | str | None = None,
+        distributed: str | None = None,
         scheduler: str | None = None,
         cluster: str | None = None,
         cluster_config: str | Path | None = None,
@@ -293,6 +316,7 @@ class RunConfig:
             "refit_permutations": refit_permutations,
             "attribution": attribution,
             "jobs": _jobs(jobs),
+            "distributed": distributed,
             "scheduler": scheduler,
             "cluster": cluster,
             "cluster_config": None if cluster_config is None else Path(cluster_config).expanduser(),
@@ -310,6 +334,7 @@ class RunConfig:
 _OF_THE_MACHINE = (
     "out",
     "jobs",
+    "distributed",
     "scheduler",
     "cluster",
     "cluster_config",

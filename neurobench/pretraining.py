@@ -19,12 +19,14 @@ from torch import nn
 
 from neurobench import hardware
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
+from neurobench.distributed import ALONE, Group
 from neurobench.errors import NeurobenchError
 from neurobench.identity import seed_for
 from neurobench.interrupts import HeldBack
 from neurobench.learners import Drawn, Learner, hide, learner_of
 from neurobench.masking import draw, mask_generator
 from neurobench.objectives import RECONSTRUCTION, Objective
+from neurobench.out_of_memory import is_out_of_memory, release
 from neurobench.records import BackboneSpec, Batch
 from neurobench.store import Checkpoint
 from neurobench.tokens import Tokenizer, WindowSource
@@ -45,6 +47,8 @@ __all__ = [
 
 AHEAD = 2
 """Batches that are drawn before they are needed."""
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 50
 """Steps after which losses are looked at: each look waits for a GPU."""
@@ -128,6 +132,9 @@ class History:
         Seconds of the loop that were spent waiting for data.
     n_tokens
         Valid tokens of all batches, hidden or not.
+    micro_batch
+        Windows of a batch at once, where memory did not suffice for all; the last steps' where it changed. None: all
+        at once. Sums in parts are rounded otherwise.
     """
 
     losses: tuple[float, ...]
@@ -137,6 +144,7 @@ class History:
     scored_fraction: float | None
     waiting_s: float = 0.0
     n_tokens: int = 0
+    micro_batch: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with the mean loss of the first and the last tenth of the steps."""
@@ -196,9 +204,10 @@ def drawn_ahead(
     seed: int,
     device: torch.device,
     objective: Objective = RECONSTRUCTION,
+    group: Group = ALONE,
     first: int = 0,
 ) -> Generator[Drawn]:
-    """Yield the batches of steps from ``first`` on with their masks, each drawn in a thread beside the step before.
+    """Yield a process's share of the batches of steps from ``first`` on, with masks, each drawn beside the step before.
 
     Reading waits for the disk and numpy's copies let other threads run, so training is not starved. Step n is the same
     as without the thread: everything is drawn from generators of its own. What a GPU could only tell by being waited
@@ -212,7 +221,7 @@ def drawn_ahead(
     def one(step: int) -> Drawn:
         batch = windows.draw(step, batch_size)
         hidden, scored = masks_of(batch, strategy, ratio, seed, step, objective)
-        return Drawn.of(batch, hidden, scored, sent)
+        return Drawn.of(batch, hidden, scored).part(*group.share(batch_size)).sent(sent)
 
     with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
         coming: deque[Future[Drawn]] = deque()
@@ -234,27 +243,122 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
 
 
-def optimise(learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, clip: float) -> torch.Tensor:
-    """Do one optimiser step on a batch, in bfloat16 on CUDA; return the error of what is scored, still on its device.
+def optimise(
+    learner: Learner,
+    drawn: Drawn,
+    optimiser: torch.optim.Optimizer,
+    clip: float,
+    micro_batch: int | None = None,
+    group: Group = ALONE,
+) -> tuple[torch.Tensor, int]:
+    """Do one optimiser step on a batch, in bfloat16 on CUDA.
+
+    Where memory does not suffice for so many windows at once, half as many are tried, down to one: the gradients of the
+    parts are summed, so that the step is that of the whole batch but for rounding, and for what a backbone leaves to
+    chance.
 
     Parameters
     ----------
     learner
         What is trained, on the device of the batch.
     drawn
-        The batch with its masks.
+        The batch with its masks, or this process's share of it.
     optimiser
         Of everything that is trained.
     clip
         Norm at which gradients are cut.
+    micro_batch
+        Windows at once; None: all.
+    group
+        The processes that have the other shares.
+
+    Returns
+    -------
+    error, micro_batch
+        Error of what is scored in the whole batch, still on its device; windows at once that memory sufficed for.
+
+    Raises
+    ------
+    NeurobenchError
+        If memory does not suffice for one window.
     """
-    loss, told = learner.losses(drawn)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    device = drawn.signal.device
+    micro_batch = min(micro_batch or len(drawn), len(drawn))
+    chance = _chance(device)
+    while (told := _gradients(learner, drawn, optimiser, micro_batch, group)) is None:
+        release()
+        # Other processes are at work on their part of the same gradients, and would wait for this one.
+        if micro_batch == 1 or group.sharded:
+            raise _too_large(learner, drawn, optimiser, micro_batch, group)
+        micro_batch //= 2
+        log.warning("memory does not suffice for a batch of %d windows: %d at once", len(drawn), micro_batch)
+        _set_chance(device, chance)
+    group.add_gradients([p for module in learner.modules for p in module.parameters()])
     for modules in learner.cut_together:
         nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], clip)
     optimiser.step()
-    return told
+    return group.total(told), micro_batch
+
+
+def _gradients(
+    learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, micro_batch: int, group: Group
+) -> torch.Tensor | None:
+    """Put the gradients of a batch in place, part after part; return its error, or None if memory does not suffice."""
+    optimiser.zero_grad(set_to_none=True)
+    total: torch.Tensor | None = None
+    try:
+        for first in range(0, len(drawn), micro_batch):
+            loss, told = learner.losses(drawn.part(first, min(first + micro_batch, len(drawn))))
+            # Shares of weights get the mean over the processes on the way back, and the loss is the sum.
+            torch.autograd.backward(loss * group.size if group.sharded else loss)
+            total = told if total is None else total + told
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        optimiser.zero_grad(set_to_none=True)
+        return None
+    return total
+
+
+def _too_large(
+    learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, micro_batch: int, group: Group
+) -> NeurobenchError:
+    """Return the error for a batch of which not even a part fits into memory, and find out what would."""
+    n_tokens = drawn.hidden[0].numel()
+    where = "the memory of the GPU" if drawn.signal.is_cuda else "memory"
+    if group.sharded:
+        return NeurobenchError(
+            f"{micro_batch} windows of {n_tokens} tokens, this process's share of a batch, do not fit into {where}.",
+            next_step="Use more processes: a batch is not computed in parts where weights are cut into shares.",
+        )
+    n_units, n_patches = drawn.hidden.shape[1:]
+    while n_units > 1:
+        n_units //= 2
+        if _gradients(learner, drawn.narrowed(n_units), optimiser, 1, group) is not None:
+            optimiser.zero_grad(set_to_none=True)
+            allowed = f"windows of about {n_units * n_patches} tokens, which were tried and fit, one at once"
+            break
+        release()
+    else:
+        allowed = "nothing of this width: even one unit does not fit"
+    return NeurobenchError(
+        f"one window of {n_tokens} tokens does not fit into {where}.",
+        allowed=allowed,
+        next_step="Use a smaller --profile, which has fewer tokens a window and narrower networks, or a device with "
+        "more memory.",
+    )
+
+
+def _chance(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return the state of the generators that a backbone may draw from."""
+    of_the_host = torch.get_rng_state()
+    return (of_the_host, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (of_the_host,)
+
+
+def _set_chance(device: torch.device, chance: tuple[torch.Tensor, ...]) -> None:
+    torch.set_rng_state(chance[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(chance[1], device)
 
 
 class Training:
@@ -270,10 +374,19 @@ class Training:
         Optimiser steps in all.
     device
         Where it trains.
+    seed
+        Of what several processes leave to chance.
+    group
+        The processes that train it together.
     """
 
-    def __init__(self, learner: Learner, recipe: Recipe, n_steps: int, device: torch.device) -> None:
+    def __init__(
+        self, learner: Learner, recipe: Recipe, n_steps: int, device: torch.device, seed: int, group: Group = ALONE
+    ) -> None:
         self.learner, self.recipe, self.n_steps, self.device = learner, recipe, n_steps, device
+        self.seed, self.group = seed, group
+        first, last = group.share(recipe.batch_size)
+        self.share = self.micro_batch = last - first
         self.optimiser = torch.optim.AdamW(
             parameter_groups(learner.modules, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
         )
@@ -300,12 +413,17 @@ class Training:
     def step(self, drawn: Drawn) -> None:
         """Do the next optimiser step, on its batch."""
         step = self.n_done
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.rate(step, self.n_steps)
-        self.losses[step] = optimise(self.learner, drawn, self.optimiser, self.recipe.clip)
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = self.recipe.rate(step, self.n_steps)
+        if self.group.size > 1:
+            # A process's own, and the same wherever one begins: a checkpoint has the generators of the first alone.
+            torch.manual_seed(seed_for(self.seed, "pretrain-init", "dropout", step, self.group.rank))
+        self.losses[step], self.micro_batch = optimise(
+            self.learner, drawn, self.optimiser, self.recipe.clip, self.micro_batch, self.group
+        )
         self.learner.moved(step / self.n_steps)
         self.n_valid, self.n_hidden = self.n_valid + drawn.n_valid, self.n_hidden + drawn.n_hidden
-        self.n_scored += len(drawn.scored)
+        self.n_scored += drawn.n_scored
         self.n_done += 1
         if self.at_look:
             self.check_finite()
@@ -338,6 +456,7 @@ class Training:
             "n_valid": self.n_valid,
             "n_hidden": self.n_hidden,
             "n_scored": self.n_scored,
+            "micro_batch": self.micro_batch,
             "waiting_s": self.waiting_s,
             "before_s": self.seconds,
             "before_mb": self.peak_memory_mb,
@@ -373,6 +492,7 @@ class Training:
             self.n_scored / self.n_valid if self.n_valid else None,
             self.waiting_s,
             self.n_valid,
+            self.micro_batch if self.micro_batch < self.share else None,
         )
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -422,6 +542,7 @@ def pretrain(
     on_step: Callable[[int], None] | None = None,
     on_look: Callable[[Training], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    group: Group = ALONE,
 ) -> History:
     """Train backbone and decoder in place by an objective: to fill hidden tokens, unless another one is given.
 
@@ -453,6 +574,8 @@ def pretrain(
         Where to go on from, and where to put what is reached: every :data:`CHECKPOINT_EVERY_S` seconds, and at once
         when the process is told to stop. It ends with the weights of a pretraining that was never stopped, on a CPU to
         the byte.
+    group
+        The processes that train these weights together, of which this is one.
 
     Raises
     ------
@@ -469,7 +592,11 @@ def pretrain(
         # Else the peak is that of whatever this process trained before.
         torch.cuda.reset_peak_memory_stats(device)
     learns = learner_of(objective, backbone, decoder, width=backbone.spec.width, seed=seed)
-    training = Training(learns, recipe, n_steps, device)
+    if group.sharded:
+        group.shard(list(learns.kept.values()))
+        # A process has shares alone, and does not know whether the others are at the same step.
+        checkpoint = None
+    training = Training(learns, recipe, n_steps, device, seed, group)
     if checkpoint is not None and n_steps:
         training.go_on_from(checkpoint)
     backbone.train()
@@ -482,6 +609,7 @@ def pretrain(
         seed=seed,
         device=device,
         objective=objective,
+        group=group,
         first=training.n_done,
     )
     due = time.perf_counter() + CHECKPOINT_EVERY_S
@@ -494,7 +622,7 @@ def pretrain(
             if on_look is not None and training.at_look:
                 on_look(training)
             now = time.perf_counter()
-            if checkpoint is not None and (stop or now >= due):
+            if checkpoint is not None and group.rank == 0 and (stop or now >= due):
                 training.save(checkpoint)
                 took = time.perf_counter() - now
                 due = now + took + max(CHECKPOINT_EVERY_S, took / CHECKPOINT_SHARE)

@@ -273,7 +273,7 @@ def _short(
     profile = replace(profile, n_steps=n_steps, batch_size=batch_size)
     # What is timed is thrown away: nobody watches it.
     unwatched = replace(grid.config, tensorboard=False)
-    return replace(grid, config=unwatched, profile=profile, backbones=(backbone,))
+    return replace(grid, config=unwatched, profile=profile, backbones=(backbone,), distributed=None)
 
 
 def _steps(run: CohortRun, row: Row) -> list[Step]:

@@ -19,6 +19,7 @@ from neurobench.contracts import Backbone, MaskingStrategy
 from neurobench.errors import DataError
 from neurobench.identity import seed_for
 from neurobench.masking import Hidden, draw, mask_generator
+from neurobench.out_of_memory import in_halves
 from neurobench.records import Batch, SignalKind, UnitTable
 from neurobench.tokens import Tokenizer, Window, evaluation_windows
 
@@ -65,11 +66,17 @@ class BackbonePredictor:
         """Return the decoded tokens."""
         self.backbone.eval()
         self.decoder.eval()
-        signal = batch.signal.masked_fill(hidden[..., None], 0.0).to(self.device)
+        seen = batch.signal.masked_fill(hidden[..., None], 0.0)
+
+        def decoded(first: int, last: int) -> torch.Tensor:
+            def there(x: torch.Tensor) -> torch.Tensor:
+                return x[first:last].to(self.device)
+
+            tokens: torch.Tensor = self.decoder(self.backbone(there(seen), there(hidden), batch.table.map(there)))
+            return tokens.float().cpu()
+
         with torch.no_grad():
-            tokens = self.backbone(signal, hidden.to(self.device), batch.table.to(self.device))
-            decoded: torch.Tensor = self.decoder(tokens)
-        return decoded.float().cpu()
+            return in_halves(decoded, len(hidden))
 
 
 def fill_by_mean(batch: Batch, hidden: torch.Tensor) -> torch.Tensor:

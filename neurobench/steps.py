@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from neurobench import (
     attribution,
     connectivity,
     contracts,
+    distributed,
     evoked,
     hardware,
     harmonisation,
@@ -43,7 +45,7 @@ from neurobench import (
     transfer,
 )
 from neurobench.cohorts import CohortSource
-from neurobench.components import ComponentSpec, parse_component
+from neurobench.components import ComponentSpec, Setting, parse_component
 from neurobench.config import Grid
 from neurobench.contracts import (
     COVARIATES,
@@ -389,13 +391,25 @@ class CohortSteps:
             "code": code_digest(contracts, connectivity, pretraining, learners, objectives, tokens, masking, transfer),
         }
 
+        together = self.grid.distributed if n_steps else None
+        if together is not None:
+            # Sums of shares are rounded otherwise.
+            identity["distributed"] = together.identity() | {"code": code_digest(distributed)}
+
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
+            group = distributed.joined()
+            if together is not None and group.size == 1:
+                distributed.launch(self._member(together, identity, folder, checkpoint), advance)
+                return
             net, decoder = self._build(backbone)
             parts = self._training_windows(fold)
             if net.uses_connectivity:
                 net.connectivity.copy_(connectivity.mean_connectivity(parts, self.spec.n_units))
             windows = parts[0] if len(parts) == 1 else transfer.MixedWindows(parts)
-            with hardware.metered(self.device) as meter, monitoring.monitored(meter, events) as monitor:
+            with (
+                hardware.metered(self.device) as meter,
+                monitoring.monitored(meter, events if group.rank == 0 else None) as monitor,
+            ):
                 history = pretraining.pretrain(
                     net,
                     decoder,
@@ -410,16 +424,21 @@ class CohortSteps:
                     on_step=lambda step: advance(step + 1, n_steps),
                     on_look=monitor.look,
                     checkpoint=checkpoint,
+                    group=group,
                 )
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
             weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
-            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "weights.safetensors")
+            whole = group.whole(weights)
+            if group.rank != 0:
+                return
+            save_file(whole, folder / "weights.safetensors")
             met = n_steps or net.uses_connectivity
             summary = history.to_dict() | {
                 "n_parameters": pretraining.count_parameters(net),
                 "scalers": {p.tokenizer.cohort.dataset: p.tokenizer.scaler.to_dict() for p in parts if met},
                 "device": str(self.device),
                 "hardware": meter.to_dict(),
+                "distributed": "" if together is None else f"{together.name}[processes={group.size}]",
             }
             (folder / "pretraining.json").write_text(json.dumps(summary), encoding="utf-8")
 
@@ -427,10 +446,25 @@ class CohortSteps:
         label = self._title(what, fold) if self._meets(backbone, mask) else f"{what} · seed {self.seed}"
         watched = n_steps and self.grid.config.tensorboard
         events = monitoring.folder_of(self.grid.config.out, label, identity) if watched else None
-        work = Work(
-            "pretraining", n_steps * objective.work, self.recipe.batch_size * self._pass_size, self._by(backbone)
-        )
+        amount = n_steps * objective.work / (1 if together is None else distributed.n_processes(together))
+        work = Work("pretraining", amount, self.recipe.batch_size * self._pass_size, self._by(backbone))
         return Step("pretraining", label, identity, work, compute)
+
+    def _member(
+        self, together: Setting, identity: Mapping[str, Any], folder: Path, checkpoint: Checkpoint
+    ) -> distributed.Member:
+        return distributed.Member(
+            config=self.grid.config,
+            setting=together,
+            device=self.device.type,
+            dataset=self.cohort.dataset,
+            seed=self.seed,
+            stage="pretraining",
+            key=digest(identity),
+            folder=folder,
+            checkpoint=checkpoint,
+            path=tuple(sys.path),
+        )
 
     def _training_windows(self, fold: Fold) -> list[tokens.TrainingWindows]:
         """Return the windows of every cohort that a network is pretrained on in a fold, in the order asked for."""

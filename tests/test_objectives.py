@@ -54,7 +54,7 @@ def built(cohort: Cohort) -> tuple[Any, Any]:
 def step(cohort: Cohort, n: int = 4, ratio: float = 0.5) -> Drawn:
     batch = windows(cohort).draw(0, n)
     hidden, scored = masks_of(batch, RandomTube(), ratio, seed=0, step=0)
-    return Drawn.of(batch, hidden, scored, lambda tensor: tensor)
+    return Drawn.of(batch, hidden, scored)
 
 
 # ---------------------------------------------------------------- as it is written
@@ -170,7 +170,7 @@ def test_visible_tokens_have_the_weight_that_they_are_given(cohort: Cohort) -> N
     net, decoder = built(cohort)
     drawn = step(cohort)
     hidden_only = gradient(Filling(net, decoder), drawn)
-    seen_only = gradient(Filling(net, decoder), replace(drawn, scored=drawn.visible))
+    seen_only = gradient(Filling(net, decoder), replace(drawn, scored=drawn.visible, n_scored=drawn.n_visible))
     both = gradient(Filling(net, decoder, visible=0.25), drawn)
     torch.testing.assert_close(both, 0.75 * hidden_only + 0.25 * seen_only)
     assert (both - hidden_only).abs().max() > 0.01
@@ -182,7 +182,7 @@ def test_visible_tokens_have_the_weight_that_they_are_given(cohort: Cohort) -> N
 def test_hidden_tokens_that_are_not_scored_count_nowhere(cohort: Cohort) -> None:
     batch = windows(cohort).draw(0, 4)
     hidden, scored = masks_of(batch, RandomTube(), 0.5, seed=0, step=0)
-    drawn = Drawn.of(batch, hidden, scored, lambda tensor: tensor)
+    drawn = Drawn.of(batch, hidden, scored)
     assert len(drawn.visible) == int((batch.table.valid & ~hidden).sum())
     assert not set(drawn.visible.tolist()) & set(hidden.flatten().nonzero()[:, 0].tolist())
 
@@ -201,7 +201,7 @@ def test_a_batch_in_which_nothing_is_hidden_is_no_loss(cohort: Cohort, objective
     backbone, decoder = built(cohort)
     drawn = step(cohort)
     nothing = torch.zeros_like(drawn.hidden)
-    empty = replace(drawn, hidden=nothing, scored=drawn.scored[:0])
+    empty = replace(drawn, hidden=nothing, scored=drawn.scored[:0], n_scored=0)
     loss, told = learner_of(objective, backbone, decoder, width=32, seed=0).losses(empty)
     loss.backward()
     assert told == 0

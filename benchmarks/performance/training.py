@@ -49,9 +49,9 @@ def training_step(
     n_patches, n_features = batch.signal.shape[2:]
     spec = simulated_spec(batch.units, n_patches, n_features, width, n_layers)
     net, decoder = (m.to(device) for m in build(cls, spec, parameters or {}, seed=0))
-    drawn = Drawn.of(batch, hidden, scored, lambda tensor: tensor.to(device))
+    drawn = Drawn.of(batch, hidden, scored).sent(lambda tensor: tensor.to(device))
     recipe = Recipe.for_width(width, len(hidden))
     groups = parameter_groups([net, decoder], recipe.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
     net.train()
-    return lambda: optimise(Filling(net, decoder), drawn, optimiser, recipe.clip)
+    return lambda: optimise(Filling(net, decoder), drawn, optimiser, recipe.clip)[0]

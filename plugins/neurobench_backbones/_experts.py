@@ -28,17 +28,20 @@ class Graph(NamedTuple):
         (batch, units, units) from 0: how much units go together.
     everywhere
         (batch, units) bool: prompts, which are no nodes and belong to all experts alike.
+    share
+        Which fraction of a training batch these windows are.
     """
 
     edges: torch.Tensor
     everywhere: torch.Tensor
+    share: float = 1.0
 
 
-def graph_of(connectivity: torch.Tensor, table: TokenTable) -> Graph:
+def graph_of(connectivity: torch.Tensor, table: TokenTable, share: float = 1.0) -> Graph:
     """Return the graph of the units of each window; negative connectivity is no edge, ``unit`` below 0 is no node."""
     at, node = table.unit.clamp(min=0), table.unit >= 0
     edges = connectivity[at[:, :, None], at[:, None]].relu()
-    return Graph(edges * (node[:, :, None] & node[:, None]), ~node)
+    return Graph(edges * (node[:, :, None] & node[:, None]), ~node, share)
 
 
 def walk(logits: torch.Tensor, edges: torch.Tensor, valid: torch.Tensor, steps: int) -> torch.Tensor:
@@ -152,7 +155,8 @@ class ExpertPass(nn.Module):
                 # The router learns to spread the load; tokens do not hear of it, or windows of a batch would mix.
                 beside = self._logits(x.detach().float(), there, graph)
                 counted = there & ~graph.everywhere[:, None]
-                gates = _WithGradientOf.apply(gates, imbalance(beside, gates.detach(), counted), self.balance)
+                uneven = imbalance(beside, gates.detach(), counted)
+                gates = _WithGradientOf.apply(gates, uneven, self.balance * graph.share)
         gates = gates.masked_fill(graph.everywhere[:, None, :, None], 1 / self.experts)
         return normed, (gates * there[..., None]).flatten(0, 1)
 

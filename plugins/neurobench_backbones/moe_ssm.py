@@ -31,7 +31,7 @@ class MoeSsm(TokenBackbone):
         Steps of the random walk; 0: every token is routed by itself, and connectivity is not used.
     balance
         What the imbalance of the load counts for beside the loss, in training only and for the router only; the loss
-        that is reported is without it.
+        that is reported is without it. Of a batch that is computed in parts it is the mean over the parts.
     """
 
     name = "moe_ssm"
@@ -86,7 +86,7 @@ class MoeSsm(TokenBackbone):
         return shares / table.valid.sum(2).clamp(min=1)[..., None]
 
     def _on_graph(self, table: TokenTable) -> list[tuple[OnGraph, MambaPass]]:
-        graph = graph_of(self.connectivity, table)
+        graph = graph_of(self.connectivity, table, self.share_of_batch)
         return [(OnGraph(experts, graph), along) for experts, along in self.layers]
 
 

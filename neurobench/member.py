@@ -1,0 +1,62 @@
+"""The program that one of several processes runs which compute a pretraining together; see :mod:`distributed`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+
+import torch
+
+from neurobench import distributed
+from neurobench.errors import NeurobenchError
+from neurobench.execution import Here, describe, few_threads
+
+
+def _end_with_the_parent() -> None:
+    """End this process when the one that started it has closed its pipe or is gone, the first after a checkpoint."""
+    while os.read(0, 1):
+        pass
+    if os.environ["RANK"] == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+    # The first needs the others for the step that it is at.
+    time.sleep(distributed.GRACE_S)
+    os._exit(1)
+
+
+def main() -> int:
+    """Compute the step that the standard input names, and say on the standard output how far it is."""
+    # What plugins print would be taken for it.
+    report = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    # Ctrl-C reaches all of a terminal's processes; the one that started this ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # From the process that started this one, and from nobody else.
+    member: distributed.Member = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    sys.path[:] = member.path or sys.path
+
+    def advance(done: int, total: int) -> None:
+        if group.rank == 0:
+            report.write(json.dumps({"done": done, "total": total}) + "\n")
+
+    try:
+        with distributed.join(member.setting, member.device) as group:
+            here = Here(member.config)
+            step = here.step(member.dataset, member.seed, member.stage, member.key)
+            torch.set_num_threads(distributed.threads(group.size))
+            with few_threads(here.grid.profile, here.device):
+                step.compute(member.folder, advance, member.checkpoint)
+    except Exception as error:
+        said = str(error) if isinstance(error, NeurobenchError) else describe(error)
+        report.write(json.dumps({"error": said}) + "\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
