@@ -25,6 +25,7 @@ from neurobench.execution import (
     on_workers,
     suitable_jobs,
 )
+from neurobench.heartbeat import Heartbeat
 from neurobench.opening import cohort_source, resolve_device, sources_of
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
@@ -116,13 +117,24 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     StoreError
         If the output folder cannot be used: nothing could be kept.
     """
-    started = time.perf_counter()
-    progress = progress or Silent()
     store = Store(grid.config.out)
+    with Heartbeat(store.out, progress or Silent()) as heartbeat:
+        return _execute(grid, registry, store, heartbeat)
+
+
+def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) -> RunResult:
+    started = time.perf_counter()
     device = resolve_device(grid.config.device)
     executor = Executor(store, progress)
-    scored: list[assembly.Scored] = []
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     notes: list[str] = []
+
+    def write(scored: Sequence[assembly.Scored]) -> None:
+        # As soon as a (dataset, seed) is through: nothing in its records depends on another one.
+        rows.extend(assembly.finish(scored, store.out))
+        failed.extend(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
+
     pairs = list(dict.fromkeys((c.dataset, c.seed) for c in grid.combinations))
     runs: list[CohortRun] = []
     for dataset, seed in pairs:
@@ -140,11 +152,12 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             raise
         except (NeurobenchError, OSError, ValueError) as error:
             settings = protocol(grid, seed, source.spec)
-            scored += assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks)
-    scored += _refused(grid, registry, runs)
+            write(assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks))
+    write(_refused(grid, registry, runs))
     # No probe here: the first steps teach the time left as much, and are needed anyway.
     model = Model(measured=measured(store))
     todo = [Todo(run, list(run.steps())) for run in runs]
+    progress.plan(todo, executor)
 
     def seconds(step: Step) -> float:
         return model.estimate(step.work).seconds or 0.0
@@ -169,12 +182,11 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
         else:
             ended = in_turn(todo, executor, seconds, done)
         for of, failures in ended:
-            scored += assembly.collect(of.run, failures, store)
-    table = assembly.finish(scored, store.out)
-    failed = tuple(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
+            write(assembly.collect(of.run, failures, store))
+            progress.written(of, failures)
     return RunResult(
-        table=table,
-        failed=failed,
+        table=pd.DataFrame(rows),
+        failed=tuple(failed),
         out=store.out,
         seconds=time.perf_counter() - started,
         n_computed=len(executor.computed),

@@ -257,7 +257,7 @@ def export(out: Path, to: Path, *, recordings: bool = False) -> int:
     store = _opened(out)
     if to.exists():
         raise StoreError(f"{to} exists already.", next_step="Choose another name, or remove it.")
-    left = {store.root / "tmp", store.root / "locks"} | (
+    left = {store.root / "tmp", store.root / "locks", out / "runs"} | (
         {store.root / s for s in RECORDINGS} if not recordings else set()
     )
     files = [p for p in sorted(out.rglob("*")) if p.is_file() and not p.is_symlink() and not left & set(p.parents)]
