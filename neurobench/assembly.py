@@ -402,12 +402,12 @@ def cohort_failed(
 # ---------------------------------------------------------------- comparisons
 
 
-def finish(scored: Sequence[Scored], out: Path) -> pd.DataFrame:
-    """Compare rows within each (dataset, task, seed), write the records, return the table.
+def finish(scored: Sequence[Scored], out: Path) -> list[dict[str, Any]]:
+    """Compare rows within each (dataset, task, seed), write the records, return the rows of the table.
 
     Returns
     -------
-    DataFrame
+    list of dict
         As :func:`neurobench.load_results`, plus ``best``: the row is ahead of the next one, and the interval of the
         paired difference on the same subjects excludes 0.
     """
@@ -421,7 +421,7 @@ def finish(scored: Sequence[Scored], out: Path) -> pd.DataFrame:
             record = _beyond_covariates(s, _with_skill(s.record, group), group)
             results.write_record(out, record, s.held_out, s.tables, s.arrays, s.identity)
             rows.append(results.as_row(record) | {"best": s is best})
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _headline(record: Record) -> float | None:

@@ -17,13 +17,12 @@ from neurobench.cli_leaderboard import leaderboard
 from neurobench.cli_log import log
 from neurobench.cli_new import new
 from neurobench.cli_report import report
+from neurobench.cli_runs import cancel, detached, status, stopped_by_signals
 from neurobench.cli_store import store
 from neurobench.cli_submit import card, export, submit, verify
 from neurobench.commands import (
     KINDS,
-    AsJson,
     Names,
-    Out,
     PluginFiles,
     Verbose,
     choice,
@@ -52,6 +51,8 @@ app.command()(compare)
 app.command()(benchmarks)
 app.command()(log)
 app.command()(report)
+app.command()(status)
+app.command()(cancel)
 app.command()(new)
 for submission in (submit, verify, export, card):
     app.command()(submission)
@@ -338,6 +339,14 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Go on without this terminal; `neurobench status --watch` shows it, `neurobench cancel` stops it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else.", rich_help_panel=OUTPUT)
     ] = False,
@@ -394,12 +403,18 @@ def run(
         log_format=log_format,
         tensorboard=tensorboard or None,
     )
+    if detach and dry_run:
+        raise ConfigError("--dry-run does nothing that could go on.", next_step="Leave --detach out.")
     screen, side = console.make_console(), console.make_console(stderr=True)
     as_lines = config.log_format == "json"
     shown = side.is_terminal and not (quiet or as_json or as_lines)
     with side.status("loading plugins") if shown else contextlib.nullcontext():
         registry = open_registry(config.plugin_files)
         grid = expand(config, registry)
+    if detach:
+        detached(config.out, as_json=as_json)
+        return
+    with side.status("loading plugins") if shown else contextlib.nullcontext():
         from neurobench import runner
 
     if dry_run:
@@ -423,11 +438,8 @@ def run(
         else:
             console.print_plan(screen, planned, quiet=quiet)
         return
-    if shown:
-        with console.Terminal(side) as progress:
-            result = runner.execute(grid, registry, progress=progress)
-    else:
-        result = runner.execute(grid, registry)
+    with stopped_by_signals(), console.Terminal(side) if shown else contextlib.nullcontext() as progress:
+        result = runner.execute(grid, registry, progress=progress)
     if as_json:
         console.print_json(
             screen,
@@ -458,33 +470,6 @@ def run(
         elif not as_json:
             side.print(f"{n} failed; the errors are above. The same command tries again.")
         raise typer.Exit(1)
-
-
-@app.command()
-@guarded
-def status(out: Out = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Show what is stored in an output folder, stage by stage."""
-    from neurobench import console
-    from neurobench.options import RunConfig
-    from neurobench.store import stored_steps
-    from neurobench.tables import duration, plural
-
-    table = stored_steps(out or RunConfig().out)
-    screen = console.make_console()
-    if as_json:
-        console.print_json(screen, table.to_dict("records"))
-        return
-    if verbose:
-        rows = [(r.stage, r.label, r.state, r.when, duration(cast(float, r.seconds))) for r in table.itertuples()]
-        console.print_table(screen, ("stage", "step", "state", "when", "time"), rows, right=("time",))
-    else:
-        stages = [
-            (stage, len(found), found["when"].max(), duration(float(found["seconds"].sum())))
-            for stage, found in table.groupby("stage", sort=False)
-        ]
-        console.print_table(screen, ("stage", "stored", "last", "time"), stages, right=("stored", "time"))
-    total = duration(float(table["seconds"].sum()))
-    screen.print(f"{plural(len(table), 'step')} stored, {total} of work." + ("" if verbose else " -v lists them."))
 
 
 # ---------------------------------------------------------------- components

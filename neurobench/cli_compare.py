@@ -43,6 +43,7 @@ def compare(
         raise ConfigError(f"--by cannot be {by!r}.", allowed=", ".join(BY), likely=closest(by, BY))
     from neurobench import console
     from neurobench.comparisons import across_tasks, compare_all, transfer
+    from neurobench.runs import partial
     from neurobench.tables import comparison_cells, rank_cells, seed_cells
 
     chosen = cast("tuple[By, ...]", (by,) if by else BY)
@@ -61,8 +62,11 @@ def compare(
         scores = [{"dataset": c.dataset, "task": c.task, "rows": c.scores.to_dict("records")} for c in found]
         sentences = [dict(c.sentences) for c in found]
         plain = {"comparisons": rows, "sentences": sentences, "scores": scores, "mean_ranks": across}
-        console.print_json(screen, plain | {"transfer": [text for _, text in transfer(found)]})
+        transferred = [text for _, text in transfer(found)]
+        console.print_json(screen, plain | {"transfer": transferred, "partial": partial(out)})
         return
+    for text in partial(out):
+        screen.print(text, markup=False, style="yellow")
     for c in found:
         simulated = f" ({console.SIMULATED})" if c.source == "simulated" else ""
         screen.print(f"\n{c.task} on {c.dataset}{simulated}", style="bold", markup=False)

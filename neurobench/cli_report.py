@@ -35,6 +35,8 @@ def report(
         registry = open_registry(plugin or ())
         built = build_report(out, registry, figures=figures)
         paths = write_report(built, report_table(out), to or out / "report")
+    for line in built.partial:
+        screen.print(line, markup=False, style="yellow")
     for section in built.sections:
         title = f"{section.title}{' (simulated)' if section.simulated else ''}"
         screen.print(title, markup=False, style="bold")

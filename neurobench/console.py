@@ -9,11 +9,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.padding import Padding
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
@@ -22,16 +22,19 @@ from rich.text import Text
 
 from neurobench import logs
 from neurobench.errors import ConfigErrors, NeurobenchError
+from neurobench.progress import TimeLeft
 from neurobench.tables import duration, missing, plural, results_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neurobench.progress import Advance, Done
+    from neurobench.runs import Overview, RowStatus, State
 
 __all__ = [
     "SIMULATED",
     "Terminal",
+    "ended",
     "make_console",
     "print_checks",
     "print_error",
@@ -39,11 +42,14 @@ __all__ = [
     "print_findings",
     "print_json",
     "print_log",
+    "print_overview",
     "print_plan",
     "print_results",
     "print_summary",
     "print_table",
     "tell_error",
+    "time_left",
+    "watch_overview",
 ]
 
 PIPE_WIDTH = 160
@@ -304,57 +310,207 @@ def print_fields(console: Console, title: str, fields: Mapping[str, Any]) -> Non
     console.print(Padding(grid, (0, 0, 0, 1), expand=False))
 
 
+# ---------------------------------------------------------------- runs
+
+WORDS = {"running": ("under way", "bold cyan"), "finished": ("finished", "green"), "failed": ("failed", "bold red")}
+WORDS |= {"cancelled": ("cancelled", "yellow"), "died": ("died", "bold red")}
+
+STATES = {"done": "green", "at work": "cyan", "failed": "red", "to come": "dim"}
+"""States of a row, and their styles."""
+
+RECENT = 3
+"""Ended runs that are shown unless all are asked for."""
+
+SILENT_S = 30.0
+"""Seconds without a word that are worth saying of a run under way."""
+
+GROUPS = 40
+"""Lines of the table of a grid; with more than that one line stands for a whole dataset."""
+
+
+def print_overview(overview: Overview, console: Console, *, all_rows: bool = False) -> None:
+    """Print the runs of a folder, how far their grid is, and how much is stored."""
+    console.print(_overview(overview, console.width, all_rows))
+
+
+def watch_overview(look: Callable[[], Overview], console: Console, *, every: float, all_rows: bool = False) -> None:
+    """Show a folder anew every few seconds until no run is under way; in a pipe, print a line whenever one changed."""
+    found = look()
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                live.update(_overview(found, console.width, all_rows), refresh=True)
+                if not any(s.is_under_way for s in found.runs):
+                    break
+                time.sleep(every)
+                found = look()
+        return
+    said: dict[str, str] = {}
+    watched = {s.id for s in found.runs if s.is_under_way}
+    while True:
+        for state in reversed(found.runs):
+            watched |= {state.id} if state.is_under_way else set()
+            if state.id in watched and said.get(state.id) != (line := _line(state)):
+                said[state.id] = line
+                console.print(f"{time.strftime('%H:%M:%S')} {line}", soft_wrap=True)
+                console.file.flush()
+        if not any(s.is_under_way for s in found.runs):
+            break
+        time.sleep(every)
+        found = look()
+    if not watched:
+        console.print("no run is under way.")
+
+
+def ended(state: State) -> str:
+    """Return how a run ended, in words."""
+    return WORDS[state.state][0]
+
+
+def _line(state: State) -> str:
+    """Return what a run says that changes only when something happens."""
+    parts = [f"run {state.id} {ended(state)}", _steps(state)]
+    parts += [f"at work: {_at_work(state)}"] if state.at_work else []
+    return " · ".join(parts + ([state.error] if state.error else []))
+
+
+def _steps(state: State) -> str:
+    through = state.n_computed + state.n_found
+    if not state.n_steps:
+        return "steps not known yet"
+    failed = f", {state.n_failed} failed" if state.n_failed else ""
+    return f"{through:,} of {state.n_steps:,} steps ({state.n_found:,} found stored{failed})"
+
+
+def _at_work(state: State) -> str:
+    labels = [label for label, _ in state.at_work]
+    return ", ".join(labels[:2]) + (f" and {len(labels) - 2} more" if len(labels) > 2 else "")
+
+
+def _overview(overview: Overview, width: int, all_rows: bool) -> RenderableType:
+    now = time.time()
+    running = [s for s in overview.runs if s.is_under_way]
+    ended_runs = [s for s in overview.runs if not s.is_under_way]
+    parts: list[RenderableType] = [_run(s, now, width) for s in running]
+    parts += [_run(s, now, width) for s in (ended_runs if all_rows else ended_runs[:RECENT])]
+    if not all_rows and len(ended_runs) > RECENT:
+        parts.append(Text(f"and {plural(len(ended_runs) - RECENT, 'earlier run')}; --all shows them.", style="dim"))
+    if overview.rows:
+        parts.append(_rows(overview.rows) if all_rows else _groups(overview.rows))
+    n, stages = sum(overview.n_stored.values()), ", ".join(f"{s} {n:,}" for s, n in overview.n_stored.items())
+    parts.append(Text(f"{n:,} {'step' if n == 1 else 'steps'} stored" + (f": {stages}" if stages else "") + "."))
+    return Group(*parts)
+
+
+def _run(state: State, now: float, width: int) -> RenderableType:
+    """Return what there is to know of a run: the time, how far it is, and what is at work or went wrong."""
+    word, style = WORDS[state.state]
+    head = Text("● ", style=style).append(state.id, style="default bold").append(f" {word}", style=style)
+    if state.is_under_way:
+        times = [f"for {duration(now - state.started)}", f"on {state.host}"]
+        if now - state.heard > SILENT_S:
+            times.append(f"silent for {duration(now - state.heard)}")
+        times.append(time_left(state.left_s, learned=state.learned))
+    else:
+        times = [f"{duration(now - state.heard)} ago", f"after {duration(state.heard - state.started)}"]
+    head.append("".join(f" · {t}" for t in times if t), style="dim")
+    lines = [Text(state.command, style="dim", overflow="ellipsis", no_wrap=True)]
+    share = state.done_s / state.total_s if state.total_s else 0.0
+    bar = Text.assemble(*_bar(share, 30, style)) if state.is_under_way and state.n_steps else Text()
+    lines.append(bar.append((f" {share:.0%}  " if bar else "") + _steps(state)))
+    if state.n_rows and not (state.state == "finished" and state.n_written == state.n_rows):
+        lines[-1].append(f" · records of {state.n_written:,} of {state.n_rows:,} rows written")
+    if state.at_work:
+        lines.append(Text("at work: ", style="dim").append(_at_work(state), style="default"))
+    if state.error:
+        lines.append(Text(state.error, style="red"))
+    for label, message in state.errors[:3]:
+        lines.append(Text(f"failed: {label}: ", style="red").append(message, style="default"))
+    if len(state.errors) > 3:
+        lines.append(Text(f"and {state.n_failed - 3} more", style="dim"))
+    return Group(head, *(Padding(line, (0, 0, 0, 2), expand=False) for line in lines), "")
+
+
+def _bar(share: float, width: int, style: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    n = min(width, math.floor(share * width + 1e-9))
+    return ("━" * n, style), ("─" * (width - n), "dim")
+
+
+def _groups(rows: Sequence[RowStatus]) -> RenderableType:
+    """Return a table of the grid: one line a backbone of each dataset, or a dataset where those are many."""
+    groups: dict[tuple[str, ...], list[RowStatus]] = {}
+    for row in rows:
+        groups.setdefault((row.dataset, row.backbone or "baselines and fillers"), []).append(row)
+    columns = ["dataset", "backbone"]
+    if len(groups) > GROUPS:
+        groups, columns = {}, ["dataset"]
+        for row in rows:
+            groups.setdefault((row.dataset,), []).append(row)
+    shown = dict(list(groups.items())[:GROUPS])
+    table = _status_table(columns)
+    for name, own in shown.items():
+        table.add_row(*name, *_counts(own))
+    if len(groups) > 1:
+        table.add_section()
+        table.add_row("all", *[""] * (len(columns) - 1), *_counts(rows))
+    more = [Text(f"and {plural(len(groups) - GROUPS, 'more dataset')}", style="dim")] if len(groups) > GROUPS else []
+    return Group(table, *more)
+
+
+def _status_table(columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", header_style="dim")
+    for name in ("rows", *STATES, "steps"):
+        table.add_column(name, justify="right", header_style="dim", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _counts(rows: Sequence[RowStatus]) -> list[Text]:
+    """Return cells: how many rows, how many in each state, and how many of their steps are stored."""
+    states = [row.state for row in rows]
+    n_steps, n_stored = sum(r.n_steps for r in rows), sum(r.n_stored for r in rows)
+    cells = [Text(f"{len(rows):,}")]
+    for word, style in STATES.items():
+        n = states.count(cast("Any", word))
+        cells.append(Text(f"{n:,}" if n else "·", style=style if n else "dim"))
+    cells.append(Text(f"{n_stored:,} of {n_steps:,}"))
+    cells.append(Text.assemble(*_bar(n_stored / n_steps if n_steps else 1.0, 12, "green")))
+    return cells
+
+
+def _rows(rows: Sequence[RowStatus]) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("dataset", "seed", "row", "state", "stored", "at work"):
+        right = name in ("seed", "stored", "at work")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", header_style="dim")
+    for r in rows:
+        cells = (r.dataset, str(r.seed), r.row, Text(r.state, style=STATES[r.state]))
+        table.add_row(*cells, f"{r.n_stored} of {r.n_steps}", str(r.n_at_work or ""))
+    return table
+
+
 # ---------------------------------------------------------------- progress
 
 
-@dataclass
-class TimeLeft:
-    """Honest time left of a grid: the estimate, corrected by how long its steps really took.
-
-    Steps that were found stored take no time, and teach nothing about those that are left.
-    """
-
-    total: float
-    clock: Callable[[], float] = time.monotonic
-    done: float = 0.0
-    spent: float = 0.0
-    estimated: float = 0.0
-    since: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        self.since = self.clock()
-
-    def step(self, seconds: float, *, computed: bool) -> None:
-        """Count one step of ``seconds`` estimated seconds."""
-        now = self.clock()
-        if computed:
-            self.spent += now - self.since
-            self.estimated += seconds
-        self.done += seconds
-        self.since = now
-
-    def seconds(self) -> float:
-        """Return the seconds left."""
-        factor = self.spent / self.estimated if self.estimated > 0 else 1.0
-        return max(0.0, (self.total - self.done) * factor - (self.clock() - self.since))
-
-    def __str__(self) -> str:
-        if self.total <= 0 or self.done >= self.total:
-            return ""
-        left = self.seconds()
-        if left == 0:
-            return "longer than expected"
-        # Steps of five seconds from a minute on: a figure that jumps about promises what nobody knows.
-        shown = duration(5 * round(left / 5) if left > 60 else max(1, round(left)))
-        return f"about {shown} left" if self.estimated > 0 else f"about {shown}, first guess"
+def time_left(seconds: float | None, *, learned: bool) -> str:
+    """Return the time left in words, as :class:`neurobench.progress.TimeLeft` knows it."""
+    if seconds is None:
+        return ""
+    if seconds == 0:
+        return "longer than expected"
+    # Steps of five seconds from a minute on: a figure that jumps about promises what nobody knows.
+    shown = duration(5 * round(seconds / 5) if seconds > 60 else max(1, round(seconds)))
+    return f"about {shown} left" if learned else f"about {shown}, first guess"
 
 
 class _Left(ProgressColumn):
     """The time left: a grid's own estimate, or what follows from how fast a stage has been so far."""
 
     def render(self, task: Task) -> Text:
-        if "left" in task.fields:
-            return Text(str(task.fields["left"]), style="dim")
+        if (left := task.fields.get("left")) is not None:
+            return Text(time_left(left.seconds(), learned=left.learned), style="dim")
         # A stage of a few seconds is over before its estimate is worth reading.
         remaining = task.time_remaining if (task.elapsed or 0.0) > 3.0 else None
         return Text("" if not remaining else f"about {duration(max(1, round(remaining)))} left", style="dim")
@@ -390,7 +546,8 @@ class Terminal:
     @contextlib.contextmanager
     def grid(self, total: float) -> Iterator[Done]:
         """Show the bar of the whole grid."""
-        left = TimeLeft(total)
+        # What was prepared before is none of its steps.
+        left, self._computed = TimeLeft(total), False
         bar = self._bars.add_task("all", total=total or 1.0, left=left)
 
         def done(seconds: float) -> None:

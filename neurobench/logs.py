@@ -32,7 +32,6 @@ __all__ = [
     "at",
     "keep",
     "kept",
-    "new_run",
     "select",
     "sentence",
     "shown",
@@ -257,11 +256,6 @@ def shown(log_format: str = "text", *, verbose: bool = False) -> Iterator[None]:
         root.removeHandler(screen)
         root.setLevel(before)
         _log.removeHandler(screen)
-
-
-def new_run() -> str:
-    """Return the id of a run: when it began, in UTC, and something that no other run has."""
-    return f"{time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())}-{os.urandom(3).hex()}"
 
 
 _of_this_worker = contextlib.ExitStack()

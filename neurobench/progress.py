@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Advance", "Done", "Progress", "Silent"]
+__all__ = ["Advance", "Done", "Progress", "Silent", "TimeLeft"]
 
 Advance = Callable[[int, int], None]
 """Called with what is done of a stage, and its total."""
@@ -54,3 +56,42 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Say nothing."""
+
+
+@dataclass
+class TimeLeft:
+    """Honest time left of a grid: the estimate, corrected by how long its steps really took.
+
+    Steps that were found stored take no time, and teach nothing about those that are left.
+    """
+
+    total: float
+    clock: Callable[[], float] = time.monotonic
+    done: float = 0.0
+    spent: float = 0.0
+    estimated: float = 0.0
+    since: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.since = self.clock()
+
+    def step(self, seconds: float, *, computed: bool) -> None:
+        """Count one step of ``seconds`` estimated seconds."""
+        now = self.clock()
+        if computed:
+            self.spent += now - self.since
+            self.estimated += seconds
+        self.done += seconds
+        self.since = now
+
+    @property
+    def learned(self) -> bool:
+        """Whether it follows from steps that were computed, and is no first guess."""
+        return self.estimated > 0
+
+    def seconds(self) -> float | None:
+        """Return the seconds left: 0 for longer than expected, None where nothing is left or known."""
+        if self.total <= 0 or self.done >= self.total:
+            return None
+        factor = self.spent / self.estimated if self.estimated > 0 else 1.0
+        return max(0.0, (self.total - self.done) * factor - (self.clock() - self.since))

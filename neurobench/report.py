@@ -26,7 +26,8 @@ from neurobench.evidence import Evidence
 from neurobench.interpretation import expert_loads, stability
 from neurobench.objectives import Latent, parse_objective
 from neurobench.plugins import Kind, Registry
-from neurobench.results import MetricRecord, Record, load_evidence, load_results, read_record
+from neurobench.results import MetricRecord, Record, load_evidence, read_record, records_table
+from neurobench.runs import partial
 from neurobench.store import atomic_write, disk_errors
 from neurobench.tables import (
     comparison_cells,
@@ -189,6 +190,7 @@ class Report:
     methods: Sequence[str]
     restricted: Sequence[str]
     failed: Sequence[str]
+    partial: Sequence[str]
 
 
 # ---------------------------------------------------------------- building
@@ -236,13 +238,14 @@ def build_report(out: Path, registry: Registry, *, figures: bool = True) -> Repo
         citations=list(_citations(everything, cohorts, registry)),
         methods=list(_methods(everything, cohorts)),
         failed=_failed(out),
+        partial=partial(out),
         restricted=sorted({s.title for s, e in zip(sections, cohorts, strict=True) if _restricted(e)}),
     )
 
 
 def _failed(out: Path) -> list[str]:
     """Return what failed with its whole cohort, so that it has no section of its own."""
-    table = load_results(out)
+    table = records_table(out)
     lost = table[(table["fingerprint"] == "") & (table["status"] == "failed")]
     return [f"{dataset}: {error}" for dataset, error in dict.fromkeys(zip(lost["dataset"], lost["error"], strict=True))]
 
@@ -795,7 +798,7 @@ def write_report(report: Report, table: pd.DataFrame, folder: Path) -> list[Path
 
 def report_table(out: Path) -> pd.DataFrame:
     """Return the rows of the report's CSV."""
-    return load_results(out)
+    return records_table(out)
 
 
 def _html(report: Report) -> str:
@@ -831,6 +834,7 @@ def _markdown(report: Report) -> Iterator[str]:
     yield f"Written {report.written} by neurobench {report.version}.\n"
     for title in report.restricted:
         yield f"**{title}: only aggregates may leave this machine; some pictures here show single subjects.**\n"
+    yield from (f"**{line}**\n" for line in report.partial)
     yield from (f"**Not in this report, it failed: {line}**\n" for line in report.failed)
     for s in report.sections:
         yield f"## {s.title} ({s.dataset}){' — SIMULATED' if s.simulated else ''}\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from neurobench.evidence import Evidence, read_cohort, write_arrays, write_table
 from neurobench.identity import digest
 from neurobench.objectives import parse_objective
 from neurobench.records import Fold
+from neurobench.runs import partial
 from neurobench.store import atomic_write, disk_errors
 
 __all__ = [
@@ -40,10 +42,13 @@ __all__ = [
     "parse_record",
     "read_record",
     "record_text",
+    "records_table",
     "schema",
     "write_folds",
     "write_record",
 ]
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -366,7 +371,7 @@ def write_folds(out: Path, fingerprint: str, folds: Sequence[Fold]) -> None:
 
 
 def load_results(out: str | Path) -> pd.DataFrame:
-    """Load the records of an output folder as one table, one row a record.
+    """Load the records of an output folder as one table, one row a record; the log says so if a run is not through.
 
     Of records that differ only in what made them (a newer version of the data, of a plugin or of neurobench) the newest
     is loaded; the others stay in the folder.
@@ -388,6 +393,13 @@ def load_results(out: str | Path) -> pd.DataFrame:
     StoreError
         If the folder holds no record, or one that was changed.
     """
+    for text in partial(out):
+        log.warning("%s: %s", out, text)
+    return records_table(out)
+
+
+def records_table(out: str | Path) -> pd.DataFrame:
+    """Return the table of :func:`load_results`, for whoever says himself what it lacks."""
     folder = Path(out) / "records"
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not paths:
@@ -433,7 +445,7 @@ def load_evidence(out: str | Path) -> tuple[Evidence, ...]:
         If the folder holds no record, a record was changed, or a cohort's page is missing.
     """
     folder = Path(out)
-    table = load_results(folder)
+    table = records_table(folder)
     found = []
     known = table[table["fingerprint"] != ""]
     for (fingerprint, _), own in known.groupby(["fingerprint", "protocol"], sort=False):

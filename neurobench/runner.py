@@ -27,6 +27,7 @@ from neurobench.execution import (
     on_workers,
     suitable_jobs,
 )
+from neurobench.heartbeat import Heartbeat
 from neurobench.opening import cohort_source, resolve_device, sources_of
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
@@ -120,8 +121,8 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     """
     # Made before anything is written into it: a log would make a new folder look like somebody else's.
     store = Store(grid.config.out)
-    grid = replace(grid, config=replace(grid.config, run=logs.new_run()))
-    with logs.kept(store.out, grid.config.run):
+    with Heartbeat(store.out, progress or Silent()) as heartbeat, logs.kept(store.out, heartbeat.id):
+        grid = replace(grid, config=replace(grid.config, run=heartbeat.id))
         logs.tell(
             "run-started",
             version=neurobench.__version__,
@@ -129,7 +130,7 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             n_combinations=len(grid.combinations),
         )
         try:
-            result = _execute(grid, registry, store, progress or Silent())
+            result = _execute(grid, registry, store, heartbeat)
         except BaseException as error:
             logs.tell("run-stopped", level=logging.ERROR, **logs.failure(error))
             raise
@@ -143,17 +144,19 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
     return result
 
 
-def _execute(grid: Grid, registry: Registry, store: Store, progress: Progress) -> RunResult:
+def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) -> RunResult:
     started = time.perf_counter()
     device = resolve_device(grid.config.device)
-
-    def note(message: str) -> None:
-        logs.tell("message", message)
-        progress.note(message)
-
     executor = Executor(store, progress)
-    scored: list[assembly.Scored] = []
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     notes: list[str] = []
+
+    def write(scored: Sequence[assembly.Scored]) -> None:
+        # As soon as a (dataset, seed) is through: nothing in its records depends on another one.
+        rows.extend(assembly.finish(scored, store.out))
+        failed.extend(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
+
     pairs = list(dict.fromkeys((c.dataset, c.seed) for c in grid.combinations))
     runs: list[CohortRun] = []
     for dataset, seed in pairs:
@@ -163,7 +166,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Progress) -
             cohorts = {}
             for label, one in sources.items():
                 with logs.at(dataset=label, seed=seed), progress.stage(f"prepare {label}") as advance:
-                    cohorts[label] = one.load(store, advance, note)
+                    cohorts[label] = one.load(store, advance, progress.note)
                     logs.tell("cohort-ready", n_subjects=len(cohorts[label].subjects))
             source, cohort = sources[dataset.label], cohorts.pop(dataset.label)
             runs.append(CohortRun(cohort, source, grid, registry, seed, device, executor.fetch, cohorts))
@@ -173,11 +176,12 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Progress) -
         except (NeurobenchError, OSError, ValueError) as error:
             logs.tell("cohort-failed", level=logging.ERROR, dataset=dataset.label, seed=seed, **logs.failure(error))
             settings = protocol(grid, seed, source.spec)
-            scored += assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks)
-    scored += _refused(grid, registry, runs)
+            write(assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks))
+    write(_refused(grid, registry, runs))
     # No probe here: the first steps teach the time left as much, and are needed anyway.
     model = Model(measured=measured(store))
     todo = [Todo(run, list(run.steps())) for run in runs]
+    progress.plan(todo, executor)
 
     def seconds(step: Step) -> float:
         return model.estimate(step.work).seconds or 0.0
@@ -192,7 +196,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Progress) -
             return Processes(grid.config, jobs)
         workers = clusters.connect(grid.config)
         if workers.dashboard:
-            note(f"watch the cluster at {workers.dashboard}")
+            progress.note(f"watch the cluster at {workers.dashboard}")
         return workers
 
     total = sum(seconds(s) for of in todo for _, s in of.steps)
@@ -202,12 +206,11 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Progress) -
         else:
             ended = in_turn(todo, executor, seconds, done)
         for of, failures in ended:
-            scored += assembly.collect(of.run, failures, store)
-    table = assembly.finish(scored, store.out)
-    failed = tuple(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
+            write(assembly.collect(of.run, failures, store))
+            progress.written(of, failures)
     return RunResult(
-        table=table,
-        failed=failed,
+        table=pd.DataFrame(rows),
+        failed=tuple(failed),
         out=store.out,
         seconds=time.perf_counter() - started,
         n_computed=len(executor.computed),

@@ -258,8 +258,8 @@ def export(out: Path, to: Path, *, recordings: bool = False) -> int:
     if to.exists():
         raise StoreError(f"{to} exists already.", next_step="Choose another name, or remove it.")
     left = {store.root / name for name in (*NO_STAGES, *(() if recordings else RECORDINGS))}
-    # Logs are of the machines that they were written on, and no result rests on them.
-    left |= {out / "logs", out / "tensorboard"}
+    # What runs said of themselves is of the machines that they ran on, and no result rests on it.
+    left |= {out / "logs", out / "runs", out / "tensorboard"}
     files = [p for p in sorted(out.rglob("*")) if p.is_file() and not p.is_symlink() and not left & set(p.parents)]
     with disk_errors(to), tempfile.NamedTemporaryFile(dir=to.parent, prefix=f".{to.name}.", delete=False) as beside:
         try:
