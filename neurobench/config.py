@@ -5,6 +5,7 @@ Every name, parameter and combination is judged in :func:`expand`, all problems 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -92,7 +93,7 @@ class Grid:
     pretrain_on: tuple[ComponentSpec, ...] = ()
     objective: Objective = RECONSTRUCTION
 
-    @property
+    @functools.cached_property
     def combinations(self) -> tuple[Combination, ...]:
         """Every backbone × mask × dataset × seed, one dataset after the other."""
         return tuple(
