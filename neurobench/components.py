@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -14,6 +15,7 @@ from neurobench.errors import ConfigError, closest
 from neurobench.identity import digest, file_digest
 
 if TYPE_CHECKING:
+    from neurobench.contracts import Component
     from neurobench.plugins import Kind, Registry
 
 __all__ = [
@@ -134,15 +136,24 @@ def parse_component(kind: Kind, text: str, registry: Registry) -> ComponentSpec:
     UnknownNameError, PluginError
         If nothing provides the name, or what provides it cannot be used.
     """
-    name, defaults, changed = read_component(
-        kind, text, lambda name: registry.get(kind, name).component_parameters(), ""
-    )
+
+    def accepted(name: str) -> Mapping[str, inspect.Parameter]:
+        found: type[Component] = registry.get(kind, name)
+        return _accepted(found)  # type: ignore[arg-type]  # a class can be hashed, which mypy denies
+
+    name, defaults, changed = read_component(kind, text, accepted, "")
     cls = registry.get(kind, name)
     # A record says what a file held, not where it lay: such a label can be read where the file is not.
     here = {n: defaults[n] if CONTENT.search(str(v)) else v for n, v in changed.items()}
     named = {n: files for n, files in cls.named_files({**defaults, **here}).items() if n in defaults}
     resolved = {**defaults, **changed, **{n: of_content(str(changed.get(n, defaults[n])), f) for n, f in named.items()}}
     return ComponentSpec(kind, name, resolved, defaults, {n: str(changed.get(n, defaults[n])) for n in named})
+
+
+@functools.cache
+def _accepted(cls: type[Component]) -> Mapping[str, inspect.Parameter]:
+    """Return what a user may set of a component; a large grid asks many thousand times."""
+    return cls.component_parameters()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Every name, parameter and combination is judged in :func:`expand`, all problems 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import math
@@ -105,7 +106,7 @@ class Grid:
     objective: Objective = RECONSTRUCTION
     distributed: Setting | None = None
 
-    @property
+    @functools.cached_property
     def combinations(self) -> tuple[Combination, ...]:
         """Every backbone × mask × dataset × seed, one dataset after the other."""
         return tuple(

@@ -47,7 +47,7 @@ def main() -> int:
     try:
         with distributed.join(member.setting, member.device) as group:
             here = Here(member.config)
-            step = here.step(member.dataset, member.seed, member.stage, member.key)
+            _, step = here.step(member.dataset, member.seed, member.stage, member.key)
             torch.set_num_threads(distributed.threads(group.size))
             with few_threads(here.grid.profile, here.device):
                 step.compute(member.folder, advance, member.checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ from neurobench.cost import Work
 from neurobench.identity import digest, seed_for
 from neurobench.progress import Advance
 from neurobench.records import Fold, SignalSpec
-from neurobench.steps import FILLERS, CohortSteps, Row, Step, code_digest
+from neurobench.steps import FILLERS, CohortSteps, Row, Step, code_digest, once
 from neurobench.store import Checkpoint
 
 __all__ = ["CohortRun", "protocol"]
@@ -87,6 +88,7 @@ class CohortRun(CohortSteps):
 
     # ------------------------------------------------------------ evaluation
 
+    @once
     def evaluation_step(self, row: Row, task_spec: ComponentSpec) -> Step:
         """Score a row on a task: held-out predictions of every fold, metrics, intervals."""
         task = self.task(task_spec)
@@ -104,7 +106,7 @@ class CohortRun(CohortSteps):
     def _subject_evaluation(self, row: Row, spec: ComponentSpec, task: SubjectTask) -> Step:
         identity = {
             **self._adaptation_identity(row),
-            "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
+            "sources": [self._source_step(row, spec, f).key for f in self.folds],
             "harmonise": self.grid.config.harmonise,
             "probe": self.probe(row),
             "families": self.families(self.cohort.subjects),
@@ -283,7 +285,7 @@ class CohortRun(CohortSteps):
     def _window_evaluation(self, row: Row, spec: ComponentSpec, task: WindowTask) -> Step:
         identity = {
             **self._adaptation_identity(row),
-            "sources": [digest(self._source_step(row, spec, f).identity) for f in self.folds],
+            "sources": [self._source_step(row, spec, f).key for f in self.folds],
             "task": self.component(spec),
             "probe": self.probe(row),
             "families": self.families(self.cohort.subjects),
@@ -345,7 +347,7 @@ class CohortRun(CohortSteps):
     def _retrieval_evaluation(self, row: Row, spec: ComponentSpec, task: RetrievalTask) -> Step:
         rows = self.retrieval_rows(spec)
         identity: dict[str, Any] = {
-            "sources": [digest(self.feature_step(row, spec, f).identity) for f in self.folds],
+            "sources": [self.feature_step(row, spec, f).key for f in self.folds],
             "task": self.component(spec),
             "families": self.families(self.cohort.subjects),
             "windows": rows.cohort.fingerprint,
@@ -376,6 +378,7 @@ class CohortRun(CohortSteps):
 
     # ------------------------------------------------------------ site leak
 
+    @once
     def leak_step(self, row: Row) -> Step | None:
         """Tell the site from a row's features by the common probe; None where that has no meaning.
 
@@ -388,7 +391,7 @@ class CohortRun(CohortSteps):
         if row.baseline is not None and self.registry.get("baseline", row.baseline.name).depends_on_task:
             return None
         identity = {
-            "sources": [digest(self.feature_step(row, spec, f).identity) for f in self.folds],
+            "sources": [self.feature_step(row, spec, f).key for f in self.folds],
             "what": "site leak",
             "probe": self.probe(row),
             "families": self.families(self.cohort.subjects),
@@ -445,7 +448,7 @@ class CohortRun(CohortSteps):
             self.reconstruction_step(r, f, m, task.ratio) for r in (row, FILLERS) for f in self.folds for m in masks
         ]
         identity = {
-            "sources": [digest(s.identity) for s in steps],
+            "sources": [s.key for s in steps],
             "row": row.label,
             "task": self.component(spec),
             "seed": self.seed,
@@ -463,7 +466,7 @@ class CohortRun(CohortSteps):
 
     def _evoked_evaluation(self, row: Row, spec: ComponentSpec, task: EvokedTask) -> Step:
         identity = {
-            "sources": [digest(self.evoked_step(r, f, spec).identity) for r in (row, FILLERS) for f in self.folds],
+            "sources": [self.evoked_step(r, f, spec).key for r in (row, FILLERS) for f in self.folds],
             "row": row.label,
             "task": self.component(spec),
             "seed": self.seed,
@@ -495,6 +498,7 @@ class CohortRun(CohortSteps):
         strategies = {m.label: self.strategy(m) for m in self.evaluation_masks(task)}
         return reconstruction.headline_masks(strategies, self.cohort.signal)
 
+    @once
     def evaluation_masks(self, task: ReconstructionTask) -> tuple[ComponentSpec, ...]:
         """Return the task's evaluation masks that are possible on these units."""
         specs = [parse_component("mask", name, self.registry) for name in task.evaluation_masks]
@@ -505,8 +509,9 @@ class CohortRun(CohortSteps):
     @functools.cached_property
     def combinations(self) -> tuple[Combination, ...]:
         """The combinations of this cohort and seed."""
-        mine = (self.cohort.dataset, self.seed)
-        return tuple(c for c in self.grid.combinations if (c.dataset.label, c.seed) == mine)
+        # Not picked from the grid's: of many seeds that would be gone through for each of them.
+        pairs = itertools.product(self.grid.backbones, self.grid.masks)
+        return tuple(Combination(backbone, mask, self.dataset, self.seed) for backbone, mask in pairs)
 
     @functools.cached_property
     def tasks(self) -> tuple[ComponentSpec, ...]:
@@ -523,6 +528,7 @@ class CohortRun(CohortSteps):
         """Whether a row is scored on a task: it provides what the task needs, and its score would mean something."""
         return self.task(task).needs in row.provides and not self._senseless(row, task)
 
+    @once
     def _senseless(self, row: Row, task: ComponentSpec) -> str:
         """Return why a row's score on a task would mean nothing, or an empty string."""
         if row.baseline is None or not isinstance(self.task(task), RetrievalTask):
@@ -586,6 +592,7 @@ class CohortRun(CohortSteps):
         how = self.adapts(row) or Setting("frozen")
         return {"adaptation": how.name, "adaptation_parameters": dict(how.parameters)}
 
+    @once
     def reconstruction_masks(self, row: Row) -> list[tuple[ComponentSpec, float]]:
         """Return the (mask, ratio) pairs that a row is evaluated under: the tasks' own, and its pretraining's."""
         if "reconstruction" not in row.provides:

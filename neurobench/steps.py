@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -71,7 +71,11 @@ from neurobench.retrieval import RetrievalRows, retrieval_rows
 from neurobench.store import Checkpoint, Entry
 from neurobench.windows import Rows, WindowRows, window_rows
 
-__all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest"]
+__all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest", "once"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound="CohortSteps")
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,11 @@ class Step:
     identity: Mapping[str, Any]
     work: Work
     compute: Callable[[Path, Advance, Checkpoint], None]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The key of its identity in a store."""
+        return digest(self.identity)
 
 
 Fetch = Callable[[Step], Entry]
@@ -151,6 +160,23 @@ def code_digest(*modules: Any) -> str:
     Read once, as plugins are: what runs is what was imported.
     """
     return digest([file_digest(Path(m.__file__)) for m in modules])
+
+
+def once(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Have a cohort's steps remember what a method returned: identities share their parts many times over.
+
+    What it returns is not to be changed.
+    """
+
+    @functools.wraps(method)
+    def remembered(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        key = (method.__name__, *args, *kwargs.items())
+        if key not in self.remembered:
+            self.remembered[key] = method(self, *args, **kwargs)
+        found: R = self.remembered[key]
+        return found
+
+    return remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +245,7 @@ class CohortSteps:
         fetch: Fetch,
         others: Mapping[str, Cohort] | None = None,
     ) -> None:
+        self.remembered: dict[tuple[Any, ...], Any] = {}
         self.source, self.grid, self.registry = source, grid, registry
         self.seed, self.device, self.fetch = seed, device, fetch
         profile = grid.profile
@@ -301,6 +328,7 @@ class CohortSteps:
             self._tokenizers[fold.index] = tokens.Tokenizer(self.cohort, scaler)
         return self._tokenizers[fold.index]
 
+    @once
     def component(self, spec: ComponentSpec) -> dict[str, Any]:
         """Return what identifies a component: name, parameters, distribution, version, digest of its source."""
         provenance = self.registry.provenance(spec.kind, spec.name)
@@ -317,6 +345,7 @@ class CohortSteps:
         task: Task = self.registry.get("task", spec.name)(**spec.arguments)
         return task
 
+    @once
     def _fold_identity(self, fold: Fold) -> dict[str, Any]:
         return {
             "cohort": self.cohort.fingerprint,
@@ -365,13 +394,15 @@ class CohortSteps:
             identity["units"] = digest(self.cohort.known_units.describe())
         return identity
 
+    @once
     def _network_identity(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> dict[str, Any]:
         """Return what identifies a pretrained network that is used on the cohort in a fold."""
-        identity: dict[str, Any] = {"pretraining": digest(self.pretraining_step(backbone, mask, fold).identity)}
+        identity: dict[str, Any] = {"pretraining": self.pretraining_step(backbone, mask, fold).key}
         # A network that never met the cohort says nothing of who is scaled and scored with it, and how units meet.
         met = {} if self.cohort.seen_as is None else {"units": digest(self.cohort.known_units.describe())}
         return identity | met if self._meets(backbone, mask) else identity | met | self._fold_identity(fold)
 
+    @once
     def pretraining_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
         """Pretrain a backbone under a masking strategy on the training subjects of a fold, or on other cohorts."""
         strategy = self.strategy(mask)
@@ -512,6 +543,7 @@ class CohortSteps:
         whole = all(fold.train_span == (0.0, 1.0) for fold in self.folds)
         return not self._meets(backbone, mask) and self.cohort.spec.scaling == "recording" and whole
 
+    @once
     def embedding_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
         """Embed every subject with the frozen backbone of a fold."""
         identity = {
@@ -532,6 +564,7 @@ class CohortSteps:
         label = self._title(f"embed {backbone.label} · {mask.label}", fold)
         return Step("embedding", label, identity, self._passes("embedding", self.cohort.subjects, backbone), compute)
 
+    @once
     def window_embedding_step(
         self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold, task: ComponentSpec
     ) -> Step:
@@ -590,6 +623,7 @@ class CohortSteps:
         assert isinstance(rows, RetrievalRows)
         return rows
 
+    @once
     def baseline_step(self, baseline: ComponentSpec, fold: Fold, task: ComponentSpec) -> Step:
         """Fit a baseline on the training subjects and give every subject its feature row."""
         cls: type[Baseline] = self.registry.get("baseline", baseline.name)
@@ -670,6 +704,7 @@ class CohortSteps:
 
     # ------------------------------------------------------------ reconstruction
 
+    @once
     def reconstruction_step(self, row: Row, fold: Fold, mask: ComponentSpec, ratio: float) -> Step:
         """Fill hidden tokens of the test subjects under one evaluation mask, by a backbone or by the fillers."""
         identity: dict[str, Any] = {
@@ -865,6 +900,7 @@ class CohortSteps:
             ]
         )
 
+    @once
     def evoked_step(self, row: Row, fold: Fold, spec: ComponentSpec) -> Step:
         """Fill in the epochs of the test subjects and measure their averages, by a backbone or by the fillers."""
         identity: dict[str, Any] = {
