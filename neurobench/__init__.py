@@ -32,6 +32,7 @@ _PUBLIC = {
     "WINDOW_METRICS": "neurobench.metrics",
     "regression_metrics": "neurobench.metrics",
     "PARAMETERS_PER_PASS": "neurobench.contracts",
+    "SensorEmbedding": "neurobench.contracts",
     "feedforward_width": "neurobench.contracts",
     "COVARIATES": "neurobench.contracts",
     "BackboneSpec": "neurobench.records",

@@ -227,7 +227,7 @@ def _common_units(
             )
         else:
             keep.append((file, entry, meta))
-    table = _mean_positions(unit_table(reference["units"]), keep)
+    table = _mean_places(unit_table(reference["units"]), keep)
     found = np.zeros(len(table))
     for _, _, meta in keep:
         rows = _rows(table, meta)
@@ -255,32 +255,47 @@ def unit_table(described: Mapping[str, Any]) -> UnitTable:
     for i, pairs in enumerate(described["region_share"]):
         for j, value in pairs:
             share[i, j] = value
-    positions = [[np.nan if x is None else x for x in p] for p in described["position_mm"]]
     return UnitTable(
         names=tuple(described["names"]),
         groups=tuple(described["groups"]),
-        position_mm=np.array(positions, np.float32).reshape(-1, 3),
+        position_mm=_vectors(described["position_mm"]),
         types=tuple(described["types"]),
         sites=np.array(described["sites"], np.int64),
         region_names=tuple(described["regions"]),
         region_share=share,
         group_source=described["group_source"],
+        orientation=_vectors(described.get("orientation", [])),
     )
 
 
-def _mean_positions(table: UnitTable, keep: list[tuple[RecordingFile, Entry, dict[str, Any]]]) -> UnitTable:
-    """Return the table with each unit's position averaged over recordings: heads sit differently under one helmet."""
+def _vectors(described: Any) -> NDArray[np.float32]:
+    return np.array([[np.nan if x is None else x for x in v] for v in described], np.float32).reshape(-1, 3)
+
+
+def _mean_places(table: UnitTable, keep: list[tuple[RecordingFile, Entry, dict[str, Any]]]) -> UnitTable:
+    """Return the table with positions and orientations averaged over recordings: heads sit differently in a helmet."""
+    position = _mean_vectors("position_mm", table, keep)
+    orientation = _mean_vectors("orientation", table, keep)
+    # Opposite ones have no mean.
+    length = np.linalg.norm(orientation, axis=1, keepdims=True)
+    orientation = np.divide(orientation, length, out=np.full_like(orientation, np.nan), where=length > 0.1)
+    return replace(table, position_mm=position.astype(np.float32), orientation=orientation.astype(np.float32))
+
+
+def _mean_vectors(
+    name: str, table: UnitTable, keep: list[tuple[RecordingFile, Entry, dict[str, Any]]]
+) -> NDArray[np.float64]:
+    """Return (units, 3) the mean over the recordings in which it is known; NaN where it is known in none."""
     stacked = np.full((len(keep), len(table), 3), np.nan)
     for i, (_, _, meta) in enumerate(keep):
-        own = meta["units"]["position_mm"]
-        for j, row in enumerate(_rows(table, meta)):
-            if row >= 0 and None not in own[row]:
-                stacked[i, j] = own[row]
+        if own := meta["units"].get(name):
+            for j, row in enumerate(_rows(table, meta)):
+                if row >= 0 and None not in own[row]:
+                    stacked[i, j] = own[row]
     known = np.isfinite(stacked).all(-1)
     total = np.where(known[..., None], stacked, 0.0).sum(0)
     with np.errstate(invalid="ignore"):
-        mean = np.where(known.any(0)[:, None], total / known.sum(0)[:, None], np.nan)
-    return replace(table, position_mm=mean.astype(np.float32))
+        return np.where(known.any(0)[:, None], total / known.sum(0)[:, None], np.nan)
 
 
 def _rows(units: UnitTable, meta: Mapping[str, Any]) -> NDArray[np.int64]:

@@ -56,6 +56,7 @@ __all__ = [
     "Metric",
     "ReconstructionTask",
     "RetrievalTask",
+    "SensorEmbedding",
     "SubjectTask",
     "Task",
     "TokenBackbone",
@@ -202,7 +203,7 @@ class Backbone(nn.Module, Component, ABC):
         hidden
             (batch, units, patches) bool, True = hidden; never True where not valid.
         table
-            The token table: unit, group, position, valid.
+            The token table: unit, group, position, orientation, type, valid.
 
         Returns
         -------
@@ -280,12 +281,49 @@ def patch_basis(n_features: int, width: int) -> torch.Tensor:
     return basis
 
 
+class SensorEmbedding(nn.Module):
+    """What a sensor measures: its type, and a linear map of its orientation; nothing is added where either is unknown.
+
+    What a vector points along is the type's to say (:class:`~neurobench.records.UnitTable`). Built only where units
+    have several types or an orientation, so that everywhere else no weight comes and no draw of one moves.
+
+    Parameters
+    ----------
+    spec
+        Sizes.
+    width
+        Of the embedding.
+    """
+
+    def __init__(self, spec: BackboneSpec, width: int) -> None:
+        super().__init__()
+        self.type_embedding = nn.Embedding(spec.n_types, width) if spec.n_types > 1 else None
+        self.orientation = nn.Linear(3, width, bias=False) if spec.oriented else None
+        if self.type_embedding is not None:
+            nn.init.normal_(self.type_embedding.weight, std=0.02)
+
+    @classmethod
+    def of(cls, spec: BackboneSpec, width: int) -> SensorEmbedding | None:
+        """Return the embedding, or None where units are all of one type and none has an orientation."""
+        return cls(spec, width) if spec.n_types > 1 or spec.oriented else None
+
+    def forward(self, table: TokenTable) -> torch.Tensor:
+        """Return (batch, units, width)."""
+        embedded = table.position.new_zeros(())
+        if self.type_embedding is not None:
+            known = (table.type >= 0)[..., None]
+            embedded = embedded + self.type_embedding(table.type.clamp(min=0)) * known
+        if self.orientation is not None:
+            embedded = embedded + self.orientation(table.orientation)
+        return embedded
+
+
 class TokenBackbone(Backbone):
     """A backbone that only says how tokens mix; embedding is done for it, the same for all.
 
     A token's embedding is the sum of its value (or a learned vector where hidden), its unit, its group, its
-    position and its time. Units get a strong identity (s.d. .2): with .02 a model on real BOLD learns almost nothing
-    in a thousand steps.
+    position, its time and, for sensors, its type and orientation (:class:`SensorEmbedding`). Units get a strong
+    identity (s.d. .2): with .02 a model on real BOLD learns almost nothing in a thousand steps.
 
     With ``drops_hidden = True`` in a class, or ``visible_only``, :meth:`mix` is given visible tokens only, on the
     smallest grid that holds them, and hidden places get their tokens from what comes out of it, by one light attention
@@ -293,9 +331,10 @@ class TokenBackbone(Backbone):
     its embedding and in ``table``.
 
     With prompts (:meth:`with_prompts`) :meth:`mix` is given a few units more, the last ones, and what it makes of them
-    is dropped. They are no unit of the table: ``table.unit`` is −1 there, the group 0, the position the mean of the
-    window's units, and they are valid in every patch in which the window has a valid token. A :meth:`mix` that looks
-    units up has to treat −1 as something that belongs everywhere; a check holds it to that.
+    is dropped. They are no unit of the table: ``table.unit`` and ``table.type`` are −1 there, the group 0, the position
+    the mean of the window's units, without an orientation, and they are valid in every patch in which the window has a
+    valid token. A :meth:`mix` that looks units up has to treat −1 as something that belongs everywhere; a check holds
+    it to that.
 
     Parameters
     ----------
@@ -320,6 +359,7 @@ class TokenBackbone(Backbone):
         self.time_embedding = nn.Parameter(torch.randn(spec.n_patches, w) * 0.02)
         nn.init.normal_(self.unit_embedding.weight, std=self.UNIT_STD)
         nn.init.normal_(self.group_embedding.weight, std=0.02)
+        self.sensor = SensorEmbedding.of(spec, w)
         self.norm = nn.LayerNorm(w)
         self.from_visible = FromVisible(w, spec.n_layers) if visible_only or self.drops_hidden else None
         self.prompts: nn.Parameter | None
@@ -335,6 +375,8 @@ class TokenBackbone(Backbone):
         """Return (batch, units, patches, width) embeddings; zeros where a token is not valid."""
         value = torch.where(hidden[..., None], self.hidden_token, self.value(signal))
         unit = self.unit_embedding(table.unit) + self.group_embedding(table.group) + self.position(table.position)
+        if self.sensor is not None:
+            unit = unit + self.sensor(table)
         tokens = value + unit[:, :, None] + self.time_embedding[: signal.shape[2]]
         embedded: torch.Tensor = tokens * table.valid[..., None]
         return embedded
@@ -375,13 +417,19 @@ def _with_prompts(table: TokenTable, n_tokens: int) -> TokenTable:
     centre = (table.position * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
     # Not in padding: a prompt there would carry how much of a window is missing into the tokens that are not.
     valid = table.valid.any(1, keepdim=True)
-    new_unit, new_group = torch.full_like(table.unit[:, :1], -1), torch.zeros_like(table.group[:, :1])
+    no_unit = torch.full_like(table.unit[:, :1], -1)
+
+    def joined(own: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.cat([own, new.expand(-1, n_tokens, *new.shape[2:])], 1)
+
     return replace(
         table,
-        unit=torch.cat([table.unit, new_unit.expand(-1, n_tokens)], 1),
-        valid=torch.cat([table.valid, valid.expand(-1, n_tokens, -1)], 1),
-        position=torch.cat([table.position, centre.expand(-1, n_tokens, -1)], 1),
-        group=torch.cat([table.group, new_group.expand(-1, n_tokens)], 1),
+        unit=joined(table.unit, no_unit),
+        valid=joined(table.valid, valid),
+        position=joined(table.position, centre),
+        group=joined(table.group, torch.zeros_like(no_unit)),
+        orientation=joined(table.orientation, torch.zeros_like(centre)),
+        type=joined(table.type, no_unit),
     )
 
 

@@ -6,7 +6,7 @@ Shapes are written as (units, times); *unit*, *patch*, *token* and the other wor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,7 +99,7 @@ class UnitTable:
     position_mm
         (units, 3), MNI for fMRI and head frame for MEG; NaN where unknown.
     types
-        ``parcel``, ``mag``, ``grad`` or ``patch``.
+        ``parcel`` or ``patch``; of sensors ``mag`` (magnetometer), ``axial`` or ``grad`` (axial or planar gradiometer).
     sites
         (units,) number of the physical place: the three sensors of one MEGIN site share it, a parcel has its own.
     region_names, region_share
@@ -109,6 +109,11 @@ class UnitTable:
     group_source
         Where the groups come from: ``anatomical``, ``helmet``, ``position`` (clustered from positions, which is
         said wherever the groups are used) or ``none``.
+    orientation
+        (units, 3) unit vectors in the frame of ``position_mm``, NaN where there is none, as for parcels and patches; an
+        empty array: nowhere. Of a planar gradiometer the direction along which its signal is the gradient, of any other
+        coil its normal. One vector is enough to tell sensors apart: the two gradiometers of a MEGIN site share
+        position and normal with each other and with the magnetometer there, and differ in nothing but that direction.
     """
 
     names: tuple[str, ...]
@@ -119,15 +124,19 @@ class UnitTable:
     region_names: tuple[str, ...]
     region_share: NDArray[np.float32]
     group_source: Literal["anatomical", "helmet", "position", "none"] = "anatomical"
+    orientation: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 3), np.float32))
 
     def __post_init__(self) -> None:
         n = len(self.names)
+        if len(self.orientation) == 0:
+            object.__setattr__(self, "orientation", np.full((n, 3), np.nan, np.float32))
         lengths = {
             len(self.groups),
             len(self.position_mm),
             len(self.types),
             len(self.sites),
             len(self.region_share),
+            len(self.orientation),
             n,
         }
         if lengths != {n}:
@@ -137,6 +146,10 @@ class UnitTable:
             raise ValueError(f"unit names are not unique: {', '.join(twice[:5])}")
         if self.region_share.shape != (n, len(self.region_names)):
             raise ValueError(f"region_share has shape {self.region_share.shape}, not {(n, len(self.region_names))}")
+        length = np.linalg.norm(self.orientation, axis=1)
+        if (wrong := np.flatnonzero(np.abs(length - 1) > 1e-3)).size:
+            unit = self.names[wrong[0]]
+            raise ValueError(f"orientations are no unit vectors: that of {unit} has length {length[wrong[0]]:.3g}")
 
     @classmethod
     def from_groups(
@@ -147,6 +160,7 @@ class UnitTable:
         types: tuple[str, ...] | None = None,
         sites: NDArray[np.int64] | None = None,
         group_source: Literal["anatomical", "helmet", "position", "none"] = "anatomical",
+        orientation: NDArray[np.float32] | None = None,
     ) -> UnitTable:
         """Build a table whose regions are its groups (parcels and sensors)."""
         n = len(names)
@@ -166,6 +180,7 @@ class UnitTable:
             region_names=regions,
             region_share=share,
             group_source=group_source if regions else "none",
+            orientation=np.asarray([] if orientation is None else orientation, np.float32).reshape(-1, 3),
         )
 
     def __len__(self) -> int:
@@ -175,6 +190,16 @@ class UnitTable:
     def has_positions(self) -> bool:
         """Whether every unit has a position."""
         return bool(np.isfinite(self.position_mm).all())
+
+    @property
+    def has_orientations(self) -> bool:
+        """Whether any unit has an orientation."""
+        return bool(np.isfinite(self.orientation).any())
+
+    @property
+    def type_names(self) -> tuple[str, ...]:
+        """Distinct types, sorted."""
+        return tuple(sorted(set(self.types)))
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -201,22 +226,28 @@ class UnitTable:
             region_names=tuple(r for r, k in zip(self.region_names, kept, strict=True) if k),
             region_share=share[:, kept],
             group_source=self.group_source,
+            orientation=self.orientation[index],
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values that determine the table, for identities."""
-        return {
+        """Return plain values that determine the table, for identities; orientations only where there is one."""
+        described: dict[str, Any] = {
             "names": list(self.names),
             "groups": list(self.groups),
             "types": list(self.types),
             "sites": self.sites.tolist(),
-            "position_mm": [[None if not np.isfinite(x) else round(float(x), 3) for x in p] for p in self.position_mm],
+            "position_mm": _plain(self.position_mm, 3),
             "regions": list(self.region_names),
             "region_share": [
                 [[int(j), round(float(row[j]), 4)] for j in np.flatnonzero(row)] for row in self.region_share
             ],
             "group_source": self.group_source,
         }
+        return described | ({"orientation": _plain(self.orientation, 4)} if self.has_orientations else {})
+
+
+def _plain(vectors: NDArray[np.float32], digits: int) -> list[list[float | None]]:
+    return [[None if not np.isfinite(x) else round(float(x), digits) for x in v] for v in vectors]
 
 
 # ---------------------------------------------------------------- reading (step 4)
@@ -681,6 +712,10 @@ class TokenTable:
         (batch, units, 3) float32, position in decimetres (mm / 100); zeros where unknown.
     group
         (batch, units) int64, index of the group there.
+    orientation
+        (batch, units, 3) float32, unit vector in the frame of the positions; zeros where unknown.
+    type
+        (batch, units) int64, index of the type in that table's ``type_names``; −1 for a type that is not there.
     units
         The unit table that the backbone was built for: the cohort's own, unless it was pretrained on other cohorts.
     """
@@ -689,6 +724,8 @@ class TokenTable:
     valid: torch.Tensor
     position: torch.Tensor
     group: torch.Tensor
+    orientation: torch.Tensor
+    type: torch.Tensor
     units: UnitTable
 
     def to(self, device: torch.device | str) -> TokenTable:
@@ -696,12 +733,14 @@ class TokenTable:
         return self.map(lambda tensor: tensor.to(device))
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenTable:
-        """Return the table with every tensor changed, as by a move or a repetition of the batch."""
+        """Return the table with every tensor changed, as by a move, a repetition of the batch or a choice of units."""
         return TokenTable(
             unit=change(self.unit),
             valid=change(self.valid),
             position=change(self.position),
             group=change(self.group),
+            orientation=change(self.orientation),
+            type=change(self.type),
             units=self.units,
         )
 
@@ -744,6 +783,8 @@ class BackboneSpec:
         Width of a token inside the backbone and at its output.
     n_layers
         Number of layers; a layer is one pass along units and one along time.
+    n_types, oriented
+        Number of types of units there, and whether any of them has an orientation.
     """
 
     n_units: int
@@ -752,3 +793,24 @@ class BackboneSpec:
     n_features: int
     width: int
     n_layers: int
+    n_types: int = 1
+    oriented: bool = False
+
+    @classmethod
+    def of(cls, units: UnitTable, *, n_patches: int, n_features: int, width: int, n_layers: int) -> BackboneSpec:
+        """Return the sizes of a backbone for these units."""
+        return cls(
+            n_units=len(units),
+            n_groups=len(units.group_names),
+            n_patches=n_patches,
+            n_features=n_features,
+            width=width,
+            n_layers=n_layers,
+            n_types=len(units.type_names),
+            oriented=units.has_orientations,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values for identities; of types and orientations only what tells units apart."""
+        plain = {"n_types": 1, "oriented": False}
+        return {k: v for k, v in asdict(self).items() if k not in plain or v != plain[k]}

@@ -27,7 +27,7 @@ from neurobench.records import (
     UnitTable,
     WindowTable,
 )
-from neurobench.tokens import statistics
+from neurobench.tokens import statistics, types_known
 
 __all__ = [
     "part_of",
@@ -69,7 +69,8 @@ def simulated_units(
         sites = np.arange(n_units) // 3
         position = position[sites * 3]
         types = tuple(("mag", "grad", "grad")[i % 3] for i in range(n_units))
-        return UnitTable.from_groups(names, groups, position if positions else None, types, sites, "helmet")
+        table = UnitTable.from_groups(names, groups, position if positions else None, types, sites, "helmet")
+        return replace(table, orientation=_orientations(position)) if positions else table
     table = UnitTable.from_groups(names, groups, position if positions else None)
     if kind == "parcels" or not n_groups:
         return table
@@ -89,6 +90,16 @@ def simulated_units(
     )
 
 
+def _orientations(position: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return (units, 3): outward at the magnetometer of every site, along two tangents at its gradiometers."""
+    outward = position / np.linalg.norm(position, axis=1, keepdims=True)
+    side = np.cross(outward, [0.3, 0.5, 0.8])
+    side /= np.linalg.norm(side, axis=1, keepdims=True)
+    axes = np.stack([outward, side, np.cross(outward, side)], 1)
+    n = np.arange(len(position))
+    return axes[n, n % 3].astype(np.float32)
+
+
 def simulated_window(units: UnitTable, n_patches: int, *, gaps: bool = False, seed: int = 0) -> WindowTable:
     """Return the token table of one window; with ``gaps`` some units are left out, one is missing, the end padded."""
     rng = np.random.default_rng(seed_for(seed, "units", "window", n_patches))
@@ -105,7 +116,7 @@ def simulated_window(units: UnitTable, n_patches: int, *, gaps: bool = False, se
 
 def simulated_spec(units: UnitTable, n_patches: int, n_features: int, width: int, n_layers: int) -> BackboneSpec:
     """Return the sizes of a backbone for these units."""
-    return BackboneSpec(len(units), len(units.group_names), n_patches, n_features, width, n_layers)
+    return BackboneSpec.of(units, n_patches=n_patches, n_features=n_features, width=width, n_layers=n_layers)
 
 
 def simulated_batch(
@@ -117,8 +128,15 @@ def simulated_batch(
     unit = torch.from_numpy(window.unit).expand(n_batch, -1).contiguous()
     valid = torch.from_numpy(window.valid).expand(n_batch, -1, -1).contiguous()
     signal = torch.randn(n_batch, unit.shape[1], n_patches, n_features, generator=generator) * valid[..., None]
-    position = torch.from_numpy(np.nan_to_num(units.position_mm / 100.0).astype(np.float32))[unit]
-    table = TokenTable(unit, valid, position, torch.from_numpy(units.group_index)[unit], units)
+    table = TokenTable(
+        unit=unit,
+        valid=valid,
+        position=torch.from_numpy(np.nan_to_num(units.position_mm / 100.0).astype(np.float32))[unit],
+        group=torch.from_numpy(units.group_index)[unit],
+        orientation=torch.from_numpy(np.nan_to_num(units.orientation))[unit],
+        type=torch.from_numpy(types_known(units, units))[unit],
+        units=units,
+    )
     names = tuple(f"s{i:02d}" for i in range(n_batch))
     return Batch(signal, table, unit, units, names, tuple(f"{n}@0" for n in names))
 

@@ -257,9 +257,8 @@ class CohortSteps:
         self.recipe = pretraining.Recipe.for_width(profile.width, profile.batch_size)
         self.n_units = min(len(cohort.units), max(1, profile.n_tokens // cohort.patches_per_window))
         self.chunks = tokens.unit_chunks(cohort.units, self.n_units)
-        self.spec = BackboneSpec(
-            n_units=len(known),
-            n_groups=len(known.group_names),
+        self.spec = BackboneSpec.of(
+            known,
             n_patches=cohort.patches_per_window,
             n_features=cohort.n_features,
             width=profile.width,
@@ -412,7 +411,7 @@ class CohortSteps:
             **self._data_identity(backbone, mask, fold),
             "backbone": self.component(backbone),
             "mask": self.component(mask),
-            "spec": asdict(self.spec),
+            "spec": self.spec.describe(),
             "n_steps": n_steps,
             "n_tokens": self.grid.profile.n_tokens,
             "recipe": asdict(self.recipe),

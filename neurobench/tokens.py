@@ -23,6 +23,7 @@ __all__ = [
     "Window",
     "WindowSource",
     "evaluation_windows",
+    "types_known",
     "unit_chunks",
     "usable_span",
 ]
@@ -193,6 +194,12 @@ def unit_chunks(units: UnitTable, n_units: int) -> tuple[NDArray[np.int64], ...]
 # ---------------------------------------------------------------- tokenizer
 
 
+def types_known(units: UnitTable, known: UnitTable) -> NDArray[np.int64]:
+    """Return (units,) the index of the type of each unit in ``known.type_names``, −1 where it is not there."""
+    place = {name: i for i, name in enumerate(known.type_names)}
+    return np.array([place.get(t, -1) for t in units.types], np.int64)
+
+
 class Tokenizer:
     """Cuts windows of a cohort into scaled tokens.
 
@@ -212,6 +219,8 @@ class Tokenizer:
         self._unit = torch.arange(len(cohort.units)) if seen is None else torch.from_numpy(seen.unit)
         self._groups = torch.from_numpy(cohort.units.group_index if seen is None else seen.group)
         self._positions = torch.from_numpy(np.nan_to_num(cohort.units.position_mm / 100.0).astype(np.float32))
+        self._orientations = torch.from_numpy(np.nan_to_num(cohort.units.orientation).astype(np.float32))
+        self._types = torch.from_numpy(types_known(cohort.units, self._known))
         n_values = sum(r.n_times for r in cohort.recordings) * len(cohort.units) * cohort.n_voxels
         self._keep = n_values * 4 <= CACHE_BYTES
         self._scaled: dict[int, NDArray[np.float32]] = {}
@@ -282,6 +291,8 @@ class Tokenizer:
             valid=torch.from_numpy(valid),
             position=self._positions[index],
             group=self._groups[index],
+            orientation=self._orientations[index],
+            type=self._types[index],
             units=self._known,
         )
         names = tuple(w.subject for w in windows), tuple(w.name for w in windows)

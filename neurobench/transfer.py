@@ -124,12 +124,18 @@ SAME_PLACE_MM = 20.0
 """Distance from which two units of one name are not the same: more than heads differ under one helmet, and more than a
 region's centre moves between two versions of an atlas."""
 
+SAME_SITE_MM = 0.01
+"""Distance below which direction decides."""
+
+IN_TESLA = {"mag": "axial", "axial": "mag"}
+
 
 def correspond(units: UnitTable, known: UnitTable) -> Correspondence:
     """Return which unit of ``known`` stands for each of ``units``.
 
     By name if every name is there and, as far as positions are known, at the same place; else the nearest one of the
-    same type.
+    same type, and of several in one place the one that measures along the most similar direction. Magnetometers and
+    axial gradiometers, which both measure in tesla, stand for each other where there is none of the same type.
 
     Raises
     ------
@@ -150,7 +156,8 @@ def correspond(units: UnitTable, known: UnitTable) -> Correspondence:
             allowed="the same names, or a position (x, y, z in mm) of every unit",
             next_step="Give regions.tsv the columns x, y, z, or prepare both cohorts with one atlas.",
         )
-    types, theirs = np.array(units.types), np.array(known.types)
+    theirs = np.array(known.types)
+    types = np.array([t if t in known.type_names else IN_TESLA.get(t, t) for t in units.types])
     if missing := sorted(set(types) - set(theirs)):
         raise DataError(
             f"units of type {', '.join(missing)} meet none: the network knows {', '.join(sorted(set(theirs)))}.",
@@ -160,7 +167,8 @@ def correspond(units: UnitTable, known: UnitTable) -> Correspondence:
         units.position_mm[:, None].astype(np.float64) - known.position_mm[None].astype(np.float64), axis=-1
     )
     distance[types[:, None] != theirs[None]] = np.inf
-    unit = distance.argmin(1)
+    parallel = np.abs(np.nan_to_num(units.orientation) @ np.nan_to_num(known.orientation).T)
+    unit = (distance - SAME_SITE_MM * parallel).argmin(1)
     return Correspondence(known, unit, known.group_index[unit], distance[np.arange(len(units)), unit], "position")
 
 

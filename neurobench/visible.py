@@ -65,13 +65,8 @@ class VisibleGrid:
         units = (~with_units).long().argsort(dim=1, stable=True)[:, : max(1, n_units)]
         patches = (~with_patches).long().argsort(dim=1, stable=True)[:, : max(1, n_patches)]
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
-        small = TokenTable(
-            unit=table.unit[row, units],
-            valid=visible[row[:, :, None], units[:, :, None], patches[:, None]],
-            position=table.position[row, units],
-            group=table.group[row, units],
-            units=table.units,
-        )
+        valid = visible[row[:, :, None], units[:, :, None], patches[:, None]]
+        small = replace(table.map(lambda x: x[row, units]), valid=valid)
         return cls(units, patches, small, n_hidden, bool(across), bool(along))
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:

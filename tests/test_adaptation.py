@@ -69,7 +69,8 @@ class Numbers:
         for row, w in enumerate(windows):
             valid[row, units[row] == 0] = not w.name.endswith("gap")
         rows = torch.tensor(units)
-        table = TokenTable(rows, valid, torch.zeros(*shape[:2], 3), torch.zeros_like(rows), self.cohort.units)
+        nowhere, first = torch.zeros(*shape[:2], 3), torch.zeros_like(rows)
+        table = TokenTable(rows, valid, nowhere, first, nowhere, first, self.cohort.units)
         names = tuple(w.subject for w in windows), tuple(w.name for w in windows)
         return Batch(torch.stack([subject, unit], -1), table, rows, self.cohort.units, *names)
 

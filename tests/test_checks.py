@@ -6,6 +6,7 @@ import functools
 import importlib
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -255,9 +256,7 @@ class Unmasked(Broken):
     """Attends to units that are missing."""
 
     def mix(self, tokens, table):
-        return super().mix(
-            tokens, type(table)(table.unit, table.valid | True, table.position, table.group, table.units)
-        )
+        return super().mix(tokens, replace(table, valid=table.valid | True))
 
 
 class BatchNormed(Broken):

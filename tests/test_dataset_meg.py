@@ -39,6 +39,8 @@ def folder(twin: Path, tmp_path: Path) -> Path:
 
 # ---------------------------------------------------------------- real files
 
+FIELDTRIP = "sample_audvis_5s_neuromag306_fieldtrip_raw_v7.mat"
+
 
 @pytest.mark.parametrize(
     ("name", "n", "n_all", "kind", "groups", "frame"),
@@ -47,8 +49,8 @@ def folder(twin: Path, tmp_path: Path) -> Path:
         ("sample_audvis_trunc_raw_sss.fif", 102, 306, "mag", LOBES, "head"),
         ("triux_bmlhus_erm_raw_sss.fif", 102, 306, "mag", LOBES, "device"),
         ("neuromag122_test_file-raw.fif", 61, 122, "grad", None, "device"),
-        ("somMDYO-18av.ds", 151, 151, "mag", None, "head"),
-        ("testdata_ctf_short_discontinuous.ds_raw.fif", 273, 273, "mag", None, "head"),
+        ("somMDYO-18av.ds", 151, 151, "axial", None, "head"),
+        ("testdata_ctf_short_discontinuous.ds_raw.fif", 273, 273, "axial", None, "head"),
         ("test_elekta_3ch_raw.fif", 1, 3, "mag", None, "device"),
     ],
 )
@@ -77,6 +79,36 @@ def test_the_three_coils_of_a_site_share_it(shared_data: Path) -> None:
     assert len(counts) == 102
     by_site = pd.Series([n[:-1] for n in units.names]).groupby(units.sites).nunique()
     assert (by_site == 1).all(), "a site's sensors differ in the last digit of their names only"
+
+
+@pytest.mark.parametrize(
+    "name", ["141027_cropped_90Hz_raw.fif", "somMDYO-18av.ds", "testdata_ctf_short_discontinuous.ds_raw.fif"]
+)
+def test_coils_point_away_from_the_head(shared_data: Path, name: str) -> None:
+    units = read_meg_file(RecordingFile("s", shared_data / "meg" / name, 1.0, options={"sensors": "mag"})).units
+    outward = units.position_mm - units.position_mm.mean(0)
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(units.orientation, axis=1), 1.0, atol=1e-5)
+    assert (outward * units.orientation).sum(1).min() > 0.7
+
+
+@pytest.mark.parametrize("name", ["sample_audvis_trunc_raw_sss.fif", "neuromag122_test_file-raw.fif", FIELDTRIP])
+def test_the_coils_of_a_site_look_along_three_axes(shared_data: Path, name: str) -> None:
+    units = read_meg_file(RecordingFile("s", shared_data / "meg" / name, 1.0, options={"sensors": "all"})).units
+    for site in np.unique(units.sites):
+        own = units.orientation[units.sites == site]
+        np.testing.assert_allclose(own @ own.T, np.eye(len(own)), atol=0.02)
+
+
+def test_fieldtrips_coils_look_where_mnes_do(shared_data: Path) -> None:
+    # Two files of one session, in head coordinates.
+    mnes, fieldtrips = (
+        read_meg_file(RecordingFile("s", shared_data / "meg" / name, 1.0, options={"sensors": "all"})).units
+        for name in ("sample_audvis_trunc_raw_sss.fif", FIELDTRIP)
+    )
+    mnes = mnes.take(np.array([mnes.names.index(n) for n in fieldtrips.names]))
+    assert mnes.types == fieldtrips.types
+    assert (mnes.orientation * fieldtrips.orientation).sum(1).min() > 0.999
 
 
 def test_ctf_regions_are_the_letters_of_the_names(shared_data: Path) -> None:

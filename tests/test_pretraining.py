@@ -101,13 +101,7 @@ def test_masks_do_not_depend_on_the_order_of_a_batch(cohort: Cohort) -> None:
     batch = source.draw(0, 6)
     hidden, scored = masks_of(batch, RandomTube(), 0.5, seed=0, step=0)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    table = type(batch.table)(
-        unit=batch.table.unit[order],
-        valid=batch.table.valid[order],
-        position=batch.table.position[order],
-        group=batch.table.group[order],
-        units=batch.table.units,
-    )
+    table = batch.table.map(lambda x: x[order])
     names = tuple(batch.subjects[i] for i in order), tuple(batch.windows[i] for i in order)
     turned = type(batch)(batch.signal[order], table, batch.rows[order], batch.units, *names)
     again, scored_again = masks_of(turned, RandomTube(), 0.5, seed=0, step=0)

@@ -40,7 +40,8 @@ def batch_of(units: UnitTable, n_patches: int = 4, *, n_batch: int = 1, n_featur
     signal = torch.randn(n_batch, len(units), n_patches, n_features, generator=generator)
     position = torch.from_numpy(units.position_mm / 100).float()[unit]
     names = tuple(map(str, range(n_batch)))
-    return Batch(signal, TokenTable(unit, valid, position, unit * 0, units), unit, units, names, names)
+    table = TokenTable(unit, valid, position, unit * 0, torch.zeros_like(position), unit * 0, units)
+    return Batch(signal, table, unit, units, names, names)
 
 
 def net_for(batch: Batch, width: int = 32, n_layers: int = 1, **parameters: object) -> ShiftedWindow:
@@ -146,9 +147,7 @@ def test_the_order_in_which_units_are_given_changes_nothing(parameters: dict[str
     net = net_for(batch, 64, 2, **parameters)
     turn = torch.randperm(30, generator=torch.Generator().manual_seed(0))[:23]
     order, t = turn.sort()[0], batch.table
-    some, turned = (
-        TokenTable(t.unit[:, i], t.valid[:, i], t.position[:, i], t.group[:, i], t.units) for i in (order, turn)
-    )
+    some, turned = (t.map(lambda x, i=i: x[:, i]) for i in (order, turn))
     hidden = torch.rand(2, 30, 6, generator=torch.Generator().manual_seed(1)) < 0.3
     straight = net(batch.signal[:, order], hidden[:, order], some)
     other = net(batch.signal[:, turn], hidden[:, turn], turned)
@@ -226,6 +225,8 @@ def with_prompts(table: TokenTable, k: int) -> TokenTable:
         torch.cat([table.valid, torch.ones(n, k, p, dtype=torch.bool)], 1),
         torch.cat([table.position, table.position.mean(1, keepdim=True).expand(n, k, 3)], 1),
         torch.cat([table.group, torch.zeros(n, k, dtype=torch.int64)], 1),
+        torch.cat([table.orientation, torch.zeros(n, k, 3)], 1),
+        torch.cat([table.type, torch.full((n, k), -1)], 1),
         table.units,
     )
 
@@ -246,7 +247,7 @@ def test_a_prompt_is_seen_in_every_window_and_gets_the_mean_of_its_changes(param
             assert not found[0].any()
     turned = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     t = batch.table
-    other = TokenTable(t.unit[:, turned], t.valid, t.position[:, turned], t.group, t.units)
+    other = replace(t, unit=t.unit[:, turned], position=t.position[:, turned])
     again = net.mix(torch.cat([tokens[:, turned], prompts], 1), with_prompts(other, 2))
     torch.testing.assert_close(again[:, 9:], mixed[:, 9:], atol=1e-5, rtol=1e-4)
 

@@ -20,7 +20,7 @@ from neurobench.pretraining import masks_of
 from neurobench.records import Cohort, UnitTable
 from neurobench.results import load_evidence, read_record
 from neurobench.specimens import simulated_cohort
-from neurobench.tokens import Scaler, Tokenizer, TrainingWindows
+from neurobench.tokens import Scaler, Tokenizer, TrainingWindows, types_known
 from neurobench.transfer import MixedWindows, correspond, outsiders, shared_people
 from neurobench_masks.random_tube import RandomTube
 
@@ -141,6 +141,30 @@ def test_sensors_meet_sensors_of_their_type():
     np.testing.assert_array_equal(found.unit, [0, 2])
     with pytest.raises(DataError, match="type eeg meet none"):
         correspond(table(2, prefix="v", types=("eeg", "eeg")), known)
+
+
+def test_axial_gradiometers_meet_magnetometers_where_there_are_none():
+    known = table(4, types=("mag", "grad", "mag", "grad"))
+    found = correspond(table(2, shift=28.0, prefix="v", types=("axial", "axial")), known)
+    np.testing.assert_array_equal(found.unit, [0, 2])
+    both = correspond(table(2, shift=28.0, prefix="v", types=("axial", "mag")), table(3, types=("mag", "axial", "mag")))
+    np.testing.assert_array_equal(both.unit, [1, 2])
+
+
+def test_sensors_of_one_place_meet_along_their_directions():
+    two = np.array([[0, 0, 90], [0, 0, 90]], np.float32)
+
+    def pair(prefix: str, along: list[list[float]]) -> UnitTable:
+        names = (f"{prefix}0", f"{prefix}1")
+        return UnitTable.from_groups(names, ("a", "a"), two, ("grad", "grad"), orientation=np.array(along, np.float32))
+
+    found = correspond(pair("v", [[0.8, 0.6, 0], [-0.6, 0.8, 0]]), pair("k", [[0, -1, 0], [1, 0, 0]]))
+    np.testing.assert_array_equal(found.unit, [1, 0])
+
+
+def test_types_are_counted_as_the_network_knows_them():
+    known = table(4, types=("grad", "mag", "grad", "mag"))
+    assert types_known(table(3, types=("mag", "axial", "grad")), known).tolist() == [1, -1, 0]
 
 
 def test_without_names_and_places_units_do_not_meet():

@@ -126,7 +126,7 @@ def test_hiding_whole_units_or_times_leaves_a_smaller_grid(mask: type) -> None:
 def cut(batch: Batch, keep: torch.Tensor) -> Batch:
     """Return a batch without the units that are not kept."""
     t = batch.table
-    table = TokenTable(t.unit[:, keep], t.valid[:, keep], t.position[:, keep], t.group[:, keep], t.units)
+    table = t.map(lambda x: x[:, keep])
     return replace(batch, signal=batch.signal[:, keep], table=table)
 
 
@@ -177,7 +177,7 @@ def test_a_window_gets_the_same_tokens_beside_windows_with_more_to_see(cls: type
     assert torch.isfinite(together).all()
     for i in range(3):
         t = batch.table
-        table = TokenTable(*(x[i : i + 1] for x in (t.unit, t.valid, t.position, t.group)), t.units)
+        table = t.map(lambda x, i=i: x[i : i + 1])
         alone = Batch(batch.signal[i : i + 1], table, batch.rows[i : i + 1], batch.units, ("s",), ("w",))
         torch.testing.assert_close(together[i : i + 1], call(net, alone, hidden[i : i + 1]), **CLOSE)
 

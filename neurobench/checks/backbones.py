@@ -15,6 +15,7 @@ from neurobench.errors import CheckError
 from neurobench.plugins import Registry
 from neurobench.records import BackboneSpec, Batch, TokenTable
 from neurobench.specimens import simulated_batch, simulated_connectivity, simulated_units
+from neurobench.tokens import types_known
 
 PROFILES = ((32, 1), (64, 2), (256, 4))
 """Width and layers of the profiles smoke, cpu and full."""
@@ -76,8 +77,7 @@ def _call(backbone: Any, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(batch: Batch, index: list[int]) -> Batch:
-    t = batch.table
-    table = TokenTable(t.unit[index], t.valid[index], t.position[index], t.group[index], t.units)
+    table = batch.table.map(lambda x: x[index])
     names = tuple(batch.subjects[i] for i in index), tuple(batch.windows[i] for i in index)
     return Batch(batch.signal[index], table, batch.rows[index], batch.units, *names)
 
@@ -340,9 +340,8 @@ def _padded(n_units: int | None, n_patches: int | None) -> Batch:
 def _cut(batch: Batch, units: torch.Tensor | int | None, n_patches: int | None = None) -> Batch:
     """Return a batch of some units (an index, or the first so many), in the order given, and of the first patches."""
     at = units if isinstance(units, torch.Tensor) else slice(units)
-    t = batch.table
-    valid = t.valid[:, at][:, :, :n_patches]
-    table = TokenTable(t.unit[:, at], valid, t.position[:, at], t.group[:, at], t.units)
+    table = batch.table.map(lambda x: x[:, at])
+    table = replace(table, valid=table.valid[:, :, :n_patches])
     return replace(batch, signal=batch.signal[:, at][:, :, :n_patches], table=table)
 
 
@@ -370,6 +369,48 @@ def drops_hidden(cls: type[Backbone], registry: Registry | None, full: bool) -> 
             )
     demand(problems, "Compute visible tokens from visible ones, or leave `drops_hidden` False.")
     return "hidden tokens are left out"
+
+
+def sensors(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """Types and orientations of sensors are told apart by the embedding, each window's own, and may be unknown."""
+    batch = _of_sensors(_batch(2))
+    spec = replace(SPEC, n_types=len(batch.units.type_names), oriented=True)
+    hidden = torch.zeros_like(batch.table.valid)
+    backbone = _built(cls, spec)
+    t, tokens, changes, problems = batch.table, _call(backbone, batch, hidden), [], []
+    unknown = torch.full_like(t.type, -1)
+    for what, table in (
+        ("orientations", replace(t, orientation=-t.orientation)),
+        ("types", replace(t, type=(t.type + 1) % spec.n_types)),
+        ("sensors of which nothing is known", replace(t, orientation=torch.zeros_like(t.orientation), type=unknown)),
+    ):
+        # Only the second window's.
+        table = table.map(lambda x: x.clone())
+        for name in ("orientation", "type"):
+            getattr(table, name)[0] = getattr(t, name)[0]
+        other = _call(backbone, replace(batch, table=table), hidden)
+        if not torch.isfinite(other).all():
+            problems.append(f"the output holds NaN or infinity with other {what}")
+        if (leak := _difference(tokens[:1], other[:1])) > TOLERANCE:
+            problems.append(f"other {what} in one window change the tokens of another one by {leak:.1e} s.d.")
+        changes.append((what, _difference(tokens[1:], other[1:])))
+        if issubclass(cls, TokenBackbone) and changes[-1][1] <= TOLERANCE:
+            problems.append(f"other {what} change nothing")
+    demand(problems, "`embed` adds what a sensor is: a `forward` of its own has to call it.")
+    return "; ".join(f"other {what} change the tokens by {change:.1e} s.d." for what, change in changes)
+
+
+def _of_sensors(batch: Batch) -> Batch:
+    """Return a batch whose units are magnetometers and gradiometers with orientations, wherever they lie."""
+    like = simulated_units(len(batch.units), 3, kind="sensors")
+    units = replace(batch.units, types=like.types, orientation=like.orientation)
+    table = replace(
+        batch.table,
+        orientation=torch.from_numpy(units.orientation)[batch.table.unit],
+        type=torch.from_numpy(types_known(units, units))[batch.table.unit],
+        units=units,
+    )
+    return replace(batch, table=table, units=units)
 
 
 def connectivity(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
@@ -614,7 +655,7 @@ def inputs_are_left_alone(cls: type[Backbone], registry: Registry | None, full: 
 def _tensors(batch: Batch, hidden: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     yield "signal", batch.signal
     yield "hidden", hidden
-    for name in ("unit", "valid", "position", "group"):
+    for name in ("unit", "valid", "position", "group", "orientation", "type"):
         yield f"table.{name}", getattr(batch.table, name)
 
 
@@ -632,6 +673,7 @@ CHECKS: dict[str, Check] = {
     "same-seed-same-bytes": same_seed_same_bytes,
     "weights-move": weights_move,
     "inputs-are-left-alone": inputs_are_left_alone,
+    "sensors": sensors,
     "connectivity": connectivity,
     "routing": routing,
     "prompts": prompts,

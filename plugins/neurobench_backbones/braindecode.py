@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neurobench import Backbone, BackboneSpec, TokenTable, hookimpl
+from neurobench import Backbone, BackboneSpec, SensorEmbedding, TokenTable, hookimpl
 from neurobench_backbones._outside import weights_of, without
 from neurobench_backbones._weights import load_weights
 
@@ -198,6 +198,7 @@ class Braindecode(Backbone):
         self.time_embedding = nn.Parameter(torch.randn(spec.n_patches, width) * 0.02)
         nn.init.normal_(self.unit_embedding.weight, std=0.2)
         nn.init.normal_(self.group_embedding.weight, std=0.02)
+        self.sensor = SensorEmbedding.of(spec, width)
         self.back = nn.Linear(width, spec.width)
         self.norm = nn.LayerNorm(spec.width)
         if weights:
@@ -248,6 +249,8 @@ class Braindecode(Backbone):
         drawn = nn.functional.interpolate(signal.flatten(0, 2)[:, None], self.net.patch, mode="linear")
         tokens = self.net.embed(drawn.view(*signal.shape[:3], self.net.patch))
         unit = self.unit_embedding(table.unit) + self.group_embedding(table.group) + self.position(table.position)
+        if self.sensor is not None:
+            unit = unit + self.sensor(table)
         tokens = tokens + hidden[..., None] * self.hidden_token + unit[:, :, None]
         mixed: torch.Tensor = self.net.mix(tokens + self.time_embedding[: signal.shape[2]])
         return mixed

@@ -30,6 +30,7 @@ TYPES = {
 """FieldTrip's type of a sensor and MNE's kind; MNE counts axial gradiometers as magnetometers, in tesla."""
 
 COILS = {"mag": FIFF.FIFFV_COIL_VV_MAG_T3, "grad": FIFF.FIFFV_COIL_VV_PLANAR_T1}
+AXIAL = ("meggrad", "megaxial")
 STIMULUS = ("STI", "UPPT", "TRIG", "STIM")
 
 
@@ -88,15 +89,36 @@ def _info(labels: list[str], sfreq: float, grad: Any) -> Any:
     info = mne.create_info(labels, sfreq, kinds, verbose="ERROR")
     place = np.asarray(getattr(grad, "chanpos", np.zeros((len(names), 3))), float)
     outward = np.asarray(getattr(grad, "chanori", np.zeros_like(place)), float)
+    along = _along(grad, len(names))
     place = place * METRES.get(str(getattr(grad, "unit", "m")), 1.0)
     for channel, kind in zip(info["chs"], kinds, strict=True):
         if channel["ch_name"] in row and kind in COILS:
             i = row[channel["ch_name"]]
-            channel["loc"] = np.concatenate([place[i], np.zeros(6), outward[i]])
-            channel["coil_type"] = COILS[kind]
+            channel["loc"] = np.concatenate([place[i], along[i], np.zeros(3), outward[i]])
+            channel["coil_type"] = FIFF.FIFFV_COIL_AXIAL_GRAD_5CM if str(types[i]) in AXIAL else COILS[kind]
     with info._unlock():
         # FieldTrip moves sensors into the coordinates of the head, and says which.
         if getattr(grad, "coordsys", None) is not None:
             info["dev_head_t"] = mne.transforms.Transform("meg", "head", np.eye(4))
         info["description"] = "read from a FieldTrip structure, values taken as tesla and tesla per metre"
     return info
+
+
+def _along(grad: Any, n: int) -> Any:
+    """Return (sensors, 3) unit vectors from the coils that count negative to those that count positive; else zeros.
+
+    ``tra`` (sensors, coils) holds their weights; along this a planar gradiometer's signal is the gradient.
+    """
+    weights, coils = getattr(grad, "tra", None), np.asarray(getattr(grad, "coilpos", None))
+    fits = coils.dtype.kind == "f" and coils.ndim == 2 and getattr(weights, "shape", None) == (n, len(coils))
+    if not fits or weights.dtype.kind not in "fiu":
+        return np.zeros((n, 3))
+    weights = np.asarray(weights.toarray() if scipy.sparse.issparse(weights) else weights, float)
+
+    def centre(share: Any) -> Any:
+        return share @ coils / np.maximum(share.sum(1, keepdims=True), 1e-30)
+
+    both = (weights > 0).any(1) & (weights < 0).any(1)
+    along = (centre(np.maximum(weights, 0)) - centre(np.maximum(-weights, 0))) * both[:, None]
+    length = np.linalg.norm(along, axis=1, keepdims=True)
+    return np.divide(along, length, out=np.zeros_like(along), where=length > 0)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import mne
 import numpy as np
+from mne.io.constants import FIFF
 from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, RawRecording, RecordingFile, UnitTable
@@ -45,6 +46,15 @@ REDUCED = {"ave": "averages", "evoked": "averages", "epo": "epochs"}
 """What the names of files that hold less than a recording say; these are mentioned, since people expect them used."""
 
 CTF = re.compile(r"(M[LRZ][CFOPT])\d\d")
+AXIAL = frozenset(
+    int(FIFF[f"FIFFV_COIL_{name}_GRAD"])
+    for name in ("CTF", "KIT", "MAGNES", "BABY", "ARTEMIS123", "KRISS", "COMPUMEDICS_ADULT", "COMPUMEDICS_PEDIATRIC")
+) | {int(FIFF.FIFFV_COIL_AXIAL_GRAD_5CM)}
+"""Types of coils that are axial gradiometers."""
+
+AXIS_ERROR = 0.05
+"""How far from 1 the length of a coil's axis in a header may be."""
+
 HEAD_BYTES = 1 << 20
 """Recordings of one size whose first and last megabyte are the same are the same recording."""
 
@@ -405,9 +415,10 @@ def _read(raw: Any, file: RecordingFile) -> RawRecording:
         names=tuple(names),
         groups=tuple(groups),
         position_mm=position,
-        types=tuple(kinds.tolist()),
+        types=_types(raw.info, picks, kinds),
         sites=sites,
         group_source=source,
+        orientation=_orientations(raw.info, picks, kinds),
     )
     return RawRecording(
         data.astype(np.float32),
@@ -505,6 +516,30 @@ def _positions(info: Any, picks: NDArray[np.int64]) -> tuple[NDArray[np.float32]
     if info["dev_head_t"] is not None:
         place, frame = mne.transforms.apply_trans(info["dev_head_t"], place), "head"
     return (place * 1000).astype(np.float32), frame
+
+
+def _orientations(info: Any, picks: NDArray[np.int64], kinds: NDArray[Any]) -> NDArray[np.float32]:
+    """Return (sensors, 3) unit vectors in the frame of the positions; NaN where unknown.
+
+    A header gives a coil's own axes. Its normal is z. A planar gradiometer measures how the field along its normal
+    grows along x (MNE's documentation, Implemented coil geometries), which is what tells the two of a site apart.
+    """
+    loc = np.array([info["chs"][i]["loc"] for i in picks], np.float64)
+    along = np.where((kinds == "grad")[:, None], loc[:, 3:6], loc[:, 9:12])
+    length = np.linalg.norm(along, axis=1)
+    # No axis, as in headers that were made up from positions alone, or no place: none can be trusted.
+    known = (np.abs(length - 1) < AXIS_ERROR) & np.isfinite(loc[:, :3]).all(1) & loc[:, :3].any(1)
+    along = np.where(known[:, None], along / np.where(known, length, 1.0)[:, None], np.nan)
+    if info["dev_head_t"] is not None:
+        along = mne.transforms.apply_trans(info["dev_head_t"], along, move=False)
+    return along.astype(np.float32)
+
+
+def _types(info: Any, picks: NDArray[np.int64], kinds: NDArray[Any]) -> tuple[str, ...]:
+    """Return the type of every sensor; MNE counts axial gradiometers as magnetometers, since both are in tesla."""
+    # CTF's upper bits hold the order of the gradient compensation.
+    axial = [int(info["chs"][i]["coil_type"]) & 0xFFFF in AXIAL for i in picks]
+    return tuple("axial" if a and k == "mag" else str(k) for a, k in zip(axial, kinds, strict=True))
 
 
 def _groups(

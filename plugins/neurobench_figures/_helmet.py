@@ -101,7 +101,7 @@ def topomap(
     return image
 
 
-TYPES = {"mag": "magnetometers", "grad": "gradiometers"}
+TYPES = {"mag": "magnetometers", "axial": "axial gradiometers", "grad": "gradiometers"}
 
 
 def sensor_types(units: pd.DataFrame) -> list[str]:

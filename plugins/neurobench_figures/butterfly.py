@@ -12,11 +12,15 @@ from neurobench import Drawing, Evidence, Figure, hookimpl
 from neurobench_figures._helmet import TYPES, by_place, sensor_types, topomap
 from neurobench_figures._style import BLACK, RED, SMALL, best, canvas, one_seed_said, slug, tidy
 
-SCALE = {"mag": (1e15, "fT"), "grad": (1e13, "fT/cm")}
+SCALE = {"mag": (1e15, "fT"), "axial": (1e15, "fT"), "grad": (1e13, "fT/cm")}
 """From T and T/m to the field's units."""
 
 
-CROSSED = {"mag": "", "grad": "; the two gradiometers of a site are merged by the root of their mean square"}
+CROSSED = {
+    "mag": "",
+    "axial": "",
+    "grad": "; the two gradiometers of a site are merged by the root of their mean square",
+}
 
 
 class Butterfly(Figure):
