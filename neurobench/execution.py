@@ -98,9 +98,10 @@ class Executor:
 
 
 def compute(step: Step, store: Store, advance: Advance) -> Entry:
-    """Compute a step into a store, whatever is there, and return its entry."""
-    with store.write(step.stage, step.identity, step.label, step.work.to_dict()) as folder:
-        step.compute(folder, advance)
+    """Compute a step into a store, whatever entry is there, and return its entry; a step that was stopped may go on."""
+    checkpoint = store.checkpoint(step.stage, step.identity, step.label)
+    with store.write(step.stage, step.identity, step.label, step.work.to_dict(), checkpoint) as folder:
+        step.compute(folder, advance, checkpoint)
     entry = store.get(step.stage, step.identity)
     assert entry is not None
     return entry

@@ -94,6 +94,11 @@ class Learner(ABC):
         return [self.backbone, self.decoder]
 
     @property
+    def kept(self) -> dict[str, nn.Module]:
+        """Everything that has a state of its own, trained or not, by name."""
+        return {"backbone": self.backbone, "decoder": self.decoder}
+
+    @property
     def cut_together(self) -> list[list[nn.Module]]:
         """Modules whose gradients are cut together, by one norm."""
         return [self.modules]
@@ -170,6 +175,11 @@ class Predicting(Learner):
     def modules(self) -> list[nn.Module]:
         """Everything that is trained."""
         return [self.backbone, self.predictor, self.decoder]
+
+    @property
+    def kept(self) -> dict[str, nn.Module]:
+        """The slow copy and the predictor too."""
+        return {**super().kept, "predictor": self.predictor, "target": self.target}
 
     @property
     def cut_together(self) -> list[list[nn.Module]]:

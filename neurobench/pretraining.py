@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import resource
 import sys
@@ -14,15 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.errors import NeurobenchError
 from neurobench.identity import seed_for
+from neurobench.interrupts import HeldBack
 from neurobench.learners import Drawn, Learner, hide, learner_of
 from neurobench.masking import draw, mask_generator
 from neurobench.objectives import RECONSTRUCTION, Objective
 from neurobench.records import BackboneSpec, Batch
+from neurobench.store import Checkpoint
 from neurobench.tokens import Tokenizer, WindowSource
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "Drawn",
     "History",
     "Recipe",
+    "Training",
     "build",
     "count_parameters",
     "hide",
@@ -43,6 +49,14 @@ AHEAD = 2
 
 LOOK_EVERY = 50
 """Steps after which losses are looked at: each look waits for a GPU."""
+
+CHECKPOINT_EVERY_S = 60.0
+"""Seconds after which a checkpoint is written; what takes less writes none, unless it is told to stop."""
+
+CHECKPOINT_SHARE = 0.05
+"""Of the time of a pretraining, what writing checkpoints may take where they are large or a disk is slow."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -180,8 +194,9 @@ def drawn_ahead(
     seed: int,
     device: torch.device,
     objective: Objective = RECONSTRUCTION,
+    first: int = 0,
 ) -> Generator[Drawn]:
-    """Yield the batch of every step with its masks, drawn in another thread while the step before is computed.
+    """Yield the batches of steps from ``first`` on with their masks, each drawn in a thread beside the step before.
 
     Reading waits for the disk and numpy's copies let other threads run, so training is not starved. Step n is the same
     as without the thread: everything is drawn from generators of its own. What a GPU could only tell by being waited
@@ -199,7 +214,7 @@ def drawn_ahead(
 
     with ThreadPoolExecutor(1, thread_name_prefix="neurobench-data") as thread:
         coming: deque[Future[Drawn]] = deque()
-        for step in range(n_steps):
+        for step in range(first, n_steps):
             while len(coming) < AHEAD and step + len(coming) < n_steps:
                 coming.append(thread.submit(one, step + len(coming)))
             yield coming.popleft().result()
@@ -240,6 +255,149 @@ def optimise(learner: Learner, drawn: Drawn, optimiser: torch.optim.Optimizer, c
     return told
 
 
+class Training:
+    """A pretraining between two of its steps: all that decides the rest of it, to be taken out and put back.
+
+    Parameters
+    ----------
+    learner
+        What is trained, on ``device``.
+    recipe
+        Optimiser and schedule.
+    n_steps
+        Optimiser steps in all.
+    device
+        Where it trains.
+    """
+
+    def __init__(self, learner: Learner, recipe: Recipe, n_steps: int, device: torch.device) -> None:
+        self.learner, self.recipe, self.n_steps, self.device = learner, recipe, n_steps, device
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(learner.modules, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
+        )
+        self.n_done = self.n_valid = self.n_hidden = self.n_scored = 0
+        self.losses = torch.zeros(n_steps, device=device)
+        self.waiting_s = self.before_s = self.before_mb = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of all steps, those before it was stopped among them."""
+        return self.before_s + time.perf_counter() - self._started
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """Of all steps, in whichever process."""
+        return max(self.before_mb, _peak_memory_mb(self.device))
+
+    def step(self, drawn: Drawn) -> None:
+        """Do the next optimiser step, on its batch."""
+        step = self.n_done
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.rate(step, self.n_steps)
+        self.losses[step] = optimise(self.learner, drawn, self.optimiser, self.recipe.clip)
+        self.learner.moved(step / self.n_steps)
+        self.n_valid, self.n_hidden = self.n_valid + drawn.n_valid, self.n_hidden + drawn.n_hidden
+        self.n_scored += len(drawn.scored)
+        self.n_done += 1
+        if self.n_done % LOOK_EVERY == 0 or self.n_done == self.n_steps:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raise if a loss is not finite, naming the first step at which it was not."""
+        broken = (~self.losses[: self.n_done].isfinite()).nonzero()
+        if len(broken):
+            step = int(broken[0])
+            raise NeurobenchError(
+                f"the loss became {float(self.losses[step])} at step {step + 1} of {self.n_steps} "
+                f"(learning rate {self.recipe.rate(step, self.n_steps):.2g}).",
+                next_step="A scan that overflows or a norm that divides by 0 does this: see `neurobench check`.",
+            )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return weights and buffers, the optimiser's moments, losses and torch's generators; not copied."""
+        found = {f"{n}.{k}": v for n, module in self.learner.kept.items() for k, v in module.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{number}.{k}": v for k, v in moments.items()}
+        found |= {"losses": self.losses, "random.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            found["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return found
+
+    def counts(self) -> dict[str, int | float]:
+        """Return how far it is, and what that took."""
+        return {
+            "n_done": self.n_done,
+            "n_valid": self.n_valid,
+            "n_hidden": self.n_hidden,
+            "n_scored": self.n_scored,
+            "waiting_s": self.waiting_s,
+            "before_s": self.seconds,
+            "before_mb": self.peak_memory_mb,
+        }
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], counts: Mapping[str, Any]) -> None:
+        """Put back what :meth:`tensors` and :meth:`counts` gave, into one that has done no step."""
+        of: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            what, _, rest = name.partition(".")
+            of.setdefault(what, {})[rest] = tensor
+        for name, module in self.learner.kept.items():
+            module.load_state_dict(of[name])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in of.get("optimiser", {}).items():
+            number, _, rest = name.partition(".")
+            moments.setdefault(int(number), {})[rest] = tensor
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.losses.copy_(tensors["losses"])
+        for name, value in counts.items():
+            setattr(self, name, value)
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+    def history(self) -> History:
+        """Return what was done."""
+        return History(
+            tuple(self.losses.tolist()),
+            self.seconds,
+            self.peak_memory_mb,
+            self.n_hidden / self.n_valid if self.n_valid else None,
+            self.n_scored / self.n_valid if self.n_valid else None,
+            self.waiting_s,
+        )
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, unless it holds what is not finite: a failure is never gone on from."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}
+        if all(v.isfinite().all() for k, v in tensors.items() if k.startswith(("losses", "optimiser."))):
+            # Sums are rounded alike by one version of torch; from two the end would be that of neither.
+            checkpoint.write({"counts": self.counts(), "torch": torch.__version__}, save(tensors))
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint; without one, or with one of another version of torch, from the beginning.
+
+        Raises
+        ------
+        NeurobenchError
+            If the network is not the one that wrote it; it is removed.
+        """
+        if (found := checkpoint.read()) is None:
+            return
+        state, arrays = found
+        if state["torch"] != torch.__version__:
+            log.warning("the checkpoint of %s is of torch %s; it is begun anew", checkpoint.label, state["torch"])
+            return
+        try:
+            self.restore(load(arrays), state["counts"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            checkpoint.remove()
+            raise NeurobenchError(
+                f"the backbone cannot go on from its own checkpoint, which was removed: {error}",
+                next_step="Run the same command again to begin anew; `neurobench check` tries backbones for this.",
+            ) from error
+
+
 @torch.random.fork_rng()
 def pretrain(
     backbone: Backbone,
@@ -254,6 +412,7 @@ def pretrain(
     objective: Objective = RECONSTRUCTION,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train backbone and decoder in place by an objective: to fill hidden tokens, unless another one is given.
 
@@ -279,11 +438,17 @@ def pretrain(
         Where to train; bfloat16 on CUDA.
     on_step
         Called after every step with its number. A loss is not told: a GPU would have to be waited for.
+    checkpoint
+        Where to go on from, and where to put what is reached: every :data:`CHECKPOINT_EVERY_S` seconds, and at once
+        when the process is told to stop. It ends with the weights of a pretraining that was never stopped, on a CPU to
+        the byte.
 
     Raises
     ------
     NeurobenchError
-        If the loss is no longer finite.
+        If the loss is no longer finite; the checkpoint is removed, so that nothing goes on from there.
+    StoreError
+        If a checkpoint cannot be written: neither could the weights be in the end.
     """
     torch.manual_seed(seed_for(seed, "pretrain-init", "dropout"))
     device = torch.device(device)
@@ -293,13 +458,10 @@ def pretrain(
         # Else the peak is that of whatever this process trained before.
         torch.cuda.reset_peak_memory_stats(device)
     learns = learner_of(objective, backbone, decoder, width=backbone.spec.width, seed=seed)
-    optimiser = torch.optim.AdamW(
-        parameter_groups(learns.modules, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
-    )
-    losses = torch.zeros(n_steps, device=device)
-    n_valid = n_hidden = n_scored = 0
+    training = Training(learns, recipe, n_steps, device)
+    if checkpoint is not None and n_steps:
+        training.go_on_from(checkpoint)
     backbone.train()
-    started, waiting_s = time.perf_counter(), 0.0
     coming = drawn_ahead(
         windows,
         strategy,
@@ -309,42 +471,25 @@ def pretrain(
         seed=seed,
         device=device,
         objective=objective,
+        first=training.n_done,
     )
-    for step in range(n_steps):
-        asked = time.perf_counter()
-        drawn = next(coming)
-        waiting_s += time.perf_counter() - asked
-        n_valid, n_hidden, n_scored = n_valid + drawn.n_valid, n_hidden + drawn.n_hidden, n_scored + len(drawn.scored)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate(step, n_steps)
-        losses[step] = optimise(learns, drawn, optimiser, recipe.clip)
-        learns.moved(step / n_steps)
-        if (step + 1) % LOOK_EVERY == 0 or step + 1 == n_steps:
-            _check_finite(losses[: step + 1], recipe, n_steps)
-        if on_step is not None:
-            on_step(step)
-    coming.close()
+    due = time.perf_counter() + CHECKPOINT_EVERY_S
+    with contextlib.closing(coming), HeldBack() as stop:
+        while training.n_done < n_steps:
+            asked = time.perf_counter()
+            drawn = next(coming)
+            training.waiting_s += time.perf_counter() - asked
+            training.step(drawn)
+            now = time.perf_counter()
+            if checkpoint is not None and (stop or now >= due):
+                training.save(checkpoint)
+                took = time.perf_counter() - now
+                due = now + took + max(CHECKPOINT_EVERY_S, took / CHECKPOINT_SHARE)
+            stop.deliver()
+            if on_step is not None:
+                on_step(training.n_done - 1)
     backbone.eval()
-    return History(
-        tuple(losses.tolist()),
-        time.perf_counter() - started,
-        _peak_memory_mb(device),
-        n_hidden / n_valid if n_valid else None,
-        n_scored / n_valid if n_valid else None,
-        waiting_s,
-    )
-
-
-def _check_finite(losses: torch.Tensor, recipe: Recipe, n_steps: int) -> None:
-    """Raise if a loss is not finite, naming the first step at which it was not."""
-    broken = (~losses.isfinite()).nonzero()
-    if len(broken):
-        step = int(broken[0])
-        raise NeurobenchError(
-            f"the loss became {float(losses[step])} at step {step + 1} of {n_steps} "
-            f"(learning rate {recipe.rate(step, n_steps):.2g}).",
-            next_step="A scan that overflows or a norm that divides by 0 does this: see `neurobench check`.",
-        )
+    return training.history()
 
 
 def _peak_memory_mb(device: torch.device) -> float:

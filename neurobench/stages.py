@@ -47,6 +47,7 @@ from neurobench.progress import Advance
 from neurobench.records import Fold, SignalSpec
 from neurobench.resources import Needs, most
 from neurobench.steps import FILLERS, CohortSteps, Row, Step, code_digest
+from neurobench.store import Checkpoint
 
 __all__ = ["CohortRun", "protocol"]
 
@@ -118,7 +119,7 @@ class CohortRun(CohortSteps):
 
         n_refits = self.grid.config.refit_permutations
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             target = task.target(self.cohort.participants).dropna()
             features = functools.cache(lambda index: self.features(row, spec, self.folds[index]))
 
@@ -294,7 +295,7 @@ class CohortRun(CohortSteps):
             "code": code_digest(scoring, metrics, *ADAPTATION, windows, window_scoring),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             self._score_folds(
                 folder,
                 advance,
@@ -368,7 +369,7 @@ class CohortRun(CohortSteps):
             found = retrieval_scoring.score_retrieval_task(task, whole, seed=self.seed)
             return replace(found, notes=tuple(n for n in (task.remark(self.cohort), *found.notes) if n))
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             self._score_folds(folder, advance, predict, score)
 
         work = Work("evaluation-retrieval", len(rows.subjects))
@@ -399,7 +400,7 @@ class CohortRun(CohortSteps):
             "code": code_digest(adaptation, attentive, confounds),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             names = sorted(set(sites))
             tables = []
             for done, fold in enumerate(self.folds, 1):
@@ -452,7 +453,7 @@ class CohortRun(CohortSteps):
             "code": code_digest(scoring, metrics, reconstruction),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             scores = self.reconstructions(row, masks, task.ratio)
             headline, families = self.headline_masks(task), self.families(scores.subjects)
             score = scoring.score_reconstruction(task, scores, row.label, headline, seed=self.seed, families=families)
@@ -470,7 +471,7 @@ class CohortRun(CohortSteps):
             "code": code_digest(evoked, evoked_scores, scoring, metrics),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             scores = self.evoked_scores(row, spec)
             families = self.families(scores.people)
             score = evoked_scores.score_evoked(task, scores, row.label, seed=self.seed, families=families)

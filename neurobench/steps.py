@@ -64,7 +64,7 @@ from neurobench.progress import Advance
 from neurobench.reconstruction_io import join, load_scores, save_scores
 from neurobench.records import BackboneSpec, Cohort, Fold
 from neurobench.retrieval import RetrievalRows, retrieval_rows
-from neurobench.store import Entry
+from neurobench.store import Checkpoint, Entry
 from neurobench.windows import Rows, WindowRows, window_rows
 
 __all__ = ["FILLERS", "CohortSteps", "Fetch", "Row", "Step", "code_digest"]
@@ -85,14 +85,14 @@ class Step:
     work
         How much it is, for estimates of its time; no part of any identity.
     compute
-        Writes the artefact's files into a folder.
+        Writes the artefact's files into a folder; from a checkpoint on, if it is one that keeps any.
     """
 
     stage: str
     label: str
     identity: Mapping[str, Any]
     work: Work
-    compute: Callable[[Path, Advance], None]
+    compute: Callable[[Path, Advance, Checkpoint], None]
 
 
 Fetch = Callable[[Step], Entry]
@@ -387,7 +387,7 @@ class CohortSteps:
             "code": code_digest(contracts, connectivity, pretraining, learners, objectives, tokens, masking, transfer),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             net, decoder = self._build(backbone)
             parts = self._training_windows(fold)
             if net.uses_connectivity:
@@ -405,6 +405,7 @@ class CohortSteps:
                 objective=objective,
                 device=self.device,
                 on_step=lambda step: advance(step + 1, n_steps),
+                checkpoint=checkpoint,
             )
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
             weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
@@ -478,7 +479,7 @@ class CohortSteps:
             "subjects": digest(list(self.cohort.subjects)),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             if self._embeds_alike(backbone, mask) and fold is not self.folds[0]:
                 _copy_features(self.fetch(self.embedding_step(backbone, mask, self.folds[0])), folder)
                 return
@@ -500,7 +501,7 @@ class CohortSteps:
             "windows": self.rows_of(task).cohort.fingerprint,
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             if self._embeds_alike(backbone, mask) and fold is not self.folds[0]:
                 first = self.window_embedding_step(backbone, mask, self.folds[0], task)
                 _copy_features(self.fetch(first), folder)
@@ -560,7 +561,7 @@ class CohortSteps:
         if of_windows:
             identity["windows"] = self.rows_of(task).cohort.fingerprint
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             built = cls(**baseline.arguments)
             hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
             cohort = self.rows_of(task).scaled if of_windows else self.cohort
@@ -643,7 +644,7 @@ class CohortSteps:
             identity |= self._network_identity(*row.pretraining, fold)
             label = self._title(f"reconstruct {row.label} under {mask.label}", fold)
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             tokenizer = self.tokenizer(fold)
             predictors: Mapping[str, reconstruction.Predictor]
             if row.kind == "filler":
@@ -726,7 +727,7 @@ class CohortSteps:
             "code": code_digest(attribution, sensory, adaptation, attentive, reconstruction, tokens, masking),
         }
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             net, decoder = self.load_pretrained(*row.pretraining, fold)
             tokenizer = self.tokenizer(fold)
             groups = attribution.unit_groups(self.cohort.units)
@@ -838,7 +839,7 @@ class CohortSteps:
             identity |= self._network_identity(*row.pretraining, fold)
             label = self._title(f"{spec.label} of {row.label}", fold)
 
-        def compute(folder: Path, advance: Advance) -> None:
+        def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             task = self.task(spec)
             assert isinstance(task, EvokedTask)
             tokenizer = self.tokenizer(fold)

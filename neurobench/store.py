@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from neurobench.identity import digest, file_digest
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Entry", "Store", "atomic_write", "disk_errors", "keys_in", "stored_steps"]
+__all__ = ["Checkpoint", "Entry", "Store", "atomic_write", "disk_errors", "keys_in", "stored_steps"]
 
 FORMAT = 1
 """Version of the layout of an output folder."""
@@ -36,6 +37,9 @@ FORMAT = 1
 OF_RESULTS = ("pretraining", "embedding", "baseline", "reconstruction", "evoked")
 """Stages that results are made from. Identities of cohorts stay behind: they hold the state of the user's files."""
 
+
+NO_STAGES = ("tmp", "locks", "unfinished")
+"""Folders beside those of the stages."""
 
 VERIFIED = 64 << 20
 """Bytes of a file up to which its checksum is read before it is used; recordings are larger, and `store check` reads
@@ -98,6 +102,102 @@ class Entry:
     def seconds(self) -> float:
         """Wall-clock seconds that computing it took."""
         return float(self.manifest["seconds"])
+
+
+class Checkpoint:
+    """What an entry that is not finished goes on from, in ``store/unfinished/<stage>/<key>``: whole, or not there.
+
+    A state is two files: one with arrays, whose name is the sha256 of its bytes, and ``checkpoint.json``, which names
+    it and is put in its place last. What is damaged, or was written for another entry, is never gone on from.
+
+    Parameters
+    ----------
+    folder
+        Where it lies; it is named by the entry's key.
+    label
+        How people call the entry.
+    """
+
+    def __init__(self, folder: Path, label: str = "") -> None:
+        self.folder, self.label = folder, label
+        self._started, self._before = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the entry has taken: those that led to the state that was read, and those since."""
+        return self._before + time.perf_counter() - self._started
+
+    def write(self, state: Mapping[str, Any], arrays: bytes) -> None:
+        """Put a state in the place of the one before.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full, or cannot be written.
+        """
+        name = f"{hashlib.sha256(arrays).hexdigest()}.safetensors"
+        told = {
+            "key": self.folder.name,
+            "label": self.label,
+            "arrays": name,
+            "seconds": round(self.seconds, 3),
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "state": dict(state),
+        }
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = self.folder / f".{name}.{os.getpid()}"
+            beside.write_bytes(arrays)
+            os.replace(beside, self.folder / name)
+            atomic_write(self._told, json.dumps(told | {"digest": digest(told)}))
+            for other in self.folder.iterdir():
+                if other.name not in (name, self._told.name):
+                    other.unlink(missing_ok=True)
+
+    def read(self) -> tuple[dict[str, Any], bytes] | None:
+        """Return the state and its arrays, or None where there is nothing to go on from; damage is said in the log."""
+        if not self._told.is_file():
+            return None
+        try:
+            told, arrays = self._opened()
+        except ValueError as wrong:
+            log.warning("the checkpoint of %s cannot be used: %s; it is begun anew", self.label, wrong)
+            return None
+        self._before = float(told["seconds"])
+        self._started = time.perf_counter()
+        return dict(told["state"]), arrays
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with it; empty: nothing."""
+        try:
+            self._opened()
+        except ValueError as wrong:
+            return str(wrong)
+        return ""
+
+    @property
+    def _told(self) -> Path:
+        return self.folder / "checkpoint.json"
+
+    def _opened(self) -> tuple[dict[str, Any], bytes]:
+        """Return what is told of a state, and its arrays; ValueError: not as written, or of another entry."""
+        try:
+            told = json.loads(self._told.read_text(encoding="utf-8"))
+            if digest({k: v for k, v in told.items() if k != "digest"}) != told["digest"]:
+                raise ValueError(f"{self._told.name} is not what was written")
+            arrays = (self.folder / told["arrays"]).read_bytes()
+        except (OSError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it cannot be read ({type(error).__name__})") from error
+        if told["arrays"] != f"{hashlib.sha256(arrays).hexdigest()}.safetensors":
+            raise ValueError("its arrays are not what was written")
+        if told["key"] != self.folder.name:
+            raise ValueError(f"it is of another entry ({told['key'][:12]})")
+        return told, arrays
+
+    def remove(self) -> None:
+        """Remove it: the entry is finished, or is to be begun anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Store:
@@ -214,7 +314,7 @@ class Store:
         """Return the stages that have entries."""
         if not self.root.is_dir():
             return []
-        return sorted(f.name for f in self.root.iterdir() if f.is_dir() and f.name not in ("tmp", "locks"))
+        return sorted(f.name for f in self.root.iterdir() if f.is_dir() and f.name not in NO_STAGES)
 
     def lineage(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Return stage and identity of every step that an identity is made from, however far back, by key.
@@ -250,9 +350,18 @@ class Store:
 
     # ------------------------------------------------------------ writing
 
+    def checkpoint(self, stage: str, identity: Mapping[str, Any], label: str) -> Checkpoint:
+        """Return the place of what an entry goes on from; whoever uses it holds the entry's lock."""
+        return Checkpoint(self.root / "unfinished" / stage / self.key(identity), label)
+
     @contextlib.contextmanager
     def write(
-        self, stage: str, identity: Mapping[str, Any], label: str, work: Mapping[str, Any] | None = None
+        self,
+        stage: str,
+        identity: Mapping[str, Any],
+        label: str,
+        work: Mapping[str, Any] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Iterator[Path]:
         """Give a folder to write an entry into; on leaving without an error it becomes the entry, whole or not at all.
 
@@ -264,6 +373,8 @@ class Store:
             How people call it.
         work
             How much it was, for later estimates of like steps; like the seconds, no part of what it is.
+        checkpoint
+            What it may go on from: its seconds count, and it is removed when the entry is there.
         """
         key = self.key(identity)
         target = self.root / stage / key
@@ -284,7 +395,7 @@ class Store:
                         for f in sorted(beside.rglob("*"))
                         if f.is_file()
                     },
-                    "seconds": round(time.perf_counter() - started, 3),
+                    "seconds": round(checkpoint.seconds if checkpoint else time.perf_counter() - started, 3),
                     "work": None if work is None else dict(work),
                     "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
@@ -295,6 +406,8 @@ class Store:
                     shutil.rmtree(target, ignore_errors=True)
                     os.replace(beside, target)
                     self._looked_at[target] = True
+                if checkpoint is not None:
+                    checkpoint.remove()
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
 

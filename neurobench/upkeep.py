@@ -21,7 +21,7 @@ from typing import Any, Literal
 from neurobench.errors import StoreError
 from neurobench.identity import digest
 from neurobench.results import OF_THE_RUN, Record, read_record
-from neurobench.store import Entry, Store, disk_errors, keys_in
+from neurobench.store import NO_STAGES, Entry, Store, disk_errors, keys_in
 
 __all__ = ["Check", "Garbage", "Merge", "Problem", "check", "collect_garbage", "export", "merge"]
 
@@ -257,9 +257,7 @@ def export(out: Path, to: Path, *, recordings: bool = False) -> int:
     store = _opened(out)
     if to.exists():
         raise StoreError(f"{to} exists already.", next_step="Choose another name, or remove it.")
-    left = {store.root / "tmp", store.root / "locks"} | (
-        {store.root / s for s in RECORDINGS} if not recordings else set()
-    )
+    left = {store.root / name for name in (*NO_STAGES, *(() if recordings else RECORDINGS))}
     files = [p for p in sorted(out.rglob("*")) if p.is_file() and not p.is_symlink() and not left & set(p.parents)]
     with disk_errors(to), tempfile.NamedTemporaryFile(dir=to.parent, prefix=f".{to.name}.", delete=False) as beside:
         try:
