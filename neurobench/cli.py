@@ -31,6 +31,7 @@ from neurobench.commands import (
     open_registry,
 )
 from neurobench.errors import ConfigError, closest, unknown_name
+from neurobench.resources import described
 
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, PluginInfo, Registry
@@ -336,6 +337,14 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    resources: Annotated[
+        Names,
+        typer.Option(
+            metavar="NAME:GPU=1,…",
+            help="What steps of a component need beyond a core, instead of what it says itself; repeatable.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
@@ -402,6 +411,7 @@ def run(
         cluster_config=cluster_config,
         log_format=log_format,
         tensorboard=tensorboard or None,
+        resources=resources,
     )
     if detach and dry_run:
         raise ConfigError("--dry-run does nothing that could go on.", next_step="Leave --detach out.")
@@ -532,6 +542,7 @@ def info(
             "budget": "" if getattr(component, "budgeted", True) else "exempt, so not ranked with those that keep it",
             "from": f"{origin.distribution} {origin.version}".strip(),
             "code": f"sha256 {origin.digest[:12]}…, score version {component.score_version}",
+            "needs": described(component.resources),
             "use instead": component.superseded_by,
             "known to fail": [f"{check}: {why}" for check, why in component.expected_failures.items()],
         }

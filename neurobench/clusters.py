@@ -1,8 +1,9 @@
 """The steps of a grid on a Dask cluster: one that runs already, or one that a batch system is asked for.
 
 Workers see the same output folder as this process and compute into its store, as processes on one machine do; between
-machines go a step's key and how it ended. A worker that dies, of its walltime for instance, is replaced by whatever
-the cluster starts next, and its step is begun anew there.
+machines go a step's key and how it ended. A worker that dies is replaced by whatever the cluster starts next, and its
+step is begun anew there; those of a batch system leave by themselves before their walltime is over. Where nobody is
+there to compute the run waits, and says so.
 
 Dask's workers unpickle what their scheduler sends them. Let nobody into that network who is not to run code on it; its
 own TLS settings are honoured.
@@ -10,12 +11,15 @@ own TLS settings are honoured.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
+import re
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +29,36 @@ from neurobench import logs
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.execution import Here, Outcome, Workers, describe
 from neurobench.identity import digest, file_digest
+from neurobench.opening import resolve_device
 from neurobench.options import RunConfig
+from neurobench.resources import Needs, described
 
-__all__ = ["BATCH_SYSTEMS", "DaskWorkers", "cluster_of", "connect", "settings_of"]
+__all__ = ["BATCH_SYSTEMS", "DaskWorkers", "Waiting", "cluster_of", "connect", "settings_of"]
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
 """Batch systems and what dask-jobqueue calls them."""
 
+QUEUES = {"slurm": "squeue --me", "pbs": "qstat -u $USER", "sge": "qstat", "lsf": "bjobs"}
+"""What shows a user's jobs."""
+
+LOOK_S = 1.0
+"""Seconds between two looks at who is there to compute."""
+
+PATIENCE_S = 10.0
+"""Seconds that steps wait for a worker before the run says so."""
+
 INSTALL = 'Install the extra: pip install "neurobench-fm[cluster]".'
 
 
-def connect(config: RunConfig) -> DaskWorkers:
+def connect(config: RunConfig, note: Callable[[str], None] = lambda message: None) -> DaskWorkers:
     """Return the workers of ``config.scheduler``, or of the batch system ``config.cluster``.
+
+    Parameters
+    ----------
+    config
+        What is run.
+    note
+        Told where the run waits for workers, and when it goes on.
 
     Raises
     ------
@@ -53,9 +75,9 @@ def connect(config: RunConfig) -> DaskWorkers:
                 allowed="the address of a running one, such as tcp://10.0.0.1:8786",
                 next_step="Start one with `dask scheduler`, and workers with `dask worker ADDRESS --nthreads 1`.",
             ) from None
-        return DaskWorkers(config, client)
-    cluster = cluster_of(config)
-    return DaskWorkers(config, distributed.Client(cluster, set_as_default=False), cluster)
+        return DaskWorkers(config, client, note)
+    cluster, at_most = cluster_of(config)
+    return DaskWorkers(config, distributed.Client(cluster, set_as_default=False), note, cluster, at_most)
 
 
 def _imported(module: str) -> Any:
@@ -67,12 +89,15 @@ def _imported(module: str) -> Any:
         ) from None
 
 
-def cluster_of(config: RunConfig) -> Any:
-    """Ask a batch system for workers by dask-jobqueue, as the file ``config.cluster_config`` says.
+def cluster_of(config: RunConfig) -> tuple[Any, int]:
+    """Return a cluster of dask-jobqueue and how many workers it has at most.
+
+    Ask a batch system for workers by dask-jobqueue, as the file ``config.cluster_config`` says.
 
     The YAML file holds what the class of dask-jobqueue takes (``queue``, ``cores``, ``memory``, ``walltime``, …), and
     ``jobs``: how many jobs at most, adapted to what there is to do. Each job is one worker with one process a core,
-    unless ``processes`` says otherwise, and each process computes one step after the other.
+    unless ``processes`` says otherwise, and each process computes one step after the other. Before the walltime is over
+    workers leave by themselves: what is under way goes on elsewhere, and does not count as died.
 
     Raises
     ------
@@ -87,6 +112,9 @@ def cluster_of(config: RunConfig) -> Any:
         )
     jobqueue = _imported("dask_jobqueue")
     settings.setdefault("processes", settings.get("cores", 1))
+    extra = list(settings.get("worker_extra_args") or [])
+    if not any(str(e).startswith("--lifetime") for e in extra) and (walltime := _walltime_s(config, settings)):
+        settings["worker_extra_args"] = extra + _lifetime(walltime)
     try:
         cluster = getattr(jobqueue, BATCH_SYSTEMS[config.cluster])(**settings)
     except (TypeError, ValueError) as error:
@@ -95,7 +123,46 @@ def cluster_of(config: RunConfig) -> Any:
             next_step=f"See the parameters of dask_jobqueue.{BATCH_SYSTEMS[config.cluster]}.",
         ) from None
     cluster.adapt(minimum_jobs=1, maximum_jobs=n_jobs)
-    return cluster
+    return cluster, n_jobs * settings["processes"]
+
+
+_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def _walltime_s(config: RunConfig, settings: Mapping[str, Any]) -> int:
+    """Return the walltime of a job in seconds; 0 where it has none that can be read.
+
+    Raises
+    ------
+    ConfigError
+        If it is a number: what YAML makes of hours and minutes without quotes.
+    """
+    import dask
+
+    walltime = settings.get("walltime", dask.config.get(f"jobqueue.{config.cluster}.walltime", None))
+    if isinstance(walltime, int | float):
+        raise ConfigError(
+            f"{config.cluster_config}: walltime is {walltime}, which is what YAML reads from a time without quotes.",
+            allowed='a text, such as walltime: "04:00:00"',
+        )
+    found = _WALLTIME.fullmatch(str(walltime or ""))
+    if found is None:
+        return 0
+    days, *parts = (None if part is None else int(part) for part in found.groups())
+    given = [part for part in parts if part is not None]
+    if days is not None or len(given) == 3 or (len(given) == 2 and config.cluster == "lsf"):
+        hours, minutes, seconds = [*given, 0, 0][:3]
+    elif len(given) == 1 and config.cluster in ("pbs", "sge"):
+        return given[0]
+    else:
+        hours, minutes, seconds = 0, *[*given, 0][:2]
+    return (((days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _lifetime(walltime_s: int) -> list[str]:
+    """Return with what options a worker leaves before its job ends: up to ten minutes earlier, not all at once."""
+    margin = min(600, walltime_s // 5)
+    return ["--lifetime", f"{walltime_s - margin}s", "--lifetime-stagger", f"{margin // 4}s"]
 
 
 def settings_of(path: Path | None) -> dict[str, Any]:
@@ -124,6 +191,57 @@ def settings_of(path: Path | None) -> dict[str, Any]:
     return dict(content)
 
 
+class Waiting:
+    """Notices that steps wait for workers that are not there, and finds the words; each is said once.
+
+    Parameters
+    ----------
+    more_workers, with_resources
+        What to do or to look at where there is no worker, and where none offers what a step needs.
+    """
+
+    def __init__(self, more_workers: str, with_resources: str) -> None:
+        self.more_workers, self.with_resources = more_workers, with_resources
+        self._lacking = self._said = ""
+        self._since = 0.0
+
+    def look(self, offered: Collection[Needs], asked: Collection[Needs], now: float) -> str:
+        """Return what is to be said now, or an empty string.
+
+        Parameters
+        ----------
+        offered
+            What each worker that is there offers.
+        asked
+            What each step needs that is under way or waits.
+        now
+            Seconds on a clock.
+        """
+        lacking = self._what_lacks(offered, asked)
+        if lacking != self._lacking:
+            self._lacking, self._since = lacking, now
+        if self._said and not lacking:
+            self._said = ""
+            return "workers are there, and the run goes on." if asked else ""
+        if lacking and lacking != self._said and now - self._since >= PATIENCE_S:
+            self._said = lacking
+            return lacking
+        return ""
+
+    def _what_lacks(self, offered: Collection[Needs], asked: Collection[Needs]) -> str:
+        if asked and not offered:
+            return f"no worker is there, and the run waits for one. {self.more_workers}"
+        for needs in asked:
+            if not any(_fits(needs, one) for one in offered):
+                what = described(needs)
+                return f"no worker offers {what}, and steps that need it wait. {self.with_resources.format(what)}"
+        return ""
+
+
+def _fits(needs: Needs, offered: Needs) -> bool:
+    return all(offered.get(name, 0.0) >= amount for name, amount in needs.items())
+
+
 class DaskWorkers(Workers):
     """Workers of a Dask cluster; as many steps at once as it has worker processes.
 
@@ -133,43 +251,95 @@ class DaskWorkers(Workers):
         What is run.
     client
         Of ``distributed``.
+    note
+        Told where the run waits for workers, and when it goes on.
     cluster
         To be closed in the end; None: it belongs to somebody else.
+    at_most
+        Workers that the cluster starts if there is enough to do.
     """
 
-    def __init__(self, config: RunConfig, client: Any, cluster: Any = None) -> None:
-        self.client, self.cluster = client, cluster
+    def __init__(
+        self,
+        config: RunConfig,
+        client: Any,
+        note: Callable[[str], None] = lambda message: None,
+        cluster: Any = None,
+        at_most: int = 0,
+    ) -> None:
+        self.client, self.cluster, self.at_most = client, cluster, at_most
         # Relative to where this process is, which is not where a worker is.
+        device: Any = resolve_device(config.device, elsewhere=True).type
         self.config = replace(
             config,
             out=config.out.absolute(),
             data_dirs={k: p.absolute() for k, p in config.data_dirs.items()},
             plugin_files=tuple(p.absolute() for p in config.plugin_files),
-            scheduler="",
-            cluster="",
-            cluster_config=None,
+            # What this machine takes is part of identities, so workers must take the same.
+            device=device,
             jobs=1,
         )
         # Not pure: a step that failed is not to be remembered by the scheduler as an answer.
         self._executor = client.get_executor(pure=False, retries=0)
+        self._asked: dict[Future[Outcome], Needs] = {}
+        self._offered = self._look()
+        waiting = Waiting(*_what_to_do(config))
+        self._closing = threading.Event()
+        self._watch = threading.Thread(target=self._keep_watch, args=(waiting, note), daemon=True)
+        self._watch.start()
+
+    def _look(self) -> list[Needs]:
+        """Return what each worker that is there offers."""
+        return [w.get("resources") or {} for w in self.client.scheduler_info(n_workers=-1)["workers"].values()]
+
+    def _keep_watch(self, waiting: Waiting, note: Callable[[str], None]) -> None:
+        while not self._closing.wait(LOOK_S):
+            # A scheduler that does not answer is the client's business, which tries again or gives steps up.
+            with contextlib.suppress(OSError, TimeoutError, RuntimeError):
+                self._offered = self._look()
+                if said := waiting.look(self._offered, list(self._asked.values()), time.monotonic()):
+                    note(said)
 
     @property
     def n(self) -> int:
-        """How many worker processes there are now; one at least, for whom a step can wait."""
-        return max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+        """How many steps to have under way: one a worker, with those that the cluster would still start.
+
+        One at least, for whom a step can wait; and steps that wait for what few workers offer keep no other from work.
+        """
+        left: dict[str, float] = {}
+        for one in self._offered:
+            for name, amount in one.items():
+                left[name] = left.get(name, 0.0) + amount
+        n_waiting = 0
+        for needs in list(self._asked.values()):
+            if _fits(needs, left):
+                left |= {name: left[name] - amount for name, amount in needs.items()}
+            else:
+                n_waiting += 1
+        return max(1, len(self._offered), self.at_most) + n_waiting
 
     @property
     def dashboard(self) -> str:
         """Where the cluster can be watched; empty: nowhere."""
         return str(self.client.dashboard_link or "")
 
-    def submit(self, dataset: str, seed: int, stage: str, key: str) -> Future[Outcome]:
-        """Have a step of a (dataset, seed) computed, found by its stage and key."""
-        found: Future[Outcome] = self._executor.submit(_there, self.config, core_digest(), dataset, seed, stage, key)
+    def submit(self, dataset: str, seed: int, stage: str, key: str, needs: Needs) -> Future[Outcome]:
+        """Have a step of a (dataset, seed) computed by a worker that offers what it needs."""
+        found: Future[Outcome] = self._executor.submit(
+            _there, self.config, core_digest(), dataset, seed, stage, key, resources=dict(needs) or None
+        )
+        self._asked[found] = needs
+        found.add_done_callback(lambda done: self._asked.pop(done, None))
         return found
 
     def outcome(self, future: Future[Outcome]) -> Outcome:
-        """Return how a step ended; workers that died at it are said to have."""
+        """Return how a step ended; workers that died at it are said to have.
+
+        Raises
+        ------
+        NeurobenchError
+            If the scheduler is gone, and with it what was under way.
+        """
         from distributed import KilledWorker
 
         try:
@@ -181,13 +351,32 @@ class DaskWorkers(Workers):
                 next_step="They may have run out of memory or of walltime: ask for more, or use a smaller --profile.",
             )
             return Outcome(frozenset(), describe(died))
+        except CancelledError:
+            raise NeurobenchError(
+                "the connection to the Dask scheduler was lost, and with it the steps that were under way.",
+                next_step="Nothing finished is lost: run the same command again, with a scheduler that runs.",
+            ) from None
 
     def close(self, *, at_once: bool) -> None:
         """Let the workers go; those of a batch system end with their jobs."""
+        self._closing.set()
+        self._watch.join(10 * LOOK_S)
         self._executor.shutdown(wait=not at_once)
         self.client.close()
         if self.cluster is not None:
             self.cluster.close()
+
+
+def _what_to_do(config: RunConfig) -> tuple[str, str]:
+    """Return what to do or to look at where no worker is there, and where none offers ``{}``."""
+    if config.cluster:
+        return (
+            f"A queue may take its time; `{QUEUES[config.cluster]}` shows the jobs, and log_directory in "
+            f"{config.cluster_config} where their messages go.",
+            f'Add worker_extra_args: ["--resources", "{{}}"] to {config.cluster_config}.',
+        )
+    start = f"dask worker {config.scheduler} --nthreads 1"
+    return f"Start one with `{start}`.", f'Start one with `{start} --resources "{{}}"`.'
 
 
 # ---------------------------------------------------------------- on a worker

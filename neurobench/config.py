@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -27,6 +27,7 @@ from neurobench.options import (
     parse_adaptation,
     parse_distributed,
 )
+from neurobench.resources import Needs, of_this_machine, wrong_with
 
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, Registry
@@ -40,6 +41,7 @@ __all__ = [
     "RunConfig",
     "expand",
     "load_suite",
+    "needs_of",
     "parse_adaptation",
     "parse_component",
     "split_names",
@@ -231,6 +233,8 @@ def expand(config: RunConfig, registry: Registry, *, data_only: bool = False) ->
     if not any(faulty):
         problems.extend(_impossible_pairs(backbone_specs, mask_specs, registry))
         problems.extend(_impossible_signals(backbone_specs, dataset_specs, pretrain_on, registry))
+    if not data_only:
+        problems.extend(_cannot_have(config, (*backbone_specs, *mask_specs, *baselines), registry))
     data_dirs = _resolve_data_dirs(config, tuple(dict.fromkeys([*dataset_specs, *pretrain_on])), registry, problems)
     if problems:
         raise ConfigErrors(problems)
@@ -379,13 +383,46 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
             "--cluster-config says what to ask a batch system for, and no --cluster is given.",
             next_step="Add --cluster slurm, or leave it out.",
         )
-    if config.device == "cuda":
+    for name, needs in config.resources.items():
+        if wrong := wrong_with(needs):
+            yield ConfigError(
+                f"--resources {name}: {wrong}.", next_step=f"Such as --resources {name or 'mamba'}:GPU=1,MEMORY=16e9."
+            )
+    # On a cluster it is the workers that need one.
+    if config.device == "cuda" and not config.elsewhere:
         import torch
 
         if not torch.cuda.is_available():
             yield ConfigError(
                 "--device cuda: no CUDA device can be used here.", allowed="cpu", next_step="Leave --device out."
             )
+
+
+def needs_of(component: ComponentSpec, config: RunConfig, registry: Registry) -> Needs:
+    """Return what steps that run a component need beyond a core: what the user says, or else what it says itself."""
+    return config.resources.get(component.name, registry.get(component.kind, component.name).resources)
+
+
+def _cannot_have(config: RunConfig, components: Sequence[ComponentSpec], registry: Registry) -> Iterator[ConfigError]:
+    """Refuse resources of what is not in the grid, and steps that need more than this machine has."""
+    known = {c.name: needs_of(c, config, registry) for c in components}
+    for name in config.resources.keys() - known.keys():
+        yield ConfigError(
+            f"--resources names {name!r}, and no backbone, mask or baseline of this run is called that.",
+            allowed=", ".join(known),
+            likely=closest(name, known),
+        )
+    if config.elsewhere or not any(known.values()):
+        return
+    here = of_this_machine()
+    for name, needs in known.items():
+        for what in sorted(needs.keys() & here.keys()):
+            if needs[what] > here[what]:
+                yield ConfigError(
+                    f"{name} needs {what}={needs[what]:g}, and this machine has {here[what]:g}.",
+                    next_step="Run it elsewhere (--scheduler, --cluster), leave it out, or say that it needs less: "
+                    f"--resources {name}:{what}=NUMBER, or --resources {name}: for nothing.",
+                )
 
 
 def _constructible(registry: Registry, task: str) -> bool:

@@ -36,6 +36,7 @@ from neurobench.records import (
     UnitTable,
     WindowTable,
 )
+from neurobench.resources import Needs
 from neurobench.visible import FromVisible, VisibleGrid
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class Component:
         is an error too.
     check_with
         Parameters that the contract checks build the component with, where its defaults alone do not do.
+    resources
+        Of a backbone, mask or baseline: what a step that runs it needs beyond a core, in the words of Dask's worker
+        resources, such as ``{"GPU": 1, "MEMORY": 16e9}`` (bytes). It decides where steps run, and is part of no
+        identity; users can say otherwise with ``--resources``.
     """
 
     name: ClassVar[str]
@@ -102,6 +107,7 @@ class Component:
     superseded_by: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
     check_with: ClassVar[Mapping[str, Any]] = {}
+    resources: ClassVar[Needs] = {}
 
     @classmethod
     def component_parameters(cls) -> dict[str, inspect.Parameter]:

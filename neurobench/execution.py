@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import heapq
 import logging
+import math
 import multiprocessing
 import os
 import threading
@@ -23,18 +24,20 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.queues import SimpleQueue
 
 import joblib
 import threadpoolctl
 import torch
 
 from neurobench import logs
-from neurobench.config import Grid, Profile, RunConfig, expand
+from neurobench.config import Grid, Profile, RunConfig, expand, needs_of
 from neurobench.distributed import n_processes
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.opening import open_stored, resolve_device
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Advance, Done, Progress, Silent
+from neurobench.resources import Needs, dealt, most, of_this_machine, visible_gpus
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
 from neurobench.store import Entry, Store, keys_in
@@ -51,6 +54,7 @@ __all__ = [
     "describe",
     "few_threads",
     "in_turn",
+    "most_jobs",
     "on_workers",
     "suitable_jobs",
 ]
@@ -134,13 +138,30 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
     seconds
         What that is estimated to take in one process.
     """
-    small = grid.profile.width < SMALL and resolve_device(grid.config.device).type == "cpu"
-    if not small or seconds < WORTH_S:
+    if seconds < WORTH_S:
+        return 1
+    at_once = len(grid.combinations) * grid.profile.n_folds
+    if resolve_device(grid.config.device).type == "cuda":
+        # A pretraining in several processes has all GPUs for itself.
+        return max(1, min(len(visible_gpus()), at_once)) if grid.distributed is None else 1
+    if grid.profile.width >= SMALL:
         return 1
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 32
-    at_once = len(grid.combinations) * grid.profile.n_folds
     each = 1 if grid.distributed is None else n_processes(grid.distributed)
     return int(max(1, min(joblib.cpu_count() // each, free // BYTES_A_JOB // each, at_once)))
+
+
+def most_jobs(grid: Grid, registry: Registry) -> float:
+    """Return how many processes of this machine have what the components of a grid need; infinity where that is a core.
+
+    Every process has one GPU: who needs several has them all, in one process.
+    """
+    components = (*grid.backbones, *grid.masks, *grid.baselines)
+    needs, here = most(needs_of(c, grid.config, registry) for c in components), of_this_machine()
+    several = grid.distributed is not None and resolve_device(grid.config.device).type == "cuda"
+    if several or needs.get("GPU", 0) > 1:
+        return 1
+    return max(1, min((here[name] // needs[name] for name in needs.keys() & here.keys()), default=math.inf))
 
 
 # ---------------------------------------------------------------- all steps
@@ -229,8 +250,8 @@ class Workers(ABC):
         """How many steps can be under way at once, at this moment."""
 
     @abstractmethod
-    def submit(self, dataset: str, seed: int, stage: str, key: str) -> Future[Outcome]:
-        """Have a step of a (dataset, seed) computed, found by its stage and key."""
+    def submit(self, dataset: str, seed: int, stage: str, key: str, needs: Needs) -> Future[Outcome]:
+        """Have a step of a (dataset, seed) computed, found by its stage and key, where there is what it needs."""
 
     def outcome(self, future: Future[Outcome]) -> Outcome:
         """Return how a step ended.
@@ -276,8 +297,10 @@ def on_workers(
             node = None
             try:
                 while (node := schedule.next(running.values(), workers.n)) is not None:
-                    run = todo[node.waiting[0][0]].run
-                    running[workers.submit(run.dataset.label, run.seed, node.step.stage, node.key)] = node
+                    number, row = node.waiting[0]
+                    run = todo[number].run
+                    needs = run.needs(row, node.step.stage)
+                    running[workers.submit(run.dataset.label, run.seed, node.step.stage, node.key, needs)] = node
                 executor.progress.at_work([node.step.label for node in running.values()])
                 for number in schedule.through():
                     yield todo[number], schedule.failures[number]
@@ -436,7 +459,7 @@ class Here:
         self.registry: Registry = load_registry(config.plugin_files)
         self.grid = expand(config, self.registry)
         self.store = Store(config.out)
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(config.device, elsewhere=config.elsewhere)
         self.executor = Executor(self.store, Silent())
         self.at: tuple[str, int] | None = None
         self.steps: dict[tuple[str, str], tuple[Row, Step]] = {}
@@ -480,7 +503,7 @@ _here: Here | None = None
 
 
 class Processes(Workers):
-    """Other processes on this machine.
+    """Other processes on this machine; each has one of its GPUs, for itself where there are enough.
 
     Parameters
     ----------
@@ -502,7 +525,13 @@ class Processes(Workers):
         context = multiprocessing.get_context(able)
         if able == "forkserver":
             context.set_forkserver_preload([__name__])
-        self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_start, initargs=(self.config,))
+        # Processes that replace others are dealt the same GPUs again.
+        gpus = context.SimpleQueue()
+        for gpu in dealt(visible_gpus(), self.jobs):
+            gpus.put(gpu)
+        self._pool = ProcessPoolExecutor(
+            self.jobs, mp_context=context, initializer=_start, initargs=(self.config, gpus)
+        )
         self._ready = self._pool.submit(_ready)
 
     @property
@@ -510,8 +539,8 @@ class Processes(Workers):
         """How many there are."""
         return self.jobs
 
-    def submit(self, dataset: str, seed: int, stage: str, key: str) -> Future[Outcome]:
-        """Have a step of a (dataset, seed) computed, found by its stage and key."""
+    def submit(self, dataset: str, seed: int, stage: str, key: str, needs: Needs) -> Future[Outcome]:
+        """Have a step of a (dataset, seed) computed; there are no more processes than have what their steps need."""
         return self._pool.submit(_compute, dataset, seed, stage, key)
 
     def renew(self, broken: BrokenProcessPool) -> None:
@@ -541,9 +570,12 @@ class Processes(Workers):
             self._pool.shutdown()
 
 
-def _start(config: RunConfig) -> None:
+def _start(config: RunConfig, gpus: SimpleQueue[str]) -> None:
     """Make this process ready to compute steps."""
     global _here
+    # Before anything asks CUDA: what it sees first is what it keeps.
+    if gpu := gpus.get():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
     _here = Here(config)
 

@@ -92,10 +92,10 @@ def open_stored(
     return CohortRun(own, source, grid, registry, seed, device, fetch, cohorts)
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a run; ``auto`` takes CUDA where there is one."""
+def resolve_device(name: str, *, elsewhere: bool = False) -> torch.device:
+    """Return the device of a run; ``auto`` takes CUDA where there is one. What is elsewhere cannot be looked at."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, but torch finds no CUDA device.", allowed="auto, cpu")
     return torch.device(name)

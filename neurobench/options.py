@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from neurobench.components import Setting, Value, parse_setting, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
 from neurobench.identity import digest
+from neurobench.resources import Needs
 
 __all__ = [
     "ADAPTATIONS",
@@ -197,6 +198,9 @@ class RunConfig:
         Write losses for TensorBoard while pretrainings run.
     run
         Id of the run that processes work for, under which they keep their logs; not set by hand.
+    resources
+        By name of a backbone, mask or baseline: what its steps need beyond a core, instead of what its class says, such
+        as ``{"mamba": {"GPU": 1}}``; see :class:`neurobench.contracts.Component`.
     """
 
     backbones: tuple[str, ...] = ()
@@ -237,6 +241,12 @@ class RunConfig:
     log_format: LogFormat = "text"
     tensorboard: bool = False
     run: str = ""
+    resources: Mapping[str, Needs] = field(default_factory=dict)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers of a cluster compute, not this machine."""
+        return bool(self.scheduler or self.cluster)
 
     @classmethod
     def from_options(
@@ -279,6 +289,7 @@ class RunConfig:
         cluster_config: str | Path | None = None,
         log_format: str | None = None,
         tensorboard: bool | None = None,
+        resources: str | Iterable[str] | Mapping[str, Needs] | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -322,6 +333,7 @@ class RunConfig:
             "cluster_config": None if cluster_config is None else Path(cluster_config).expanduser(),
             "log_format": log_format,
             "tensorboard": tensorboard,
+            "resources": _resources(resources),
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -341,6 +353,7 @@ _OF_THE_MACHINE = (
     "log_format",
     "tensorboard",
     "run",
+    "resources",
 )
 
 _NOT_OF_A_SUITE = ("data_dirs", "source", "device", "plugin_files", *_OF_THE_MACHINE)
@@ -353,6 +366,25 @@ def _jobs(value: int | str | None) -> int | None:
     if not str(value).isdecimal():
         raise ConfigError(f"--jobs cannot be {str(value)!r}.", allowed="a whole number from 1, or auto")
     return int(value)
+
+
+def _resources(value: Any) -> Mapping[str, Needs] | None:
+    """Read ``mamba:GPU=1,MEMORY=16e9``; nothing behind the colon: a core is enough."""
+    if value is None or isinstance(value, Mapping):
+        return value
+    found: dict[str, Needs] = {}
+    for text in _listed(value):
+        name, _, needs = text.partition(":")
+        try:
+            amounts = (part.partition("=") for part in needs.split(",") if part.strip())
+            found[name.strip()] = {key.strip(): float(amount) for key, _, amount in amounts}
+        except ValueError:
+            raise ConfigError(
+                f"--resources cannot be {text!r}.",
+                allowed="NAME:RESOURCE=NUMBER, several with commas",
+                next_step="Such as --resources mamba:GPU=1,MEMORY=16e9.",
+            ) from None
+    return found
 
 
 def _listed(value: Any) -> list[Any]:

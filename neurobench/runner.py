@@ -24,6 +24,7 @@ from neurobench.execution import (
     describe,
     few_threads,
     in_turn,
+    most_jobs,
     on_workers,
     suitable_jobs,
 )
@@ -146,7 +147,8 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
 
 def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) -> RunResult:
     started = time.perf_counter()
-    device = resolve_device(grid.config.device)
+    elsewhere = grid.config.elsewhere
+    device = resolve_device(grid.config.device, elsewhere=elsewhere)
     executor = Executor(store, progress)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -186,15 +188,17 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
     def seconds(step: Step) -> float:
         return model.estimate(step.work).seconds or 0.0
 
-    elsewhere = bool(grid.config.scheduler or grid.config.cluster)
     jobs = grid.config.jobs or suitable_jobs(
         grid, sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
     )
+    if not elsewhere and (most := most_jobs(grid, registry)) < jobs:
+        progress.note(f"{most:.0f} of {jobs} processes: more would not have the GPU or the memory that a step needs.")
+        jobs = int(most)
 
     def start() -> Workers:
         if not elsewhere:
             return Processes(grid.config, jobs)
-        workers = clusters.connect(grid.config)
+        workers = clusters.connect(grid.config, progress.note)
         if workers.dashboard:
             progress.note(f"watch the cluster at {workers.dashboard}")
         return workers

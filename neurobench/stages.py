@@ -34,7 +34,7 @@ from neurobench import (
     windows,
 )
 from neurobench.components import ComponentSpec, Setting, parse_component
-from neurobench.config import Combination, Grid, parse_adaptation
+from neurobench.config import Combination, Grid, needs_of, parse_adaptation
 from neurobench.contracts import (
     EvokedTask,
     ReconstructionTask,
@@ -46,6 +46,7 @@ from neurobench.cost import Work
 from neurobench.identity import digest, seed_for
 from neurobench.progress import Advance
 from neurobench.records import Fold, SignalSpec
+from neurobench.resources import Needs, most
 from neurobench.steps import FILLERS, CohortSteps, Row, Step, code_digest, once
 from neurobench.store import Checkpoint
 
@@ -580,6 +581,13 @@ class CohortRun(CohortSteps):
             "fold_fingerprint": self.fold_fingerprint,
             "recipe": _plain(asdict(self.recipe)),
         }
+
+    def needs(self, row: Row, stage: str) -> Needs:
+        """Return what a row's step needs beyond a core: what its components do, and nothing to score what is stored."""
+        if stage in ("evaluation", "confounds") and self.adapts(row) is None:
+            return {}
+        parts = (s for s in (row.backbone, row.mask, row.baseline) if s is not None)
+        return most(needs_of(s, self.grid.config, self.registry) for s in parts)
 
     def adapts(self, row: Row) -> Setting | None:
         """Return how a row's backbone is trained on each task: ``finetune``, ``prompt`` or ``lora``; None: it is not.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, StoreError
 from neurobench.execution import Outcome
 from neurobench.plugins import load_registry
+from neurobench.progress import Silent
 from neurobench.results import load_results
 from neurobench.store import Store
 from tests import tiny_run
@@ -108,6 +110,170 @@ def test_workers_that_died_one_after_the_other_are_the_error_of_their_step_alone
     assert outcome.store_error is None
 
 
+# ---------------------------------------------------------------- waiting for workers
+
+
+def test_a_run_that_waits_says_so_once_and_when_it_goes_on() -> None:
+    waiting = clusters.Waiting("Start one.", 'Start one with "{}".')
+    asked: list[dict[str, float]] = [{}, {"GPU": 1}]
+    assert waiting.look([], [], 0.0) == waiting.look([], [], 60.0) == "", "nothing is asked for"
+    assert waiting.look([], asked, 100.0) == waiting.look([], asked, 105.0) == ""
+    assert waiting.look([], asked, 111.0) == "no worker is there, and the run waits for one. Start one."
+    assert waiting.look([], asked, 200.0) == ""
+    assert waiting.look([{}], asked, 201.0) == "", "whether the one that came will do is not known yet"
+    said = waiting.look([{}, {"MEMORY": 1e9}], asked, 212.0)
+    assert said == 'no worker offers GPU=1, and steps that need it wait. Start one with "GPU=1".'
+    assert waiting.look([{}, {"GPU": 1.0}], asked, 300.0) == "workers are there, and the run goes on."
+    assert waiting.look([{}, {"GPU": 1.0}], asked, 400.0) == ""
+    assert waiting.look([{"GPU": 1.0, "MEMORY": 1e9}], [{"GPU": 1, "MEMORY": 2e9}], 500.0) == ""
+    assert "offers GPU=1 MEMORY=2e+09," in waiting.look([{"GPU": 1.0}], [{"GPU": 1, "MEMORY": 2e9}], 511.0)
+
+
+class FakeClient:
+    """A scheduler without a cluster: says who is there, and finishes nothing."""
+
+    dashboard_link = None
+
+    def __init__(self, *offered: dict[str, float]) -> None:
+        self.offered, self.submitted = list(offered), []
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": {str(i): {"resources": o} for i, o in enumerate(self.offered)}}
+
+    def get_executor(self, **options: Any) -> Any:
+        return self
+
+    def submit(self, function: Any, *arguments: Any, resources: Any) -> Future[Outcome]:
+        self.submitted.append(resources)
+        return Future()
+
+    def shutdown(self, wait: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_who_waits_for_workers_is_told_where_to_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(clusters, "LOOK_S", 0.01)
+    monkeypatch.setattr(clusters, "PATIENCE_S", 0.05)
+    said: list[str] = []
+    client = FakeClient()
+    config = RunConfig(out=tmp_path, scheduler="tcp://10.0.0.1:8786")
+    workers = clusters.DaskWorkers(config, client, said.append)
+    try:
+        assert workers.n == 1, "one step can wait for the first worker"
+        future = workers.submit("fake", 0, "pretraining", "0" * 64, {})
+        wait_until(lambda: len(said) == 1)
+        client.offered.append({})
+        wait_until(lambda: len(said) == 2)
+        future.set_result(Outcome(frozenset()))
+        assert workers._asked == {}
+    finally:
+        workers.close(at_once=True)
+    assert said[0].endswith("Start one with `dask worker tcp://10.0.0.1:8786 --nthreads 1`.")
+    assert said[1] == "workers are there, and the run goes on."
+    assert not workers._watch.is_alive()
+
+
+def wait_until(true: Any, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_steps_that_wait_for_a_gpu_keep_no_other_from_work(tmp_path: Path) -> None:
+    client = FakeClient({"GPU": 1.0}, {}, {})
+    workers = clusters.DaskWorkers(RunConfig(out=tmp_path), client)
+    try:
+        assert workers.n == 3
+        for expected in (3, 4, 5):
+            workers.submit("fake", 0, "pretraining", "0" * 64, {"GPU": 1})
+            assert workers.n == expected, "one at work, the others wait for that GPU"
+        workers.submit("fake", 0, "baseline", "1" * 64, {})
+        assert workers.n == 5
+        assert client.submitted == [{"GPU": 1}] * 3 + [None]
+        workers.at_most = 8
+        assert workers.n == 10, "what a batch system would still start is asked for by steps that wait"
+    finally:
+        workers.close(at_once=True)
+
+
+@pytest.mark.slow
+def test_a_step_that_needs_a_gpu_waits_for_a_worker_that_offers_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "PATIENCE_S", 1.0)
+    said: list[str] = []
+    early: list[Path] = []
+    started: list[subprocess.Popen[bytes]] = []
+    options = {"backbone": "tiny", "mask": "roi", "dataset": "fake", "data_dir": data, "plugin_files": tiny_run.PLUGIN}
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
+
+        def start(*offer: str) -> None:
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", empty.scheduler_address]
+            started.append(subprocess.Popen([*command, "--nthreads", "1", "--no-dashboard", *offer], cwd=tmp_path))
+
+        def note(message: str) -> None:
+            said.append(message)
+            if "no worker is there" in message:
+                start()
+            if "no worker offers GPU=1" in message:
+                # What needs no GPU goes on.
+                wait_until((tmp_path / "out" / "store" / "baseline").is_dir)
+                early.extend((tmp_path / "out" / "store").glob("pretraining/*"))
+                start("--resources", "GPU=1")
+
+        config = RunConfig.from_options(
+            **options, out=tmp_path / "out", task="age", n_steps=2, scheduler=empty.scheduler_address,
+            resources="tiny:GPU=1",
+        )  # fmt: skip
+        registry = load_registry(config.plugin_files)
+        progress = Silent()
+        monkeypatch.setattr(progress, "note", note, raising=False)
+        try:
+            result = runner.execute(expand(config, registry), registry, progress=progress)
+        finally:
+            for process in started:
+                process.terminate()
+                process.wait(30)
+    assert (result.failed, early) == ((), [])
+    assert [m.partition(",")[0] for m in said] == [
+        "no worker is there",
+        "no worker offers GPU=1",
+        "workers are there",
+    ]
+    execute(data, tmp_path / "one", task="age", n_steps=2, jobs=1)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- walltime
+
+
+@pytest.mark.parametrize(
+    ("system", "walltime", "seconds"),
+    [
+        ("slurm", "04:00:00", 4 * 3600),
+        ("slurm", "1-12:00:00", 36 * 3600),
+        ("slurm", "2-12", 60 * 3600),
+        ("slurm", "90", 90 * 60),
+        ("slurm", "30:00", 30 * 60),
+        ("pbs", "3600", 3600),
+        ("lsf", "02:30", 150 * 60),
+        ("sge", "00:30:00", 30 * 60),
+        ("slurm", "UNLIMITED", 0),
+    ],
+)
+def test_the_walltime_is_read_as_the_batch_system_reads_it(system: Any, walltime: str, seconds: int) -> None:
+    assert clusters._walltime_s(RunConfig(cluster=system), {"walltime": walltime}) == seconds
+
+
+def test_workers_leave_before_their_walltime_is_over() -> None:
+    assert clusters._lifetime(4 * 3600) == ["--lifetime", "13800s", "--lifetime-stagger", "150s"]
+    assert clusters._lifetime(1800) == ["--lifetime", "1440s", "--lifetime-stagger", "90s"]
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -166,6 +332,7 @@ def test_senseless_options_are_refused_before_work_starts(options: dict[str, str
         ("queue: short\n", "jobs is None"),
         ("- a list\n", "holds no settings"),
         ("a: [", "is no YAML"),
+        ("jobs: 2\nwalltime: 10:00:00\n", "walltime is 36000, which is what YAML reads from a time without quotes"),
         (None, "cannot be read"),
     ],
 )
@@ -190,7 +357,9 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "dask_jobqueue", SimpleNamespace(SLURMCluster=Cluster))
     path = tmp_path / "cluster.yaml"
     path.write_text('queue: short\ncores: 4\nmemory: 8GB\nwalltime: "01:00:00"\njobs: 3\n')
-    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+    _, at_most = clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+    assert at_most == 12
+    assert asked.pop("worker_extra_args") == ["--lifetime", "3000s", "--lifetime-stagger", "150s"]
     assert asked == {
         "queue": "short",
         "cores": 4,
@@ -200,3 +369,6 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
         "minimum_jobs": 1,
         "maximum_jobs": 3,
     }
+    path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\nworker_extra_args: ["--lifetime=9m"]\n')
+    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+    assert asked["worker_extra_args"] == ["--lifetime=9m"], "who says when workers leave is obeyed"

@@ -19,6 +19,7 @@ from neurobench.contracts import Backbone, Component
 from neurobench.errors import CheckError
 from neurobench.plugins import Registry
 from neurobench.records import BackboneSpec
+from neurobench.resources import wrong_with
 from neurobench.specimens import simulated_connectivity
 
 __all__ = ["CHECKS", "Check", "Skip", "build", "demand", "other_global_state", "watched_files"]
@@ -136,6 +137,8 @@ def metadata(cls: type[Component], registry: Registry | None, full: bool) -> str
     for check, reason in cls.expected_failures.items():
         if not reason:
             problems.append(f"`expected_failures` gives no reason for {check!r}")
+    if wrong := wrong_with(cls.resources):
+        problems.append(f"`resources`: {wrong}")
     if not isinstance(cls.unavailable(), str):
         problems.append("`unavailable()` does not return a text")
     if not (inspect.getdoc(cls) or "").strip():
