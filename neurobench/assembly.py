@@ -176,6 +176,7 @@ def _score(
             )
         )
     score = entry.json("score.json")
+    cost = _cost(run, row, task, entry, store)
     record = Record(
         **fields,
         status="ok",
@@ -187,9 +188,9 @@ def _score(
         p_value_refit=score.get("p_value_refit"),
         above_chance=score["above_chance"],
         training=results.TrainingRecord(**score["training"]) if "training" in score else None,
-        cost=_cost(run, row, task, entry, store),
+        cost=cost,
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
-        notes=score["notes"],
+        notes=[*score["notes"], *_notes_of(cost, run.grid.profile.batch_size)],
     )
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
     if (lost := gather.attributed(run, row, task, store)) is not None:
@@ -312,6 +313,8 @@ def _pretrained_on(run: CohortRun) -> list[results.OutsideRecord]:
 def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: Store) -> CostRecord:
     """Return measured cost: of all folds, pretraining and features included."""
     seconds, peak, n_parameters = entry.seconds, None, None
+    parts: list[int] = []
+    spread = ""
     if row.backbone is not None:
         # One pretraining may serve several folds; it was paid for once.
         for found in gather.pretrainings(run, row, store).values():
@@ -319,10 +322,30 @@ def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: St
             seconds += found.seconds
             n_parameters = history["n_parameters"]
             peak = max(peak or 0.0, history["peak_memory_mb"] or 0.0) or None
+            # Those of earlier versions have neither.
+            parts += [history["micro_batch"]] if history.get("micro_batch") else []
+            spread = history.get("distributed", "") or spread
     if run.task(task).needs == "features" and not run.adapts(row):
         steps = [run.feature_step(row, task, fold) for fold in run.folds]
         seconds += sum(e.seconds for s in steps if (e := store.get(s.stage, s.identity)) is not None)
-    return CostRecord(n_parameters=n_parameters, seconds=round(seconds, 3), peak_memory_mb=peak, device=str(run.device))
+    return CostRecord(
+        n_parameters=n_parameters,
+        seconds=round(seconds, 3),
+        peak_memory_mb=peak,
+        device=str(run.device),
+        micro_batch=min(parts, default=None),
+        distributed=spread,
+    )
+
+
+def _notes_of(cost: CostRecord, batch_size: int) -> list[str]:
+    """Return what of the way a pretraining was computed changes the rounding of its numbers."""
+    if cost.micro_batch is None:
+        return []
+    return [
+        f"memory did not suffice for a batch at once: its {batch_size} windows were pretrained on in parts of "
+        f"{cost.micro_batch}, whose gradients were summed"
+    ]
 
 
 def cohort_failed(

@@ -111,7 +111,7 @@ class Joined(Group):
 
         mesh = init_device_mesh(self.accelerator.device.type, (self.size,))
         for module in modules:
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by the sum over all processes; where nobody has one there is none afterwards.

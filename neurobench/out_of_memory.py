@@ -9,7 +9,7 @@ import torch
 
 from neurobench.errors import NeurobenchError
 
-__all__ = ["in_halves", "is_out_of_memory", "release"]
+__all__ = ["in_halves", "is_out_of_memory", "release", "too_large"]
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release() -> None:
     """Give memory of a GPU that nothing lies in back to whoever else uses it."""
     torch.cuda.empty_cache()
+
+
+def too_large(error: BaseException) -> NeurobenchError:
+    """Return what to say of an error of memory that no smaller part was tried for."""
+    return NeurobenchError(
+        f"memory does not suffice: {' '.join(str(error).split()) or type(error).__name__}",
+        next_step="Use fewer --jobs, a smaller --profile, or a machine with more memory.",
+    )
 
 
 def in_halves(compute: Callable[[int, int], torch.Tensor], n_windows: int) -> torch.Tensor:

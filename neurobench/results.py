@@ -196,6 +196,14 @@ class CostRecord(_Strict):
     seconds: float
     peak_memory_mb: float | None
     device: str
+    micro_batch: int | None = Field(
+        default=None,
+        description="windows of a batch at once in pretraining, the fewest of all folds, where memory did not suffice "
+        "for all of them; the sums of such parts are rounded otherwise",
+    )
+    distributed: str = Field(
+        default="", description="how several processes computed each pretraining, such as ddp[processes=4]"
+    )
 
 
 class Record(_Strict):
