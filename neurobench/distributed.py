@@ -35,7 +35,10 @@ from neurobench.options import RunConfig
 from neurobench.progress import Advance
 from neurobench.store import Checkpoint
 
-__all__ = ["ALONE", "GRACE_S", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
+__all__ = ["ALONE", "COMMAND", "GRACE_S", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
+
+COMMAND = (sys.executable, "-m", "neurobench.member")
+"""What each process runs."""
 
 GRACE_S = 10.0
 """Seconds that processes have for the step they are at, and the first for a checkpoint, when they are to end."""
@@ -245,7 +248,7 @@ def launch(member: Member, advance: Advance) -> None:
                     "OMP_NUM_THREADS": str(threads(n)),
                 }
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "neurobench.member"],
+                    COMMAND,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,

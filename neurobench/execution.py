@@ -138,6 +138,9 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
     seconds
         What that is estimated to take in one process.
     """
+    if grid.distributed is not None and resolve_device(grid.config.device).type == "cuda":
+        # One pretraining has the GPUs.
+        return 1
     small = grid.profile.width < SMALL and resolve_device(grid.config.device).type == "cpu"
     if not small or seconds < WORTH_S:
         return 1

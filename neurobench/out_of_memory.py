@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -24,6 +25,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release() -> None:
     """Give memory of a GPU that nothing lies in back to whoever else uses it."""
     torch.cuda.empty_cache()
+
+
+@functools.cache
+def _say_once() -> None:
+    """Put into the log that windows go through backbones in parts; every batch would say it again."""
+    log.warning("memory does not suffice for as many windows at once as usual: they go through backbones in halves")
 
 
 def too_large(error: BaseException) -> NeurobenchError:
@@ -64,7 +71,7 @@ def in_halves(compute: Callable[[int, int], torch.Tensor], n_windows: int) -> to
                 next_step="Use a smaller --profile, which has fewer tokens a window, or a machine with more memory.",
             )
         half = (first + last) // 2
-        log.warning("memory does not suffice for %d windows at once: they go through in halves", last - first)
+        _say_once()
         return torch.cat([between(first, half), between(half, last)])
 
     return between(0, n_windows)

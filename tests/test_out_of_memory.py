@@ -245,7 +245,8 @@ def test_records_say_that_a_batch_was_computed_in_parts_and_what_did_not_fit(dat
     result = execute(
         data, tmp_path / "out", backbone="huge,greedy,tiny", task="reconstruction", plugin_files=plugin, jobs=1
     )
-    records = {r.row: r for r in results.load_results(tmp_path / "out")}
+    found = (results.read_record(path) for path in (tmp_path / "out" / "records").iterdir())
+    records = {record.row: record for record in found}
     assert [f for f in result.failed if "huge · roi" not in f] == []
     assert records["tiny · roi"].cost.micro_batch is None
     assert records["greedy · roi"].cost.micro_batch == 2
