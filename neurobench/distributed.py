@@ -71,6 +71,12 @@ class Group:
         """Return the sum over all processes."""
         return values
 
+    def of_all(self, number: int, device: torch.device) -> list[int]:
+        """Return the number that each process gives; ``device`` is theirs."""
+        values = torch.zeros(self.size, device=device)
+        values[self.rank] = number
+        return [int(value) for value in self.total(values).tolist()]
+
     def shard(self, modules: Sequence[nn.Module]) -> None:
         """Cut the weights of modules into shares, where that is asked for."""
 
