@@ -176,6 +176,7 @@ def _score(
             )
         )
     score = entry.json("score.json")
+    cost = _cost(run, row, task, entry, store)
     record = Record(
         **fields,
         status="ok",
@@ -187,9 +188,9 @@ def _score(
         p_value_refit=score.get("p_value_refit"),
         above_chance=score["above_chance"],
         training=results.TrainingRecord(**score["training"]) if "training" in score else None,
-        cost=_cost(run, row, task, entry, store),
+        cost=cost,
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
-        notes=score["notes"],
+        notes=[*score["notes"], *_notes_of(cost, run.grid.profile.batch_size)],
     )
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
     if (lost := gather.attributed(run, row, task, store)) is not None:
@@ -313,6 +314,8 @@ def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: St
     """Return measured cost: of all folds, pretraining and features included."""
     seconds, peak, n_parameters = entry.seconds, None, None
     histories: list[dict[str, Any]] = []
+    parts: list[int] = []
+    spread = ""
     if row.backbone is not None:
         # One pretraining may serve several folds; it was paid for once.
         for found in gather.pretrainings(run, row, store).values():
@@ -320,6 +323,9 @@ def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: St
             seconds += found.seconds
             n_parameters = history["n_parameters"]
             peak = max(peak or 0.0, history["peak_memory_mb"] or 0.0) or None
+            # Those of earlier versions have neither.
+            parts += [history["micro_batch"]] if history.get("micro_batch") else []
+            spread = history.get("distributed", "") or spread
     if run.task(task).needs == "features" and not run.adapts(row):
         steps = [run.feature_step(row, task, fold) for fold in run.folds]
         seconds += sum(e.seconds for s in steps if (e := store.get(s.stage, s.identity)) is not None)
@@ -328,6 +334,8 @@ def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: St
         seconds=round(seconds, 3),
         peak_memory_mb=peak,
         device=str(run.device),
+        micro_batch=min(parts, default=None),
+        distributed=spread,
         **_machine(histories),
     )
 
@@ -355,6 +363,16 @@ def _machine(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "waiting_share": round(sum(h["waiting_s"] for h in histories) / trained, 4) if trained else None,
         "gpu_utilisation": round(float(np.average(busy, weights=seconds)), 4) if busy and trained else None,
     }
+
+
+def _notes_of(cost: CostRecord, batch_size: int) -> list[str]:
+    """Return what of the way a pretraining was computed changes the rounding of its numbers."""
+    if cost.micro_batch is None:
+        return []
+    return [
+        f"memory did not suffice for a batch at once: its {batch_size} windows were pretrained on in parts of "
+        f"{cost.micro_batch}, whose gradients were summed"
+    ]
 
 
 def cohort_failed(

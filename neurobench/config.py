@@ -289,12 +289,16 @@ def _impossible_processes(
     import torch
 
     n_gpus = torch.cuda.device_count()
-    if n_gpus and n * max(1, config.jobs) > n_gpus:
-        each = f"{config.jobs} jobs of {n} processes" if config.jobs > 1 else f"{n} processes"
+    if n_gpus and n > n_gpus:
         yield ConfigError(
-            f"{option}: {each} need a GPU each, and there {'is one' if n_gpus == 1 else f'are {n_gpus}'}.",
-            allowed=f"processes × jobs up to {n_gpus}" if n_gpus > 1 else "",
-            next_step="Use fewer; a batch that does not fit into the memory of one GPU is computed in parts there.",
+            f"{option}: {n} processes need a GPU each, and there {'is one' if n_gpus == 1 else f'are {n_gpus}'}.",
+            allowed=f"processes=2 to processes={n_gpus}" if n_gpus > 1 else "",
+            next_step="A batch that does not fit into the memory of one GPU is computed in parts there.",
+        )
+    if n_gpus and config.jobs > 1:
+        yield ConfigError(
+            f"{option} gives each pretraining several GPUs, and --jobs {config.jobs} gives each job one.",
+            allowed="--jobs 1, or --jobs alone",
         )
 
 

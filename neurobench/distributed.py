@@ -35,7 +35,10 @@ from neurobench.options import RunConfig
 from neurobench.progress import Advance
 from neurobench.store import Checkpoint
 
-__all__ = ["ALONE", "GRACE_S", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
+__all__ = ["ALONE", "COMMAND", "GRACE_S", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
+
+COMMAND = (sys.executable, "-m", "neurobench.member")
+"""What each process runs."""
 
 GRACE_S = 10.0
 """Seconds that processes have for the step they are at, and the first for a checkpoint, when they are to end."""
@@ -67,6 +70,12 @@ class Group:
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""
         return values
+
+    def of_all(self, number: int, device: torch.device) -> list[int]:
+        """Return the number that each process gives; ``device`` is theirs."""
+        values = torch.zeros(self.size, device=device)
+        values[self.rank] = number
+        return [int(value) for value in self.total(values).tolist()]
 
     def shard(self, modules: Sequence[nn.Module]) -> None:
         """Cut the weights of modules into shares, where that is asked for."""
@@ -111,7 +120,7 @@ class Joined(Group):
 
         mesh = init_device_mesh(self.accelerator.device.type, (self.size,))
         for module in modules:
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by the sum over all processes; where nobody has one there is none afterwards.
@@ -245,7 +254,7 @@ def launch(member: Member, advance: Advance) -> None:
                     "OMP_NUM_THREADS": str(threads(n)),
                 }
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "neurobench.member"],
+                    COMMAND,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,

@@ -35,6 +35,7 @@ from neurobench.config import Grid, Profile, RunConfig, expand, needs_of
 from neurobench.distributed import n_processes
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.opening import open_stored, resolve_device
+from neurobench.out_of_memory import is_out_of_memory, release, too_large
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Advance, Done, Progress, Silent
 from neurobench.resources import Needs, dealt, most, of_this_machine, visible_gpus
@@ -104,7 +105,12 @@ def compute(step: Step, store: Store, advance: Advance) -> Entry:
     """Compute a step into a store, whatever entry is there, and return its entry; a step that was stopped may go on."""
     checkpoint = store.checkpoint(step.stage, step.identity, step.label)
     with store.write(step.stage, step.identity, step.label, step.work.to_dict(), checkpoint) as folder:
-        step.compute(folder, advance, checkpoint)
+        try:
+            step.compute(folder, advance, checkpoint)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise too_large(error) from None
     entry = store.get(step.stage, step.identity)
     assert entry is not None
     return entry
@@ -220,6 +226,8 @@ def in_turn(
                     raise
                 except Exception as error:
                     failures[row] = describe(error)
+                if row in failures:
+                    release()
             done(seconds(step))
         yield one, failures
 
@@ -478,6 +486,8 @@ class Here:
             store_error = found
         except Exception as found:
             error = describe(found)
+        if error:
+            release()
         return Outcome(frozenset(self.executor.computed - before), error, store_error)
 
     def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import torch
 
 from neurobench.errors import NeurobenchError
 
-__all__ = ["in_halves", "is_out_of_memory", "release"]
+__all__ = ["in_halves", "is_out_of_memory", "release", "too_large"]
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release() -> None:
     """Give memory of a GPU that nothing lies in back to whoever else uses it."""
     torch.cuda.empty_cache()
+
+
+@functools.cache
+def _say_once() -> None:
+    """Put into the log that windows go through backbones in parts; every batch would say it again."""
+    log.warning("memory does not suffice for as many windows at once as usual: they go through backbones in halves")
+
+
+def too_large(error: BaseException) -> NeurobenchError:
+    """Return what to say of an error of memory that no smaller part was tried for."""
+    return NeurobenchError(
+        f"memory does not suffice: {' '.join(str(error).split()) or type(error).__name__}",
+        next_step="Use fewer --jobs, a smaller --profile, or a machine with more memory.",
+    )
 
 
 def in_halves(compute: Callable[[int, int], torch.Tensor], n_windows: int) -> torch.Tensor:
@@ -56,7 +71,7 @@ def in_halves(compute: Callable[[int, int], torch.Tensor], n_windows: int) -> to
                 next_step="Use a smaller --profile, which has fewer tokens a window, or a machine with more memory.",
             )
         half = (first + last) // 2
-        log.warning("memory does not suffice for %d windows at once: they go through in halves", last - first)
+        _say_once()
         return torch.cat([between(first, half), between(half, last)])
 
     return between(0, n_windows)

@@ -133,7 +133,7 @@ class History:
     n_tokens
         Valid tokens of all batches, hidden or not.
     micro_batch
-        Windows of a batch at once, where memory did not suffice for all; the last steps' where it changed. None: all
+        Windows of a batch at once, where memory did not suffice for all: the fewest that a process came to. None: all
         at once. Sums in parts are rounded otherwise.
     """
 
@@ -483,7 +483,8 @@ class Training:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
 
     def history(self) -> History:
-        """Return what was done."""
+        """Return what was done; all processes have to ask."""
+        of_all = self.group.of_all(self.micro_batch if self.micro_batch < self.share else 0, self.device)
         return History(
             tuple(self.losses.tolist()),
             self.seconds,
@@ -492,7 +493,7 @@ class Training:
             self.n_scored / self.n_valid if self.n_valid else None,
             self.waiting_s,
             self.n_valid,
-            self.micro_batch if self.micro_batch < self.share else None,
+            min((n for n in of_all if n), default=None),
         )
 
     def save(self, checkpoint: Checkpoint) -> None:

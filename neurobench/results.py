@@ -216,6 +216,14 @@ class CostRecord(_Strict):
     gpu_utilisation: float | None = Field(
         default=None, ge=0, le=1, description="share of the time the GPU computed anything, as its driver says"
     )
+    micro_batch: int | None = Field(
+        default=None,
+        description="windows of a batch at once in pretraining, the fewest of all folds, where memory did not suffice "
+        "for all of them; the sums of such parts are rounded otherwise",
+    )
+    distributed: str = Field(
+        default="", description="how several processes computed each pretraining, such as ddp[processes=4]"
+    )
 
 
 class Record(_Strict):
