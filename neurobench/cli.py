@@ -326,6 +326,14 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Measure the energy of pretrainings where the machine counts it; one process.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
@@ -383,6 +391,7 @@ def run(
         cluster_config=cluster_config,
         log_format=log_format,
         tensorboard=tensorboard or None,
+        energy=energy or None,
     )
     screen, side = console.make_console(), console.make_console(stderr=True)
     as_lines = config.log_format == "json"

@@ -134,7 +134,7 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
         What that is estimated to take in one process.
     """
     small = grid.profile.width < SMALL and resolve_device(grid.config.device).type == "cpu"
-    if not small or seconds < WORTH_S:
+    if not small or seconds < WORTH_S or grid.config.energy:
         return 1
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 32
     at_once = len(grid.combinations) * grid.profile.n_folds

@@ -7,6 +7,7 @@ is the business of ``stages.py``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -28,6 +29,7 @@ from neurobench import (
     attribution,
     connectivity,
     contracts,
+    energy,
     evoked,
     hardware,
     harmonisation,
@@ -395,7 +397,11 @@ class CohortSteps:
             if net.uses_connectivity:
                 net.connectivity.copy_(connectivity.mean_connectivity(parts, self.spec.n_units))
             windows = parts[0] if len(parts) == 1 else transfer.MixedWindows(parts)
-            with hardware.metered(self.device) as meter, monitoring.monitored(meter, events) as monitor:
+            with (
+                hardware.metered(self.device) as meter,
+                energy.counted(meter) if self.grid.config.energy else contextlib.nullcontext(),
+                monitoring.monitored(meter, events) as monitor,
+            ):
                 history = pretraining.pretrain(
                     net,
                     decoder,
@@ -411,6 +417,7 @@ class CohortSteps:
                     on_look=monitor.look,
                     checkpoint=checkpoint,
                 )
+                meter.is_part = checkpoint.was_read
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
             weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / "weights.safetensors")

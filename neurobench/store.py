@@ -127,6 +127,11 @@ class Checkpoint:
         """Seconds that the entry has taken: those that led to the state that was read, and those since."""
         return self._before + time.perf_counter() - self._started
 
+    @property
+    def was_read(self) -> bool:
+        """Whether a part of the entry was computed before, by a process that was stopped."""
+        return self._before > 0
+
     def write(self, state: Mapping[str, Any], arrays: bytes) -> None:
         """Put a state in the place of the one before.
 

@@ -124,25 +124,6 @@ def test_a_folder_that_takes_no_log_is_said_and_ends_nothing(tmp_path: Path, cap
     assert "no log is kept" in caplog.text
 
 
-def test_every_process_of_a_run_logs_its_steps_with_their_rows(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    result = tiny_run.execute(data, out, task="age", jobs=2, folds=2)
-    lines = lines_of(out)
-    assert {line["what"] for line in lines} <= set(logs.WHAT)
-    assert (lines[0]["what"], lines[-1]["what"]) == ("run-started", "run-finished")
-    assert len({line["run"] for line in lines}) == 1
-    workers = {line["pid"] for line in lines if line["what"] == "worker-started"}
-    assert len(workers) >= 2
-    steps = [line for line in lines if line["what"] in ("step-started", "step-finished")]
-    assert {line["pid"] for line in steps} <= workers
-    assert all({"stage", "label", "key", "dataset", "seed", "row"} <= line.keys() for line in steps)
-    finished = {line["key"] for line in steps if line["what"] == "step-finished"}
-    assert len(finished) == result.n_computed == lines[-1]["n_computed"]
-    again = tiny_run.execute(data, out, task="age", jobs=1, folds=2)
-    assert again.n_computed == 0
-    assert len({line["run"] for line in lines_of(out)}) == 2
-
-
 @pytest.fixture
 def logged(tmp_path: Path) -> Path:
     with logs.kept(tmp_path, "r"):
