@@ -203,6 +203,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Progress) -
             ended = in_turn(todo, executor, seconds, done)
         for of, failures in ended:
             scored += assembly.collect(of.run, failures, store)
+    notes += [s.record.cost.energy_note for s in scored if s.record.cost.energy_note]
     table = assembly.finish(scored, store.out)
     failed = tuple(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
     return RunResult(

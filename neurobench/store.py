@@ -121,16 +121,13 @@ class Checkpoint:
     def __init__(self, folder: Path, label: str = "") -> None:
         self.folder, self.label = folder, label
         self._started, self._before = time.perf_counter(), 0.0
+        self.was_read = False
+        """Whether a state was there, so that a process that was stopped computed a part of the entry."""
 
     @property
     def seconds(self) -> float:
         """Seconds that the entry has taken: those that led to the state that was read, and those since."""
         return self._before + time.perf_counter() - self._started
-
-    @property
-    def was_read(self) -> bool:
-        """Whether a part of the entry was computed before, by a process that was stopped."""
-        return self._before > 0
 
     def write(self, state: Mapping[str, Any], arrays: bytes) -> None:
         """Put a state in the place of the one before.
@@ -168,7 +165,7 @@ class Checkpoint:
         except ValueError as wrong:
             log.warning("the checkpoint of %s cannot be used: %s; it is begun anew", self.label, wrong)
             return None
-        self._before = float(told["seconds"])
+        self._before, self.was_read = float(told["seconds"]), True
         self._started = time.perf_counter()
         return dict(told["state"]), arrays
 

@@ -20,6 +20,7 @@ from neurobench.energy import counted
 from neurobench.errors import ConfigErrors
 from neurobench.hardware import Meter
 from neurobench.plugins import load_registry
+from neurobench.store import Checkpoint
 from tests import tiny_run
 from tests.fakes import write_folder
 
@@ -108,6 +109,14 @@ def test_of_a_part_nothing_is_said_of_the_whole(tmp_path: Path) -> None:
     assert "a process that was stopped" in meter.energy_note
 
 
+def test_a_checkpoint_that_was_read_makes_it_a_part(tmp_path: Path) -> None:
+    first, second = Checkpoint(tmp_path / "c"), Checkpoint(tmp_path / "c")
+    assert first.read() is None
+    first.write({}, b"")
+    assert second.read() is not None
+    assert (first.was_read, second.was_read) == (False, True)
+
+
 def test_a_measurement_that_fails_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(device: torch.device) -> None:
         raise RuntimeError("no driver")
@@ -187,6 +196,9 @@ def test_the_record_has_the_energy_of_all_folds(monkeypatch: pytest.MonkeyPatch,
     assert costs["tiny · roi"].cpu_energy_kwh == 0.5
     assert (costs["tiny · roi"].gpu_energy_kwh, costs["tiny · roi"].energy_note) == (None, "")
     assert costs["connectome"].cpu_energy_kwh is None
+    monkeypatch.setattr(energy, "_started", lambda device: stand_in())
+    result = tiny_run.execute(tmp_path / "data", tmp_path / "other", task="age", folds=2, energy=True)
+    assert "energy of the processor is not known: its RAPL counters cannot be read" in result.notes
 
 
 @pytest.mark.usefixtures("installed")
