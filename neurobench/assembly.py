@@ -362,6 +362,9 @@ def _machine(histories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens_per_s": round(sum(h["n_tokens"] for h in histories) / trained, 1) if trained else None,
         "waiting_share": round(sum(h["waiting_s"] for h in histories) / trained, 4) if trained else None,
         "gpu_utilisation": round(float(np.average(busy, weights=seconds)), 4) if busy and trained else None,
+        "cpu_energy_kwh": sum(cpu) if (cpu := known("cpu_energy_kwh")) else None,
+        "gpu_energy_kwh": sum(gpu) if (gpu := known("gpu_energy_kwh")) else None,
+        "energy_note": "; ".join(dict.fromkeys(s["energy_note"] for s in said if s["energy_note"])),
     }
 
 

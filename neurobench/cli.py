@@ -345,6 +345,14 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Measure the energy of pretrainings where the machine counts it; one process.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.", rich_help_panel=OUTPUT)
     ] = False,
@@ -412,6 +420,7 @@ def run(
         log_format=log_format,
         tensorboard=tensorboard or None,
         resources=resources,
+        energy=energy or None,
     )
     if detach and dry_run:
         raise ConfigError("--dry-run does nothing that could go on.", next_step="Leave --detach out.")

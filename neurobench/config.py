@@ -376,11 +376,20 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
         )
     if config.scheduler and config.cluster:
         yield ConfigError("--scheduler and --cluster both say who computes.", next_step="Leave one of them out.")
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+    for package, asked, otherwise in (
+        ("tensorboard", config.tensorboard, "; or follow losses without it: `neurobench log OUT --follow`"),
+        ("codecarbon", config.energy, ""),
+    ):
+        if asked and importlib.util.find_spec(package) is None:
+            option = "tensorboard" if package == "tensorboard" else "energy"
+            yield ConfigError(
+                f"--{option} needs the package {package}, which is not installed.",
+                next_step=f'Install the extra: pip install "neurobench-fm[{option}]"{otherwise}.',
+            )
+    if config.energy and (config.jobs > 1 or config.distributed or config.elsewhere):
         yield ConfigError(
-            "--tensorboard needs the package tensorboard, which is not installed.",
-            next_step='Install the extra: pip install "neurobench-fm[tensorboard]"; or follow losses without it: '
-            "`neurobench log OUT --follow`.",
+            "--energy reads counters of the whole machine: of several processes each would be told the energy of all.",
+            allowed="--jobs 1, in this process",
         )
     if config.cluster_config is not None and not config.cluster:
         yield ConfigError(

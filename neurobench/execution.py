@@ -144,7 +144,7 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
     seconds
         What that is estimated to take in one process.
     """
-    if seconds < WORTH_S:
+    if seconds < WORTH_S or grid.config.energy:
         return 1
     at_once = len(grid.combinations) * grid.profile.n_folds
     if resolve_device(grid.config.device).type == "cuda":

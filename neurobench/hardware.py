@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 __all__ = ["Meter", "device_name", "metered", "peak_memory_mb"]
@@ -36,13 +35,15 @@ class Meter:
     gpu_peak_memory_mb
         Most memory of the GPU that was in use at once (2²⁰ bytes); None on a CPU.
     host_peak_memory_mb
-        Largest resident memory of this process, with its libraries: meanwhile where the system can count anew (Linux),
-        else since the process began.
+        Largest resident memory of this process, with its libraries: meanwhile where the system counts anew (Linux, but
+        for containers that may not ask for it), else since the process began.
     gpu_utilisation
         Share of the time in which the GPU computed anything, the mean of what the driver said at every
         :meth:`look`; None without a look, on a CPU, or where the driver is not asked for want of a package.
     cpu_energy_kwh, gpu_energy_kwh, energy_note
         See :mod:`neurobench.energy`.
+    is_part
+        Whether an earlier process computed a part of it, up to a checkpoint.
     """
 
     device: torch.device
@@ -54,6 +55,7 @@ class Meter:
     cpu_energy_kwh: float | None = None
     gpu_energy_kwh: float | None = None
     energy_note: str = ""
+    is_part: bool = False
     _looks: list[float] = field(default_factory=list)
 
     def look(self) -> None:
@@ -96,6 +98,8 @@ def _count_peaks_anew(device: torch.device) -> None:
 
 def _host_peak_memory_mb() -> float:
     if sys.platform == "win32":
+        import psutil
+
         return float(psutil.Process().memory_info().peak_wset) / 2**20
     # Not there on Windows.
     import resource

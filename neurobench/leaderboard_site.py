@@ -717,7 +717,14 @@ def _costs(line: Line) -> Iterator[tuple[str, str]]:
     yield "parameters", (count(line.n_parameters) or "–") + exempt
     yield "time", duration(line.seconds) or "–"
     yield "peak memory", "–" if math.isnan(line.peak_memory_mb) else f"{line.peak_memory_mb:,.0f} MB"
-    yield "device", ", ".join(sorted({r.cost.device for r in line.records if r.cost.device})) or "–"
+    costs = [r.cost for r in line.records]
+    yield "device", ", ".join(sorted({c.device_name or c.device for c in costs} - {""})) or "–"
+    for of, known in (
+        ("processor", [c.cpu_energy_kwh for c in costs if c.cpu_energy_kwh is not None]),
+        ("GPU", [c.gpu_energy_kwh for c in costs if c.gpu_energy_kwh is not None]),
+    ):
+        if known:
+            yield f"energy of the {of}", f"{sum(known) / len(known):.3g} kWh to pretrain, by its counters"
 
 
 def _details(t: Table, line: Line) -> dict[str, Any]:

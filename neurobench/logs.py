@@ -51,6 +51,8 @@ What = Literal[
     "step-failed",
     "step-lost",
     "losses",
+    "checkpoint-written",
+    "checkpoint-read",
     "warning",
     "message",
 ]
@@ -264,7 +266,8 @@ _of_this_worker = contextlib.ExitStack()
 def keep(out: Path, run: str, log_format: str = "text") -> None:
     """Have this process, which computes for a run of another one, keep a log until it ends or is given another run."""
     _of_this_worker.close()
-    if run:
+    # A worker may be a thread of the process that asks, which keeps its log already.
+    if run and run != _run:
         if log_format == "json":
             _of_this_worker.enter_context(shown(log_format))
         _of_this_worker.enter_context(kept(out, run))

@@ -196,6 +196,9 @@ class RunConfig:
         How messages appear on the standard error stream: ``text``, or ``json``, a line each.
     tensorboard
         Write losses for TensorBoard while pretrainings run.
+    energy
+        Measure the energy of pretrainings, where the machine has counters of it; in one process, which a counter of the
+        whole machine asks for.
     run
         Id of the run that processes work for, under which they keep their logs; not set by hand.
     resources
@@ -240,6 +243,7 @@ class RunConfig:
     cluster_config: Path | None = None
     log_format: LogFormat = "text"
     tensorboard: bool = False
+    energy: bool = False
     run: str = ""
     resources: Mapping[str, Needs] = field(default_factory=dict)
 
@@ -290,6 +294,7 @@ class RunConfig:
         log_format: str | None = None,
         tensorboard: bool | None = None,
         resources: str | Iterable[str] | Mapping[str, Needs] | None = None,
+        energy: bool | None = None,
     ) -> RunConfig:
         """Build a configuration from what the command line or a caller of the Python API says.
 
@@ -334,6 +339,7 @@ class RunConfig:
             "log_format": log_format,
             "tensorboard": tensorboard,
             "resources": _resources(resources),
+            "energy": energy,
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -352,6 +358,7 @@ _OF_THE_MACHINE = (
     "cluster_config",
     "log_format",
     "tensorboard",
+    "energy",
     "run",
     "resources",
 )

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from neurobench import hardware
+from neurobench import hardware, logs
 from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.distributed import ALONE, Group
 from neurobench.errors import NeurobenchError
@@ -600,6 +600,8 @@ def pretrain(
     training = Training(learns, recipe, n_steps, device, seed, group)
     if checkpoint is not None and n_steps:
         training.go_on_from(checkpoint)
+        if training.n_done:
+            logs.tell("checkpoint-read", step=training.n_done)
     backbone.train()
     coming = drawn_ahead(
         windows,
@@ -625,6 +627,7 @@ def pretrain(
             now = time.perf_counter()
             if checkpoint is not None and group.rank == 0 and (stop or now >= due):
                 training.save(checkpoint)
+                logs.tell("checkpoint-written", step=training.n_done)
                 took = time.perf_counter() - now
                 due = now + took + max(CHECKPOINT_EVERY_S, took / CHECKPOINT_SHARE)
             stop.deliver()

@@ -272,7 +272,7 @@ def _short(
     n_steps = max(2 if expected > PROBE_SECONDS else 4, min(12, round(PROBE_SECONDS / expected)))
     profile = replace(profile, n_steps=n_steps, batch_size=batch_size)
     # What is timed is thrown away: nobody watches it.
-    unwatched = replace(grid.config, tensorboard=False)
+    unwatched = replace(grid.config, tensorboard=False, energy=False)
     return replace(grid, config=unwatched, profile=profile, backbones=(backbone,), distributed=None)
 
 

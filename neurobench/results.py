@@ -206,8 +206,8 @@ class CostRecord(_Strict):
     gpu_peak_memory_mb: float | None = Field(default=None, description="most memory of the GPU in use at once")
     host_peak_memory_mb: float | None = Field(
         default=None,
-        description="largest resident memory of the process that pretrained, libraries included: meanwhile on Linux, "
-        "elsewhere since the process began",
+        description="largest resident memory of the process that pretrained, libraries included: meanwhile where the "
+        "system counts anew, as Linux does, else since the process began",
     )
     tokens_per_s: float | None = Field(default=None, description="valid tokens of training windows a second")
     waiting_share: float | None = Field(
@@ -224,6 +224,11 @@ class CostRecord(_Strict):
     distributed: str = Field(
         default="", description="how several processes computed each pretraining, such as ddp[processes=4]"
     )
+    cpu_energy_kwh: float | None = Field(
+        default=None, ge=0, description="of pretraining: all the processor used meanwhile, by its counters"
+    )
+    gpu_energy_kwh: float | None = Field(default=None, ge=0, description="of pretraining, by the GPU's counter")
+    energy_note: str = Field(default="", description="why energy that was asked for is not known")
 
 
 class Record(_Strict):

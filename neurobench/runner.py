@@ -157,6 +157,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
     def write(scored: Sequence[assembly.Scored]) -> None:
         # As soon as a (dataset, seed) is through: nothing in its records depends on another one.
         rows.extend(assembly.finish(scored, store.out))
+        notes.extend(s.record.cost.energy_note for s in scored if s.record.cost.energy_note)
         failed.extend(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
 
     pairs = list(dict.fromkeys((c.dataset, c.seed) for c in grid.combinations))

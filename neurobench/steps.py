@@ -7,6 +7,7 @@ is the business of ``stages.py``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -30,6 +31,7 @@ from neurobench import (
     connectivity,
     contracts,
     distributed,
+    energy,
     evoked,
     hardware,
     harmonisation,
@@ -438,6 +440,7 @@ class CohortSteps:
             windows = parts[0] if len(parts) == 1 else transfer.MixedWindows(parts)
             with (
                 hardware.metered(self.device) as meter,
+                energy.counted(meter) if self.grid.config.energy else contextlib.nullcontext(),
                 monitoring.monitored(meter, events if group.rank == 0 else None) as monitor,
             ):
                 history = pretraining.pretrain(
@@ -456,6 +459,7 @@ class CohortSteps:
                     checkpoint=checkpoint,
                     group=group,
                 )
+                meter.is_part = checkpoint.was_read
             weights = {f"backbone.{k}": v for k, v in net.state_dict().items()}
             weights |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
             whole = group.whole(weights)

@@ -121,6 +121,8 @@ class Checkpoint:
     def __init__(self, folder: Path, label: str = "") -> None:
         self.folder, self.label = folder, label
         self._started, self._before = time.perf_counter(), 0.0
+        self.was_read = False
+        """Whether a state was there, so that a process that was stopped computed a part of the entry."""
 
     @property
     def seconds(self) -> float:
@@ -163,7 +165,7 @@ class Checkpoint:
         except ValueError as wrong:
             log.warning("the checkpoint of %s cannot be used: %s; it is begun anew", self.label, wrong)
             return None
-        self._before = float(told["seconds"])
+        self._before, self.was_read = float(told["seconds"]), True
         self._started = time.perf_counter()
         return dict(told["state"]), arrays
 

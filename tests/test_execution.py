@@ -61,6 +61,18 @@ def test_two_processes_write_the_bytes_of_one(data: Path, tmp_path: Path) -> Non
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
     pd.testing.assert_frame_equal(one.table.drop(columns="seconds"), two.table.drop(columns="seconds"))
     assert (two.n_computed, two.n_stored, two.failed) == (one.n_computed, one.n_stored, ())
+    # Each process keeps a log of its own, in which every step has its row.
+    lines = logs.Reader(tmp_path / "two").new()
+    assert {line["what"] for line in lines} <= set(logs.WHAT)
+    assert (lines[0]["what"], lines[-1]["what"]) == ("run-started", "run-finished")
+    workers = {line["pid"] for line in lines if line["what"] == "worker-started"}
+    assert len(workers) == 2
+    assert os.getpid() not in workers
+    steps = [line for line in lines if line["what"] in ("step-started", "step-finished")]
+    assert {line["pid"] for line in steps} <= workers
+    assert all({"run", "stage", "label", "dataset", "seed", "row"} <= line.keys() for line in steps)
+    finished = {line["key"] for line in steps if line["what"] == "step-finished"}
+    assert len(finished) == two.n_computed == lines[-1]["n_computed"]
     again = execute(data, tmp_path / "two")
     assert (again.n_computed, again.n_stored) == (0, two.n_computed)
 

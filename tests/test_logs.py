@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from neurobench import logs
+from neurobench import cli_log, logs
 from neurobench.cli import app
 from neurobench.errors import DataError
 from tests import tiny_run
@@ -124,23 +124,16 @@ def test_a_folder_that_takes_no_log_is_said_and_ends_nothing(tmp_path: Path, cap
     assert "no log is kept" in caplog.text
 
 
-def test_every_process_of_a_run_logs_its_steps_with_their_rows(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    result = tiny_run.execute(data, out, task="age", jobs=2, folds=2)
-    lines = lines_of(out)
-    assert {line["what"] for line in lines} <= set(logs.WHAT)
-    assert (lines[0]["what"], lines[-1]["what"]) == ("run-started", "run-finished")
-    assert len({line["run"] for line in lines}) == 1
-    workers = {line["pid"] for line in lines if line["what"] == "worker-started"}
-    assert len(workers) >= 2
-    steps = [line for line in lines if line["what"] in ("step-started", "step-finished")]
-    assert {line["pid"] for line in steps} <= workers
-    assert all({"stage", "label", "key", "dataset", "seed", "row"} <= line.keys() for line in steps)
-    finished = {line["key"] for line in steps if line["what"] == "step-finished"}
-    assert len(finished) == result.n_computed == lines[-1]["n_computed"]
-    again = tiny_run.execute(data, out, task="age", jobs=1, folds=2)
-    assert again.n_computed == 0
-    assert len({line["run"] for line in lines_of(out)}) == 2
+def test_a_worker_that_is_a_thread_of_the_process_that_asks_writes_nothing_twice(tmp_path: Path) -> None:
+    with logs.kept(tmp_path, "r"):
+        logs.keep(tmp_path, "r")
+        logs.tell("message", "once")
+    logs.keep(tmp_path, "another")
+    logs.tell("message", "of another run")
+    logs.keep(tmp_path, "")
+    logs.tell("message", "of none")
+    said = [(line["run"], line.get("message")) for line in lines_of(tmp_path)]
+    assert said == [("r", "once"), ("another", None), ("another", "of another run")]
 
 
 @pytest.fixture
@@ -178,6 +171,22 @@ def test_the_command_shows_one_row(logged: Path) -> None:
 def test_the_command_gives_lines_of_json(logged: Path) -> None:
     found = [json.loads(line) for line in said(logged, "--row", "connectome", "--json").splitlines()]
     assert [line["what"] for line in found] == ["step-started", "step-finished"]
+
+
+def test_the_command_goes_on_with_what_is_written(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+        with logs.kept(logged, "later"), logs.at(row="mamba · roi"):
+            logs.tell("losses", step=50, loss=0.5)
+
+    monkeypatch.setattr(cli_log.time, "sleep", sleep)
+    shown = said(logged, "--row", "mamba · roi", "--follow")
+    assert shown.count("step-started") == 2
+    assert shown.rstrip().endswith("losses · step 50 · loss 0.5")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from neurobench import assembly, config, hardware, logs, pretraining, results
+from neurobench import assembly, hardware, logs, pretraining, results
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigErrors
 from neurobench.hardware import Meter, metered
@@ -97,7 +98,7 @@ def test_names_of_folders_hold_what_any_disk_takes() -> None:
 
 
 def test_without_tensorboard_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     asked = RunConfig(backbones=("mamba",), masks=("roi",), out=tmp_path / "out", tensorboard=True)
     with pytest.raises(ConfigErrors, match=re.escape('pip install "neurobench-fm[tensorboard]"')):
         expand(asked, load_registry())
