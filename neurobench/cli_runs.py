@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,6 @@ from neurobench.commands import AsJson, Verbose, guarded
 from neurobench.errors import StoreError
 
 __all__ = ["cancel", "detached", "status", "stopped_by_signals"]
-
-AGAIN = "import sys; sys.argv[0] = 'neurobench'; from neurobench.cli import main; main()"
-"""The same command in another process, under its own name: records say how they were made."""
 
 STOP_S = 60.0
 """Seconds in which a run that is asked to stop should have done so."""
@@ -152,7 +150,7 @@ def detached(out: Path, *, as_json: bool) -> None:
     folder.mkdir(parents=True)
     screen, side = console.make_console(), console.make_console(stderr=True)
     output = folder / "output.txt"
-    words = [sys.executable, "-P", "-c", AGAIN, *(w for w in sys.argv[1:] if w != "--detach")]
+    words = [sys.executable, *(w for w in sys.orig_argv[1:] if w != "--detach")]
     if hasattr(signal, "SIGHUP"):
         # The other one ignores it too, and goes on when this terminal is closed.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -175,6 +173,8 @@ def detached(out: Path, *, as_json: bool) -> None:
                 process.wait(AT_ONCE_S)
         if process.returncode:
             side.print(output.read_text(encoding="utf-8", errors="replace"), markup=False, soft_wrap=True)
+            if begun is None:
+                shutil.rmtree(folder, ignore_errors=True)
             raise typer.Exit(process.returncode)
     if as_json:
         console.print_json(screen, {"run": run, "out": out, "pid": process.pid, "output": output})

@@ -405,7 +405,7 @@ def _overview(overview: Overview, width: int, all_rows: bool) -> RenderableType:
 def _run(state: State, now: float, width: int) -> RenderableType:
     """Return what there is to know of a run: the time, how far it is, and what is at work or went wrong."""
     word, style = WORDS[state.state]
-    head = Text("● ", style=style).append(state.id, style="default bold").append(f" {word}", style=style)
+    head = Text.assemble(("● ", style), (state.id, "bold"), (f" {word}", style))
     if state.is_under_way:
         times = [f"for {duration(now - state.started)}", f"on {state.host}"]
         if now - state.heard > SILENT_S:
@@ -421,11 +421,11 @@ def _run(state: State, now: float, width: int) -> RenderableType:
     if state.n_rows and not (state.state == "finished" and state.n_written == state.n_rows):
         lines[-1].append(f" · records of {state.n_written:,} of {state.n_rows:,} rows written")
     if state.at_work:
-        lines.append(Text("at work: ", style="dim").append(_at_work(state), style="default"))
+        lines.append(Text.assemble(("at work: ", "dim"), _at_work(state)))
     if state.error:
         lines.append(Text(state.error, style="red"))
     for label, message in state.errors[:3]:
-        lines.append(Text(f"failed: {label}: ", style="red").append(message, style="default"))
+        lines.append(Text.assemble((f"failed: {label}: ", "red"), message))
     if len(state.errors) > 3:
         lines.append(Text(f"and {state.n_failed - 3} more", style="dim"))
     return Group(head, *(Padding(line, (0, 0, 0, 2), expand=False) for line in lines), "")
@@ -481,14 +481,17 @@ def _counts(rows: Sequence[RowStatus]) -> list[Text]:
 
 
 def _rows(rows: Sequence[RowStatus]) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("dataset", "seed", "row", "state", "stored", "at work"):
-        right = name in ("seed", "stored", "at work")
-        table.add_column(name, justify="right" if right else "left", overflow="fold", header_style="dim")
-    for r in rows:
-        cells = (r.dataset, str(r.seed), r.row, Text(r.state, style=STATES[r.state]))
-        table.add_row(*cells, f"{r.n_stored} of {r.n_steps}", str(r.n_at_work or ""))
-    return table
+    """Return a line a row; of rich's tables one of ten thousand lines takes seconds."""
+    head = ("dataset", "seed", "row", "state", "stored", "at work")
+    cells = [
+        (r.dataset, str(r.seed), r.row, r.state, f"{r.n_stored} of {r.n_steps}", str(r.n_at_work or "")) for r in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    text = Text(no_wrap=True, overflow="ignore")
+    for line, style in [(head, "dim"), *((c, STATES[c[3]]) for c in cells)]:
+        padded = "   ".join(c.ljust(w) for c, w in zip(line, widths, strict=True))
+        text.append(f" {padded.rstrip()}\n", style=style)
+    return text
 
 
 # ---------------------------------------------------------------- progress

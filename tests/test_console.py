@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from neurobench import console
-from neurobench.console import TimeLeft
 from neurobench.errors import ConfigError, ConfigErrors, DataError
+from neurobench.progress import TimeLeft
 from neurobench.records import Finding
 from neurobench.tables import count, decimals, duration, metric_name
 
@@ -243,20 +243,24 @@ def test_findings_are_grouped_and_the_worst_come_first() -> None:
 def test_time_left_learns_from_what_was_computed_only() -> None:
     now = 0.0
     left = TimeLeft(100.0, clock=lambda: now)
-    assert str(left) == "about 1 min 40 s, first guess"
+
+    def words() -> str:
+        return console.time_left(left.seconds(), learned=left.learned)
+
+    assert words() == "about 1 min 40 s, first guess"
     left.step(40.0, computed=False)
     assert left.seconds() == 60.0
     now = 20.0
     left.step(10.0, computed=True)
     # 10 estimated seconds took 20, so the 50 that are left take 100.
     assert left.seconds() == 100.0
-    assert str(left) == "about 1 min 40 s left"
+    assert words() == "about 1 min 40 s left"
     now = 30.0
     assert left.seconds() == 90.0
     now = 500.0
-    assert str(left) == "longer than expected"
+    assert words() == "longer than expected"
     left.step(50.0, computed=True)
-    assert str(left) == ""
+    assert words() == ""
 
 
 def test_progress_shows_the_innermost_stage() -> None:

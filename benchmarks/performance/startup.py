@@ -50,7 +50,7 @@ def measure(quick: bool) -> list[Ratio]:
                 "run --dry-run, nothing stored": _command("run", *SMALL, "--dry-run", "--out", f"{folder}/new"),
                 "run --dry-run, all stored": _command("run", *SMALL, "--dry-run", "--out", out),
                 "run, all stored": _command("run", *SMALL, "--out", out),
-                "status": _command("status", "--out", out),
+                "status": _command("status", out),
                 "compare": _command("compare", out),
             }
         seconds = interleaved(contenders, repeats=1 if quick else 5)
