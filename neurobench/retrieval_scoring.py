@@ -20,10 +20,9 @@ from neurobench.scoring import (
     MetricScore,
     Score,
     bootstrap_weights,
-    family_numbers,
     permute_within,
 )
-from neurobench.window_scoring import exchanged_within, metric_score
+from neurobench.window_scoring import HeldOut, exchanged_within, metric_score
 
 __all__ = [
     "MAX_GALLERY",
@@ -123,47 +122,32 @@ class _Queries:
 
 
 def _queries(predictions: pd.DataFrame) -> _Queries:
-    columns = entry_columns(predictions)
-    names = [c[len(PREFIX) : -1] for c in columns]
-    if len(predictions) == 0 or len(names) < 2:
-        raise DataError(f"there is nothing to score: {len(predictions)} queries, {len(names)} entries.")
-    table = predictions.sort_values("window").reset_index(drop=True)
-    if table["window"].duplicated().any():
-        raise DataError(f"window {table['window'][table['window'].duplicated()].iloc[0]!r} is looked for twice.")
-    if (table.groupby("participant_id")["fold"].nunique() > 1).any():
-        raise DataError("windows of a subject are looked for in two folds.")
-    if not table["truth"].isin(names).all():
-        raise DataError("a query belongs to an entry that is in no gallery.", allowed=", ".join(names[:10]))
-    values = table[columns].to_numpy(float)
-    allowed = np.isfinite(values)
-    truth = np.array([names.index(t) for t in table["truth"]], np.int64)
-    if not allowed[np.arange(len(truth)), truth].all() or (allowed.sum(1) != table["n_gallery"]).any():
+    h = HeldOut.of(predictions, PREFIX, belongs_to="entries", done="looked for")
+    table, allowed = h.table, np.isfinite(h.values)
+    if not allowed[np.arange(len(h.truth)), h.truth].all() or (allowed.sum(1) != table["n_gallery"]).any():
         raise DataError("similarities to entries of a gallery are missing, or its size is not what it says.")
     if (allowed != allowed[table.groupby("fold")["fold"].transform("idxmin").to_numpy()]).any():
         raise DataError("queries of one fold are looked for in different galleries.")
-    subjects, subject = np.unique(table["participant_id"].astype(str), return_inverse=True)
     parts, part = np.unique(table["part"].fillna("").astype(str), return_inverse=True)
-    first = np.unique(subject, return_index=True)[1]
-    fold = np.unique(table["fold"], return_inverse=True)[1]
     site = table["site"].fillna("").astype(str).to_numpy(str) if "site" in table else np.full(len(table), "")
     same = None
     if parts.tolist() == [""] and len(set(site) - {""}) > 1:
         # An entry's people are looked for themselves, so that it is known where they are from.
-        of_entry = np.full((fold.max() + 1, len(names)), "", dtype=site.dtype)
-        of_entry[fold, truth] = site
-        same = allowed & (of_entry[fold] == site[:, None]) & (site != "")[:, None]
+        of_entry = np.full((h.fold.max() + 1, len(h.names)), "", dtype=site.dtype)
+        of_entry[h.fold, h.truth] = site
+        same = allowed & (of_entry[h.fold] == site[:, None]) & (site != "")[:, None]
     return _Queries(
-        cosines=np.where(allowed, values, 0.0),
+        cosines=np.where(allowed, h.values, 0.0),
         allowed=allowed,
         same_site=same,
-        truth=truth,
-        subject=subject.astype(np.int64),
-        fold=fold.astype(np.int64),
+        truth=h.truth,
+        subject=h.subject,
+        fold=h.fold,
         part=part.astype(np.int64),
         site=site,
-        subjects=tuple(subjects.tolist()),
+        subjects=h.subjects,
         parts=tuple(parts.tolist()),
-        family=family_numbers(table["family"].iloc[first]) if "family" in table else None,
+        family=h.family,
     )
 
 

@@ -25,6 +25,7 @@ from neurobench.scoring import (
 )
 
 __all__ = [
+    "HeldOut",
     "WindowRow",
     "class_columns",
     "exchanged_within",
@@ -41,6 +42,77 @@ PREFIX = "p["
 
 AT_ONCE = 50
 """Draws that are computed together: rows times draws is what takes memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out predictions with a column for everything that a window may belong to, sorted by window.
+
+    Parameters
+    ----------
+    table, names, values
+        The rows; what columns are of, and (rows, names) what they hold.
+    truth, subject, fold
+        (rows,) numbers of the name, the subject and the fold.
+    subjects, family
+        Names, and (subjects,) numbers of families; None: everybody alone.
+    """
+
+    table: pd.DataFrame
+    names: tuple[str, ...]
+    values: Array
+    truth: NDArray[np.int64]
+    subject: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    subjects: tuple[str, ...]
+    family: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, predictions: pd.DataFrame, prefix: str, *, belongs_to: str, done: str) -> HeldOut:
+        """Check and number the rows of a table.
+
+        Parameters
+        ----------
+        predictions
+            As a task's runner wrote them.
+        prefix
+            Start of the columns, as in ``p[rest]``.
+        belongs_to, done
+            What columns are of, and what was done with a window, for messages.
+
+        Raises
+        ------
+        DataError
+            If there is nothing, a window is there twice, a subject in two folds, or a true name without a column.
+        """
+        columns = [c for c in predictions.columns if c.startswith(prefix)]
+        names = tuple(c[len(prefix) : -1] for c in columns)
+        if len(predictions) == 0 or len(names) < 2:
+            raise DataError(f"there is nothing to score: {len(predictions)} windows, {len(names)} {belongs_to}.")
+        table = predictions.sort_values("window").reset_index(drop=True)
+        if (twice := table["window"].duplicated()).any():
+            raise DataError(f"window {table['window'][twice].iloc[0]!r} is {done} twice.")
+        folds = table.groupby("participant_id")["fold"].nunique()
+        if (folds > 1).any():
+            raise DataError(f"windows of subject {folds.index[folds > 1][0]!r} are {done} in {folds.max()} folds.")
+        if not (known := table["truth"].isin(names)).all():
+            raise DataError(
+                f"window {table['window'][~known].iloc[0]!r} belongs to {table['truth'][~known].iloc[0]!r}, which is "
+                f"none of the {belongs_to}.",
+                allowed=", ".join(names[:10]),
+            )
+        subjects, subject = np.unique(table["participant_id"].astype(str), return_inverse=True)
+        first = np.unique(subject, return_index=True)[1]
+        return cls(
+            table=table,
+            names=names,
+            values=table[columns].to_numpy(float),
+            truth=np.array([names.index(t) for t in table["truth"]], np.int64),
+            subject=subject.astype(np.int64),
+            fold=np.unique(table["fold"], return_inverse=True)[1].astype(np.int64),
+            subjects=tuple(subjects.tolist()),
+            family=family_numbers(table["family"].iloc[first]) if "family" in table else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,24 +172,10 @@ def window_predictions(
 
 
 def _windows(predictions: pd.DataFrame) -> _Windows:
-    columns = class_columns(predictions)
-    names = tuple(c[len(PREFIX) : -1] for c in columns)
-    if len(predictions) == 0 or len(names) < 2:
-        raise DataError(f"there is nothing to score: {len(predictions)} windows, {len(names)} classes.")
-    table = predictions.sort_values("window").reset_index(drop=True)
-    if table["window"].duplicated().any():
-        raise DataError(f"window {table['window'][table['window'].duplicated()].iloc[0]!r} is predicted twice.")
-    folds = table.groupby("participant_id")["fold"].nunique()
-    if (folds > 1).any():
-        raise DataError(f"windows of subject {folds.index[folds > 1][0]!r} are tested in {folds.max()} folds.")
-    probability = table[columns].to_numpy(float)
-    if not np.isfinite(probability).all() or not table["truth"].isin(names).all():
-        raise DataError("a probability is not a number, or a true class has none.", allowed=", ".join(names))
-    subjects, subject = np.unique(table["participant_id"].astype(str), return_inverse=True)
-    truth = np.array([names.index(t) for t in table["truth"]], np.int64)
-    fold = np.unique(table["fold"], return_inverse=True)[1]
-    first = table["family"].iloc[np.unique(subject, return_index=True)[1]] if "family" in table else None
-    return _Windows(truth, subject, fold, probability, names, tuple(subjects.tolist()), family_numbers(first))
+    h = HeldOut.of(predictions, PREFIX, belongs_to="classes", done="predicted")
+    if not np.isfinite(h.values).all():
+        raise DataError("a probability is not a number.", allowed=", ".join(h.names))
+    return _Windows(h.truth, h.subject, h.fold, h.values, h.names, h.subjects, h.family)
 
 
 _Function = Callable[[_Windows, Array], Array]

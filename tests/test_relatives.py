@@ -68,7 +68,7 @@ def test_what_is_no_unit_is_no_node_of_the_graph_and_everybody_sees_it() -> None
     prompted = replace(batch.table, unit=batch.table.unit.clone())
     prompted.unit[:, -1] = -1
     tokens = torch.randn(2, 24, 7, WIDTH)
-    ((across, _),) = net._passes(tokens, prompted)
+    ((across, _),) = net.passes(prompted)
     assert across.nodes.view(2, 7, 24, WIDTH)[:, :, -1].abs().max() == 0
     drawn = across.weights(tokens.transpose(1, 2).flatten(0, 1), torch.ones(14, 24, dtype=torch.bool))
     assert (drawn[:, :-1, -1] > 0).all()
@@ -124,7 +124,7 @@ def test_what_is_no_unit_is_near_to_every_unit() -> None:
     net, batch = built(GlobalConv, window=1)
     table = replace(batch.table, unit=batch.table.unit.clone())
     table.unit[:, -1] = -1
-    ((across, _),) = net._passes(torch.zeros(2, 24, 7, WIDTH), table)
+    ((across, _),) = net.passes(table)
     assert across.band[:, :, -1].all()
     assert across.band[:, -1].all()
     assert not across.band[:, 0, 5].any()

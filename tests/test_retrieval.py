@@ -410,10 +410,10 @@ def test_rows_are_compared_on_the_same_subjects() -> None:
     ("change", "message"),
     [
         (lambda t: pd.concat([t, t]), "is looked for twice"),
-        (lambda t: t.assign(truth="zebra"), "an entry that is in no gallery"),
+        (lambda t: t.assign(truth="zebra"), "belongs to 'zebra', which is none of the entries"),
         (lambda t: t.assign(n_gallery=3), "its size is not what it says"),
         (lambda t: t.assign(**{"s[001]": np.nan}), "similarities to entries of a gallery are missing"),
-        (lambda t: t.assign(participant_id="me"), "looked for in two folds"),
+        (lambda t: t.assign(participant_id="me"), "looked for in 2 folds"),
         (lambda t: t.iloc[:0], "there is nothing to score"),
     ],
 )

@@ -253,8 +253,8 @@ def test_rows_are_compared_on_the_same_windows() -> None:
     ("change", "message"),
     [
         (lambda t: pd.concat([t, t.iloc[:1]]), "window 's00~0' is predicted twice"),
-        (lambda t: t.assign(fold=range(len(t))), "windows of subject 's00' are tested in 9 folds"),
-        (lambda t: t.assign(truth="asleep"), "a true class has none"),
+        (lambda t: t.assign(fold=range(len(t))), "windows of subject 's00' are predicted in 9 folds"),
+        (lambda t: t.assign(truth="asleep"), "belongs to 'asleep', which is none of the classes"),
         (lambda t: t.iloc[:0], "0 windows"),
     ],
 )

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from neurobench import TokenBackbone, TokenTable
+
 Mixer = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Maps (sequences, length, width) tokens and (sequences, length) valid to tokens of the same shape; None for valid:
 all of them are."""
@@ -92,3 +94,31 @@ def roll_out(
                 tokens = mixer(x, along).view(batch, units, patches, width)
     seen = valid.transpose(1, 2)[..., None]
     return (drawn * seen).sum(1) / seen.sum(1).clamp(min=1)
+
+
+class GridBackbone(TokenBackbone):
+    """A backbone of layers of two passes each, one along units and one along time.
+
+    Attributes
+    ----------
+    layers
+        Pairs of passes, each with ``weights``.
+    first
+        What the first of a pair runs along.
+    """
+
+    layers: nn.ModuleList
+    first = "units"
+
+    def passes(self, table: TokenTable) -> Iterable[Iterable[Any]]:
+        """Return the pairs of passes for a batch: the layers, unless a pass needs to be told something of the batch."""
+        return self.layers
+
+    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Mix along both axes, layer after layer."""
+        return mix_grid(tokens, table.valid, self.passes(table), self.first)
+
+    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
+        """Return what every pass says that it draws on, and its residual, chained over passes."""
+        tokens = self.embed(signal, hidden, table)
+        return roll_out(tokens, self.taking_part(hidden, table), self.passes(table), self.first)

@@ -14,7 +14,7 @@ from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, feedforward_width, hookimpl
 from neurobench_backbones._attention import AttentionPass
-from neurobench_backbones._grid import mix_grid, roll_out
+from neurobench_backbones._grid import GridBackbone
 
 GRAPHS = ("static", "adaptive")
 
@@ -100,7 +100,7 @@ class OnGraph:
         return drawn + torch.diag_embed((drawn.sum(-1) == 0).to(drawn.dtype))
 
 
-class BrainMAE(TokenBackbone):
+class BrainMAE(GridBackbone):
     """Every layer passes messages along the graph of the units' embeddings, then attends along time.
 
     Parameters
@@ -131,21 +131,13 @@ class BrainMAE(TokenBackbone):
         graph = parameters["graph"]
         return "" if graph in GRAPHS else f"graph may be {' or '.join(GRAPHS)}, not {graph!r}"
 
-    def _passes(self, tokens: torch.Tensor, table: TokenTable) -> list[tuple[OnGraph, nn.Module]]:
+    def passes(self, table: TokenTable) -> list[tuple[OnGraph, nn.Module]]:
+        """Return graph passes that know the units of the batch, and attention along time."""
         # What stands for no unit (a prompt) is no node of the graph: everybody may draw on it, by what it holds.
         known = table.unit >= 0
         nodes = self.unit_embedding(table.unit.clamp(min=0)) * known[..., None]
-        nodes = nodes.repeat_interleave(tokens.shape[2], 0)
+        nodes = nodes.repeat_interleave(table.valid.shape[2], 0)
         return [(OnGraph(across, nodes), along) for across, along in self.layers]
-
-    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Mix along units, then along time, layer after layer."""
-        return mix_grid(tokens, table.valid, self._passes(tokens, table))
-
-    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Return the graph and attention along time, each with its residual, chained over passes."""
-        tokens = self.embed(signal, hidden, table)
-        return roll_out(tokens, self.taking_part(hidden, table), self._passes(tokens, table))
 
 
 @hookimpl

@@ -16,7 +16,7 @@ from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, feedforward_width, hookimpl
 from neurobench_backbones._attention import AttentionPass
-from neurobench_backbones._grid import mix_grid, roll_out
+from neurobench_backbones._grid import GridBackbone
 
 TAPS = 4
 """Parameters of the kernel at every scale, each direction and channel."""
@@ -134,7 +134,7 @@ class InBand:
         return self.across.weights_among(tokens, valid, self.band)
 
 
-class GlobalConv(TokenBackbone):
+class GlobalConv(GridBackbone):
     """Every layer attends among neighbouring units, then convolves each unit's whole window.
 
     Parameters
@@ -160,23 +160,15 @@ class GlobalConv(TokenBackbone):
         """Return why there is no such window, or an empty string."""
         return "" if parameters["window"] >= 1 else f"window must be 1 or more, not {parameters['window']}"
 
-    def _passes(self, tokens: torch.Tensor, table: TokenTable) -> list[tuple[InBand, nn.Module]]:
-        place = torch.arange(tokens.shape[1], device=tokens.device)
+    def passes(self, table: TokenTable) -> list[tuple[InBand, nn.Module]]:
+        """Return attention that knows who is near in the batch, and convolutions along time."""
+        place = torch.arange(table.unit.shape[1], device=table.unit.device)
         near = (place[:, None] - place).abs() <= self.window
         # What stands for no unit (a prompt) has no neighbours: it is near to everybody.
         everywhere = table.unit < 0
         band = near | everywhere[:, None] | everywhere[:, :, None]
-        band = band.repeat_interleave(tokens.shape[2], 0)
+        band = band.repeat_interleave(table.valid.shape[2], 0)
         return [(InBand(across, band), along) for across, along in self.layers]
-
-    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Mix along units, then along time, layer after layer."""
-        return mix_grid(tokens, table.valid, self._passes(tokens, table))
-
-    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Return attention and the kernels' sizes, each with its residual, chained over passes."""
-        tokens = self.embed(signal, hidden, table)
-        return roll_out(tokens, self.taking_part(hidden, table), self._passes(tokens, table))
 
 
 @hookimpl

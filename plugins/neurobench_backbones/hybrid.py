@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
+from neurobench import BackboneSpec, TokenBackbone, hookimpl
 from neurobench_backbones._attention import AttentionPass
-from neurobench_backbones._grid import mix_grid, roll_out, why_not_first
+from neurobench_backbones._grid import GridBackbone, why_not_first
 from neurobench_backbones._mamba2 import MambaPass
 
 PASSES = {"M": MambaPass, "A": AttentionPass}
@@ -36,7 +35,7 @@ def resolve(layout: str, n_layers: int) -> str:
     return named.get(layout, layout)
 
 
-class Hybrid(TokenBackbone):
+class Hybrid(GridBackbone):
     """Layers of Mamba (M) and attention (A); a layer is one pass across units and one along time by that mixer.
 
     Parameters
@@ -89,14 +88,6 @@ class Hybrid(TokenBackbone):
         also = f", the same network as {' and '.join(same)}" if same else ""
         passes = ", the two passes of its one layer" if spec.n_layers == 1 else ""
         return f"hybrid[layout={layout}] is {letters} here{passes}{also}"
-
-    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Mix layer after layer."""
-        return mix_grid(tokens, table.valid, self.layers, self.first)
-
-    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Return attention and what scans draw on, each with its residual, chained over passes."""
-        return roll_out(self.embed(signal, hidden, table), self.taking_part(hidden, table), self.layers, self.first)
 
 
 @hookimpl

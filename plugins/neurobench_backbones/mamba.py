@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
-from neurobench_backbones._grid import mix_grid, roll_out, why_not_first
+from neurobench import BackboneSpec, TokenBackbone, hookimpl
+from neurobench_backbones._grid import GridBackbone, why_not_first
 from neurobench_backbones._mamba1 import Mamba1
 from neurobench_backbones._mamba2 import Mamba2, MambaPass
 
 VERSIONS = {1: Mamba1, 2: Mamba2}
 
 
-class Mamba(TokenBackbone):
+class Mamba(GridBackbone):
     """Bidirectional Mamba: every layer scans across units in their spatial order and along time.
 
     A one-way scan sees what came before only; both directions are scanned with weights of their own and added.
@@ -51,14 +50,6 @@ class Mamba(TokenBackbone):
         if version not in VERSIONS:
             return f"there is no Mamba-{version}: version may be 1 or 2"
         return why_not_first(parameters)
-
-    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Scan along both axes, layer after layer."""
-        return mix_grid(tokens, table.valid, self.layers, self.first)
-
-    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Return what the scans draw on, and the residuals, chained over passes."""
-        return roll_out(self.embed(signal, hidden, table), self.taking_part(hidden, table), self.layers, self.first)
 
 
 @hookimpl

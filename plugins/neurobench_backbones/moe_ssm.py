@@ -10,11 +10,11 @@ from torch import nn
 
 from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
 from neurobench_backbones._experts import ExpertPass, OnGraph, graph_of
-from neurobench_backbones._grid import Mixer, mix_grid, roll_out
+from neurobench_backbones._grid import GridBackbone, Mixer, mix_grid
 from neurobench_backbones._mamba2 import MambaPass
 
 
-class MoeSsm(TokenBackbone):
+class MoeSsm(GridBackbone):
     """Every layer mixes units within experts that they are routed to, then scans along time.
 
     Gates are the softmax of each token's ``top_k`` largest logits, which are averaged before along a random walk on the
@@ -60,14 +60,6 @@ class MoeSsm(TokenBackbone):
             return "walk_steps and balance are 0 or more"
         return ""
 
-    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Mix within experts, then along time, layer after layer."""
-        return mix_grid(tokens, table.valid, self._on_graph(table))
-
-    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Return what the scans of shared experts and those along time draw on, with residuals, chained over passes."""
-        return roll_out(self.embed(signal, hidden, table), table.valid, self._on_graph(table))
-
     def routing(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return the gates of every layer one after the other, the mean over valid patches."""
         gates: list[torch.Tensor] = []
@@ -80,12 +72,13 @@ class MoeSsm(TokenBackbone):
             return mix
 
         across = table.valid.transpose(1, 2).flatten(0, 1)
-        layers = [(noted(experts), along) for experts, along in self._on_graph(table)]
+        layers = [(noted(experts), along) for experts, along in self.passes(table)]
         mix_grid(self.embed(signal, hidden, table), table.valid, layers)
         shares = torch.cat(gates, -1).unflatten(0, (len(signal), -1)).sum(1) / len(gates)
         return shares / table.valid.sum(2).clamp(min=1)[..., None]
 
-    def _on_graph(self, table: TokenTable) -> list[tuple[OnGraph, MambaPass]]:
+    def passes(self, table: TokenTable) -> list[tuple[OnGraph, MambaPass]]:
+        """Return experts that know the graph of the batch's units, and scans along time."""
         graph = graph_of(self.connectivity, table, self.share_of_batch)
         return [(OnGraph(experts, graph), along) for experts, along in self.layers]
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from neurobench import BackboneSpec, TokenBackbone, TokenTable, hookimpl
+from neurobench import BackboneSpec, TokenBackbone, hookimpl
 from neurobench_backbones._attention import AttentionPass
-from neurobench_backbones._grid import mix_grid, roll_out, why_not_first
+from neurobench_backbones._grid import GridBackbone, why_not_first
 
 
-class Transformer(TokenBackbone):
+class Transformer(GridBackbone):
     """Factorised self-attention: every layer attends across units and along time.
 
     Parameters
@@ -39,14 +38,6 @@ class Transformer(TokenBackbone):
     def impossible(cls, spec: BackboneSpec, parameters: Mapping[str, Any]) -> str:
         """Return why passes cannot be in this order, or an empty string."""
         return why_not_first(parameters)
-
-    def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Mix along both axes, layer after layer."""
-        return mix_grid(tokens, table.valid, self.layers, self.first)
-
-    def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Return attention rollout: every pass's attention and its residual, chained over passes."""
-        return roll_out(self.embed(signal, hidden, table), self.taking_part(hidden, table), self.layers, self.first)
 
 
 @hookimpl
