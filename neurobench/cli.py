@@ -366,11 +366,11 @@ def run(
     with side.status("loading plugins") if shown else contextlib.nullcontext():
         registry = open_registry(config.plugin_files)
         grid = expand(config, registry)
-        from neurobench import runner
-
+        if dry_run:
+            from neurobench import planning
+        else:
+            from neurobench import runner
     if dry_run:
-        from neurobench import planning
-
         with side.status("timing a few steps on a few subjects") if shown else contextlib.nullcontext():
             planned = planning.plan(grid, registry)
         if as_json:

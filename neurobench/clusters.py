@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -161,9 +161,9 @@ class DaskWorkers(Workers):
         """Where the cluster can be watched; empty: nowhere."""
         return str(self.client.dashboard_link or "")
 
-    def submit(self, dataset: str, seed: int, stage: str, key: str) -> Future[Outcome]:
-        """Have a step of a (dataset, seed) computed, found by its stage and key."""
-        found: Future[Outcome] = self._executor.submit(_there, self.config, core_digest(), dataset, seed, stage, key)
+    def submit(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Future[Outcome]:
+        """Have steps of a (dataset, seed) computed one after the other, found by stage and key."""
+        found: Future[Outcome] = self._executor.submit(_there, self.config, core_digest(), dataset, seed, steps)
         return found
 
     def outcome(self, future: Future[Outcome]) -> Outcome:
@@ -194,8 +194,8 @@ _lock = threading.Lock()
 _here: tuple[str, Here] | None = None
 
 
-def _there(config: RunConfig, code: str, dataset: str, seed: int, stage: str, key: str) -> Outcome:
-    """Compute a step on a worker, whose folders and code have to be those of the process that asks."""
+def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:
+    """Compute steps on a worker, whose folders and code have to be those of the process that asks."""
     global _here
     # One step at a time, also where a worker was started with several threads: a process holds one fold's signal.
     with _lock:
@@ -205,7 +205,7 @@ def _there(config: RunConfig, code: str, dataset: str, seed: int, stage: str, ke
                 _here = digest(repr(config)), Here(config)
         except NeurobenchError as error:
             return Outcome(frozenset(), store_error=StoreError(f"a worker cannot take part: {error}"))
-        return _here[1].compute(dataset, seed, stage, key)
+        return _here[1].compute(dataset, seed, steps)
 
 
 def _check(config: RunConfig, code: str) -> None:
