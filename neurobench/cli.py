@@ -434,11 +434,11 @@ def run(
         detached(config.out, as_json=as_json)
         return
     with side.status("loading plugins") if shown else contextlib.nullcontext():
-        from neurobench import runner
-
+        if dry_run:
+            from neurobench import planning
+        else:
+            from neurobench import runner
     if dry_run:
-        from neurobench import planning
-
         with side.status("timing a few steps on a few subjects") if shown else contextlib.nullcontext():
             planned = planning.plan(grid, registry)
         if as_json:

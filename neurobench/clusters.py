@@ -18,7 +18,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
@@ -323,10 +323,10 @@ class DaskWorkers(Workers):
         """Where the cluster can be watched; empty: nowhere."""
         return str(self.client.dashboard_link or "")
 
-    def submit(self, dataset: str, seed: int, stage: str, key: str, needs: Needs) -> Future[Outcome]:
-        """Have a step of a (dataset, seed) computed by a worker that offers what it needs."""
+    def submit(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]], needs: Needs) -> Future[Outcome]:
+        """Have steps of a (dataset, seed) computed by a worker that offers what they need."""
         found: Future[Outcome] = self._executor.submit(
-            _there, self.config, core_digest(), dataset, seed, stage, key, resources=dict(needs) or None
+            _there, self.config, core_digest(), dataset, seed, steps, resources=dict(needs) or None
         )
         self._asked[found] = needs
         found.add_done_callback(lambda done: self._asked.pop(done, None))
@@ -386,8 +386,8 @@ _lock = threading.Lock()
 _here: tuple[str, Here] | None = None
 
 
-def _there(config: RunConfig, code: str, dataset: str, seed: int, stage: str, key: str) -> Outcome:
-    """Compute a step on a worker, whose folders and code have to be those of the process that asks."""
+def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:
+    """Compute steps on a worker, whose folders and code have to be those of the process that asks."""
     global _here
     # One step at a time, also where a worker was started with several threads: a process holds one fold's signal.
     with _lock:
@@ -397,7 +397,7 @@ def _there(config: RunConfig, code: str, dataset: str, seed: int, stage: str, ke
                 _here = digest(repr(config)), Here(config)
         except NeurobenchError as error:
             return Outcome(frozenset(), store_error=StoreError(f"a worker cannot take part: {error}"))
-        return _here[1].compute(dataset, seed, stage, key)
+        return _here[1].compute(dataset, seed, steps)
 
 
 def _check(config: RunConfig, code: str) -> None:

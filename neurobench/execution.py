@@ -10,19 +10,20 @@ step's key and how it ended.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import heapq
+import itertools
 import logging
 import math
 import multiprocessing
 import os
+import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.queues import SimpleQueue
 
@@ -32,6 +33,7 @@ import torch
 
 from neurobench import logs
 from neurobench.config import Grid, Profile, RunConfig, expand, needs_of
+from neurobench.cost import Observation, Work
 from neurobench.distributed import n_processes
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.opening import open_stored, resolve_device
@@ -55,6 +57,7 @@ __all__ = [
     "describe",
     "few_threads",
     "in_turn",
+    "measured",
     "most_jobs",
     "on_workers",
     "suitable_jobs",
@@ -72,6 +75,35 @@ WORTH_S = 30.0
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
 
+BUNDLE_S = 0.5
+"""Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
+
+
+# ---------------------------------------------------------------- what steps took
+
+STAGES = (
+    "pretraining",
+    "embedding",
+    "baseline",
+    "reconstruction",
+    "evoked",
+    "evaluation",
+    "confounds",
+    "attribution",
+)
+"""Stages of the store that a run's steps are kept in."""
+
+
+def measured(store: Store) -> list[Observation]:
+    """Return what the stored steps took, oldest first of each stage; older versions did not write it down."""
+    found = []
+    for stage in STAGES:
+        for entry in store.entries(stage):
+            work = Work.from_dict(entry.manifest.get("work"))
+            if work is not None:
+                found.append(Observation(work, entry.seconds))
+    return found
+
 
 # ---------------------------------------------------------------- one step
 
@@ -86,7 +118,7 @@ class Executor:
 
     def fetch(self, step: Step) -> Entry:
         """Return the entry of a step, computing it if it is not stored."""
-        key = self.store.key(step.identity)
+        key = step.key
         entry = self.store.get(step.stage, step.identity)
         if entry is None:
             with self.store.lock(step.stage, step.identity):
@@ -239,14 +271,26 @@ def describe(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended: the keys of what was computed, and the error if there was one.
+    """How the steps of a job ended: the keys of what was computed, and the errors.
 
     Errors travel as text, since a plugin's own class may not survive the way; but for the store's, which end the run.
+
+    Parameters
+    ----------
+    computed
+        Keys of what was computed.
+    error
+        Why nothing is known of any of them.
+    store_error
+        What ends the run.
+    failed
+        By key, the errors of steps.
     """
 
     computed: frozenset[str]
     error: str = ""
     store_error: StoreError | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 class Workers(ABC):
@@ -255,14 +299,14 @@ class Workers(ABC):
     @property
     @abstractmethod
     def n(self) -> int:
-        """How many steps can be under way at once, at this moment."""
+        """How many jobs can be under way at once, at this moment."""
 
     @abstractmethod
-    def submit(self, dataset: str, seed: int, stage: str, key: str, needs: Needs) -> Future[Outcome]:
-        """Have a step of a (dataset, seed) computed, found by its stage and key, where there is what it needs."""
+    def submit(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]], needs: Needs) -> Future[Outcome]:
+        """Have steps of a (dataset, seed) computed one after the other, where there is what they need."""
 
     def outcome(self, future: Future[Outcome]) -> Outcome:
-        """Return how a step ended.
+        """Return how a job ended.
 
         Raises
         ------
@@ -297,36 +341,41 @@ def on_workers(
     if schedule.is_empty:
         yield from ((one, {}) for one in todo)
         return
-    running: dict[Future[Outcome], _Node] = {}
+    running: dict[Future[Outcome], _Job] = {}
+    ended: queue.SimpleQueue[Future[Outcome]] = queue.SimpleQueue()
     workers = start()
     finished = False
     try:
         while True:
-            node = None
+            job = None
             try:
-                while (node := schedule.next(running.values(), workers.n)) is not None:
-                    number, row = node.waiting[0]
-                    run = todo[number].run
-                    needs = run.needs(row, node.step.stage)
-                    running[workers.submit(run.dataset.label, run.seed, node.step.stage, node.key, needs)] = node
-                executor.progress.at_work([node.step.label for node in running.values()])
+                n = workers.n
+                # Another one for each, so that none waits for this process between two jobs.
+                while (job := schedule.next(running.values(), 2 * n)) is not None:
+                    run = todo[job[0].order[0]].run
+                    steps = [(node.step.stage, node.key) for node in job]
+                    future = workers.submit(run.dataset.label, run.seed, steps, job[0].needs)
+                    running[future] = job
+                    future.add_done_callback(ended.put)
+                executor.progress.at_work([job[0].step.label for job in itertools.islice(running.values(), n)])
                 for number in schedule.through():
                     yield todo[number], schedule.failures[number]
                 if not running:
                     break
-                ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in ended:
+                future = ended.get()
+                # Of processes that were replaced since nothing is expected any more.
+                if future in running:
                     outcome = workers.outcome(future)
                     if outcome.store_error is not None:
                         raise outcome.store_error
                     executor.computed |= outcome.computed
-                    schedule.finish(running.pop(future), outcome.error)
+                    schedule.take(running.pop(future), outcome)
             except BrokenProcessPool as broken:
                 # It cannot be told whose process it was: every step that was under way is tried again.
                 for one in running.values():
                     schedule.again(one)
-                if node is not None:
-                    schedule.put_back(node)
+                if job is not None:
+                    schedule.put_back(job)
                 running.clear()
                 workers.renew(broken)
         finished = True
@@ -345,12 +394,17 @@ class _Node:
     order: tuple[int, bool, int]
     step: Step
     waiting: list[tuple[int, Row]]
+    needs: Needs
     n_needed: int = 0
     broke: int = 0
 
 
+_Job = list[_Node]
+"""Steps of one (dataset, seed) that travel together."""
+
+
 class _Schedule:
-    """Which step is next: the first of those that have all they need.
+    """Which steps are next: the first of those that have all they need, short ones together.
 
     Parameters
     ----------
@@ -361,20 +415,20 @@ class _Schedule:
     def __init__(self, todo: Sequence[Todo], executor: Executor, seconds: Callable[[Step], float], done: Done) -> None:
         self.failures: list[dict[Row, str]] = [{} for _ in todo]
         self._left = [0] * len(todo)
-        self._told: set[int] = set()
+        self._through: list[int] = []
         self._seconds, self._done = seconds, done
         self._suspects: list[_Node] = []
         nodes: dict[str, _Node] = {}
         for number, one in enumerate(todo):
             for row, step in one.steps:
-                key = executor.store.key(step.identity)
+                key = step.key
                 if key in nodes:
                     nodes[key].waiting.append((number, row))
                 elif executor.store.get(step.stage, step.identity) is None:
                     # Of one cohort what takes longest first, or the last pretraining leaves the others idle; the rest
                     # fold after fold.
                     order = number, step.stage != "pretraining", len(nodes)
-                    nodes[key] = _Node(key, order, step, [(number, row)])
+                    nodes[key] = _Node(key, order, step, [(number, row)], one.run.needs(row, step.stage))
                     continue
                 else:
                     executor.stored.add(key)
@@ -390,27 +444,50 @@ class _Schedule:
                 self._left[number] += 1
         self._ready = [(node.order, node) for node in nodes.values() if node.n_needed == 0]
         heapq.heapify(self._ready)
+        self._through += [number for number, left in enumerate(self._left) if left == 0]
 
     @property
     def is_empty(self) -> bool:
         """Whether everything was stored before anything began."""
         return not any(self._left)
 
-    def next(self, running: Collection[_Node], jobs: int) -> _Node | None:
-        """Return a step to start now, or None; steps that were under way when a process died run alone."""
-        if self._suspects or any(node.broke for node in running):
-            return None if running else self._suspects.pop()
-        while self._ready and len(running) < jobs:
-            _, node = heapq.heappop(self._ready)
+    def next(self, running: Collection[_Job], at_once: int) -> _Job | None:
+        """Return steps to start now, or None; those that were under way when a process died run alone."""
+        if self._suspects or any(job[0].broke for job in running):
+            return None if running else [self._suspects.pop()]
+        if len(running) >= at_once:
+            return None
+        job: _Job = []
+        seconds = 0.0
+        # What is ready is shared: nobody takes so much that another one has nothing to do.
+        share = math.ceil(len(self._ready) / at_once)
+        while self._ready and len(job) < share:
+            node = self._ready[0][1]
+            seconds += self._seconds(node.step)
+            together = not job or (node.order[0], node.needs) == (job[0].order[0], job[0].needs)
+            if not together or (job and seconds > BUNDLE_S):
+                break
+            heapq.heappop(self._ready)
             if any(row not in self.failures[number] for number, row in node.waiting):
-                return node
-            self.finish(node, "")
-        return None
+                job.append(node)
+            else:
+                self.finish(node, "")
+        return job or None
+
+    def take(self, job: _Job, outcome: Outcome) -> None:
+        """Count the steps of a job as done, or have them tried again where it is not known which is to blame."""
+        if outcome.error and len(job) > 1:
+            self.again(job)
+            return
+        for node in job:
+            self.finish(node, outcome.failed.get(node.key, outcome.error))
 
     def finish(self, node: _Node, error: str) -> None:
         """Count a step as done; with an error, its rows are left there, and steps that need it fail by themselves."""
         for number, row in node.waiting:
             self._left[number] -= 1
+            if self._left[number] == 0:
+                self._through.append(number)
             if error:
                 self.failures[number].setdefault(row, error)
         for other in self._needed_by.pop(node.key, ()):
@@ -421,29 +498,30 @@ class _Schedule:
 
     def through(self) -> list[int]:
         """Return the numbers of those of which no step is left, once each."""
-        found = [n for n, left in enumerate(self._left) if left == 0 and n not in self._told]
-        self._told.update(found)
+        found, self._through = self._through, []
         return found
 
-    def put_back(self, node: _Node) -> None:
-        """Have a step that could not be started be the next one again."""
-        if node.broke:
-            self._suspects.append(node)
-        else:
-            heapq.heappush(self._ready, (node.order, node))
+    def put_back(self, job: _Job) -> None:
+        """Have steps that could not be started be the next ones again."""
+        for node in job:
+            if node.broke:
+                self._suspects.append(node)
+            else:
+                heapq.heappush(self._ready, (node.order, node))
 
-    def again(self, node: _Node) -> None:
-        """Have a step tried once more after the process that computed it, or one beside it, has died."""
-        node.broke += 1
-        logs.tell("step-lost", level=logging.WARNING, stage=node.step.stage, label=node.step.label, key=node.key)
-        if node.broke == 1:
-            self._suspects.append(node)
-            return
-        error = NeurobenchError(
-            f"the process that computed {node.step.label!r} ended twice without an error.",
-            next_step="The system may have killed it for its memory: use fewer --jobs, or a smaller --profile.",
-        )
-        self.finish(node, describe(error))
+    def again(self, job: _Job) -> None:
+        """Have steps tried once more, each alone, after the process that computed them, or one beside it, has died."""
+        for node in job:
+            node.broke += 1
+            logs.tell("step-lost", level=logging.WARNING, stage=node.step.stage, label=node.step.label, key=node.key)
+            if node.broke == 1:
+                self._suspects.append(node)
+                continue
+            error = NeurobenchError(
+                f"the process that computed {node.step.label!r} ended twice without an error.",
+                next_step="The system may have killed it for its memory: use fewer --jobs, or a smaller --profile.",
+            )
+            self.finish(node, describe(error))
 
 
 # ---------------------------------------------------------------- in another process
@@ -473,22 +551,25 @@ class Here:
         self.steps: dict[tuple[str, str], tuple[Row, Step]] = {}
         logs.keep(config.out, config.run, config.log_format)
 
-    def compute(self, dataset: str, seed: int, stage: str, key: str) -> Outcome:
-        """Find or compute a step, and whatever it needs, and say how that ended."""
+    def compute(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:
+        """Find or compute steps, and whatever they need, and say how that ended."""
         before = set(self.executor.computed)
-        error, store_error = "", None
-        try:
-            with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
-                row, step = self.step(dataset, seed, stage, key)
-                with logs.at(row=row.label):
-                    self.executor.fetch(step)
-        except StoreError as found:
-            store_error = found
-        except Exception as found:
-            error = describe(found)
-        if error:
-            release()
-        return Outcome(frozenset(self.executor.computed - before), error, store_error)
+        failed: dict[str, str] = {}
+        store_error = None
+        for stage, key in steps:
+            try:
+                with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
+                    row, step = self.step(dataset, seed, stage, key)
+                    with logs.at(row=row.label):
+                        self.executor.fetch(step)
+            except StoreError as found:
+                store_error = found
+                break
+            except Exception as found:
+                failed[key] = describe(found)
+            if key in failed:
+                release()
+        return Outcome(frozenset(self.executor.computed - before), "", store_error, failed)
 
     def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
         """Return one of the steps of a (dataset, seed), with the first row that needs it."""
@@ -499,7 +580,7 @@ class Here:
             run = open_stored(spec, seed, self.grid, self.registry, self.store, self.device, self.executor.fetch)
             if run is not None:
                 for row, step in run.steps():
-                    self.steps.setdefault((step.stage, self.store.key(step.identity)), (row, step))
+                    self.steps.setdefault((step.stage, step.key), (row, step))
                 self.at = dataset, seed
         if (stage, key) not in self.steps:
             raise NeurobenchError(
@@ -549,9 +630,9 @@ class Processes(Workers):
         """How many there are."""
         return self.jobs
 
-    def submit(self, dataset: str, seed: int, stage: str, key: str, needs: Needs) -> Future[Outcome]:
-        """Have a step of a (dataset, seed) computed; there are no more processes than have what their steps need."""
-        return self._pool.submit(_compute, dataset, seed, stage, key)
+    def submit(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]], needs: Needs) -> Future[Outcome]:
+        """Have steps of a (dataset, seed) computed; there are no more processes than have what their steps need."""
+        return self._pool.submit(_compute, dataset, seed, steps)
 
     def renew(self, broken: BrokenProcessPool) -> None:
         """Replace processes of which one died.
@@ -602,6 +683,6 @@ def _die_with_the_parent() -> None:
         os._exit(1)
 
 
-def _compute(dataset: str, seed: int, stage: str, key: str) -> Outcome:
+def _compute(dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:
     assert _here is not None
-    return _here.compute(dataset, seed, stage, key)
+    return _here.compute(dataset, seed, steps)

@@ -129,7 +129,7 @@ class Heartbeat:
             own: dict[Row, dict[str, dict[str, None]]] = {row: {} for row, _ in one.steps}
             numbers = {row: len(rows) + i for i, row in enumerate(own)}
             for row, step in one.steps:
-                key = executor.store.key(step.identity)
+                key = step.key
                 own[row].setdefault(step.stage, {})[key] = None
                 self._keys.setdefault(step.label, set()).add((step.stage, key))
                 waiting = self._rows_of.setdefault(step.label, [])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.cost import Estimate, Model, Source, Work, total
-from neurobench.execution import few_threads, suitable_jobs
+from neurobench.execution import STAGES, few_threads, measured, suitable_jobs
 from neurobench.opening import cohort_source, resolve_device, stored_cohorts
 from neurobench.plugins import Registry
 from neurobench.probing import SUBJECTS, Limit, Sample, nothing, probe, sample
-from neurobench.runner import measured
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
 from neurobench.store import Store
@@ -24,6 +24,12 @@ __all__ = ["Plan", "PlanItem", "RowCost", "plan"]
 MOST_BACKBONES, MOST_MASKS = 8, 3
 """Of a cohort that is not prepared, rows of so many backbones and masks are gone through step by step; the others cost
 what their like cost."""
+
+MANY = 500
+"""Combinations above which a plan is to be had at once: nothing is timed, small twins are of :data:`FEW` people, and
+seeds of which nothing is stored yet cost what the first of them costs."""
+
+FEW = 4
 
 CONTROLS = "baselines and fillers"
 PREPARATION = "preparation"
@@ -89,7 +95,7 @@ class Plan:
     Parameters
     ----------
     items
-        Steps; of a cohort that is not prepared, all of them in one item.
+        Steps; of a cohort that is not prepared, and of most seeds of a very large grid, all of them in one item.
     rows
         What each row costs.
     probe_s
@@ -158,7 +164,7 @@ def plan(grid: Grid, registry: Registry, *, limit: Limit | None = None) -> Plan:
     """Return what a run would do, without doing any of it.
 
     What nobody has measured here is timed: real steps on a few subjects, in a folder that is thrown away, until the
-    limit's time is used up.
+    limit's time is used up; but in a grid of more than :data:`MANY` combinations.
     """
     store = Store(grid.config.out, read_only=True)
     planner = _Planner(grid, registry, store, Model(measured=measured(store)), limit or Limit())
@@ -181,12 +187,23 @@ class _Planner:
         self.notes: list[str] = []
         self.from_few: list[str] = []
         self.n_records = 0.0
+        self.many = len(grid.combinations) > MANY
+        self.n_people = FEW if self.many else SUBJECTS
+        # Every step's label names its seed.
+        labels = (e.manifest["label"] for stage in STAGES for e in store.entries(stage)) if self.many else ()
+        self.begun = {int(n) for label in labels for n in re.findall(r" · seed (\d+)", label)}
 
     def result(self) -> Plan:
         """Return the plan."""
         if self.from_few:
-            self.notes.append(f"from {SUBJECTS} simulated people each: {', '.join(self.from_few)}, not prepared yet")
-        if self.limit.n_left_out:
+            self.notes.append(
+                f"from {self.n_people} simulated people each: {', '.join(self.from_few)}, not prepared yet"
+            )
+        if self.many:
+            self.notes.append(
+                f"of more than {MANY} combinations nothing is timed; ask for one --seed to have that done"
+            )
+        elif self.limit.n_left_out:
             self.notes.append(
                 f"probes stopped after {self.limit.seconds:g} s; {self.limit.n_left_out} more would have been made"
             )
@@ -209,31 +226,45 @@ class _Planner:
             self._not_prepared(dataset, seeds, labels, folder)
             return
         source, cohorts = found
-        runs = []
+        others = {label: c for label, c in cohorts.items() if label != dataset.label}
+        # Of very many seeds the first one that nothing is stored of stands for all that nothing is stored of.
+        alike = [seed for seed in seeds if self.many and seed not in self.begun]
+        todo = {}
         for seed in seeds:
             self.items.append(PlanItem("cohort", f"prepare {labels}", "stored", seconds=0.0, source="measured here"))
-            others = {label: c for label, c in cohorts.items() if label != dataset.label}
-            one = cohorts[dataset.label]
-            runs.append(CohortRun(one, source, self.grid, self.registry, seed, self.device, nothing, others))
-        todo = [(run, list(self._todo(run))) for run in runs]
-        if any(self.model.estimate(s.work).source == "table" and s.work.size > 1 for _, own in todo for _, s, _ in own):
+            if seed not in alike[1:]:
+                one = cohorts[dataset.label]
+                run = CohortRun(one, source, self.grid, self.registry, seed, self.device, nothing, others)
+                todo[seed] = run, list(self._todo(run))
+        steps = [step for _, own in todo.values() for _, step, _ in own]
+        if any(self.model.estimate(s.work).source == "table" and s.work.size > 1 for s in steps):
             sources = dict.fromkeys(cohorts, source)
-            self._probe(sample(sources, cohorts, folder), seeds[0], folder)
-        for run, own in todo:
+            self._probe(lambda: sample(sources, cohorts, folder), seeds[0], folder)
+        for seed, (run, own) in todo.items():
+            times = len(alike) if seed in alike else 1
+            parts = []
             for row, step, why in own:
-                cost = self.costs.add(dataset.label, _name(row), step.work)
+                parts.append(self.model.estimate(step.work))
+                self.costs.add(dataset.label, _name(row), step.work, times)
                 state = "stale" if why else "to do"
-                self.items.append(PlanItem(step.stage, step.label, state, why, cost.seconds, cost.source))
-            if own:
-                self.n_records += _n_records(run)
+                self.items.append(PlanItem(step.stage, step.label, state, why, parts[-1].seconds, parts[-1].source))
+            self.n_records += _n_records(run) * times if own else 0
+            if seed in alike:
+                for other in alike[1:]:
+                    self._whole_seed(dataset, other, total(parts), f"as seed {seed}")
+
+    def _whole_seed(self, dataset: ComponentSpec, seed: int, cost: Estimate, why: str) -> None:
+        """Add all combinations of a dataset and a seed as one item."""
+        n = len(self.grid.backbones) * len(self.grid.masks)
+        text = f"{n} combinations on {dataset.label} · seed {seed}"
+        self.items.append(PlanItem("pretraining", text, "to do", why, cost.seconds, cost.source))
 
     def _todo(self, run: CohortRun) -> Iterator[tuple[Row, Step, str]]:
         """Yield every step that is not stored with its row and what is stale; note those that are."""
         for row, step in run.steps():
-            key = self.store.key(step.identity)
-            if key in self.seen:
+            if step.key in self.seen:
                 continue
-            self.seen.add(key)
+            self.seen.add(step.key)
             if self.store.get(step.stage, step.identity) is not None:
                 self.items.append(PlanItem(step.stage, step.label, "stored", seconds=0.0, source="measured here"))
             else:
@@ -256,7 +287,8 @@ class _Planner:
                 f"{labels} is not prepared: what preparing and scoring it cost is known after `neurobench data prepare`"
             )
         else:
-            self._probe(few, seeds[0], folder)
+            twin = few
+            self._probe(lambda: twin, seeds[0], folder)
             parts = [self.costs.add(dataset.label, row, work, n * len(seeds)) for row, work, n in works]
             cost = total(parts)
             preparation = Estimate(few.seconds, "probe")
@@ -267,11 +299,8 @@ class _Planner:
             first = seed == seeds[0]
             seconds = preparation.seconds if first else 0.0
             self.items.append(PlanItem("cohort", label, "to do", "", seconds, preparation.source))
-            n = len(self.grid.backbones) * len(self.grid.masks)
-            text = f"{n} combinations on {dataset.label} · seed {seed}"
             seconds = None if cost.seconds is None else cost.seconds / len(seeds)
-            why = "steps are known once it is prepared"
-            self.items.append(PlanItem("pretraining", text, "to do", why, seconds, cost.source))
+            self._whole_seed(dataset, seed, replace(cost, seconds=seconds), "steps are known once it is prepared")
 
     def _small_twin(self, dataset: ComponentSpec, folder: Path) -> Sample | None:
         """Return a few simulated people of a dataset; None where real files would have to be read."""
@@ -280,10 +309,10 @@ class _Planner:
         if any(s.root is not None or s.dataset.twin_subjects == 0 for s in own.values()):
             return None
         if len(own) > 1:
-            small = {label: replace(s, n_subjects=SUBJECTS) for label, s in own.items()}
+            small = {label: replace(s, n_subjects=self.n_people) for label, s in own.items()}
             slowest = min(s.slowest(Store(folder / "twins")) for s in small.values())
             own = {label: replace(s, spec=replace(s.spec, sfreq=slowest)) for label, s in own.items()}
-        return sample(own, {}, folder)
+        return sample(own, {}, folder, self.n_people)
 
     def _works(self, few: Sample, seed: int, n_seeds: int) -> list[tuple[str, Work, float]]:
         """Return row, work and how often, for all rows of a dataset and one seed, from the steps of a sample."""
@@ -298,10 +327,9 @@ class _Planner:
         by_row: dict[Row, list[tuple[Work, float]]] = {}
         seen: set[str] = set()
         for row, step in run.steps():
-            key = self.store.key(step.identity)
-            if key in seen:
+            if step.key in seen:
                 continue
-            seen.add(key)
+            seen.add(step.key)
             work, n = step.work, 1.0
             if n_left_out and work.kind in ("reconstruction", "fillers"):
                 # Every row is scored under every mask that pretrains somebody.
@@ -337,9 +365,11 @@ class _Planner:
                     self.costs.put(dataset.label, row, Estimate(None, "unknown"))
         return total([*parts, Estimate(None, "unknown")])
 
-    def _probe(self, few: Sample, seed: int, folder: Path) -> None:
+    def _probe(self, few: Callable[[], Sample], seed: int, folder: Path) -> None:
+        if self.many:
+            return
         try:
-            probe(few, self.grid, self.registry, seed, self.device, self.model, self.limit, folder)
+            probe(few(), self.grid, self.registry, seed, self.device, self.model, self.limit, folder)
         except Exception as error:
             self.notes.append(f"no probe was possible, the table stands for it: {' '.join(str(error).split())}")
 

@@ -134,7 +134,9 @@ def nothing(step: Step) -> Entry:
 # ---------------------------------------------------------------- a few people
 
 
-def sample(sources: Mapping[str, CohortSource], cohorts: Mapping[str, Cohort], folder: Path) -> Sample:
+def sample(
+    sources: Mapping[str, CohortSource], cohorts: Mapping[str, Cohort], folder: Path, n_people: int = SUBJECTS
+) -> Sample:
     """Return a few subjects of every cohort: of those that are prepared, or of a small twin written into ``folder``.
 
     Parameters
@@ -145,28 +147,25 @@ def sample(sources: Mapping[str, CohortSource], cohorts: Mapping[str, Cohort], f
         Those that are prepared.
     folder
         Where small twins go.
+    n_people
+        How many subjects.
     """
     few: dict[str, Cohort] = {}
     whole: dict[str, Cohort] = {}
     seconds = 0.0
-    _warm_up()
+    for name in ("scipy.signal", "scipy.stats", "pyarrow.parquet", "mne.io"):
+        # What a first recording would import is not to be counted for every one of them.
+        importlib.import_module(name)
     for label, source in sources.items():
         if label in cohorts:
-            few[label], whole[label] = _few(cohorts[label]), cohorts[label]
+            few[label], whole[label] = _few(cohorts[label], n_people), cohorts[label]
         else:
             n = source.dataset.twin_subjects if source.n_subjects is None else source.n_subjects
             started = time.perf_counter()
-            few[label] = replace(source, n_subjects=min(n, SUBJECTS)).load(Store(folder / "twins"), workers=1)
-            seconds += (time.perf_counter() - started) * n / min(n, SUBJECTS)
+            few[label] = replace(source, n_subjects=min(n, n_people)).load(Store(folder / "twins"), workers=1)
+            seconds += (time.perf_counter() - started) * n / min(n, n_people)
             whole[label] = _copied(few[label], n)
     return Sample(few, whole, next(iter(sources.values())), seconds)
-
-
-def _warm_up() -> None:
-    """Import what a first recording and a first optimiser would, so that it is not counted for every one of them."""
-    for name in ("scipy.signal", "scipy.stats", "pyarrow.parquet", "mne.io"):
-        importlib.import_module(name)
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 
 def _copied(cohort: Cohort, n: int) -> Cohort:
@@ -194,10 +193,10 @@ def _copied(cohort: Cohort, n: int) -> Cohort:
     )
 
 
-def _few(cohort: Cohort) -> Cohort:
+def _few(cohort: Cohort, n_people: int) -> Cohort:
     """Return evenly spaced subjects of a cohort, with their recordings."""
     people = cohort.subjects
-    chosen = {people[i] for i in np.linspace(0, len(people) - 1, min(SUBJECTS, len(people))).round().astype(int)}
+    chosen = {people[i] for i in np.linspace(0, len(people) - 1, min(n_people, len(people))).round().astype(int)}
     return replace(
         cohort,
         participants=cohort.participants.loc[[s for s in people if s in chosen]],
@@ -222,6 +221,8 @@ def probe(
 
     A backbone that raises is noted as broken: a plan says that its cost is unknown, and the run will say why.
     """
+    # The first optimiser of a process imports much: no part of anybody's pretraining.
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     pretraining = [m for m in grid.masks if registry.get("mask", m.name).pretrains]
     mask = (pretraining or grid.masks)[0]
     waiting: list[tuple[_Timed, list[Step]]] = []

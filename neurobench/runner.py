@@ -14,7 +14,7 @@ import pandas as pd
 import neurobench
 from neurobench import assembly, clusters, logs, results
 from neurobench.config import Grid, RunConfig, expand
-from neurobench.cost import Model, Observation, Work
+from neurobench.cost import Model
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.execution import (
     Executor,
@@ -24,6 +24,7 @@ from neurobench.execution import (
     describe,
     few_threads,
     in_turn,
+    measured,
     most_jobs,
     on_workers,
     suitable_jobs,
@@ -36,20 +37,7 @@ from neurobench.stages import CohortRun, protocol
 from neurobench.steps import Step
 from neurobench.store import Store
 
-__all__ = ["RunResult", "execute", "measured", "run"]
-
-
-STAGES = (
-    "pretraining",
-    "embedding",
-    "baseline",
-    "reconstruction",
-    "evoked",
-    "evaluation",
-    "confounds",
-    "attribution",
-)
-"""Stages of the store that a run's steps are kept in."""
+__all__ = ["RunResult", "execute", "run"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,20 +67,6 @@ class RunResult:
     n_computed: int
     n_stored: int
     notes: tuple[str, ...]
-
-
-# ---------------------------------------------------------------- estimates
-
-
-def measured(store: Store) -> list[Observation]:
-    """Return what the stored steps took, oldest first of each stage; older versions did not write it down."""
-    found = []
-    for stage in STAGES:
-        for entry in store.entries(stage):
-            work = Work.from_dict(entry.manifest.get("work"))
-            if work is not None:
-                found.append(Observation(work, entry.seconds))
-    return found
 
 
 # ---------------------------------------------------------------- execute

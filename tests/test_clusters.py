@@ -295,7 +295,7 @@ def test_without_dask_the_extra_is_named(tmp_path: Path, data: Path, monkeypatch
 def there(config: RunConfig, code: str) -> Outcome:
     clusters._here = None
     try:
-        return clusters._there(config, code, "fake", 0, "pretraining", "0" * 64)
+        return clusters._there(config, code, "fake", 0, [("pretraining", "0" * 64)])
     finally:
         clusters._here = None
 

@@ -19,7 +19,7 @@ import torch
 from neurobench import execution, logs, runner
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, StoreError
-from neurobench.execution import Executor, Todo
+from neurobench.execution import Executor, Outcome, Todo
 from neurobench.identity import digest
 from neurobench.plugins import load_registry
 from neurobench.progress import Silent
@@ -212,11 +212,45 @@ class FakeStep:
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "needs": list(self.needs)}
 
+    @property
+    def key(self) -> str:
+        return digest(self.identity)
 
-def schedule(tmp_path: Path, *works: list[tuple[str, FakeStep]]) -> Any:
+
+def schedule(tmp_path: Path, *works: list[tuple[str, FakeStep]], seconds: float = 1.0) -> Any:
     executor = Executor(Store(tmp_path / "out"), Silent())
     work = [Todo(SimpleNamespace(), steps) for steps in works]  # type: ignore[arg-type]
-    return execution._Schedule(work, executor, lambda step: 1.0, lambda seconds: None)
+    return execution._Schedule(work, executor, lambda step: seconds, lambda seconds: None)
+
+
+def done(found: Any, job: list[Any], error: str = "") -> None:
+    found.take(job, Outcome(frozenset(), failed={node.key: error for node in job if error}))
+
+
+def test_short_steps_travel_together_as_many_as_leave_work_for_others(tmp_path: Path) -> None:
+    first = [("row", FakeStep(name)) for name in "abcdefg"]
+    found = schedule(tmp_path, first, [("row", FakeStep("of another seed"))], seconds=0.15)
+
+    def labels(at_once: int) -> list[str]:
+        return [node.step.label for node in found.next([], at_once)]
+
+    assert labels(4) == ["a", "b"], "eight are ready and there are four to do them"
+    assert labels(1) == ["c", "d", "e"], "half a second of work"
+    assert labels(1) == ["f", "g"]
+    assert labels(1) == ["of another seed"], "a process has one cohort open at a time"
+
+
+def test_of_steps_that_were_lost_together_each_is_tried_alone(tmp_path: Path) -> None:
+    found = schedule(tmp_path, [(name, FakeStep(name)) for name in "ab"], seconds=0.1)
+    job = found.next([], 1)
+    assert len(job) == 2
+    found.take(job, Outcome(frozenset(), "lost"))
+    assert found.failures == [{}]
+    for _ in range(2):
+        (node,) = found.next([], 1)
+        found.take([node], Outcome(frozenset(), "lost" if node.step.label == "a" else ""))
+    assert found.failures == [{"a": "lost"}]
+    assert found.through() == [0]
 
 
 def test_a_step_waits_for_those_that_its_identity_names(tmp_path: Path) -> None:
@@ -226,19 +260,19 @@ def test_a_step_waits_for_those_that_its_identity_names(tmp_path: Path) -> None:
     found = schedule(tmp_path, [("row", both), ("row", a), ("other", b), ("other", a)], [("row", later)])
     running: list[Any] = []
     for name in ("a", "b", "later"):
-        running.append(found.next(running, 3))
-        assert running[-1].step.label == name
+        running.append(found.next(running, 4))
+        assert [node.step.label for node in running[-1]] == [name]
     first, second, third = running
-    assert found.next(running, 3) is None
-    found.finish(first, "")
-    assert found.next([second, third], 3) is None, "b is still under way"
-    found.finish(second, "")
+    assert found.next(running, 4) is None
+    done(found, first)
+    assert found.next([second, third], 4) is None, "b is still under way"
+    done(found, second)
     assert found.through() == []
-    found.finish(third, "")
+    done(found, third)
     assert found.through() == [1], "the second one's only step is done"
-    last = found.next([], 3)
-    assert last.step.label == "both"
-    found.finish(last, "")
+    last = found.next([], 4)
+    assert last[0].step.label == "both"
+    done(found, last)
     assert found.through() == [0]
 
 
@@ -246,9 +280,9 @@ def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Pa
     a = FakeStep("a")
     mine, shared = FakeStep("mine", (digest(a.identity),)), FakeStep("shared", (digest(a.identity),))
     found = schedule(tmp_path, [("row", a), ("row", mine), ("row", shared), ("other", shared)])
-    found.finish(found.next([], 1), "ValueError: no")
+    done(found, found.next([], 1), "ValueError: no")
     assert found.failures == [{"row": "ValueError: no"}]
-    assert found.next([], 1).step.label == "shared"
+    assert found.next([], 1)[0].step.label == "shared"
     assert found.next([], 1) is None
 
 
@@ -262,12 +296,12 @@ def test_steps_beside_a_process_that_died_are_tried_alone(tmp_path: Path) -> Non
     assert alone in (a, b)
     assert found.next([alone], 2) is None, "not beside another one"
     found.again(alone)
-    assert "ended twice" in found.failures[0][alone.step.label]
+    assert "ended twice" in found.failures[0][alone[0].step.label]
     other = found.next([], 2)
     assert other in (a, b)
     assert found.next([other], 2) is None, "the last suspect runs alone too"
-    found.finish(other, "")
+    done(found, other)
     last = found.next([], 2)
-    assert last.step.label == "c"
+    assert last[0].step.label == "c"
     found.put_back(last)
-    assert found.next([], 2) is last
+    assert found.next([], 2) == last

@@ -16,12 +16,12 @@ from neurobench import pretraining
 from neurobench.cohorts import CohortSource
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, ConfigErrors, UnknownNameError
+from neurobench.execution import measured
 from neurobench.learners import Drawn, Filling, Learner, Predicting, hide, learner_of
 from neurobench.objectives import Latent, Objective, Reconstruction, parse_objective
 from neurobench.plugins import load_registry
 from neurobench.pretraining import Recipe, build, masks_of, pretrain
 from neurobench.records import BackboneSpec, Batch, Cohort, SignalSpec
-from neurobench.runner import measured
 from neurobench.store import Store
 from neurobench.tokens import Scaler, Tokenizer, TrainingWindows
 from neurobench_backbones.brainmae import BrainMAE

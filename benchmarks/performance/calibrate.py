@@ -24,8 +24,9 @@ import torch
 import neurobench
 from neurobench.config import RunConfig, expand
 from neurobench.cost import Observation, Table, Work, machine
+from neurobench.execution import measured
 from neurobench.plugins import load_registry
-from neurobench.runner import execute, measured
+from neurobench.runner import execute
 from neurobench.store import Store
 
 SMALL: dict[str, Any] = {"backbone": "transformer", "dataset": "camcan", "n_subjects": 24, "n_steps": 2}
