@@ -86,9 +86,12 @@ class Executor:
         entry = self.store.get(step.stage, step.identity)
         if entry is None:
             with self.store.lock(step.stage, step.identity):
-                entry = self.store.get(step.stage, step.identity) or self._compute(step)
-                self.computed.add(key)
-        elif key not in self.computed:
+                # Who waited for the lock may find what another process on this grid has computed.
+                entry = self.store.get(step.stage, step.identity)
+                if entry is None:
+                    entry = self._compute(step)
+                    self.computed.add(key)
+        if key not in self.computed:
             self.stored.add(key)
         return entry
 
@@ -305,7 +308,10 @@ def on_workers(
                     if outcome.store_error is not None:
                         raise outcome.store_error
                     executor.computed |= outcome.computed
-                    schedule.finish(running.pop(future), outcome.error)
+                    ended_node = running.pop(future)
+                    if not outcome.error and ended_node.key not in executor.computed:
+                        executor.stored.add(ended_node.key)
+                    schedule.finish(ended_node, outcome.error)
             except BrokenProcessPool as broken:
                 # It cannot be told whose process it was: every step that was under way is tried again.
                 for one in running.values():
