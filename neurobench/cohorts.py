@@ -118,7 +118,8 @@ class CohortSource:
             note=note,
             workers=workers,
         )
-        with store.write("cohort", self.identity(), self.label) as folder:
+        identity = self.identity()
+        with store.lock("cohort", identity), store.write("cohort", identity, self.label) as folder:
             _write_cohort(cohort, folder, store)
         return cohort
 

@@ -122,9 +122,12 @@ class Executor:
         entry = self.store.get(step.stage, step.identity)
         if entry is None:
             with self.store.lock(step.stage, step.identity):
-                entry = self.store.get(step.stage, step.identity) or self._compute(step, key)
-                self.computed.add(key)
-        elif key not in self.computed:
+                # Who waited for the lock may find what another process on this grid has computed.
+                entry = self.store.get(step.stage, step.identity)
+                if entry is None:
+                    entry = self._compute(step, key)
+                    self.computed.add(key)
+        if key not in self.computed:
             self.stored.add(key)
         return entry
 
@@ -369,7 +372,12 @@ def on_workers(
                     if outcome.store_error is not None:
                         raise outcome.store_error
                     executor.computed |= outcome.computed
-                    schedule.take(running.pop(future), outcome)
+                    job = running.pop(future)
+                    # Another run on this folder may have computed what this one asked for.
+                    executor.stored |= (
+                        {n.key for n in job if not outcome.error} - executor.computed - outcome.failed.keys()
+                    )
+                    schedule.take(job, outcome)
             except BrokenProcessPool as broken:
                 # It cannot be told whose process it was: every step that was under way is tried again.
                 for one in running.values():

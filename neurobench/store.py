@@ -53,17 +53,31 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's errors on writing into ones that say what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except StoreError:
+        raise
+    except Exception as error:
+        if _is_full(error):
             raise StoreError(
                 f"the disk that holds {path} is full.",
                 next_step="Nothing finished is lost: free some space and run the same command again to go on.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}.", next_step="Choose another folder with --out."
             ) from error
         raise
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether a disk was full: safetensors says so in its text alone, and numpy by what it could not write."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    text = str(error)
+    told = any(f"(os error {number})" in text for number in _FULL)
+    return told or (isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", text) is not None)
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -71,8 +85,11 @@ def atomic_write(path: Path, text: str) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -257,10 +274,11 @@ class Store:
             )
 
     def _sweep(self) -> None:
-        """Remove what processes that are gone left half-written."""
+        """Remove what processes that are gone left half-written: nobody holds its lock, on this machine or another."""
         for folder in (self.root / "tmp").iterdir():
-            pid = folder.name.split("-")[0]
-            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            name = folder.name.partition("-")[2] or folder.name
+            lock = filelock.FileLock(self.root / "locks" / name, timeout=0)
+            with contextlib.suppress(filelock.Timeout), disk_errors(self.out), lock:
                 shutil.rmtree(folder, ignore_errors=True)
 
     # ------------------------------------------------------------ reading
@@ -272,8 +290,8 @@ class Store:
     def get(self, stage: str, identity: Mapping[str, Any]) -> Entry | None:
         """Return the entry of an identity, or None.
 
-        A damaged one (a file missing, of another length, or up to :data:`VERIFIED` bytes with another content) counts
-        as missing, and is said in the log: it is computed again.
+        A damaged one (a file missing, of another length, or up to :data:`VERIFIED` bytes with another content; or one
+        that is the entry of another identity) counts as missing, and is said in the log: it is computed again.
         """
         entry = self._open(folder := self.root / stage / self.key(identity))
         whole = entry is not None and self._as_written(entry)
@@ -289,7 +307,8 @@ class Store:
             files = entry.manifest["files"].items()
             small = ((entry.file(f), sha) for f, (sha, size) in files if size <= VERIFIED)
             try:
-                self._looked_at[entry.path] = all(file_digest(path) == sha for path, sha in small)
+                in_its_place = self.key(entry.manifest["identity"]) == entry.path.name
+                self._looked_at[entry.path] = in_its_place and all(file_digest(path) == sha for path, sha in small)
             except OSError:
                 return False
         return self._looked_at[entry.path]
@@ -377,10 +396,12 @@ class Store:
             How much it was, for later estimates of like steps; like the seconds, no part of what it is.
         checkpoint
             What it may go on from: its seconds count, and it is removed when the entry is there.
+
+        Whoever writes holds the entry's :meth:`lock`: what nobody holds is swept as half-written.
         """
         key = self.key(identity)
         target = self.root / stage / key
-        beside = self.root / "tmp" / f"{os.getpid()}-{stage}-{key[:16]}"
+        beside = self.beside(stage, key)
         started = time.perf_counter()
         with disk_errors(self.out):
             shutil.rmtree(beside, ignore_errors=True)
@@ -413,14 +434,22 @@ class Store:
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
 
+    def beside(self, stage: str, key: str) -> Path:
+        """Return where this process writes an entry before it is moved into its place, while it holds its lock."""
+        return self.root / "tmp" / f"{os.getpid()}-{_lock_name(stage, key)}"
+
     @contextlib.contextmanager
     def lock(self, stage: str, identity: Mapping[str, Any]) -> Iterator[None]:
         """Hold an entry's lock, so that two processes on one grid do not compute the same thing.
 
         The lock is the operating system's, so a process that dies lets it go.
         """
-        with disk_errors(self.out), filelock.FileLock(self.root / "locks" / f"{stage}-{self.key(identity)[:32]}"):
+        with disk_errors(self.out), filelock.FileLock(self.root / "locks" / _lock_name(stage, self.key(identity))):
             yield
+
+
+def _lock_name(stage: str, key: str) -> str:
+    return f"{stage}-{key[:32]}"
 
 
 def stored_steps(out: Path) -> pd.DataFrame:

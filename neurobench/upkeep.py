@@ -323,9 +323,15 @@ def merge(out: Path, sources: Sequence[Path]) -> list[Merge]:
         if source.is_dir():
             found.append(_merged(target, source, source))
             continue
-        with tempfile.TemporaryDirectory(dir=target.root / "tmp", prefix=f"{os.getpid()}-merge-") as folder:
-            _unpack(source, Path(folder))
-            found.append(_merged(target, Path(folder), source))
+        identity = {"source": str(source.absolute())}
+        with target.lock("merge", identity):
+            folder = target.beside("merge", target.key(identity))
+            try:
+                folder.mkdir()
+                _unpack(source, folder)
+                found.append(_merged(target, folder, source))
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
@@ -392,7 +398,7 @@ def _take_entry(target: Store, folder: Path) -> Literal["entry", "known", "confl
         mine = target.get(folder.parent.name, manifest["identity"])
         if mine is not None:
             return "known" if _the_same(mine, Entry(folder, manifest)) else "conflict"
-        beside = target.root / "tmp" / f"{os.getpid()}-merge-{folder.name[:16]}"
+        beside = target.beside(folder.parent.name, folder.name)
         place = target.root / folder.parent.name / folder.name
         with disk_errors(place):
             shutil.rmtree(beside, ignore_errors=True)

@@ -28,7 +28,7 @@ from neurobench.results import load_results
 from neurobench.store import Store
 from tests import tiny_run
 from tests.fakes import write_folder
-from tests.test_execution import bytes_of
+from tests.test_execution import ROOT, bytes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*:pytest.PytestUnraisableExceptionWarning")
 
@@ -209,14 +209,17 @@ def test_a_step_that_needs_a_gpu_waits_for_a_worker_that_offers_one(
     early: list[Path] = []
     started: list[subprocess.Popen[bytes]] = []
     options = {"backbone": "tiny", "mask": "roi", "dataset": "fake", "data_dir": data, "plugin_files": tiny_run.PLUGIN}
-    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as empty:
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0", silence_logs=50) as empty:
 
         def start(*offer: str) -> None:
             command = [sys.executable, "-m", "distributed.cli.dask_worker", empty.scheduler_address]
-            started.append(subprocess.Popen([*command, "--nthreads", "1", "--no-dashboard", *offer], cwd=tmp_path))
+            started.append(
+                subprocess.Popen([*command, "--nthreads", "1", "--no-nanny", "--no-dashboard", *offer], cwd=ROOT)
+            )
 
         def note(message: str) -> None:
-            said.append(message)
+            if "watch the cluster" not in message:
+                said.append(message)
             if "no worker is there" in message:
                 start()
             if "no worker offers GPU=1" in message:
@@ -236,7 +239,7 @@ def test_a_step_that_needs_a_gpu_waits_for_a_worker_that_offers_one(
             result = runner.execute(expand(config, registry), registry, progress=progress)
         finally:
             for process in started:
-                process.terminate()
+                process.kill()
                 process.wait(30)
     assert (result.failed, early) == ((), [])
     assert [m.partition(",")[0] for m in said] == [

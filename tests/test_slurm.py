@@ -102,9 +102,50 @@ def _said(command: list[str], env: dict[str, str]) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout
 
 
-def test_a_grid_runs_in_slurm_jobs_and_gives_the_records_of_a_local_run(slurm: dict[str, str], tmp_path: Path) -> None:
+SLOW = '''
+"""A backbone that takes its time in a job, and notes in which one every step of its training was."""
+
+import os
+import time
+from pathlib import Path
+
+from neurobench import hookimpl, pretraining
+from tests.tiny_plugin import Tiny
+
+pretraining.CHECKPOINT_EVERY_S, pretraining.CHECKPOINT_SHARE = 0.0, float("inf")
+JOB = os.environ.get("SLURM_JOB_ID", "local")
+
+
+class Slow(Tiny):
+    """Waits."""
+
+    name = "slow"
+
+    def mix(self, tokens, table):
+        if self.training:
+            with Path(__file__).with_name("steps.txt").open("a") as file:
+                file.write(JOB + "\\n")
+            time.sleep(0.0 if JOB == "local" else 0.15)
+        return super().mix(tokens, table)
+
+
+@hookimpl
+def register_backbones():
+    return [Slow]
+'''
+
+
+def test_a_grid_in_slurm_jobs_of_which_one_is_killed_has_the_records_of_a_local_run(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
     write_folder(tmp_path / "data", n_subjects=24)
-    tiny_run.execute(tmp_path / "data", tmp_path / "one", task="reconstruction,age", jobs=1)
+    (tmp_path / "slow.py").write_text(SLOW)
+    plugins = [tiny_run.PLUGIN, tmp_path / "slow.py"]
+    options = {"backbone": "slow", "task": "reconstruction,age", "n_steps": 60, "plugin_files": plugins, "jobs": 1}
+    tiny_run.execute(tmp_path / "data", tmp_path / "one", **options)
+    steps = tmp_path / "steps.txt"
+    n_alone = len(steps.read_text().split())
+    steps.write_text("")
     config = tmp_path / "cluster.yaml"
     config.write_text(
         "queue: short\ncores: 1\nmemory: 2GB\nwalltime: '00:20:00'\njobs: 2\ninterface: lo\n"
@@ -112,15 +153,29 @@ def test_a_grid_runs_in_slurm_jobs_and_gives_the_records_of_a_local_run(slurm: d
         f"job_script_prologue: ['export PYTHONPATH={ROOT}', 'export OMP_NUM_THREADS=1']\n"
     )
     command = [
-        *(sys.executable, "-m", "neurobench", "run", "--backbone", "tiny", "--mask", "roi", "--dataset", "fake"),
-        *("--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "many"), "--steps", "3"),
-        *("--task", "reconstruction,age", "--plugin", str(tiny_run.PLUGIN)),
+        *(sys.executable, "-m", "neurobench", "run", "--backbone", "slow", "--mask", "roi", "--dataset", "fake"),
+        *("--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "many"), "--steps", "60"),
+        *("--task", "reconstruction,age"),
+        *(option for plugin in plugins for option in ("--plugin", str(plugin))),
         *("--cluster", "slurm", "--cluster-config", str(config)),
     ]
-    done = subprocess.run(command, cwd=ROOT, env=slurm, capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    accounted = list((tmp_path / "logs").glob("*"))
-    assert accounted, "no job of Slurm wrote its log: nothing ran there"
+    run = subprocess.Popen(command, cwd=ROOT, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 200
+    # All jobs that the file allows are asked for while there is enough to do.
+    while len(done := steps.read_text().split()) < 20 or len(_said(["squeue", "-h"], slurm).splitlines()) < 2:
+        assert time.monotonic() < deadline
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+    killed = done[-1]
+    # As at the end of its walltime, and without the half minute in which a job may tidy up.
+    subprocess.run(["scancel", "--signal=KILL", "--full", killed], env=slurm, check=True)
+    said = run.communicate(timeout=200)[0]
+    assert run.returncode == 0, said
+    jobs = steps.read_text().split()
+    by_killed, by_others = jobs.count(killed), len(jobs) - jobs.count(killed)
+    assert by_killed >= 15
+    assert by_others > 0, "no other job took part"
+    assert n_alone <= len(jobs) <= n_alone + 5, f"{by_killed} steps were lost of a pretraining that began anew"
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "many")
     tables = [load_results(tmp_path / n).drop(columns=["seconds", "record"]) for n in ("one", "many")]
     pd.testing.assert_frame_equal(*tables)
@@ -128,3 +183,4 @@ def test_a_grid_runs_in_slurm_jobs_and_gives_the_records_of_a_local_run(slurm: d
     while _said(["squeue", "-h"], slurm).strip():
         assert time.monotonic() < deadline, "jobs outlived the run"
         time.sleep(0.5)
+    assert not any(p.is_file() for p in (tmp_path / "many" / "store" / "unfinished").rglob("*"))

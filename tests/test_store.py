@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import filelock
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from neurobench import steps
+from neurobench.cost import Work
 from neurobench.errors import StoreError
+from neurobench.execution import Executor
+from neurobench.progress import Silent
+from neurobench.results import load_results
+from neurobench.steps import Step
 from neurobench.store import Store, atomic_write, disk_errors
+from tests.fakes import write_folder
+from tests.tiny_run import PLUGIN, execute
+
+ROOT = Path(__file__).resolve().parents[1]
 
 IDENTITY = {"a": 1, "b": {"c": "x"}}
 
@@ -101,3 +127,277 @@ def test_atomic_write_replaces_whole(tmp_path: Path) -> None:
     atomic_write(tmp_path / "x.txt", "one")
     atomic_write(tmp_path / "x.txt", "two")
     assert [p.read_text() for p in tmp_path.iterdir()] == ["two"]
+
+
+# ---------------------------------------------------------------- several at once
+
+
+def test_two_runs_on_one_grid_do_nothing_twice(tmp_path: Path) -> None:
+    done: list[str] = []
+    Store(tmp_path / "out")
+
+    def compute(folder: Path, advance: Any, checkpoint: Any) -> None:
+        time.sleep(0.02)
+        done.append(folder.name)
+        (folder / "file.txt").write_text("hello")
+
+    todo = [Step("embedding", f"step {i}", {"i": i}, Work("embedding", 1.0), compute) for i in range(8)]
+    # Each has its own store and its own locks, which the system holds apart as it does for two processes.
+    runs = [Executor(Store(tmp_path / "out"), Silent()) for _ in range(2)]
+
+    def run(executor: Executor, order: list[Step]) -> None:
+        for step in order:
+            executor.fetch(step)
+
+    threads = [
+        threading.Thread(target=run, args=(executor, order))
+        for executor, order in zip(runs, (todo, todo[::-1]), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == len(set(done)) == 8
+    assert [len(r.computed) + len(r.stored) for r in runs] == [8, 8]
+    assert runs[0].computed.isdisjoint(runs[1].computed), "what another one computed was found, and is counted so"
+    assert all(r.computed for r in runs), "they shared the work"
+
+
+@pytest.mark.slow
+def test_two_commands_on_one_folder_share_the_work(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", n_subjects=24)
+    command = [
+        *(sys.executable, "-m", "neurobench", "run", "--plugin", str(PLUGIN), "--backbone", "tiny,connected"),
+        *("--mask", "roi", "--dataset", "fake", "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")),
+        *("--steps", "20", "--jobs", "1", "--task", "reconstruction,age", "--json"),
+    ]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    ended = [process.communicate(timeout=200) for process in both]
+    assert [p.returncode for p in both] == [0, 0], ended
+    options = {"backbone": "tiny,connected", "task": "reconstruction,age", "n_steps": 20}
+    alone = execute(tmp_path / "data", tmp_path / "alone", **options)
+    assert execute(tmp_path / "data", tmp_path / "out", **options).n_computed == 0
+    kept = [sum(len(list(f.iterdir())) for f in (tmp_path / n / "store").iterdir()) for n in ("out", "alone")]
+    assert kept[0] == kept[1]
+    scores = [load_results(tmp_path / n)["score"] for n in ("out", "alone")]
+    pd.testing.assert_series_equal(*scores)
+    assert alone.failed == ()
+
+
+HOLD = (
+    "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire();"
+    "print('held', flush=True); sys.stdin.read()"
+)
+
+
+def test_the_lock_of_a_process_that_died_is_taken_over_and_its_half_is_swept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    lock = store.root / "locks" / store.beside("stage", store.key(IDENTITY)).name.partition("-")[2]
+    # As on another machine: its number is nobody's here.
+    half = store.root / "tmp" / f"999999999-{lock.name}"
+    half.mkdir()
+    (half / "file.txt").write_text("hel")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == b"held\n"
+    try:
+        Store(tmp_path / "out")
+        assert half.exists(), "somebody is at work there"
+        with pytest.raises(filelock.Timeout), filelock.FileLock(lock, timeout=0):
+            pass
+    finally:
+        holder.kill()
+        holder.wait(30)
+        holder.stdin.close()
+        holder.stdout.close()
+    started = time.monotonic()
+    with store.lock("stage", IDENTITY):
+        put(store, IDENTITY)
+    assert time.monotonic() - started < 5
+    assert store.get("stage", IDENTITY) is not None
+    Store(tmp_path / "out")
+    assert not half.exists()
+
+
+# ---------------------------------------------------------------- a disk that says no
+
+FULL = "/dev/full"
+
+
+@pytest.mark.skipif(not Path(FULL).exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("name", "fill"),
+    [
+        ("file.json", lambda path: path.write_text("x" * 100_000)),
+        ("file.npy", lambda path: np.save(path, np.zeros(100_000))),
+        ("file.npz", lambda path: np.savez(path, a=np.zeros(100_000))),
+        ("file.parquet", lambda path: pd.DataFrame({"a": np.zeros(100_000)}).to_parquet(path)),
+    ],
+)
+def test_a_full_disk_is_noticed_whoever_writes(tmp_path: Path, name: str, fill: Callable[[Path], object]) -> None:
+    store = Store(tmp_path / "out")
+
+    def write() -> None:
+        with store.write("stage", IDENTITY, "label") as folder:
+            (folder / name).symlink_to(FULL)
+            fill(folder / name)
+
+    with pytest.raises(StoreError, match=r"is full\. Nothing finished is lost"):
+        write()
+    assert store.get("stage", IDENTITY) is None
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+@contextlib.contextmanager
+def small_disk() -> Iterator[Path]:
+    """Give a folder on a disk of 256 kB, where this user may have one."""
+    folder = Path(tempfile.mkdtemp())
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    try:
+        if not mounted or mounted.returncode:
+            pytest.skip("this user cannot mount a small disk")
+        yield folder
+    finally:
+        if mounted and not mounted.returncode:
+            subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def test_weights_that_do_not_fit_end_the_run_and_leave_nothing_half() -> None:
+    with small_disk() as disk:
+        store = Store(disk / "out")
+        put(store, {"a": 2})
+
+        def write() -> None:
+            with store.write("stage", IDENTITY, "label") as folder:
+                save_file({"w": torch.zeros(1_000_000)}, folder / "weights.safetensors")
+
+        with pytest.raises(StoreError, match="is full"):
+            write()
+        assert store.get("stage", IDENTITY) is None
+        assert store.get("stage", {"a": 2}) is not None
+        assert list((store.root / "tmp").iterdir()) == []
+        with pytest.raises(StoreError, match="is full"):
+            atomic_write(disk / "out" / "record.json", "x" * 1_000_000)
+        assert sorted(p.name for p in (disk / "out").iterdir()) == ["neurobench.json", "store"]
+
+
+@contextlib.contextmanager
+def nobody_special() -> Iterator[None]:
+    """Be a user whom permissions concern: root may write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of another kind")
+def test_a_folder_that_cannot_be_written_is_said() -> None:
+    # Not pytest's own folder, which nobody else may enter.
+    folder = Path(tempfile.mkdtemp())
+    try:
+        store = Store(folder / "out")
+        put(store, IDENTITY)
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with nobody_special():
+            reading = Store(folder / "out")
+            assert reading.get("stage", IDENTITY) is not None
+            with pytest.raises(StoreError, match=r"cannot be written.*Choose another folder with --out"):
+                put(reading, {"a": 2})
+            with pytest.raises(StoreError, match="cannot be written"), reading.lock("stage", {"a": 2}):
+                pass
+            with pytest.raises(StoreError, match="cannot be written"):
+                Store(folder / "new")
+    finally:
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------- what is not as it was written
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+def other_identity(path: Path) -> None:
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    (path.parent / "manifest.json").write_text(json.dumps(manifest | {"identity": {"a": 2}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (flip, True),
+        (cut, True),
+        (lambda path: path.unlink(), True),
+        (lambda path: path.write_bytes(b""), True),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), True),
+        (lambda path: cut(path.parent / "manifest.json"), True),
+        (lambda path: (path.parent / "manifest.json").write_bytes(b""), True),
+        (other_identity, True),
+        (lambda path: (path.parent / "manifest.json").unlink(), False),
+        (lambda path: shutil.rmtree(path.parent), False),
+    ],
+    ids=["flipped", "cut", "gone", "empty", "longer", "half-told", "untold", "another", "no-manifest", "vanished"],
+)
+def test_what_is_not_as_written_is_named_never_used_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object], named: bool
+) -> None:
+    put(Store(tmp_path / "out"), IDENTITY)
+    store = Store(tmp_path / "out")
+    path = store.root / "stage" / store.key(IDENTITY) / "file.txt"
+    damage(path)
+    with caplog.at_level(logging.WARNING, logger="neurobench.store"):
+        assert store.get("stage", IDENTITY) is None
+    assert (f"store/stage/{path.parent.name} is not what was written" in caplog.text) == named
+    put(store, IDENTITY)
+    assert path.read_text() == "hello"
+    assert store.get("stage", IDENTITY) is not None
+
+
+def test_the_entry_of_another_identity_is_not_used_in_its_place(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    put(store, {"a": 2})
+    (store.root / "stage" / store.key({"a": 2})).rename(store.root / "stage" / store.key(IDENTITY))
+    assert Store(tmp_path / "out").get("stage", IDENTITY) is None
+
+
+def test_a_file_that_vanishes_while_a_run_reads_it_fails_its_row_and_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "data", n_subjects=24)
+    read, vanished = steps.load_file, []
+
+    def load_file(path: Path, device: str) -> Any:
+        if not vanished:
+            # A server that lost it: the entry was looked at, and now its file is gone.
+            vanished.append(path)
+            shutil.rmtree(path.parent)
+        return read(path, device=device)
+
+    monkeypatch.setattr(steps, "load_file", load_file)
+    first = execute(tmp_path / "data", tmp_path / "out", task="age")
+    (failed,) = first.failed
+    error = first.table.set_index("status").loc["failed", "error"]
+    assert "No such file or directory" in error
+    assert vanished[0].name in error
+    again = execute(tmp_path / "data", tmp_path / "out", task="age")
+    assert again.failed == ()
+    assert vanished[0].is_file()
+    assert failed
