@@ -35,6 +35,7 @@ import pandas as pd
 
 from neurobench.contracts import RetrievalTask, SubjectTask, Task
 from neurobench.errors import BundleError, NeurobenchError
+from neurobench.parsing import parse_json
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, Record, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
@@ -220,7 +221,7 @@ def _summed(stripped: Iterable[Stripped]) -> tuple[Stripped, ...]:
 def _identity(out: Path, record: Record) -> bytes:
     path = out / "identities" / f"{record.id}.json"
     try:
-        return _json(json.loads(path.read_text(encoding="utf-8")))
+        return _json(parse_json(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise BundleError(
             f"record {record.id[:12]} ({record.row}, {record.task.label}) has no identity beside it, so that nobody "
@@ -283,7 +284,7 @@ def _add_cohort(
 def _folds(out: Path, fingerprint: str) -> list[dict[str, Any]]:
     path = out / "folds" / f"{fingerprint}.json"
     try:
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        found: list[dict[str, Any]] = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BundleError(
             f"the folds {fingerprint[:12]} that records speak of are not there: {path} cannot be read.",

@@ -558,10 +558,19 @@ def info(
         console.print_fields(screen, f"{kind} {name}", fields)
 
 
+def _digest_of(plugin: PluginInfo, registry: Registry) -> str:
+    """Return the start of the hash that records keep of a plugin's code; empty where it is not used."""
+    used = [found for found in plugin.provides if found in registry.sources]
+    return registry.provenance(*used[0]).digest[:12] if used else ""
+
+
 @app.command("plugins")
 @guarded
 def list_plugins(plugin: PluginFiles = None, verbose: Verbose = False) -> None:
-    """Show every plugin: where it comes from, what it provides, and why it cannot be used if it cannot."""
+    """Show every plugin: where it comes from, what it provides, and why it cannot be used if it cannot.
+
+    With -v the file and the hash of the code, too, as records keep it.
+    """
     from neurobench import console
 
     registry = open_registry(plugin or ())
@@ -575,8 +584,14 @@ def list_plugins(plugin: PluginFiles = None, verbose: Verbose = False) -> None:
     for origin, found in by_origin.items():
         folders = [str(p.file.parent) for p in found if p.file]
         where = f" from {os.path.commonpath(folders)}" if folders else ""
-        rows = [(p.entry_point, ", ".join(f"{k} {n}" for k, n in p.provides), p.state) for p in found]
-        console.print_table(screen, ("entry point", "provides", "state"), rows, title=f"{origin}{where}")
+        columns: tuple[str, ...] = ("entry point", "provides", "state")
+        rows: list[tuple[str, ...]] = [
+            (p.entry_point, ", ".join(f"{k} {n}" for k, n in p.provides), p.state) for p in found
+        ]
+        if verbose:
+            columns = (*columns, "file", "digest")
+            rows = [(*row, str(p.file or ""), _digest_of(p, registry)) for row, p in zip(rows, found, strict=True)]
+        console.print_table(screen, columns, rows, title=f"{origin}{where}")
     for reason, found in reasons.items():
         # One reason that many share, such as having been blocked, is told once.
         names = found[0].id if len(found) == 1 else f"{found[0].id} and {len(found) - 1} more"

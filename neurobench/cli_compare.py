@@ -44,7 +44,7 @@ def compare(
     from neurobench import console
     from neurobench.comparisons import across_tasks, compare_all, transfer
     from neurobench.runs import partial
-    from neurobench.tables import comparison_cells, rank_cells, seed_cells
+    from neurobench.tables import comparison_cells, rank_cells, seed_cells, spreadsheet_cell
 
     chosen = cast("tuple[By, ...]", (by,) if by else BY)
     screen, side = console.make_console(), console.make_console(stderr=True)
@@ -54,7 +54,7 @@ def compare(
     if csv is not None:
         import pandas as pd
 
-        pd.DataFrame(rows).to_csv(csv, index=False)
+        pd.DataFrame(rows).map(spreadsheet_cell).to_csv(csv, index=False)
     if as_json:
         across = [
             {"dataset": a.dataset, "tasks": a.tasks, "rows": a.table.to_dict("records")} for a in across_tasks(found)
@@ -115,13 +115,13 @@ def benchmarks(
     from neurobench import console
     from neurobench.benchmarks import benchmarks as table_of
     from neurobench.benchmarks import suite_notes
-    from neurobench.tables import benchmark_cells
+    from neurobench.tables import benchmark_cells, spreadsheet_cell
 
     default = Path("neurobench-results")
     chosen = outs or ([default] if (default / "records").is_dir() else [])
     table, screen = table_of(chosen, suite=suite), console.make_console()
     if csv is not None:
-        table.to_csv(csv, index=False)
+        table.map(spreadsheet_cell).to_csv(csv, index=False)
     if as_json:
         console.print_json(screen, table.to_dict("records"))
         return

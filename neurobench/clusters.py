@@ -31,6 +31,7 @@ from neurobench.execution import Here, Outcome, Workers, describe
 from neurobench.identity import digest, file_digest
 from neurobench.opening import resolve_device
 from neurobench.options import RunConfig
+from neurobench.parsing import parse_yaml
 from neurobench.resources import Needs, described
 
 __all__ = ["BATCH_SYSTEMS", "DaskWorkers", "Waiting", "cluster_of", "connect", "settings_of"]
@@ -173,18 +174,16 @@ def settings_of(path: Path | None) -> dict[str, Any]:
     ConfigError
         If there is no file, or it is no mapping of names.
     """
-    import yaml
-
     if path is None:
         raise ConfigError(
             "--cluster needs a file with what to ask the batch system for.",
             next_step="Give --cluster-config FILE, a YAML file with queue, cores, memory, walltime and jobs.",
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the file {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"the file {path} is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
         raise ConfigError(f"the file {path} holds no settings.", allowed="queue, cores, memory, walltime, jobs, …")

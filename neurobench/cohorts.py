@@ -164,7 +164,9 @@ def _write_cohort(cohort: Cohort, folder: Path, store: Store) -> None:
 def _read_cohort(entry: Entry, source: CohortSource, store: Store) -> Cohort | None:
     """Rebuild a stored cohort; None if one of its recordings is gone from the store."""
     whole = entry.json("cohort.json")
-    arrays = {n: np.load(entry.file(f"{n}.npy")) for n in ("centre", "scale", "robust_scale", "present")}
+    arrays = {
+        n: np.load(entry.file(f"{n}.npy"), allow_pickle=False) for n in ("centre", "scale", "robust_scale", "present")
+    }
     recordings = tuple(
         Recording(
             id=r["id"],
@@ -182,7 +184,9 @@ def _read_cohort(entry: Entry, source: CohortSource, store: Store) -> Cohort | N
         )
         for i, r in enumerate(whole["recordings"])
     )
-    if not all(r.path.is_file() for r in recordings):
+    # A store may be merged from somebody else's: its recordings lie in it, or are none.
+    inside = store.root.resolve()
+    if not all(r.path.is_file() and r.path.resolve().is_relative_to(inside) for r in recordings):
         return None
     return Cohort(
         dataset=source.label,

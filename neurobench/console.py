@@ -7,16 +7,18 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -60,9 +62,24 @@ PLAN_ROWS = 60
 """Steps of a plan that are shown one by one."""
 
 
+UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, clears a screen, turns the direction of a line round, or is no character at all."""
+
+
+class _Console(Console):
+    """A console on which names and messages of strangers are text and nothing else."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or not UNPRINTABLE.search(segment.text):
+                yield segment
+            else:
+                yield Segment(UNPRINTABLE.sub("?", segment.text), segment.style)
+
+
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return a console; in a pipe its lines are wide and plain."""
-    console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
+    console = _Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console
@@ -173,7 +190,7 @@ def print_frame(console: Console, frame: pd.DataFrame, *, title: str) -> None:
 def print_json(console: Console, value: Any) -> None:
     """Print JSON and nothing else; numbers that are not finite become null."""
     text = json.dumps(_plain(value), indent=1, ensure_ascii=False)
-    console.file.write(text + "\n")
+    console.file.write(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def _plain(value: Any) -> Any:

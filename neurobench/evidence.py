@@ -14,7 +14,6 @@ alone and never a model. Folders of an output::
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurobench.errors import DataError
+from neurobench.parsing import parse_json
 
 __all__ = ["ARRAYS", "TABLES", "Evidence", "write_arrays", "write_table"]
 
@@ -149,8 +149,11 @@ class Evidence:
         if path not in self._cache:
             if not path.is_file():
                 return None
-            with np.load(path, allow_pickle=False) as stored:
-                self._cache[path] = dict(stored)
+            try:
+                with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                    self._cache[path] = dict(stored)
+            except Exception as error:  # Of the zip file, of its members' headers, of their bytes: a family each.
+                raise _damaged(path, error) from error
         found: Mapping[str, NDArray[Any]] = self._cache[path]
         return found
 
@@ -159,9 +162,19 @@ class Evidence:
 
     def _table(self, path: Path) -> pd.DataFrame:
         if path not in self._cache:
-            self._cache[path] = pd.read_parquet(path)
+            try:
+                self._cache[path] = pd.read_parquet(path)
+            except (OSError, ValueError, KeyError, NotImplementedError) as error:
+                raise _damaged(path, error) from error
         table: pd.DataFrame = self._cache[path]
         return table.copy()
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(
+        f"{path} cannot be read: {said}.", next_step="Run the same `neurobench run` again: it is written anew."
+    )
 
 
 def read_cohort(folder: Path, fingerprint: str) -> Mapping[str, Any]:
@@ -174,7 +187,9 @@ def read_cohort(folder: Path, fingerprint: str) -> Mapping[str, Any]:
     """
     path = folder / "cohorts" / fingerprint / "cohort.json"
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
+        if not isinstance(found, Mapping):
+            raise ValueError("it holds no names with values")
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}.", next_step="Run the same `neurobench run` again: it is written anew."

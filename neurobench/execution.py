@@ -372,12 +372,11 @@ def on_workers(
                     if outcome.store_error is not None:
                         raise outcome.store_error
                     executor.computed |= outcome.computed
-                    job = running.pop(future)
-                    # Another run on this folder may have computed what this one asked for.
-                    executor.stored |= (
-                        {n.key for n in job if not outcome.error} - executor.computed - outcome.failed.keys()
-                    )
-                    schedule.take(job, outcome)
+                    taken = running.pop(future)
+                    if not outcome.error:
+                        # Another run on this folder may have computed what this one asked for.
+                        executor.stored |= {node.key for node in taken} - executor.computed - outcome.failed.keys()
+                    schedule.take(taken, outcome)
             except BrokenProcessPool as broken:
                 # It cannot be told whose process it was: every step that was under way is tried again.
                 for one in running.values():

@@ -45,7 +45,7 @@ from neurobench.plugins import Registry, load_registry
 from neurobench.report import CONFOUNDS
 from neurobench.results import MetricRecord, Record
 from neurobench.store import atomic_write
-from neurobench.tables import count, decimals, duration, metric_name
+from neurobench.tables import count, decimals, duration, metric_name, spreadsheet_cell
 
 __all__ = ["Built", "build_leaderboard"]
 
@@ -219,16 +219,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+    writer.writerows({k: spreadsheet_cell(v) for k, v in row.items()} for row in rows)
     return buffer.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value  # A spreadsheet would compute what somebody has called a row.
-    return value
 
 
 # ---------------------------------------------------------------- drawn numbers

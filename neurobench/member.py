@@ -36,7 +36,7 @@ def main() -> int:
     # Ctrl-C reaches all of a terminal's processes; the one that started this ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # From the process that started this one, and from nobody else.
-    member: distributed.Member = pickle.load(sys.stdin.buffer)
+    member: distributed.Member = pickle.load(sys.stdin.buffer)  # noqa: S301
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     sys.path[:] = member.path or sys.path
 

@@ -102,7 +102,7 @@ def new_plugin(kind: str, name: str, folder: Path, registry: Registry) -> tuple[
         loader=jinja2.PackageLoader("neurobench", "scaffold"),
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # Python, TOML and Markdown; the only values are names that were checked above.
+        autoescape=False,  # noqa: S701 – Python, TOML and Markdown; the only values are names that were checked above.
     )
     texts = {f"{package}/{name}.py": _plugin(kind, values)}
     texts |= {place: environment.get_template(template).render(values) for template, place in FILES.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from neurobench.components import Setting, Value, parse_setting, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
 from neurobench.identity import digest
+from neurobench.parsing import parse_yaml
 from neurobench.resources import Needs
 
 __all__ = [
@@ -343,10 +344,22 @@ class RunConfig:
         }
         base = cls() if suite is None else load_suite(suite)
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        _refuse_code(base, changes.get("plugin_files", ()))
         over = sorted(k for k, v in changes.items() if k not in _NOT_OF_A_SUITE and v != getattr(base, k))
         if base.suite and over:
             changes["suite"] = f"{base.suite}, changed: {', '.join(over)}"
         return replace(base, **changes)
+
+
+def _refuse_code(suite: RunConfig, given: Sequence[Path]) -> None:
+    """Refuse a suite that names plugin files which its user does not name as well: a suite runs no code of its own."""
+    known = {p.expanduser().resolve() for p in given}
+    if missing := [p for p in suite.plugin_files if p.resolve() not in known]:
+        raise ConfigError(
+            f"the suite needs the plugin {missing[0]}, which is code, and no suite may have code run by itself.",
+            allowed="suites whose plugin files are given on the command line too",
+            next_step=f"Read the file; if you would run it, give it as well: --plugin {missing[0]}.",
+        )
 
 
 _OF_THE_MACHINE = (
@@ -462,14 +475,13 @@ def load_suite(path: Path | str) -> RunConfig:
         With everything that is wrong in the file.
     """
     import pydantic
-    import yaml
 
     path = _suite_file(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"the suite file {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"the suite file {path} is no YAML: {' '.join(str(error).split())}.") from None
     known = [f.name for f in fields(RunConfig) if f.name not in ("suite", *_OF_THE_MACHINE)]
     if not isinstance(content, dict):
@@ -497,7 +509,10 @@ def load_suite(path: Path | str) -> RunConfig:
         raise ConfigErrors(problems) from None
     if problems:
         raise ConfigErrors(problems)
-    fingerprint = digest(content)
+    try:
+        fingerprint = digest(content)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the suite file {path} holds what no suite can: {error}.") from None
     frozen = frozen_suites().get(path.stem)
     if frozen is not None and frozen != fingerprint:
         raise ConfigError(

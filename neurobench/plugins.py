@@ -34,6 +34,7 @@ State = Literal["available", "unavailable", "broken", "blocked"]
 
 GROUP = "neurobench"
 BLOCK = "NEUROBENCH_BLOCK_PLUGINS"
+ONLY = "NEUROBENCH_ONLY_PLUGINS"
 TRACE = "NEUROBENCH_TRACE_PLUGINS"
 
 _log = logging.getLogger("neurobench.plugins")
@@ -390,7 +391,11 @@ def _collisions(loaded: Sequence[_Loaded]) -> dict[str, PluginInfo]:
 
 
 def load_registry(
-    plugin_files: Sequence[Path | str] = (), *, block: Sequence[str] | None = None, trace: bool | None = None
+    plugin_files: Sequence[Path | str] = (),
+    *,
+    block: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    trace: bool | None = None,
 ) -> Registry:
     """Load every plugin and return what can be used, and what cannot with its reason.
 
@@ -401,6 +406,8 @@ def load_registry(
     block
         Plugins not to load: ``distribution:entry-point``, or either half of it. None: what the environment
         variable ``NEUROBENCH_BLOCK_PLUGINS`` says, separated by commas.
+    only
+        The same of installed plugins to load, and no others; empty: all. None: what ``NEUROBENCH_ONLY_PLUGINS`` says.
     trace
         Write every hook call to the log ``neurobench.plugins`` at level debug. None: whether
         ``NEUROBENCH_TRACE_PLUGINS`` is 1.
@@ -408,10 +415,12 @@ def load_registry(
     Raises
     ------
     ConfigError
-        If a plugin file does not exist or a name to block is no plugin's.
+        If a plugin file does not exist, or a name to block or to load alone is no plugin's.
     """
     if block is None:
-        block = [b.strip() for b in os.environ.get(BLOCK, "").split(",") if b.strip()]
+        block = _listed(BLOCK)
+    if only is None:
+        only = _listed(ONLY)
     if trace is None:
         trace = os.environ.get(TRACE, "") == "1"
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -422,12 +431,17 @@ def load_registry(
         manager.enable_tracing()
 
     candidates = [*_installed(), *(_from_file(Path(f)) for f in plugin_files)]
-    _refuse_unknown_blocks(block, candidates)
+    _refuse_unknown(block, candidates, BLOCK)
+    _refuse_unknown(only, candidates, ONLY)
     infos: list[PluginInfo] = []
     loaded: list[_Loaded] = []
     for candidate in candidates:
         if candidate.names & set(block):
             infos.append(candidate.info("blocked", f"Blocked by {BLOCK}; leave it out there to use this plugin."))
+            continue
+        # A file is named by whoever starts the command.
+        if only and not candidate.file and not candidate.names & set(only):
+            infos.append(candidate.info("blocked", f"Not among {ONLY}; name it there to use this plugin."))
             continue
         result = _load(candidate, manager)
         if isinstance(result, _Loaded):
@@ -468,6 +482,10 @@ def load_registry(
     )
 
 
+def _listed(variable: str) -> list[str]:
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
+
+
 def _sorted(components: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(components.items()))
 
@@ -478,13 +496,14 @@ def _error(kind: Kind, name: str, plugin: PluginInfo) -> PluginError:
     )
 
 
-def _refuse_unknown_blocks(block: Sequence[str], candidates: Sequence[_Candidate]) -> None:
+def _refuse_unknown(names: Sequence[str], candidates: Sequence[_Candidate], variable: str) -> None:
     known = {name for c in candidates for name in c.names}
-    for name in block:
+    for name in names:
         if name not in known:
+            what = "blocked" if variable == BLOCK else "loaded and no others"
             raise ConfigError(
-                f"{name!r} is to be blocked, but no plugin is called that.",
+                f"{name!r} is to be {what}, but no plugin is called that.",
                 allowed="distribution:entry-point, or either half of it",
                 likely=closest(name, known),
-                next_step=f"Correct {BLOCK}; `neurobench plugins` lists all.",
+                next_step=f"Correct {variable}; `neurobench plugins` lists all.",
             )

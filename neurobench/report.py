@@ -39,6 +39,7 @@ from neurobench.tables import (
     p_value,
     rank_cells,
     share,
+    spreadsheet_cell,
 )
 
 __all__ = ["Report", "Section", "TaskSection", "build_report", "write_report"]
@@ -791,8 +792,8 @@ def write_report(report: Report, table: pd.DataFrame, folder: Path) -> list[Path
             for picture in (*section.pictures, *(p for t in section.tasks for p in t.pictures)):
                 (folder / _file(section, picture)).write_bytes(picture.png)
     atomic_write(html, _html(report))
-    atomic_write(markdown, "\n".join(_markdown(report)) + "\n")
-    atomic_write(csv, table.drop(columns="record").to_csv(index=False))
+    atomic_write(markdown, "\n".join(map(_no_tags, _markdown(report))) + "\n")
+    atomic_write(csv, table.drop(columns="record").map(spreadsheet_cell).to_csv(index=False))
     return [html, markdown, csv]
 
 
@@ -881,6 +882,11 @@ def _markdown(report: Report) -> Iterator[str]:
     yield "\n" + _markdown_table(report.components)
     yield "\n## Methods and sources\n"
     yield from (f"- {line}" for line in (*report.methods, *report.citations))
+
+
+def _no_tags(text: str) -> str:
+    """Return Markdown in which nothing is HTML; code, which is indented, stays as it is."""
+    return text if text.startswith("    ") else re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
 
 
 def _markdown_table(grid: Grid) -> str:

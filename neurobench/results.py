@@ -27,6 +27,7 @@ from neurobench.errors import NeurobenchError, StoreError
 from neurobench.evidence import Evidence, read_cohort, write_arrays, write_table
 from neurobench.identity import digest
 from neurobench.objectives import parse_objective
+from neurobench.parsing import parse_json
 from neurobench.records import Fold
 from neurobench.runs import partial
 from neurobench.store import atomic_write, disk_errors
@@ -341,14 +342,15 @@ def read_record(path: Path) -> Record:
         If it is not a record, is of another schema version, or was edited after it was written.
     """
     try:
-        plain = json.loads(path.read_bytes())
+        plain = parse_json(path.read_bytes())
         record = parse_record(plain)
+        as_written = content_hash(plain) == record.content_hash
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path} is not a record of schema version {SCHEMA_VERSION}: {error}.",
             next_step="Remove it, or run the same command again to write it anew.",
         ) from error
-    if content_hash(plain) != record.content_hash:
+    if not as_written:
         raise StoreError(f"{path} was changed after it was written: its content hash does not match.")
     return record
 

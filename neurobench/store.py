@@ -25,6 +25,7 @@ import filelock
 
 from neurobench.errors import StoreError
 from neurobench.identity import digest, file_digest
+from neurobench.parsing import parse_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +114,7 @@ class Entry:
 
     def json(self, name: str) -> Any:
         """Return the content of one of the entry's JSON files."""
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
+        return parse_json(self.file(name).read_bytes())
 
     @property
     def seconds(self) -> float:
@@ -264,7 +265,7 @@ class Store:
     @staticmethod
     def _check_version(marker: Path) -> None:
         try:
-            found = json.loads(marker.read_text(encoding="utf-8")).get("format")
+            found = parse_json(marker.read_bytes()).get("format")
         except (ValueError, AttributeError):
             found = None
         if found != FORMAT:
@@ -315,9 +316,9 @@ class Store:
 
     def _open(self, folder: Path) -> Entry | None:
         try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            manifest = parse_json((folder / "manifest.json").read_bytes())
             whole = all((folder / f).stat().st_size == size for f, (_, size) in manifest["files"].items())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return Entry(folder, manifest) if whole else None
 

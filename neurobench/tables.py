@@ -25,6 +25,7 @@ __all__ = [
     "rank_cells",
     "results_table",
     "seed_cells",
+    "spreadsheet_cell",
 ]
 
 
@@ -45,6 +46,15 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 and whole < 600 else "")
     return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 // 60 else "")
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """Return a value as a CSV file holds it: a list as words, and no text that a spreadsheet would compute."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
 
 
 def plural(n: int, word: str) -> str:

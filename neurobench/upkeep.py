@@ -7,7 +7,6 @@ its manifest against its key, and a record against its content hash.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tarfile
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from neurobench.errors import StoreError
 from neurobench.identity import digest
+from neurobench.parsing import parse_json
 from neurobench.results import OF_THE_RUN, Record, read_record
 from neurobench.store import NO_STAGES, Entry, Store, disk_errors, keys_in
 
@@ -131,7 +131,7 @@ def _damage(store: Store, folder: Path) -> tuple[str, int]:
     if folder.is_symlink() or not folder.is_dir():
         return "is not an entry", 0
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = parse_json((folder / "manifest.json").read_bytes())
         entry = Entry(folder, manifest)
         size = sum(int(s) for _, s in manifest["files"].values())
         if manifest["stage"] != folder.parent.name or manifest["key"] != folder.name:
@@ -139,14 +139,14 @@ def _damage(store: Store, folder: Path) -> tuple[str, int]:
         if store.key(manifest["identity"]) != folder.name:
             return "its identity is not the one that its name is the hash of", size
         for name, (_, length) in manifest["files"].items():
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or (folder / name).is_symlink():
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
                 return f"{name[:100]!r} is no file inside it", size
             if not (folder / name).is_file():
                 return f"{name} is missing", size
             if (folder / name).stat().st_size != length:
                 return f"{name} has {(folder / name).stat().st_size} bytes, not {length}", size
         return ("" if store.verify(entry) else "a file's content is not what was written"), size
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"its manifest cannot be read: {type(error).__name__}", 0
 
 
@@ -223,7 +223,7 @@ def _needed(out: Path) -> set[str]:
     keys: set[str] = set()
     for path in sorted((out / "identities").glob("*.json")):
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = parse_json(path.read_bytes())
             keys |= {digest(known["evaluation"]), *known["steps"], *keys_in(known["evaluation"])}
             keys |= {k for step in known["steps"].values() for k in keys_in(step["identity"])}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -346,6 +346,12 @@ def _unpack(source: Path, folder: Path) -> None:
                         f"{source} holds {member.name[:100]!r}, which is no file inside it.",
                         allowed="what `neurobench store export` writes",
                     )
+                if member.size > (free := shutil.disk_usage(folder).free):
+                    raise StoreError(
+                        f"{source} unpacks to more than there is room for: {member.name[:100]!r} has "
+                        f"{member.size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free.",
+                        next_step="Make room, or merge into a folder on a larger disk.",
+                    )
                 tar.extract(member, folder, filter="data")
     except (OSError, tarfile.TarError, EOFError) as error:
         raise StoreError(
@@ -389,11 +395,11 @@ def _merged(target: Store, folder: Path, source: Path) -> Merge:
 
 
 def _label(folder: Path) -> str:
-    return str(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["label"])
+    return str(Entry(folder, {}).json("manifest.json")["label"])
 
 
 def _take_entry(target: Store, folder: Path) -> Literal["entry", "known", "conflict"]:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = Entry(folder, {}).json("manifest.json")
     with target.lock(folder.parent.name, manifest["identity"]):
         mine = target.get(folder.parent.name, manifest["identity"])
         if mine is not None:

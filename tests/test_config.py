@@ -227,8 +227,9 @@ def test_a_suite_is_read_and_options_go_over_it(tmp_path: Path) -> None:
     assert (config.backbones, config.masks, config.seeds) == (("net", "net[depth=2]"), ("regions",), (3,))
     assert config.data_dirs == {"people": tmp_path / "data"}
     assert config.plugin_files == (tmp_path / "mine.py",)
-    assert RunConfig.from_options(suite=file, ratio=0.25).ratio == 0.25
-    assert RunConfig.from_options(suite=file).ratio == 0.75
+    plugin = tmp_path / "mine.py"
+    assert RunConfig.from_options(suite=file, ratio=0.25, plugin_files=plugin).ratio == 0.25
+    assert RunConfig.from_options(suite=file, plugin_files=plugin).ratio == 0.75
 
 
 def test_everything_wrong_with_a_suite_is_said_at_once(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from typer.testing import CliRunner
 
+from neurobench.cli import app
 from neurobench.errors import ConfigError, PluginError, UnknownNameError
 from neurobench.plugins import PluginInfo, Registry, load_registry
 
@@ -205,6 +207,33 @@ def test_blocking_through_the_environment(install: Install, monkeypatch: pytest.
     monkeypatch.setenv("NEUROBENCH_BLOCK_PLUGINS", "third-stripe")
     with pytest.raises(ConfigError, match="Did you mean 'third-stripes'"):
         load_registry()
+
+
+def test_only_some_plugins_through_the_environment(
+    install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install("third-stripes", {"third_stripes.py": "1 / 0\n"}, {"mask-stripes": "third_stripes"})
+    (tmp_path / "mine.py").write_text(MASK.format(name="mine"), encoding="utf-8")
+    monkeypatch.setenv("NEUROBENCH_ONLY_PLUGINS", "neurobench-fm:mask-roi")
+    registry = load_registry([tmp_path / "mine.py"])
+    assert [p.id for p in registry.plugins if p.state != "blocked"] == ["file:mine:mine", "neurobench-fm:mask-roi"]
+    assert "third_stripes" not in sys.modules
+    with pytest.raises(PluginError, match=r"is blocked.*Not among NEUROBENCH_ONLY_PLUGINS"):
+        registry.get("mask", "stripes")
+    monkeypatch.setenv("NEUROBENCH_ONLY_PLUGINS", "neurobench")
+    with pytest.raises(ConfigError, match=r"loaded and no others.*Did you mean 'neurobench-fm'"):
+        load_registry()
+
+
+def test_the_list_says_where_code_comes_from(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("third-a", {"third_a.py": MASK.format(name="stripes")}, {"mask-stripes": "third_a"})
+    monkeypatch.setenv("NEUROBENCH_ONLY_PLUGINS", "third-a")
+    monkeypatch.setenv("COLUMNS", "400")
+    said = CliRunner().invoke(app, ["plugins", "-v"]).output
+    digest = load_registry().provenance("mask", "stripes").digest
+    assert "third-a 1.5 from" in said
+    assert "third_a.py" in said
+    assert digest[:12] in said
 
 
 def test_tracing_writes_hook_calls_to_the_log(

@@ -95,7 +95,7 @@ def prepare(path: Path, atlas: Path, way: str) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         raw = read_bold(file, confounds=(), **WAYS[way])  # type: ignore[arg-type]
         write_prepared(raw, SPEC, Path(folder))
-        return np.load(Path(folder) / "signal.npy")
+        return np.load(Path(folder) / "signal.npy", allow_pickle=False)
 
 
 def with_nilearn(path: Path, atlas: Path) -> np.ndarray:

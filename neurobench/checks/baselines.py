@@ -111,7 +111,7 @@ def training_subjects_only(cls: type[Baseline], registry: Registry | None, full:
                     f"training subjects ({modality})"
                 )
             for recording in test.recordings:
-                np.save(recording.path, 9.0 * np.load(recording.path)[:, ::-1])
+                np.save(recording.path, 9.0 * np.load(recording.path, allow_pickle=False)[:, ::-1])
             if not _same(first, np.asarray(_fitted(cls, train).transform(train))):
                 problems.append(
                     f"it is fitted on test rows: other test recordings change what `fit` learns ({modality})"
@@ -193,13 +193,13 @@ def cohort_is_left_alone(cls: type[Baseline], registry: Registry | None, full: b
     with _cohorts(cls) as cohorts:
         for modality, cohort in cohorts:
             people = cohort.participants.copy()
-            before = [np.load(r.path) for r in cohort.recordings]
+            before = [np.load(r.path, allow_pickle=False) for r in cohort.recordings]
             given = replace(cohort, participants=cohort.participants)
             _fitted(cls, given).transform(given)
             if not people.equals(cohort.participants):
                 problems.append(f"the participants table is changed ({modality})")
             if any(
-                not np.array_equal(a, np.load(r.path), equal_nan=True)
+                not np.array_equal(a, np.load(r.path, allow_pickle=False), equal_nan=True)
                 for a, r in zip(before, cohort.recordings, strict=True)
             ):
                 problems.append(f"recordings are changed ({modality})")

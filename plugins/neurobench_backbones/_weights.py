@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
         try:
             tensors: dict[str, torch.Tensor] = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
             raise _unreadable(path, error) from error
         return tensors
     try:
@@ -61,17 +60,21 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             # Of a pickle that torch did not write: what it cannot read is refused all the same.
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path):
+    except Exception as error:  # What damage makes of torch's reader is of no family.
+        if not (isinstance(error, pickle.UnpicklingError) and _is_zip(path)):
             raise _unreadable(path, error) from error
         raise DataError(
             f"{path} holds more than tensors: reading it could run code that is in it, so it was not read.",
             allowed="a .safetensors file, or a torch file that holds tensors and nothing else",
             next_step="Where you trust it, save its state_dict() alone with safetensors.torch.save_file or torch.save.",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise _unreadable(path, error) from error
     return _tensors(path, found)
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file is what torch writes today; of what it is not, an unreadable pickle says nothing."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _tensors(path: Path, found: object) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ fits them: they are counted and named, with what to run.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench import DataError, Finding, RecordingFile
-from neurobench_datasets._tables import explain_unreadable, read_table, unreadable
+from neurobench_datasets._tables import explain_unreadable, number, read_json, read_table, unreadable
 
 BOLD = "_desc-preproc_bold.nii.gz"
 SPACES = ("MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152Lin", "MNI152NLin6Sym")
@@ -202,17 +201,9 @@ def _sidecar_time(path: Path, root: Path) -> tuple[float | None, str]:
     for folder in [path.parent, *path.parent.parents]:
         for name in names:
             if (folder / name).is_file():
-                try:
-                    content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
-                except ValueError as error:
-                    raise DataError(f"{name} is not JSON: {error}.") from error
+                content = read_json(folder / name)
                 if "RepetitionTime" in content:
-                    try:
-                        return _plausible(float(content["RepetitionTime"]), name), name
-                    except (TypeError, ValueError) as error:
-                        raise DataError(
-                            f"{name}: RepetitionTime {content['RepetitionTime']!r} is no number."
-                        ) from error
+                    return _plausible(number(content, "RepetitionTime", name), name), name
         if folder == root:
             break
     return None, ""

@@ -266,7 +266,7 @@ def list_one(
         "events": events_hash,
         "stimuli": expected and state in WITH_STIMULI,
         "state": state,
-        "line_hz": float(line) if isinstance(line, int | float) else 0.0,
+        "line_hz": float(line) if isinstance(line, int | float) and 0 < line < 1000 else 0.0,
         "parts": _later_parts(raw, path),
         "noise_file": noise,
         "noise": noise_state,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from neurobench import DataError, Finding
-from neurobench_datasets._tables import read_table, read_text
+from neurobench_datasets._tables import read_json, read_table
 
 BIDS_NAME = re.compile(
     r"sub-(?P<sub>[^_]+)(_ses-(?P<ses>[^_]+))?(_task-(?P<task>[^_]+))?(_acq-(?P<acq>[^_]+))?(_run-(?P<run>[^_]+))?"
@@ -119,10 +118,9 @@ def settings(path: Path) -> dict[str, Any]:
     if found is None:
         return {}
     try:
-        content = json.loads(read_text(found))
-    except (DataError, OSError, ValueError):
+        return read_json(found)
+    except (DataError, OSError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def noise_file(path: Path, day: str = "") -> Path | None:
@@ -149,7 +147,8 @@ def noise_file(path: Path, day: str = "") -> Path | None:
     said = settings(path).get("AssociatedEmptyRoom")
     for text in [said] if isinstance(said, str) else said if isinstance(said, list) else []:
         named = root / str(text).removeprefix("bids::").lstrip("/")
-        if named.exists():
+        # A sidecar names a file of its own dataset, or none.
+        if ".." not in named.parts and os.path.exists(named):
             return named
     own = sorted(p for p in path.parent.glob("sub-*_meg.*") if _is_noise(p))
     if own:

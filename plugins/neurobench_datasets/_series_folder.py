@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from neurobench_datasets._roi_series import (
     units_of,
     unnamed_regions,
 )
+from neurobench_datasets._tables import number, read_json
 
 
 def list_series(
@@ -174,12 +174,9 @@ def repetition_time(
         said["column t_r of the participants table"] = float(seconds)
     for sidecar in (path.with_suffix(".json"), root / "timeseries.json"):
         if sidecar.is_file():
-            try:
-                content = json.loads(sidecar.read_text(encoding="utf-8-sig"))
-            except ValueError as error:
-                raise DataError(f"{sidecar.name} is not JSON: {error}.") from error
+            content = read_json(sidecar)
             if "RepetitionTime" in content:
-                said[f"RepetitionTime in {sidecar.name}"] = float(content["RepetitionTime"])
+                said[f"RepetitionTime in {sidecar.name}"] = number(content, "RepetitionTime", sidecar.name)
                 break
     if not said and default:
         return default

@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,6 +106,37 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a sidecar says.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or holds no names with values.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path.name} holds no names with values.", allowed='such as {"RepetitionTime": 2.0}')
+    return content
+
+
+def number(content: Mapping[str, Any], name: str, where: str) -> float:
+    """Return a number that a sidecar says.
+
+    Raises
+    ------
+    DataError
+        If it is none.
+    """
+    try:
+        return float(content[name])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where}: {name} {str(content[name])[:40]!r} is no number.") from error
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -24,14 +24,16 @@ def read_embeddings(path: str, labels: Sequence[str]) -> NDArray[np.float64]:
     known: dict[str, NDArray[np.float64]] = {}
     try:
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
+            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 known = {name: np.asarray(arrays[name], np.float64).ravel() for name in arrays.files}
         elif file.suffix == ".parquet":
             table = pd.read_parquet(file).set_index("stimulus")
             known = {str(name): row.to_numpy(np.float64) for name, row in table.iterrows()}
         else:
             raise ConfigError(f"embeddings cannot be read from {file.name}.", allowed=".npz, .parquet")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # Of the zip file, of what is packed in it, of the table: a family each.
         raise ConfigError(
             f"embeddings cannot be read from {path}: {' '.join(str(error).split())}.",
             allowed="an .npz with an array a stimulus, or a .parquet with a column stimulus and one a dimension",

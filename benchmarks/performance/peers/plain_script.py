@@ -49,7 +49,7 @@ def load(folder: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray], float]:
     slowest = people["t_r"].max()
     series = {}
     for name, t_r in people["t_r"].items():
-        raw = np.load(next((folder / "timeseries").glob(f"{name}*.npy")))
+        raw = np.load(next((folder / "timeseries").glob(f"{name}*.npy")), allow_pickle=False)
         filtered = clean(raw, t_r=t_r, high_pass=BAND_HZ[0], low_pass=BAND_HZ[1], detrend=False, standardize=None)
         if t_r < slowest:
             filtered = resample_poly(filtered, round(t_r * 1000), round(slowest * 1000), axis=0)

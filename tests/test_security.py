@@ -1,0 +1,310 @@
+"""Nothing from outside is run, no name is anything but text, no path leaves its folder: what docs/security.md says."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.text import Text
+from typer.testing import CliRunner
+
+from benchmarks.performance.board import invented
+from neurobench import console, upkeep
+from neurobench.cli import app
+from neurobench.config import load_suite
+from neurobench.errors import ConfigError, DataError, StoreError
+from neurobench.evidence import Evidence
+from neurobench.options import RunConfig
+from neurobench.parsing import parse_json, parse_yaml
+from neurobench.report import Grid, Report, _markdown_table, write_report
+from neurobench.results import read_record, record_text
+from neurobench_backbones._weights import read_weights
+from neurobench_datasets._atlases import read_names
+from neurobench_datasets._meg_sidecars import noise_file
+from neurobench_datasets._tables import read_json
+from neurobench_tasks._embeddings import read_embeddings
+
+ROOT = Path(__file__).parents[1]
+EVIL = "<script>alert(1)</script>"
+
+
+# ---------------------------------------------------------------- no code of this project
+
+CALLS = {"np.load": ("allow_pickle", False), "torch.load": ("weights_only", True)}
+"""What reads pickles unless it is told not to; ruff's rules S know the other ways of running what was read."""
+
+
+@pytest.mark.parametrize("folder", ["neurobench", "plugins", "benchmarks", "docs"])
+def test_no_reader_may_unpickle(folder: str) -> None:
+    n = 0
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if re.search(r"load\(|_pickle", text) else ():
+            if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in CALLS:
+                key, wanted = CALLS[name]
+                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert given.get(key) == str(wanted), f"{path}:{node.lineno}: {name} without {key}={wanted}"
+                n += 1
+            elif isinstance(node, ast.Call):
+                last = ast.unparse(node.func).split(".")[-1]
+                assert last not in ("read_pickle", "to_pickle", "unsafe_load", "full_load"), f"{path}:{node.lineno}"
+    assert n or folder == "docs"
+
+
+# ---------------------------------------------------------------- text of YAML and JSON
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BOMB, "repeats a part"),
+        ("a: &a [*a]", "repeats a part"),
+        ("[" * 20_000, "nested too deeply"),
+        ("- " * 3_000, "nested too deeply"),
+        ("...\n" * 3_000 + "[" * 20_000, "nested too deeply"),
+        ("!!python/object/apply:os.system ['touch x']", "constructor"),
+        ("a: !!int ''", "out of range"),
+        ("a: !!timestamp x", "groupdict"),
+        ("a: 2001-99-99", "month"),
+        ("a: 0x" + "f" * 5000, "digits"),
+        ('a: "\\ud800"', "surrogates"),
+        ("a: \x00", "special characters"),
+    ],
+)
+def test_yaml_is_plain_values_or_one_kind_of_error(text: str, says: str, tmp_path: Path) -> None:
+    started = time.process_time()
+    with pytest.raises(ValueError, match=says):
+        parse_yaml(text)
+    (tmp_path / "x.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError, match="is no YAML"):
+        load_suite(tmp_path / "x.yaml")
+    assert time.process_time() - started < 5
+
+
+def test_yaml_that_people_write_is_read() -> None:
+    text = "---\nbackbones: [mamba, 'hybrid[layout=MA]']\ndata_dirs:\n  parcels: here\nseeds:\n- 0\n- 1\nratio: .5\n"
+    expected = {"backbones": ["mamba", "hybrid[layout=MA]"], "data_dirs": {"parcels": "here"}, "seeds": [0, 1]}
+    assert parse_yaml(text) == expected | {"ratio": 0.5}
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"", b"9" * 5000])
+def test_json_is_a_value_or_one_kind_of_error(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(content)
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(StoreError, match="is not a record"):
+        read_record(tmp_path / "x.json")
+    with pytest.raises(DataError):
+        read_json(tmp_path / "x.json")
+
+
+def test_half_a_character_in_a_record_is_said(tmp_path: Path) -> None:
+    plain = json.loads(record_text(invented("net · roi", "pretrained")))
+    plain["data"]["licence"] = "\ud800"
+    (tmp_path / "x.json").write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(StoreError):
+        read_record(tmp_path / "x.json")
+    plain["data"]["licence"], plain["backbone"]["parameters"]["\ud800"] = "none", 1
+    (tmp_path / "x.json").write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(StoreError):
+        read_record(tmp_path / "x.json")
+
+
+def test_a_number_that_is_infinite_is_no_suite(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("ratio: .inf\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds what no suite can"):
+        load_suite(tmp_path / "x.yaml")
+
+
+# ---------------------------------------------------------------- nothing is run
+
+
+def test_a_suite_does_not_have_code_run(tmp_path: Path) -> None:
+    plugin, suite = tmp_path / "mine.py", tmp_path / "suite.yaml"
+    plugin.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n", encoding="utf-8")
+    suite.write_text("masks: roi\nplugin_files: mine.py\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"needs the plugin .*mine\.py, which is code.*--plugin"):
+        RunConfig.from_options(suite=suite)
+    found = CliRunner().invoke(app, ["run", "--suite", str(suite), "--out", str(tmp_path / "out"), "--dry-run"])
+    assert found.exit_code == 2
+    assert not (tmp_path / "ran").exists()
+    assert RunConfig.from_options(suite=suite, plugin_files=plugin).plugin_files == (plugin,)
+
+
+def test_an_atlas_table_declares_no_entities(tmp_path: Path) -> None:
+    text = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><a><label><index>1</index><name>&b;</name></label></a>'
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / "x.xml").write_text(text, encoding=encoding)
+        with pytest.raises(DataError, match="declares entities"):
+            read_names(tmp_path / "x.xml")
+
+
+def test_a_label_that_is_infinite_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("label,name\n1e999,a\n2,b\n", encoding="utf-8")
+    assert read_names(tmp_path / "x.csv")["name"].to_dict() == {2: "b"}
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "e.npz", "e.parquet"])
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + b"\xff" * 18, b"PK\x03\x04" + b"\x00" * 40, b"\x80\x02c"])
+def test_damaged_tensors_are_said(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    if name.startswith("w"):
+        with pytest.raises(DataError, match=r"cannot be read as weights|holds more than tensors"):
+            read_weights(tmp_path / name)
+    else:
+        with pytest.raises(ConfigError, match="embeddings cannot be read"):
+            read_embeddings(str(tmp_path / name), ["face"])
+
+
+def test_an_array_of_objects_is_not_read(tmp_path: Path) -> None:
+    evidence = Evidence(tmp_path, "x", "X", "simulated", "fmri", "parcels", pd.DataFrame(), {"fingerprint": "0"})
+    folder = tmp_path / "evidence" / "0"
+    folder.mkdir(parents=True)
+    np.savez(folder / "traces.npz", allow_pickle=True, r2=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"traces\.npz cannot be read: Object arrays cannot be loaded"):
+        evidence.arrays("0", "traces")
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "0.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1")
+    with pytest.raises(DataError, match="cannot be read"):
+        evidence.predictions("0")
+
+
+# ---------------------------------------------------------------- names are text
+
+NAMES = ["\x1b[2Jgone", "\x1b]0;title\x07", "[red]no[/red]", "a\rb", "\u202egnp.exe", "\x9b2J", "\ud800", "tab\there"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_does_nothing_to_a_terminal(name: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    screen = console.make_console()
+    console.print_table(screen, ("name",), [(name,), (Text(name),)], title=name)
+    console.print_error(DataError(name, allowed=name, likely=name, next_step=name), screen)
+    screen.print(f"{name} failed", markup=False)
+    shown = capsysbinary.readouterr().out.decode("utf-8")
+    assert not console.UNPRINTABLE.search(shown)
+    if name.startswith("["):
+        assert shown.count(name) == 8, "no markup"
+
+
+def test_json_is_written_and_read_again(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json(console.make_console(), {"rows": NAMES})
+    shown = capsys.readouterr().out
+    assert not console.UNPRINTABLE.search(shown)
+    assert json.loads(shown) == {"rows": NAMES}
+
+
+def test_a_report_of_hostile_names_is_text(tmp_path: Path) -> None:
+    quoted = f'"><img src=x onerror=alert(1)>{EVIL}'
+    grid = Grid([EVIL, "score"], [[quoted, "1 < 2"]])
+    report = Report(
+        *(EVIL, "today", "0", [], [quoted], [(EVIL, quoted)], grid, ["javascript:alert(1)", quoted], [EVIL]),
+        restricted=[quoted],
+        failed=[EVIL],
+    )
+    table = pd.DataFrame({"row": ["=cmd|'/c calc'!A1", "@x", "net"], "score": [-1.5, 2.0, 3.0], "record": ["", "", ""]})
+    html, markdown, csv = write_report(report, table, tmp_path)
+    text = html.read_text(encoding="utf-8")
+    assert text.count("<script") == 0
+    assert "<img" not in text
+    assert 'href="javascript' not in text
+    assert "&lt;script&gt;" in text
+    text = markdown.read_text(encoding="utf-8").replace("\\<", "")
+    assert not [x for x in text.splitlines() if not x.startswith("    ") and ("<script" in x or "<img" in x)]
+    assert "1 < 2" in _markdown_table(grid)
+    again = pd.read_csv(csv)
+    assert again["row"].tolist() == ["'=cmd|'/c calc'!A1", "'@x", "net"]
+    assert again["score"].tolist() == [-1.5, 2.0, 3.0]
+
+
+# ---------------------------------------------------------------- paths stay inside
+
+
+def _member(kind: bytes, name: str = "neurobench.json", to: str = "/etc/passwd") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, to
+    return info
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        _member(tarfile.LNKTYPE),
+        _member(tarfile.SYMTYPE, to="../../x"),
+        _member(tarfile.CHRTYPE),
+        _member(tarfile.FIFOTYPE),
+        _member(tarfile.REGTYPE, "store/../../x"),
+    ],
+    ids=["hard link", "link", "device", "pipe", "up"],
+)
+def test_a_tar_file_holds_plain_files_only(member: tarfile.TarInfo, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(member)
+    with pytest.raises(StoreError, match="which is no file inside it"):
+        upkeep.merge(tmp_path / "out", [tmp_path / "x.tar"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_tar_file_that_fills_the_disk_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tarfile.TarInfo("neurobench.json")
+    info.size = 5000
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(info, io.BytesIO(bytes(5000)))
+    usage = shutil.disk_usage(tmp_path)._replace(free=4000)
+    monkeypatch.setattr(upkeep.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StoreError, match="unpacks to more than there is room for"):
+        upkeep.merge(tmp_path / "out", [tmp_path / "x.tar"])
+
+
+def test_a_folder_in_an_entry_cannot_be_a_link_out_of_it(tmp_path: Path) -> None:
+    from neurobench.store import Store
+
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret", encoding="utf-8")
+    identity = {"a": 1}
+    with Store(tmp_path / "theirs").write("baseline", identity, "x") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "key").write_text("secret", encoding="utf-8")
+    entry = next((tmp_path / "theirs" / "store" / "baseline").iterdir())
+    shutil.rmtree(entry / "deep")
+    (entry / "deep").symlink_to(tmp_path / "secret")
+    (merged,) = upkeep.merge(tmp_path / "mine", [tmp_path / "theirs"])
+    assert ["is no file inside it" in text for text in merged.damaged] == [True]
+
+
+def test_a_sidecar_names_no_file_outside_its_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "sub-01" / "meg"
+    folder.mkdir(parents=True)
+    recording = folder / "sub-01_task-rest_meg.fif"
+    for path in (tmp_path / "other.fif", tmp_path / "data" / "room.fif", recording):
+        path.touch()
+
+    def named(text: Any) -> Path | None:
+        recording.with_suffix(".json").write_text(json.dumps({"AssociatedEmptyRoom": text}), encoding="utf-8")
+        return noise_file(recording)
+
+    assert named("room.fif") == tmp_path / "data" / "room.fif"
+    for text in ("../other.fif", "bids::../other.fif", str(tmp_path / "other.fif"), "x" * 5000, "\x00", 7, [[]]):
+        assert named(text) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights are told otherwise on Windows")
+def test_a_traceback_is_for_its_user_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("neurobench.plugins.load_registry", lambda *_: 1 / 0)
+    assert CliRunner().invoke(app, ["plugins"]).exit_code == 1
+    (written,) = tmp_path.iterdir()
+    assert "ZeroDivisionError" in written.read_text(encoding="utf-8")
+    assert written.stat().st_mode & 0o077 == 0
