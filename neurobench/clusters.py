@@ -2,7 +2,7 @@
 
 Workers see the same output folder as this process and compute into its store, as processes on one machine do; between
 machines go a step's key and how it ended. A worker that dies, of its walltime for instance, is replaced by whatever
-the cluster starts next, and its step is begun anew there.
+the cluster starts next; there a pretraining goes on from its checkpoint, and any other step is begun anew.
 
 Dask's workers unpickle what their scheduler sends them. Let nobody into that network who is not to run code on it; its
 own TLS settings are honoured.

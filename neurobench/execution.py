@@ -15,7 +15,9 @@ import contextlib
 import heapq
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -63,6 +65,10 @@ WORTH_S = 30.0
 
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
+
+
+LAST_STEP_S = 30.0
+"""Seconds after which a process ends whose parent is gone, whatever it is at."""
 
 
 # ---------------------------------------------------------------- one step
@@ -547,6 +553,9 @@ def _die_with_the_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        # A pretraining writes a checkpoint first.
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAST_STEP_S)
         os._exit(1)
 
 
