@@ -49,6 +49,8 @@ def check(
     else:
         for problem in found.problems:
             screen.print(f"{problem.path}: {problem.what}", markup=False, soft_wrap=True)
+        for label in found.unfinished:
+            screen.print(f"unfinished, goes on when its command is run again: {label}", markup=False, soft_wrap=True)
         size = f"{found.n_bytes / 1e6:.1f} MB"
         screen.print(f"{found.n_entries} entries ({size}) and {found.n_records} records read.", markup=False)
         entries = sum(p.entry for p in found.problems)
@@ -76,6 +78,8 @@ def gc(
 ) -> None:
     """Remove entries that were made anew since, with other code, data or options, and that no record rests on.
 
+    Checkpoints of what nobody has gone on with go, too.
+
     Example: neurobench store gc neurobench-results --dry-run
     """
     from neurobench import console, upkeep
@@ -88,7 +92,8 @@ def gc(
         return
     for stage in dict.fromkeys(g.stage for g in found):
         own = [g for g in found if g.stage == stage]
-        screen.print(f"{stage}: {len(own)} superseded, {sum(g.n_bytes for g in own) / 1e6:.1f} MB", markup=False)
+        why = "abandoned" if stage == "unfinished" else "superseded"
+        screen.print(f"{stage}: {len(own)} {why}, {sum(g.n_bytes for g in own) / 1e6:.1f} MB", markup=False)
     verb = "would be removed" if dry_run else "removed"
     size = sum(g.n_bytes for g in found) / 1e6
     screen.print(f"{plural(len(found), 'entry').replace('entrys', 'entries')} {verb}, {size:.1f} MB.", markup=False)

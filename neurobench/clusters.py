@@ -1,9 +1,9 @@
 """The steps of a grid on a Dask cluster: one that runs already, or one that a batch system is asked for.
 
 Workers see the same output folder as this process and compute into its store, as processes on one machine do; between
-machines go a step's key and how it ended. A worker that dies is replaced by whatever the cluster starts next, and its
-step is begun anew there; those of a batch system leave by themselves before their walltime is over. Where nobody is
-there to compute the run waits, and says so.
+machines go a step's key and how it ended. A worker that dies is replaced by whatever the cluster starts next; there a
+pretraining goes on from its checkpoint, and any other step is begun anew. Workers of a batch system leave by themselves
+before their walltime is over. Where nobody is there to compute the run waits, and says so.
 
 Dask's workers unpickle what their scheduler sends them. Let nobody into that network who is not to run code on it; its
 own TLS settings are honoured.

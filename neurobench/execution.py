@@ -18,7 +18,9 @@ import math
 import multiprocessing
 import os
 import queue
+import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -103,6 +105,10 @@ def measured(store: Store) -> list[Observation]:
             if work is not None:
                 found.append(Observation(work, entry.seconds))
     return found
+
+
+LAST_STEP_S = 30.0
+"""Seconds after which a process ends whose parent is gone, whatever it is at."""
 
 
 # ---------------------------------------------------------------- one step
@@ -687,6 +693,9 @@ def _die_with_the_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        # A pretraining writes a checkpoint first.
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAST_STEP_S)
         os._exit(1)
 
 

@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class HeldBack:
-    """A context in which a request to stop waits until :meth:`deliver`, or until the end; a second one does not wait.
+    """A context in which a request to stop waits until :meth:`deliver`, or until the end; a second Ctrl-C does not.
 
     True once one has come. Only a process's main thread can hold them back: in any other one nothing changes.
     """
@@ -44,7 +44,7 @@ class HeldBack:
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
         self._came.append(number)
-        if self._came.count(number) > 1:
+        if number == signal.SIGINT and self._came.count(number) > 1:
             self.deliver()
 
     def deliver(self) -> None:

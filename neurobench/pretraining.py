@@ -516,6 +516,7 @@ class Training:
         state, arrays = found
         if state["torch"] != torch.__version__:
             log.warning("the checkpoint of %s is of torch %s; it is begun anew", checkpoint.label, state["torch"])
+            checkpoint.remove()
             return
         try:
             self.restore(load(arrays), state["counts"])
@@ -581,7 +582,7 @@ def pretrain(
     Raises
     ------
     NeurobenchError
-        If the loss is no longer finite; the checkpoint is removed, so that nothing goes on from there.
+        If the loss is no longer finite, or the backbone cannot take back what is in its own checkpoint.
     StoreError
         If a checkpoint cannot be written: neither could the weights be in the end.
     """

@@ -144,7 +144,7 @@ class Checkpoint:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the entry has taken: those that led to the state that was read, and those since."""
+        """Seconds that the entry has taken: here, and before to reach the state that was read."""
         return self._before + time.perf_counter() - self._started
 
     def write(self, state: Mapping[str, Any], arrays: bytes) -> None:
@@ -184,7 +184,6 @@ class Checkpoint:
             log.warning("the checkpoint of %s cannot be used: %s; it is begun anew", self.label, wrong)
             return None
         self._before, self.was_read = float(told["seconds"]), True
-        self._started = time.perf_counter()
         return dict(told["state"]), arrays
 
     @property
@@ -195,6 +194,14 @@ class Checkpoint:
         except ValueError as wrong:
             return str(wrong)
         return ""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What can be read of it without its arrays, unchecked: label, seconds, when it was written, state."""
+        try:
+            return dict(json.loads(self._told.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     @property
     def _told(self) -> Path:
@@ -216,7 +223,8 @@ class Checkpoint:
         return told, arrays
 
     def remove(self) -> None:
-        """Remove it: the entry is finished, or is to be begun anew."""
+        """Remove it: the entry is finished, or begun anew."""
+        self._before = 0.0
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -338,6 +346,10 @@ class Store:
             return []
         return sorted(f.name for f in self.root.iterdir() if f.is_dir() and f.name not in NO_STAGES)
 
+    def unfinished(self) -> list[Checkpoint]:
+        """Return the places of all entries that were begun, kept a checkpoint and are not finished."""
+        return [Checkpoint(folder) for folder in sorted((self.root / "unfinished").glob("*/*"))]
+
     def lineage(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Return stage and identity of every step that an identity is made from, however far back, by key.
 
@@ -445,8 +457,21 @@ class Store:
 
         The lock is the operating system's, so a process that dies lets it go.
         """
-        with disk_errors(self.out), filelock.FileLock(self.root / "locks" / _lock_name(stage, self.key(identity))):
+        with disk_errors(self.out), self._lock(stage, self.key(identity)):
             yield
+
+    def _lock(self, stage: str, key: str) -> filelock.BaseFileLock:
+        return filelock.FileLock(self.root / "locks" / _lock_name(stage, key))
+
+    def abandon(self, checkpoint: Checkpoint) -> bool:
+        """Remove a checkpoint, unless a process is at work on its entry; return whether it was removed."""
+        lock = self._lock(checkpoint.folder.parent.name, checkpoint.folder.name)
+        try:
+            with disk_errors(self.out), lock.acquire(timeout=0):
+                checkpoint.remove()
+                return True
+        except filelock.Timeout:
+            return False
 
 
 def _lock_name(stage: str, key: str) -> str:

@@ -67,12 +67,15 @@ class Check:
         Looked at; bytes of entries.
     problems
         Everything that is wrong.
+    unfinished
+        Labels of what was stopped and goes on from a checkpoint when it is asked for again, and when it was stopped.
     """
 
     n_entries: int
     n_records: int
     n_bytes: int
     problems: tuple[Problem, ...]
+    unfinished: tuple[str, ...] = ()
 
 
 def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None] = lambda done, total: None) -> Check:
@@ -104,6 +107,15 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
                 with disk_errors(folder):
                     shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
         advance(done, len(folders))
+    unfinished = []
+    for checkpoint in store.unfinished():
+        about = checkpoint.about
+        if about and not (wrong := checkpoint.damage):
+            unfinished.append(f"{about['label']}, stopped {about['written']}")
+        elif about:
+            problems.append(Problem(str(checkpoint.folder.relative_to(out)), f"checkpoint: {wrong}", entry=True))
+            if remove:
+                store.abandon(checkpoint)
     records = sorted((out / "records").glob("*.json"))
     for path in records:
         try:
@@ -113,7 +125,7 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
             continue
         if record.id != path.stem:
             problems.append(Problem(str(path.relative_to(out)), f"is record {record.id[:12]}", entry=False))
-    return Check(len(folders), len(records), n_bytes, tuple(problems))
+    return Check(len(folders), len(records), n_bytes, tuple(problems), tuple(unfinished))
 
 
 def _opened(out: Path) -> Store:
@@ -160,7 +172,7 @@ class Garbage:
     Parameters
     ----------
     stage, label, path
-        What it is, and its folder.
+        What it is, and its folder; ``unfinished`` are checkpoints that nothing went on from.
     n_bytes
         Its size.
     """
@@ -172,7 +184,7 @@ class Garbage:
 
 
 def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -> list[Garbage]:
-    """Remove entries that are superseded and that no record rests on.
+    """Remove entries that are superseded and that no record rests on, and checkpoints of what nobody finished.
 
     Superseded: a newer entry of the same stage and label exists, made with other code, data or options. Whatever a
     record of the folder was computed from stays, of every profile and version, and so does what is younger than
@@ -215,6 +227,18 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
     for garbage in found if remove else ():
         with disk_errors(garbage.path):
             shutil.rmtree(garbage.path)
+    return found + _abandoned(store, before, remove)
+
+
+def _abandoned(store: Store, before: str, remove: bool) -> list[Garbage]:
+    """Return checkpoints that were last written before some time, or never whole, and remove them."""
+    found = []
+    for checkpoint in store.unfinished():
+        about = checkpoint.about
+        if str(about.get("written", "")) < before:
+            size = sum(p.stat().st_size for p in checkpoint.folder.iterdir())
+            if not remove or store.abandon(checkpoint):
+                found.append(Garbage("unfinished", str(about.get("label", "")), checkpoint.folder, size))
     return found
 
 

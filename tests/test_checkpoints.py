@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,7 @@ from torch import nn
 
 from neurobench import TokenBackbone, pretraining
 from neurobench.cohorts import CohortSource
+from neurobench.interrupts import HeldBack
 from neurobench.objectives import RECONSTRUCTION, Latent, Objective
 from neurobench.pretraining import Recipe, build, pretrain
 from neurobench.records import BackboneSpec, Cohort, SignalSpec
@@ -21,7 +29,11 @@ from neurobench.tokens import Scaler, Tokenizer, TrainingWindows
 from neurobench_backbones.mamba import Mamba
 from neurobench_backbones.transformer import Transformer
 from neurobench_masks.random_tube import RandomTube
+from tests import killing, tiny_run
 from tests.fakes import FakeDataset, write_folder
+from tests.test_execution import bytes_of
+
+ROOT = Path(__file__).resolve().parents[1]
 
 N_STEPS = 6
 
@@ -229,3 +241,209 @@ def test_seconds_pass_without_one(cohort: Cohort, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY_S", 60.0)
     train(cohort, place(tmp_path))
     assert not place(tmp_path).folder.exists()
+
+
+# ---------------------------------------------------------------- asked to stop
+
+
+def test_ctrl_c_is_held_back_until_the_step_is_through(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY_S", 60.0)
+    weights, _, _ = train(cohort)
+    through: list[int] = []
+    optimise = pretraining.optimise
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        if len(through) == 2:
+            signal.raise_signal(signal.SIGINT)
+        loss = optimise(*arguments)
+        through.append(len(through))
+        return loss
+
+    monkeypatch.setattr(pretraining, "optimise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(cohort, place(tmp_path))
+    assert through == [0, 1, 2]
+    monkeypatch.undo()
+    again, _, done = train(cohort, place(tmp_path))
+    assert done == [3, 4, 5]
+    assert same(weights, again)
+
+
+def test_the_second_request_to_stop_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def asked_twice() -> None:
+        with HeldBack() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("it waited")
+
+    with pytest.raises(KeyboardInterrupt):
+        asked_twice()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_comes_last_is_delivered_at_the_end() -> None:
+    with pytest.raises(KeyboardInterrupt), HeldBack():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with HeldBack() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_another_thread_holds_nothing_back() -> None:
+    found: list[Any] = []
+
+    def enter() -> None:
+        with HeldBack():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGINT)]
+
+
+# ---------------------------------------------------------------- in a store
+
+
+def test_an_entry_counts_what_led_to_its_checkpoint_and_removes_it(tmp_path: Path) -> None:
+    store, identity = Store(tmp_path / "out"), {"what": "it"}
+    first = store.checkpoint("pretraining", identity, "pretrain it")
+    first._before = 1000.0  # as if it had computed for so long
+    first.write({"n": 1}, b"arrays")
+    assert store.stages() == []
+    assert [c.about["label"] for c in store.unfinished()] == ["pretrain it"]
+    second = store.checkpoint("pretraining", identity, "pretrain it")
+    assert second.read() == ({"n": 1}, b"arrays")
+    with store.write("pretraining", identity, "pretrain it", checkpoint=second) as folder:
+        (folder / "file").write_text("whole")
+    entry = store.get("pretraining", identity)
+    assert entry is not None
+    assert 1000 <= entry.seconds < 1010
+    assert store.unfinished() == []
+
+
+def test_a_checkpoint_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    checkpoint = place(tmp_path)
+    checkpoint.write({"n": 1}, b"one")
+    # What a process that was killed at writing leaves.
+    (checkpoint.folder / ".half.123").write_bytes(b"on")
+    checkpoint.write({"n": 2}, b"two")
+    assert checkpoint.read() == ({"n": 2}, b"two")
+    assert len(list(checkpoint.folder.iterdir())) == 2
+
+
+# ---------------------------------------------------------------- killed
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killing", str(tmp_path), "20", "7"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *killed, last = json.loads(done.stdout)
+    assert [one["exit"] for one in killed] == [-signal.SIGKILL] * 20
+    assert last["exit"] == 0
+    assert any(not one["steps"] for one in killed), "nobody was killed at the start"
+    reached = -1
+    for one in (*killed, last):
+        if one["steps"]:
+            # Whatever a step was told of is in a checkpoint; killed before the word got out, it may be one further.
+            assert reached < one["steps"][0], "it began anew"
+            assert one["steps"] == list(range(one["steps"][0], one["steps"][-1] + 1))
+            reached = one["steps"][-1]
+    assert reached == killing.N_STEPS - 1
+    assert sum(len(one["steps"]) for one in killed) > 20
+    killing.pretrain_into(undisturbed := Store(tmp_path / "undisturbed"), tmp_path / "data")
+    entries = [store.get("pretraining", killing.IDENTITY) for store in (undisturbed, Store(tmp_path / "out"))]
+    assert entries[0].manifest["files"] == entries[1].manifest["files"]
+    assert Store(tmp_path / "out").unfinished() == []
+
+
+def holds_back(pid: int) -> bool:
+    """Return whether a process has a handler of its own for SIGTERM."""
+    try:
+        (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return False
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+RUN_STEPS = 300
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run without a checkpoint."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_folder(folder / "data", n_subjects=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "CHECKPOINT_EVERY_S", float("inf"))
+        tiny_run.execute(folder / "data", folder / "out", n_steps=RUN_STEPS, task="reconstruction")
+    return folder
+
+
+LOWERED = "import neurobench.pretraining as p; p.CHECKPOINT_EVERY_S = 0.0; from neurobench.cli import app; app()"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "code", "jobs"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, -signal.SIGTERM, 2), (signal.SIGKILL, -signal.SIGKILL, 1)],
+    ids=["ctrl-c", "batch-system-processes", "killed"],
+)
+def test_the_same_command_goes_on_in_the_middle_of_a_pretraining(
+    undisturbed: Path, tmp_path: Path, end: signal.Signals, code: int, jobs: int
+) -> None:
+    data, out = undisturbed / "data", tmp_path / "out"
+    by_itself = ["-c", LOWERED] if end == signal.SIGKILL else ["-m", "neurobench"]
+    command = [
+        *(sys.executable, *by_itself, "run", "--plugin", str(tiny_run.PLUGIN), "--backbone", "tiny", "--mask", "roi"),
+        *("--dataset", "fake", "--data-dir", str(data), "--out", str(out), "--steps", str(RUN_STEPS)),
+        *("--task", "reconstruction", "--jobs", str(jobs)),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    deadline = time.monotonic() + 120
+    at_work: set[int] = set()
+    since: dict[int, float] = {}
+    while time.monotonic() < deadline and process.poll() is None:
+        if end == signal.SIGKILL:
+            begun = [Checkpoint(path).about for path in (out / "store/unfinished").glob("*/*")]
+            if any(about and about["state"]["counts"]["n_done"] >= 50 for about in begun):
+                break
+        else:
+            # A network that is not pretrained does no step, and is through at once.
+            at_work = {int(path.name.split("-")[0]) for path in (out / "store/tmp").glob("*-pretraining-*")}
+            since = {pid: since.get(pid, time.monotonic()) for pid in at_work if holds_back(pid)}
+            if any(time.monotonic() - began > 0.3 for began in since.values()):
+                break
+        time.sleep(0.02)
+    process.send_signal(end)
+    assert process.wait(60) == code
+    while any(Path(f"/proc/{pid}").exists() for pid in at_work) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    unfinished = Store(out, read_only=True).unfinished()
+    reached = [c.about["state"]["counts"]["n_done"] for c in unfinished]
+    assert reached, "nothing was under way: the test says nothing"
+    assert all(0 < n < RUN_STEPS for n in reached)
+    again = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "begun anew" not in again.stderr
+    assert bytes_of(out) == bytes_of(undisturbed / "out")
+    assert Store(out).unfinished() == []

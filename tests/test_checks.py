@@ -38,6 +38,11 @@ from neurobench_masks.random import Random
 CHEATS = [
     ("constructor_reads_targets", "constructor-reads-nothing", r"constructor opened participants\.tsv"),
     ("carries_state", "no-state", "state is carried between batches: after another batch"),
+    (
+        "counts_its_steps",
+        "resumes",
+        r"goes on from a checkpoint ends with other values of backbone\.",
+    ),
     ("mixes_subjects", "subjects-do-not-mix", "subjects of a batch are mixed in eval mode.*alone"),
     ("sees_hidden", "hidden-values-stay-hidden", "hidden values reach the tokens in eval mode"),
     ("scaled_on_test", "subject-by-subject", r"something is fitted on test subjects in `transform` \(fmri\).*\(meg\)"),

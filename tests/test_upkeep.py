@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from neurobench import upkeep
 from neurobench.cli import app
 from neurobench.errors import StoreError
+from neurobench.identity import digest
 from neurobench.results import load_results, read_record
-from neurobench.store import Store
+from neurobench.store import Checkpoint, Store
 from tests.fakes import write_folder
 from tests.tiny_run import execute
 
@@ -159,6 +160,59 @@ def test_what_is_young_may_belong_to_a_run_that_has_not_ended(out: Path):
         newest = max(e.manifest["written"] for e in Store(out).entries("pretraining"))
         (path / "manifest.json").write_text(json.dumps(manifest | {"written": newest}))
     assert upkeep.collect_garbage(out) == []
+
+
+def leave_unfinished(out: Path, what: str, written: str = "") -> Checkpoint:
+    """Leave what a pretraining that was stopped does."""
+    checkpoint = Store(out).checkpoint("pretraining", {"what": what}, f"pretrain {what}")
+    checkpoint.write({"n_done": 3}, b"arrays")
+    if written:
+        told = {k: v for k, v in checkpoint.about.items() if k != "digest"} | {"written": written}
+        (checkpoint.folder / "checkpoint.json").write_text(json.dumps(told | {"digest": digest(told)}))
+    return checkpoint
+
+
+def test_what_is_unfinished_is_named_and_no_stage(out: Path):
+    before = upkeep.check(out)
+    checkpoint = leave_unfinished(out, "it")
+    found = upkeep.check(out)
+    assert (found.n_entries, found.problems) == (before.n_entries, ())
+    (said,) = found.unfinished
+    assert said.startswith("pretrain it, stopped 20")
+    output = CliRunner().invoke(app, ["store", "check", str(out)]).output
+    assert "unfinished, goes on when its command is run again: pretrain it" in output
+    flip(next(checkpoint.folder.glob("*.safetensors")))
+    (problem,) = upkeep.check(out, remove=True).problems
+    assert problem.what == "checkpoint: its arrays are not what was written"
+    assert not checkpoint.folder.exists()
+
+
+def test_abandoned_checkpoints_go(out: Path):
+    old, young = leave_unfinished(out, "old", "2020-01-01T00:00:00Z"), leave_unfinished(out, "young")
+    half = Store(out).checkpoint("pretraining", {"what": "half"}, "")
+    half.folder.mkdir()
+    (half.folder / ".half").write_bytes(b"1234")
+    found = upkeep.collect_garbage(out, remove=False)
+    assert {(g.stage, g.label, g.path) for g in found} == {
+        ("unfinished", "pretrain old", old.folder),
+        ("unfinished", "", half.folder),
+    }
+    assert old.folder.exists()
+    store = Store(out)
+    with store.lock("pretraining", {"what": "old"}):
+        assert [g.path for g in upkeep.collect_garbage(out)] == [half.folder], "somebody is at work on the other"
+    assert "unfinished: 1 abandoned" in CliRunner().invoke(app, ["store", "gc", str(out)]).output
+    assert [c.folder for c in store.unfinished()] == [young.folder]
+    assert not half.folder.exists()
+
+
+def test_what_is_unfinished_stays_here(out: Path, tmp_path: Path):
+    leave_unfinished(out, "it")
+    upkeep.export(out, tmp_path / "x.tar")
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert not [name for name in tar.getnames() if "unfinished" in name]
+    upkeep.merge(tmp_path / "new", [out])
+    assert Store(tmp_path / "new").unfinished() == []
 
 
 # ---------------------------------------------------------------- export and merge

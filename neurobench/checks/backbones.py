@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from neurobench import pretraining
 from neurobench.checks.common import SPEC, Check, build, demand, other_global_state, watched_files
 from neurobench.contracts import PARAMETERS_PER_PASS, Backbone, TokenBackbone
 from neurobench.errors import CheckError
+from neurobench.learners import Drawn, Filling
 from neurobench.plugins import Registry
 from neurobench.records import BackboneSpec, Batch, TokenTable
 from neurobench.specimens import simulated_batch, simulated_connectivity, simulated_units
@@ -659,6 +661,48 @@ def _tensors(batch: Batch, hidden: torch.Tensor) -> Iterator[tuple[str, torch.Te
         yield f"table.{name}", getattr(batch.table, name)
 
 
+RESUMED_STEPS = 4
+
+
+def resumes(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
+    """A pretraining that goes on from a checkpoint in a new process ends with the bytes of one that was not stopped."""
+    whole = _trained(cls, None, RESUMED_STEPS, seed=0)
+    half = _trained(cls, None, RESUMED_STEPS // 2, seed=1)
+    resumed = _trained(cls, half, RESUMED_STEPS, seed=2)
+    different = [name for name, tensor in whole.items() if not torch.equal(tensor, resumed[name])]
+    if different:
+        raise CheckError(
+            f"a pretraining that goes on from a checkpoint ends with other values of {', '.join(different[:4])}"
+            f"{f' and {len(different) - 4} more' if len(different) > 4 else ''} than one that was never stopped.",
+            next_step="What changes in training belongs into a parameter or a buffer that is saved, not into an "
+            "attribute of the object, and chance comes from torch's own generator.",
+        )
+    return ""
+
+
+def _trained(
+    cls: type[Backbone], found: dict[str, torch.Tensor] | None, n_done: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Pretrain a new backbone until some steps are done, from what was found of an earlier one on; return its state.
+
+    Generators that a checkpoint does not hold are at another place every time, as they are in another process.
+    """
+    with other_global_state(seed):
+        torch.manual_seed(0)
+        backbone = _built(cls, shaken=False)
+        learner = Filling(backbone, pretraining.Decoder(backbone.spec.width, backbone.spec.n_features))
+        recipe = pretraining.Recipe(batch_size=2)
+        training = pretraining.Training(learner, recipe, RESUMED_STEPS, torch.device("cpu"), seed=0)
+        if found is not None:
+            training.restore(found, {"n_done": RESUMED_STEPS // 2})
+        backbone.train()
+        while training.n_done < n_done:
+            batch = _batch(2, seed=training.n_done, spec=backbone.spec)
+            hidden = _hidden(batch, training.n_done)
+            training.step(Drawn.of(batch, hidden, hidden))
+        return {name: tensor.detach().clone() for name, tensor in training.tensors().items()}
+
+
 CHECKS: dict[str, Check] = {
     "builds": builds,
     "output": output,
@@ -672,6 +716,7 @@ CHECKS: dict[str, Check] = {
     "drops-hidden": drops_hidden,
     "same-seed-same-bytes": same_seed_same_bytes,
     "weights-move": weights_move,
+    "resumes": resumes,
     "inputs-are-left-alone": inputs_are_left_alone,
     "sensors": sensors,
     "connectivity": connectivity,
