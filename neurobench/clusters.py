@@ -16,6 +16,7 @@ import functools
 import importlib
 import logging
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -82,12 +83,17 @@ def connect(config: RunConfig, note: Callable[[str], None] = lambda message: Non
 
 
 def _imported(module: str) -> Any:
+    before = signal.getsignal(signal.SIGINT)
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"a cluster needs the package {error.name}, which is not installed.", next_step=INSTALL
         ) from None
+    if signal.getsignal(signal.SIGINT) is not before and threading.current_thread() is threading.main_thread():
+        # dask-jobqueue has Ctrl-C leave Python without a word: a run could not say that it was stopped.
+        signal.signal(signal.SIGINT, before)
+    return found
 
 
 def cluster_of(config: RunConfig) -> tuple[Any, int]:

@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     ) as started:
         yield started
 
@@ -163,7 +163,7 @@ def test_who_waits_for_workers_is_told_where_to_look(monkeypatch: pytest.MonkeyP
     workers = clusters.DaskWorkers(config, client, said.append)
     try:
         assert workers.n == 1, "one step can wait for the first worker"
-        future = workers.submit("fake", 0, "pretraining", "0" * 64, {})
+        future = workers.submit("fake", 0, [("pretraining", "0" * 64)], {})
         wait_until(lambda: len(said) == 1)
         client.offered.append({})
         wait_until(lambda: len(said) == 2)
@@ -189,9 +189,9 @@ def test_steps_that_wait_for_a_gpu_keep_no_other_from_work(tmp_path: Path) -> No
     try:
         assert workers.n == 3
         for expected in (3, 4, 5):
-            workers.submit("fake", 0, "pretraining", "0" * 64, {"GPU": 1})
+            workers.submit("fake", 0, [("pretraining", "0" * 64)], {"GPU": 1})
             assert workers.n == expected, "one at work, the others wait for that GPU"
-        workers.submit("fake", 0, "baseline", "1" * 64, {})
+        workers.submit("fake", 0, [("baseline", "1" * 64)], {})
         assert workers.n == 5
         assert client.submitted == [{"GPU": 1}] * 3 + [None]
         workers.at_most = 8
@@ -375,3 +375,12 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\nworker_extra_args: ["--lifetime=9m"]\n')
     clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
     assert asked["worker_extra_args"] == ["--lifetime=9m"], "who says when workers leave is obeyed"
+
+
+def test_a_package_that_takes_ctrl_c_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As dask-jobqueue does where it is imported: Ctrl-C would end Python before a run could say that it was stopped.
+    (tmp_path / "takes_ctrl_c.py").write_text("import signal\nsignal.signal(signal.SIGINT, lambda *_: None)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    clusters._imported("takes_ctrl_c")
+    assert signal.getsignal(signal.SIGINT) is before

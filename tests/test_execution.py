@@ -219,7 +219,7 @@ class FakeStep:
 
 def schedule(tmp_path: Path, *works: list[tuple[str, FakeStep]], seconds: float = 1.0) -> Any:
     executor = Executor(Store(tmp_path / "out"), Silent())
-    work = [Todo(SimpleNamespace(), steps) for steps in works]  # type: ignore[arg-type]
+    work = [Todo(SimpleNamespace(needs=lambda row, stage: {}), steps) for steps in works]  # type: ignore[arg-type]
     return execution._Schedule(work, executor, lambda step: seconds, lambda seconds: None)
 
 

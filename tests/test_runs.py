@@ -143,7 +143,10 @@ def test_what_ends_a_run_is_told(out: Path) -> None:
 
 def test_a_step_that_left_the_workers_and_is_not_there_has_failed(out: Path) -> None:
     store, row = Store(out), Row("baseline", "mean")
-    steps = [(row, SimpleNamespace(stage="baseline", label=s, identity={"of": s})) for s in ("a", "b", "c")]
+    steps = [
+        (row, SimpleNamespace(stage="baseline", label=s, identity={"of": s}, key=store.key({"of": s})))
+        for s in ("a", "b", "c")
+    ]
     todo: Any = SimpleNamespace(run=SimpleNamespace(dataset=SimpleNamespace(label="fake"), seed=0), steps=steps)
     executor: Any = SimpleNamespace(store=store, computed=set(), stored=set())
     with Heartbeat(out, Silent()) as run:

@@ -213,6 +213,7 @@ def test_a_report_of_hostile_names_is_text(tmp_path: Path) -> None:
         *(EVIL, "today", "0", [], [quoted], [(EVIL, quoted)], grid, ["javascript:alert(1)", quoted], [EVIL]),
         restricted=[quoted],
         failed=[EVIL],
+        partial=[quoted],
     )
     table = pd.DataFrame({"row": ["=cmd|'/c calc'!A1", "@x", "net"], "score": [-1.5, 2.0, 3.0], "record": ["", "", ""]})
     html, markdown, csv = write_report(report, table, tmp_path)
