@@ -167,7 +167,8 @@ def join(setting: Setting, device: str) -> Iterator[Group]:
         yield _joined
     finally:
         _joined = ALONE
-        torch.distributed.destroy_process_group()
+    # Not after an error, which is to be said first: the others may be waiting for this one, and it for them.
+    torch.distributed.destroy_process_group()
 
 
 # ---------------------------------------------------------------- from outside

@@ -431,6 +431,8 @@ class CohortSteps:
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             group = distributed.joined()
             if together is not None and group.size == 1:
+                # The seconds that led to it count here; the processes read it for themselves.
+                checkpoint.read()
                 distributed.launch(self._member(together, identity, folder, checkpoint), advance)
                 return
             net, decoder = self._build(backbone)
