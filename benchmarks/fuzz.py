@@ -15,6 +15,7 @@ import contextlib
 import copy
 import datetime
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ import tarfile
 import tempfile
 import time
 import traceback
+import types
 import warnings
 import zipfile
 from collections import Counter
@@ -72,6 +74,9 @@ from neurobench_tasks._embeddings import read_embeddings
 KEPT = Path(__file__).parent / "results" / "fuzz.json"
 LIMIT_S = 5.0
 """Seconds that one small file may take."""
+
+GUIDED = ("neurobench", "yaml", "json", "csv", "zipfile")
+"""Modules whose branches guide atheris."""
 
 TOKENS = [
     *(b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n", b"\t", b",", b";", b'"', b"'", b"[", b"{", b"}", b":"),
@@ -541,15 +546,57 @@ def fuzz(name: str, n: int, seed: int = 0) -> Campaign:
     return done
 
 
+def guided(name: str, n: int, seed: int) -> None:
+    """Let libFuzzer damage a reader's files by what they reach in our code and in YAML's; ends the process.
+
+    What breaks the reader is kept beside the samples, and the traceback is printed.
+    """
+    import atheris
+
+    reader = readers()[name]
+    folder = Path(tempfile.mkdtemp(prefix=f"neurobench-fuzz-{name}-"))
+    (folder / "samples").mkdir()
+    (folder / "read").mkdir()
+    for i, sample in enumerate(reader.samples):
+        (folder / "samples" / str(i)).write_bytes(sample)
+    (folder / "tokens").write_text("".join(f'"{_escaped(t)}"\n' for t in TOKENS if 0 < len(t) < 60), encoding="ascii")
+
+    def read(content: bytes) -> None:
+        (folder / "read" / reader.file).write_bytes(content)
+        with contextlib.suppress(NeurobenchError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader.read(folder / "read")
+
+    for sample in reader.samples:
+        read(sample)  # What is imported on the way is guided by as well.
+    for function in [f for f in gc.get_objects() if isinstance(f, types.FunctionType)]:
+        if function.__module__ and function.__module__.startswith(GUIDED):
+            atheris.instrument_func(function)
+    print(f"{name}: samples and what is found in {folder}", flush=True)
+    limits = [f"-runs={n}", f"-seed={seed + 1}", "-max_len=65536", f"-timeout={2 * LIMIT_S:.0f}", "-verbosity=1"]
+    files = [f"-dict={folder / 'tokens'}", f"-artifact_prefix={folder}/", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], *limits, *files, str(folder / "samples")], read)
+    atheris.Fuzz()
+
+
+def _escaped(token: bytes) -> str:
+    return "".join(f"\\x{b:02x}" for b in token)
+
+
 def main() -> None:
     """Run the campaigns and say what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("reader", nargs="*", choices=[*readers(), []], help="Without: all of them.")
     parser.add_argument("--n", type=int, default=100_000, help="Files for each.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--engine", choices=["random", "atheris"], default="random", help="atheris: coverage guides it; one reader."
+    )
     parser.add_argument("--save", action="store_true", help=f"Keep what was run in {KEPT.name}.")
     options = parser.parse_args()
     logging.disable()
+    if options.engine == "atheris":
+        guided(options.reader[0], options.n, options.seed)
     broken = False
     for name in track(options.reader or list(readers()), description="reading", disable=not sys.stderr.isatty()):
         done = fuzz(name, options.n, options.seed)

@@ -164,7 +164,7 @@ class Evidence:
         if path not in self._cache:
             try:
                 self._cache[path] = pd.read_parquet(path)
-            except (OSError, ValueError, KeyError, NotImplementedError) as error:
+            except Exception as error:  # Of Arrow, and of what pandas has noted in the file.
                 raise _damaged(path, error) from error
         table: pd.DataFrame = self._cache[path]
         return table.copy()

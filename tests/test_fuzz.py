@@ -22,15 +22,15 @@ def test_valid_samples_are_read(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", readers())
-def test_a_hundred_damaged_files(name: str) -> None:
-    assert fuzz(name, 100, seed=1).found == {}
+def test_a_few_damaged_files(name: str) -> None:
+    assert fuzz(name, 8, seed=1).found == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", readers())
-def test_two_thousand_damaged_files(name: str) -> None:
+def test_hundreds_of_damaged_files(name: str) -> None:
     # `make fuzz` reads a hundred thousand of each.
-    assert fuzz(name, 2_000, seed=2).found == {}
+    assert fuzz(name, 300, seed=2).found == {}
 
 
 def test_a_crash_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
