@@ -275,6 +275,14 @@ class BatchNormed(Broken):
         return self.batch_norm(super().mix(tokens, table).flatten(0, 2)).view_as(tokens)
 
 
+class Blind(Broken):
+    """Embeds all that is known of a sensor but what it measures."""
+
+    def embed(self, signal, hidden, table):
+        nothing = torch.zeros_like(table.orientation), torch.full_like(table.type, -1)
+        return super().embed(signal, hidden, replace(table, orientation=nothing[0], type=nothing[1]))
+
+
 class Dropped(Broken):
     """Leaves dropout on."""
 
@@ -332,6 +340,7 @@ class Writes(Broken):
         ),
         (BatchNormed, "subjects-do-not-mix", "mixed in train mode"),
         (BatchNormed, "no-state", "after another batch in train mode"),
+        (Blind, "sensors", "other orientations change nothing.*other types change nothing"),
         (Dropped, "same-seed-same-bytes", "chance is left on"),
         (Numpy, "same-seed-same-bytes", r"the same seed builds different weights: passes\.0\.out\.bias"),
         (Secret, "weights-move", "after the weights are moved"),

@@ -6,15 +6,20 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.performance import __main__ as command
-from benchmarks.performance import gpu
+from benchmarks.performance import gpu, memory
 from benchmarks.performance.plot import draw
 from benchmarks.performance.table import Ratio, interleaved
+from benchmarks.performance.training import half_hidden, training_step
 from neurobench.plugins import load_registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,13 +97,47 @@ def test_a_step_of_the_published_shifted_windows_trains(mixer: str) -> None:
     assert len(set(losses)) == 3
 
 
+def test_memory_is_counted_once_and_while_it_is_there() -> None:
+    with memory.Alive() as alive:
+        x = torch.zeros(1000)
+        view = x[10:]
+        assert alive.now == alive.peak == 4000
+        y = x + 1
+        assert alive.now == 8000
+        del x, y
+        assert alive.now == 4000, "a view keeps all of it"
+        assert alive.peak == 8000
+        del view
+        assert alive.now == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["transformer", "mamba"])
+def test_memory_from_shapes_is_that_of_the_tensors_of_a_real_step(backbone: str) -> None:
+    batch, hidden = half_hidden(4, 12, 8, gpu.N_FEATURES)
+    cls = load_registry().get("backbone", backbone)
+    build = partial(training_step, cls, batch, hidden, hidden, width=32, n_layers=1)
+    counted = memory.of_a_step(build, values=True)
+    assert memory.of_a_step(build) == pytest.approx(counted, rel=0.005)
+    larger = partial(training_step, cls, *(_twice(x) for x in (batch, hidden, hidden)), width=32, n_layers=1)
+    assert memory.of_a_step(larger) > 1.3 * counted
+
+
+def _twice(what: Any) -> Any:
+    if isinstance(what, torch.Tensor):
+        return torch.cat([what, what])
+    return replace(what, signal=_twice(what.signal), table=what.table.map(_twice))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+def test_memory_of_shifted_windows_from_shapes_is_that_of_a_real_step(mixer: str) -> None:
+    build = partial(gpu.published_step, mixer, "cpu", edge=4, n_patches=2)
+    assert memory.of_a_step(build) == pytest.approx(memory.of_a_step(build, values=True), rel=0.005)
+
+
 @pytest.mark.parametrize("backbone", ["transformer", "mamba", "hybrid"])
 def test_the_step_that_a_gpu_is_timed_with_trains_on_any_device(backbone: str) -> None:
-    import torch
-
-    from benchmarks.performance import gpu
-    from benchmarks.performance.training import half_hidden, training_step
-
     batch, hidden = half_hidden(4, 6, 4, gpu.N_FEATURES)
     cls = load_registry().get("backbone", backbone)
     step = training_step(cls, batch, hidden, hidden, width=32, n_layers=1, device=torch.device("cpu"))

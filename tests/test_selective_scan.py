@@ -82,6 +82,18 @@ def test_it_is_causal_and_steps_that_are_not_valid_leave_the_state_as_it_is() ->
     torch.testing.assert_close(mixer(x, valid)[:, :8], mixer(x[:, :8]))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_scan_takes_what_autocast_on_cuda_gives_it(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mixer, x = Mamba1(16), torch.randn(2, 12, 16)
+    _, signal, dt, a, b, c = mixer._projected(x.transpose(0, 1), None)
+    halves = [v.to(torch.bfloat16) for v in (signal, b, c)]
+    # There Δ comes out of softplus in single precision.
+    mixed = mixer._scan(halves[0], dt.to(kind), a, *halves[1:])
+    assert mixed.dtype == kind
+    torch.testing.assert_close(mixed.float(), mixer._scan(signal, dt, a, b, c), rtol=0.05, atol=0.05)
+
+
 def test_weights_are_what_the_scan_draws_on() -> None:
     torch.manual_seed(0)
     mixer, x = Mamba1(16), torch.randn(1, 6, 16)

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -73,7 +74,13 @@ def ceilings(device: torch.device, repeats: int, n: int = 8_192, n_values: int =
 
 
 def published_step(
-    mixer: str, device: torch.device | str, *, edge: int = 16, n_patches: int = 20, n_batch: int = 2
+    mixer: str,
+    device: torch.device | str,
+    *,
+    edge: int = 16,
+    n_patches: int = 20,
+    n_batch: int = 2,
+    moved: Callable[[Any], Any] | None = None,
 ) -> Callable[[], torch.Tensor]:
     """Return a call that does one optimiser step of the published size of shifted windows.
 
@@ -86,6 +93,8 @@ def published_step(
     edge, n_patches, n_batch
         Patches of 6³ voxels along a side of the volume, every one of them a token (the brain is about a third);
         frames; windows.
+    moved
+        As for :func:`training_step`.
     """
     cell = np.stack(np.meshgrid(*3 * [np.arange(edge)], indexing="ij"), -1).reshape(-1, 3)
     names = tuple(map(str, range(len(cell))))
@@ -96,7 +105,7 @@ def published_step(
     parameters = {"size": "published", "mixer": mixer}
     width, n_layers = PROFILES["cpu"].width, PROFILES["cpu"].n_layers
     return training_step(
-        cls, batch, hidden, hidden, width=width, n_layers=n_layers, parameters=parameters, device=device
+        cls, batch, hidden, hidden, width=width, n_layers=n_layers, parameters=parameters, device=device, moved=moved
     )
 
 

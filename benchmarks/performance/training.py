@@ -32,6 +32,7 @@ def training_step(
     n_layers: int,
     parameters: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    moved: Callable[[Any], Any] | None = None,
 ) -> Callable[[], torch.Tensor]:
     """Return a call that does one optimiser step on a batch and returns the loss.
 
@@ -45,11 +46,14 @@ def training_step(
         Its size.
     device
         Where to train.
+    moved
+        What brings a module or a tensor there; None: its own ``to``.
     """
+    moved = moved or (lambda what: what.to(device))
     n_patches, n_features = batch.signal.shape[2:]
     spec = simulated_spec(batch.units, n_patches, n_features, width, n_layers)
-    net, decoder = (m.to(device) for m in build(cls, spec, parameters or {}, seed=0))
-    drawn = Drawn.of(batch, hidden, scored).sent(lambda tensor: tensor.to(device))
+    net, decoder = (moved(m) for m in build(cls, spec, parameters or {}, seed=0))
+    drawn = Drawn.of(batch, hidden, scored).sent(moved)
     recipe = Recipe.for_width(width, len(hidden))
     groups = parameter_groups([net, decoder], recipe.weight_decay)
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)

@@ -5,6 +5,7 @@ Source: Gu and Dao 2023, Mamba: linear-time sequence modeling with selective sta
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -114,6 +115,9 @@ class Mamba1(nn.Module):
     def _scan(
         self, x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor
     ) -> torch.Tensor:
+        # Autocast gives Δ in single precision and the others in bfloat16, and neither form of the scan takes both.
+        kind = functools.reduce(torch.promote_types, (v.dtype for v in (x, dt, a, b, c)))
+        x, dt, a, b, c = (v.to(kind) for v in (x, dt, a, b, c))
         if x.is_cuda:
             try:
                 # mamba_ssm imports compiled kernels at its top: only here, and only where there is a GPU.
