@@ -141,7 +141,7 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
     if seconds < WORTH_S:
         return 1
     at_once = len(grid.combinations) * grid.profile.n_folds
-    if resolve_device(grid.config.device).type == "cuda":
+    if resolve_device(grid.config.device, elsewhere=grid.config.elsewhere).type == "cuda":
         return max(1, min(len(visible_gpus()), at_once))
     if grid.profile.width >= SMALL:
         return 1
