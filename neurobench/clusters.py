@@ -239,7 +239,9 @@ class Waiting:
         for needs in asked:
             if not any(_fits(needs, one) for one in offered):
                 what = described(needs)
-                return f"no worker offers {what}, and steps that need it wait. {self.with_resources.format(what)}"
+                return (
+                    f"no worker offers {what}, and steps that need it wait. {self.with_resources.replace('{}', what)}"
+                )
         return ""
 
 

@@ -188,7 +188,7 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
     if seconds < WORTH_S or grid.config.energy:
         return 1
     at_once = len(grid.combinations) * grid.profile.n_folds
-    if resolve_device(grid.config.device).type == "cuda":
+    if resolve_device(grid.config.device, elsewhere=grid.config.elsewhere).type == "cuda":
         # A pretraining in several processes has all GPUs for itself.
         return max(1, min(len(visible_gpus()), at_once)) if grid.distributed is None else 1
     if grid.profile.width >= SMALL:

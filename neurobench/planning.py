@@ -180,7 +180,7 @@ class _Planner:
 
     def __init__(self, grid: Grid, registry: Registry, store: Store, model: Model, limit: Limit) -> None:
         self.grid, self.registry, self.store, self.model, self.limit = grid, registry, store, model, limit
-        self.device = resolve_device(grid.config.device)
+        self.device = resolve_device(grid.config.device, elsewhere=grid.config.elsewhere)
         self.costs = _Costs(model)
         self.items: list[PlanItem] = []
         self.seen: set[str] = set()

@@ -57,7 +57,7 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 def test_a_gpu_has_one_process_where_nobody_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = expand(RunConfig.from_options(backbone="mamba", mask="roi", profile="full"), load_registry())
-    monkeypatch.setattr(execution, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(execution, "resolve_device", lambda name, *, elsewhere: torch.device("cuda"))
     monkeypatch.setattr(execution, "visible_gpus", lambda: ("0", "1", "2", "3"))
     assert suitable_jobs(grid, 300.0) == 4
     assert suitable_jobs(grid, 5.0) == 1
@@ -169,6 +169,7 @@ def test_a_cluster_may_have_what_this_machine_has_not() -> None:
     options = {"backbone": "mamba", "mask": "roi", "scheduler": "tcp://10.0.0.1:8786"}
     grid = expand(RunConfig.from_options(**options, resources="mamba:GPU=8", device="cuda"), load_registry())
     assert grid.config.resources == {"mamba": {"GPU": 8}}
+    assert suitable_jobs(grid, 300.0) == 1, "how many processes this machine could start is asked too"
 
 
 def test_no_more_processes_than_have_what_steps_need(monkeypatch: pytest.MonkeyPatch) -> None:
