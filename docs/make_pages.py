@@ -240,8 +240,8 @@ def scaling_page() -> str:
     for profile, (work, chain, serial) in ends.items():
         lines += [
             f"`{profile}`: {work / 3600:.0f} h of work, a longest chain of {chain / 60:.0f} min,",
-            f"and {serial / 60:.0f} min that are serial. Beyond {work / chain:.0f} workers some are idle for want of steps;",
-            f"at most {work / (chain + serial):.0f} times as fast as one worker, however many there are.",
+            f"and {serial / 60:.0f} min that are serial. Beyond {work / chain:.0f} workers some are idle for want of",
+            f"steps; at most {work / (chain + serial):.0f} times as fast as one worker, however many there are.",
             "",
         ]
     each = two["driver_cpu_s"] / two["n_combinations"]
