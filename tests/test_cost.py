@@ -141,6 +141,28 @@ def steps_of(grid: Grid, registry: Registry, folder: Path) -> list[str]:
     return sorted(s.work.kind for _, s in run.steps())
 
 
+class Forgetful(dict[Any, Any]):
+    """Remembers nothing for a second question."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
+def test_what_steps_remember_changes_no_key(tmp_path: Path) -> None:
+    grid, registry = grid_of(tmp_path / "out", backbone=["tiny", "transformer"], mask=["roi", "random"])
+    source = opening.cohort_source(grid.datasets[0], grid, registry)
+    cohort = source.load(Store(tmp_path / "store"))
+    keys = []
+    for remembered in (dict[Any, Any](), Forgetful()):
+        run = CohortRun(cohort, source, grid, registry, 0, torch.device("cpu"), probing.nothing)
+        run.remembered = remembered
+        steps = [step for _, step in run.steps()]
+        keys.append([step.key for step in steps])
+        assert keys[-1] == [Store(tmp_path / "store").key(step.identity) for step in steps]
+    assert len(set(keys[0])) > 50
+    assert keys[0] == keys[1]
+
+
 def test_a_third_partys_backbone_is_timed_and_nothing_is_written(tmp_path: Path) -> None:
     grid, registry = grid_of(tmp_path / "out")
     found = planning.plan(grid, registry, limit=Limit(30.0))
@@ -182,6 +204,25 @@ def test_probes_end_when_their_time_is_used_up(tmp_path: Path) -> None:
     assert found.probe_s == 0
     assert any("probes stopped after 0 s" in note for note in found.notes)
     assert {r.source for r in found.rows if r.row.endswith("roi")} == {"table"}
+
+
+def test_of_very_many_seeds_one_stands_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    write_folder(data, n_subjects=24)
+    settings: dict[str, Any] = {"dataset": "fake", "data_dir": data, "n_subjects": None, "task": "age"}
+    grid, registry = grid_of(tmp_path / "out", **settings, seed="0")
+    runner.execute(grid, registry)
+    grid, registry = grid_of(tmp_path / "out", **settings, seed="0,1,2,3")
+    one_by_one = planning.plan(grid, registry)
+    monkeypatch.setattr(planning, "MANY", 3)
+    found = planning.plan(grid, registry)
+    assert found.probe_s == 0
+    whole = [i for i in found.items if i.why == "as seed 1"]
+    assert [i.label for i in whole] == ["1 combinations on fake · seed 2", "1 combinations on fake · seed 3"]
+    done = [sorted(i.label for i in p.items if i.state == "stored") for p in (one_by_one, found)]
+    assert done[0] == done[1], "what is stored is known one by one"
+    assert found.seconds == pytest.approx(one_by_one.seconds, rel=0.05)
+    assert found.seconds == pytest.approx(sum(i.seconds or 0 for i in found.items), rel=0.5)
 
 
 def test_a_folder_that_was_not_read_yet_has_a_guess_for_pretraining_alone(tmp_path: Path) -> None:

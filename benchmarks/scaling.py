@@ -1,0 +1,235 @@
+"""What a grid of many combinations costs on one and on two workers: ``python -m benchmarks.scaling [--save]``.
+
+40 combinations of the ``smoke`` profile (two backbones × four masks × 5 seeds on one small simulated twin, few
+optimiser steps) go through a Dask cluster of single-threaded worker processes, in one command one after the other:
+
+* *one*: on one worker.
+* *two*: on two workers.
+* *killed*: on two workers, of which a random one is killed at intervals; only with ``--kill``, and compared with the
+  others' files and records.
+
+Workers have loaded the package before a run is timed, and the twin is prepared: what starting and preparing cost is
+told apart. The overhead of a combination is wall-clock seconds × workers less the seconds that the steps themselves
+took, divided by their number. The process that hands out work and the scheduler run on the same machine; on two
+cores they take from what two workers could use, and their own CPU seconds are told. What a step took contains the
+slowing down of two processes that share caches and memory, so the ratio is told beside the overhead.
+
+With ``--plan`` the grid of 4 backbones × 8 masks × 4 datasets × 3 seeds is planned at ``cpu`` and ``full`` and kept for
+the page too. The result goes to ``benchmarks/results/scaling.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import distributed
+
+from neurobench import planning, runner
+from neurobench.config import RunConfig, expand
+from neurobench.cost import machine
+from neurobench.execution import STAGES
+from neurobench.opening import sources_of
+from neurobench.plugins import load_registry
+from neurobench.results import environment
+from neurobench.store import Store
+
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+
+KILL_S = 20.0
+"""Seconds between two workers that are killed."""
+
+GRID: dict[str, Any] = {
+    "backbone": "transformer,mamba",
+    "mask": "random,random_tube,roi,block",
+    "dataset": "parcels",
+    "task": "age",
+    "seed": "0,1,2,3,4",
+    "n_subjects": 24,
+    "n_steps": 5,
+}
+
+FULL: dict[str, Any] = {
+    "backbone": "transformer,mamba,hybrid,moe_ssm",
+    "mask": "random,random_tube,roi,block,time_block,local,future,random_grid",
+    "dataset": "camcan,adhd200,meg_headache,parcels",
+    "seed": "0,1,2",
+}
+"""What is planned: with five folds 1,920 pretrainings."""
+
+
+def evidence(out: Path) -> dict[str, str]:
+    """Return the sha256 of every stored file that holds no measured time, by stage, label and name."""
+    store = Store(out, read_only=True)
+    return {
+        f"{stage}/{e.manifest['label']}/{name}": sha
+        for stage in STAGES
+        for e in store.entries(stage)
+        for name, (sha, _) in e.manifest["files"].items()
+        if name != "pretraining.json"
+    }
+
+
+def stored(out: Path) -> dict[str, int]:
+    """Return when every finished step was written, by its folder."""
+    return {str(p.parent): p.stat().st_mtime_ns for p in (out / "store").glob("*/*/manifest.json")}
+
+
+@contextlib.contextmanager
+def killing(cluster: Any, out: Path, every_s: float) -> Iterator[dict[str, Any]]:
+    """Kill a random worker at intervals; count them, and what was finished before and is not as it was afterwards."""
+    found: dict[str, Any] = {"n_killed": 0, "n_lost": 0}
+    before: dict[str, int] = {}
+    over = threading.Event()
+    draw = random.Random(0)
+
+    def kill() -> None:
+        while not over.wait(every_s):
+            workers = [w for w in cluster.workers.values() if getattr(w, "pid", None)]
+            if workers:
+                before.update(stored(out))
+                os.kill(draw.choice(workers).pid, signal.SIGKILL)
+                found["n_killed"] += 1
+
+    thread = threading.Thread(target=kill)
+    if every_s:
+        thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        if every_s:
+            thread.join()
+        after = stored(out)
+        found["n_lost"] = sum(after.get(folder) != when for folder, when in before.items())
+
+
+def measure(out: Path, n_workers: int, kill_s: float = 0.0, **options: Any) -> dict[str, Any]:
+    """Run the grid on a cluster of its own and return what it took."""
+    registry = load_registry()
+    with distributed.LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        settings = GRID | options | {"out": out, "scheduler": cluster.scheduler_address}
+        grid = expand(RunConfig.from_options(**settings), registry)
+        started = time.perf_counter()
+        for dataset in grid.datasets:
+            for source in sources_of(dataset, grid, registry, store := Store(out)).values():
+                source.load(store)
+        preparing = time.perf_counter() - started
+        with distributed.Client(cluster, set_as_default=False) as client:
+            client.run(_load)
+        cpu = time.process_time()
+        with killing(cluster, out, kill_s) as killed:
+            result = runner.execute(grid, registry)
+            over = time.time()
+        took = {"wall_s": result.seconds, "driver_cpu_s": time.process_time() - cpu}
+    steps = [e for stage in STAGES for e in Store(out, read_only=True).entries(stage)]
+    own = sum(e.seconds for e in steps)
+    last = max((e.path / "manifest.json").stat().st_mtime for e in steps)
+    n = len(grid.combinations)
+    return {
+        "n_workers": n_workers,
+        "n_combinations": n,
+        "n_steps": len(steps),
+        "n_failed": len(result.failed),
+        "prepare_s": preparing,
+        **took,
+        "steps_s": own,
+        "after_last_step_s": over - last,
+        "overhead_s_a_combination": (result.seconds * n_workers - own) / n,
+        **(killed if kill_s else {}),
+    }
+
+
+def _load() -> None:
+    """Import what the first step of a worker would."""
+    import torch
+
+    import neurobench.clusters  # noqa: F401
+
+    load_registry()
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+
+
+def campaign(kill_s: float, **options: Any) -> dict[str, Any]:
+    """Run the grid on one worker, on two, and, unless ``kill_s`` is 0, on two that are killed."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        outs = {name: Path(folder) / name for name in ("one", "two", "killed")[: 3 if kill_s else 2]}
+        speed = machine()["python_s"]
+        for name, out in outs.items():
+            found[name] = measure(out, 1 if name == "one" else 2, kill_s if name == "killed" else 0.0, **options)
+            print(name, found[name], flush=True)
+        found["machine_slower_afterwards"] = machine()["python_s"] / speed
+        found["ratio"] = found["one"]["wall_s"] / found["two"]["wall_s"]
+        whole = evidence(outs["one"])
+        found["n_files"] = len(whole)
+        found["same_files"] = all(evidence(out) == whole for out in outs.values())
+        ids = [{p.name for p in (out / "records").glob("*.json")} for out in outs.values()]
+        found["n_records"], found["same_records"] = len(ids[0]), all(one == ids[0] for one in ids)
+    return found
+
+
+def planned(profile: str) -> dict[str, Any]:
+    """Return what the dry run says of the large grid in an empty folder, on one worker."""
+    registry = load_registry()
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig.from_options(**FULL, profile=profile, device="cpu", jobs=1, out=Path(folder) / "out")
+        grid = expand(config, registry)
+        found = planning.plan(grid, registry)
+    n = len(grid.seeds) * grid.profile.n_folds
+    networks = [r for r in found.rows if r.pretraining]
+    return {
+        "n_pretrainings": len(grid.combinations) * grid.profile.n_folds,
+        "pretraining_s": sum(r.pretraining or 0.0 for r in networks),
+        "scoring_s": sum(r.scoring or 0.0 for r in found.rows if r.dataset and r.row != planning.PREPARATION),
+        "preparation_s": sum(r.seconds or 0.0 for r in found.rows if r.row == planning.PREPARATION),
+        "rest_s": sum(r.seconds or 0.0 for r in found.rows if not r.dataset),
+        "longest_pretraining_s": max((r.pretraining or 0.0) / n for r in networks),
+        "scoring_of_the_longest_s": max((r.scoring or 0.0) / len(grid.seeds) for r in networks),
+        "sources": sorted({r.source for r in networks}),
+    }
+
+
+def main() -> None:
+    """Measure, print, and with ``--save`` keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="16 combinations, and a kill every 4 s")
+    parser.add_argument("--kill", action="store_true", help="also with a worker killed every 20 s")
+    parser.add_argument("--plan", action="store_true", help="plan the large grid, and measure nothing")
+    parser.add_argument("--save", action="store_true", help=f"keep the result in {RESULTS.name}")
+    options = parser.parse_args()
+    found: Mapping[str, Any]
+    if options.plan:
+        found = {"planned": {profile: planned(profile) for profile in ("cpu", "full")}}
+    elif options.quick:
+        found = {"measured": campaign(4.0, seed="0,1")}
+    else:
+        found = {"measured": campaign(KILL_S if options.kill else 0.0)}
+    about = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cores": os.cpu_count(),
+        "python": environment()["python"],
+        "grid": FULL if options.plan else GRID,
+    }
+    for part in found.values():
+        part["about"] = about
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    if options.save:
+        kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+        RESULTS.write_text(json.dumps(kept | found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
