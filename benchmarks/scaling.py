@@ -226,7 +226,7 @@ def main() -> None:
         "grid": FULL if options.plan else GRID,
     }
     for part in found.values():
-        part["about"] = about
+        part["about"] = about | {"note": ""}
     print(json.dumps(found, indent=1, ensure_ascii=False))
     if options.save:
         kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
