@@ -96,8 +96,10 @@ def killing(cluster: Any, out: Path, every_s: float) -> Iterator[dict[str, Any]]
     def kill() -> None:
         while not over.wait(every_s):
             workers = [w for w in cluster.workers.values() if getattr(w, "pid", None)]
-            if workers:
-                before.update(stored(out))
+            finished = stored(out)
+            # Where starting a worker takes longer than the interval nothing would ever be finished.
+            if workers and len(finished) > len(before):
+                before.update(finished)
                 os.kill(draw.choice(workers).pid, signal.SIGKILL)
                 found["n_killed"] += 1
 
@@ -224,7 +226,7 @@ def main() -> None:
         "grid": FULL if options.plan else GRID,
     }
     for part in found.values():
-        part["about"] = about
+        part["about"] = about | {"note": ""}
     print(json.dumps(found, indent=1, ensure_ascii=False))
     if options.save:
         kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}

@@ -212,7 +212,7 @@ def scaling_page() -> str:
         f"empty folder on the same machine, {plans['about']['date']} (`python -m benchmarks.scaling",
         "--plan --save`): a few optimiser steps of every backbone, and coefficients measured elsewhere, for the",
         "simulated twins. Of `full` only optimiser steps of one or a few windows were timed: its figures are",
-        "extrapolated by far.",
+        f"extrapolated by far. {plans['about']['note']}",
         "**No GPU was there to measure on, so nothing is said of seconds on one**: a worker of `cpu` is one core,",
         f"one of `full` a machine of {plans['about']['cores']} cores. On workers that are *k* times as fast all",
         "figures but the serial ones are divided by *k*.",
