@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import signal
 import tempfile
 import threading
@@ -91,7 +90,7 @@ def killing(cluster: Any, out: Path, every_s: float) -> Iterator[dict[str, Any]]
     found: dict[str, Any] = {"n_killed": 0, "n_lost": 0}
     before: dict[str, int] = {}
     over = threading.Event()
-    draw = random.Random(0)
+    draw = np.random.default_rng(0)
 
     def kill() -> None:
         while not over.wait(every_s):
@@ -100,7 +99,7 @@ def killing(cluster: Any, out: Path, every_s: float) -> Iterator[dict[str, Any]]
             # Where starting a worker takes longer than the interval nothing would ever be finished.
             if workers and len(finished) > len(before):
                 before.update(finished)
-                os.kill(draw.choice(workers).pid, signal.SIGKILL)
+                os.kill(workers[draw.integers(len(workers))].pid, signal.SIGKILL)
                 found["n_killed"] += 1
 
     thread = threading.Thread(target=kill)

@@ -63,6 +63,7 @@ def test_a_cluster_writes_the_bytes_of_one_process(data: Path, tmp_path: Path, c
     assert execute(data, tmp_path / "many", scheduler=cluster.scheduler_address).n_computed == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_nothing(data: Path, tmp_path: Path, cluster: Any) -> None:
     reference = execute(data, tmp_path / "one", jobs=1, n_steps=40)
     killed: list[int] = []

@@ -87,6 +87,7 @@ def test_another_cohorts_units_count_where_they_stand_in_the_network(cohort):
         sites=np.arange(14),
         region_names=(),
         region_share=np.zeros((14, 0), np.float32),
+        orientation=np.full((14, 3), np.nan, np.float32),
     )
     seen = Correspondence(known, unit, np.zeros(12, int), np.zeros(12), "position")
     found = mean_connectivity([windows(replace(cohort, seen_as=seen))], 14)

@@ -71,7 +71,7 @@ def test_prompts_and_negative_connectivity_are_no_edges():
     table = simulated_batch(simulated_units(3, 1), 1, 2, 4).table
     table = replace(table, unit=torch.tensor([[2, -1, 0]]))
     connectivity = torch.tensor([[0.0, 0.5, 0.3], [0.5, 0.0, -0.4], [0.3, -0.4, 0.0]])
-    edges, everywhere = graph_of(connectivity, table)
+    edges, everywhere, _ = graph_of(connectivity, table)
     assert everywhere.tolist() == [[False, True, False]]
     assert edges[0].tolist() == [[0, 0, pytest.approx(0.3)], [0, 0, 0], [pytest.approx(0.3), 0, 0]]
     logits = torch.randn(1, 2, 3, 4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from neurobench.contracts import Drawing, Figure
 from neurobench.errors import CheckError
 from neurobench.evidence import Evidence
 from neurobench.plugins import Registry
-from neurobench.specimen_evidence import KINDS, empty_evidence, simulated_evidence
+from neurobench.specimen_evidence import KINDS, SpecimenKind, empty_evidence, simulated_evidence
 
 SMALLEST_PT = 6.5
 """Points of type below which nobody reads a figure that is 680 px wide."""
@@ -29,14 +31,27 @@ def _drawn(cls: type[Figure], evidence: Evidence) -> list[Drawing]:
     return drawings
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Return where the simulated runs lie that all checks look at; removed when this process ends."""
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def _run(kind: SpecimenKind) -> Evidence:
+    """Return a simulated run, made once."""
+    (folder := Path(_folder().name) / kind).mkdir()
+    return simulated_evidence(folder, kind)
+
+
 def _runs(cls: type[Figure]) -> Iterator[list[Drawing]]:
     """Yield what is drawn of each simulated run."""
     some = False
     for kind in KINDS:
-        with tempfile.TemporaryDirectory() as folder:
-            drawings = _drawn(cls, simulated_evidence(Path(folder), kind))
-            some |= bool(drawings)
-            yield drawings
+        # A table of its own: what one figure changes is not another one's to draw.
+        drawings = _drawn(cls, replace(one := _run(kind), table=one.table.copy(), _cache={}))
+        some |= bool(drawings)
+        yield drawings
     if not some:
         raise Skip("draws nothing of the simulated runs of the checks")
 
