@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed
+import numpy as np
 
 from neurobench import planning, runner
 from neurobench.config import RunConfig, expand
