@@ -604,6 +604,10 @@ class Terminal:
             if label not in self._elsewhere:
                 self._elsewhere[label] = self._bars.add_task(label, total=None)
 
+    def failed(self, label: str, error: str) -> None:
+        """Print what failed above the bars."""
+        self._bars.console.print(Text(f"failed: {label}: {error}", style="red"))
+
     def note(self, message: str) -> None:
         """Print a line above the bars."""
         self._bars.console.print(Text(message, style="dim"))

@@ -267,6 +267,7 @@ def in_turn(
                     raise
                 except Exception as error:
                     failures[row] = describe(error)
+                    executor.progress.failed(step.label, failures[row])
                 if row in failures:
                     release()
             done(seconds(step))
@@ -429,7 +430,7 @@ class _Schedule:
         self.failures: list[dict[Row, str]] = [{} for _ in todo]
         self._left = [0] * len(todo)
         self._through: list[int] = []
-        self._seconds, self._done = seconds, done
+        self._seconds, self._done, self._progress = seconds, done, executor.progress
         self._suspects: list[_Node] = []
         nodes: dict[str, _Node] = {}
         for number, one in enumerate(todo):
@@ -503,6 +504,8 @@ class _Schedule:
                 self._through.append(number)
             if error:
                 self.failures[number].setdefault(row, error)
+        if error:
+            self._progress.failed(node.step.label, error)
         for other in self._needed_by.pop(node.key, ()):
             other.n_needed -= 1
             if other.n_needed == 0:

@@ -163,10 +163,6 @@ class Heartbeat:
                 self._errors[label] = error
         self._state = replace(self._state, n_written=self._state.n_written + len({row for row, _ in of.steps}))
 
-    def _fail(self, label: str, error: str) -> None:
-        if label in self._keys:
-            self._errors[label] = error
-
     # ------------------------------------------------------------ progress
 
     @contextlib.contextmanager
@@ -185,42 +181,26 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Advance]:
-        """Begin a stage; an error that leaves it is that step's."""
+        """Begin a stage."""
         self._computed = True
         self._open.append(label)
         try:
             with self.progress.stage(label) as advance:
                 yield advance
-        except Exception as error:
-            self._fail(label, describe(error))
-            raise
         finally:
             self._open.pop()
 
     def at_work(self, labels: Sequence[str]) -> None:
-        """Say what is at work elsewhere. What no longer is, and is not there either, has failed.
-
-        Its error is known when its (dataset, seed) is through. When nothing is left at work the run may have been
-        stopped, which is no failure of a step.
-        """
+        """Say what is at work elsewhere."""
         self._computed |= bool(labels)
-        for label in labels:
-            # Tried once more, after a process beside it had died.
-            self._errors.pop(label, None)
-        for label in set(self._elsewhere) - set(labels) if labels else ():
-            if not self._is_there(label):
-                self._fail(label, "its error is told when the other rows of its dataset and seed are through")
         self._elsewhere = tuple(labels)
         self.progress.at_work(labels)
 
-    def _is_there(self, label: str) -> bool:
-        if self._executor is None:
-            return False
-        computed, root = self._executor.computed, self._executor.store.root
-        return all(
-            key in computed or (root / stage / key / "manifest.json").is_file()
-            for stage, key in self._keys.get(label, ())
-        )
+    def failed(self, label: str, error: str) -> None:
+        """Say that a step failed."""
+        if label in self._keys:
+            self._errors[label] = error
+        self.progress.failed(label, error)
 
     def note(self, message: str) -> None:
         """Say something once, to the log too."""

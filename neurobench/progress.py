@@ -33,6 +33,10 @@ class Progress(Protocol):
         """Say which stages are at work in other processes, in place of those named before."""
         ...
 
+    def failed(self, label: str, error: str) -> None:
+        """Say that a step of the grid failed; the others go on."""
+        ...
+
     def note(self, message: str) -> None:
         """Say something once, without disturbing the rest."""
         ...
@@ -52,6 +56,9 @@ class Silent:
         yield lambda done, total: None
 
     def at_work(self, labels: Sequence[str]) -> None:
+        """Say nothing."""
+
+    def failed(self, label: str, error: str) -> None:
         """Say nothing."""
 
     def note(self, message: str) -> None:

@@ -280,8 +280,11 @@ def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Pa
     a = FakeStep("a")
     mine, shared = FakeStep("mine", (digest(a.identity),)), FakeStep("shared", (digest(a.identity),))
     found = schedule(tmp_path, [("row", a), ("row", mine), ("row", shared), ("other", shared)])
+    told: list[tuple[str, str]] = []
+    found._progress.failed = lambda label, error: told.append((label, error))
     done(found, found.next([], 1), "ValueError: no")
     assert found.failures == [{"row": "ValueError: no"}]
+    assert told == [("a", "ValueError: no")]
     assert found.next([], 1)[0].step.label == "shared"
     assert found.next([], 1) is None
 

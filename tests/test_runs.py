@@ -141,7 +141,7 @@ def test_what_ends_a_run_is_told(out: Path) -> None:
     assert "failed; none of its records were written" in runs.partial(out)[0]
 
 
-def test_a_step_that_left_the_workers_and_is_not_there_has_failed(out: Path) -> None:
+def test_a_step_that_fails_elsewhere_is_told_at_once(out: Path) -> None:
     store, row = Store(out), Row("baseline", "mean")
     steps = [
         (row, SimpleNamespace(stage="baseline", label=s, identity={"of": s}, key=store.key({"of": s})))
@@ -153,13 +153,13 @@ def test_a_step_that_left_the_workers_and_is_not_there_has_failed(out: Path) -> 
         run.plan([todo], executor)
         run.at_work(["a", "b"])
         executor.computed.add(store.key({"of": "a"}))
-        run.at_work(["b", "c"])
-        assert list(run._errors) == []
+        run.failed("b", "ValueError: no")
+        run.failed("prepare something", "is no step")
         run.at_work(["c"])
-        assert list(run._errors) == ["b"]
-        run.at_work(["b", "c"])
-        assert list(run._errors) == [], "it is tried once more"
-        run.at_work(["c"])
+        run._say()
+        (meanwhile,) = runs.read_runs(out)
+        assert meanwhile.errors == [["b", "ValueError: no"]]
+        assert [label for label, _ in meanwhile.at_work] == ["c"]
         # Stopped: what is under way then has not failed.
         run.at_work([])
         run.written(todo, {row: "ValueError: no"})
