@@ -51,11 +51,14 @@ from neurobench.clusters import settings_of
 from neurobench.config import load_suite
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.evidence import Evidence, read_cohort
+from neurobench.identity import digest
 from neurobench.leaderboard import markdown, read_board
 from neurobench.leaderboard_site import _files
+from neurobench.learners import Filling
 from neurobench.plugins import Registry, load_registry
+from neurobench.pretraining import Recipe, Training
 from neurobench.results import Record, content_hash, read_record, record_text
-from neurobench.store import Store
+from neurobench.store import Checkpoint, Store
 from neurobench.upkeep import check, merge
 from neurobench.verification import verify
 from neurobench_backbones._weights import read_weights
@@ -251,6 +254,7 @@ def readers() -> dict[str, Reader]:
         "bundle": Reader("bundle.zip", (_bundle(record_text(record)),), lambda f: read_bundle(f / "bundle.zip")),
         "cohort": Reader("cohort.json", (b'{"dataset": "x", "fingerprint": "0"}',), _cohort),
         "manifest": Reader("manifest.json", (_manifest(),), _store),
+        "checkpoint": Reader("checkpoint.json", (_told(),), _go_on, _digested),
         **_of_results(record),
         **_of_recordings(),
         **_of_tensors(),
@@ -479,6 +483,43 @@ def _store(folder: Path) -> Any:
     (place / "weights.safetensors").write_bytes(save({"a": np.zeros(1)})[:3])
     (place / "manifest.json").write_bytes((folder / "manifest.json").read_bytes())
     return check(folder)
+
+
+def _training() -> Training:
+    return Training(Filling(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), Recipe(), 2, torch.device("cpu"), seed=0)
+
+
+@functools.cache
+def _kept() -> tuple[bytes, bytes]:
+    """Return what a checkpoint tells, and its arrays."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder) / "checkpoint", "x")
+        _training().save(checkpoint)
+        (arrays,) = checkpoint.folder.glob("*.safetensors")
+        return (checkpoint.folder / "checkpoint.json").read_bytes(), arrays.read_bytes()
+
+
+def _told() -> bytes:
+    return _kept()[0]
+
+
+def _digested(plain: Any) -> Any:
+    """Return what a checkpoint tells with its digest, where it can have one."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+        plain["digest"] = digest({k: v for k, v in plain.items() if k != "digest"})
+    return plain
+
+
+def _go_on(folder: Path) -> Any:
+    place = folder / "checkpoint"
+    place.mkdir(exist_ok=True)
+    arrays = _kept()[1]
+    (place / f"{hashlib.sha256(arrays).hexdigest()}.safetensors").write_bytes(arrays)
+    (place / "checkpoint.json").write_bytes((folder / "checkpoint.json").read_bytes())
+    checkpoint = Checkpoint(place)
+    _ = checkpoint.damage, checkpoint.about
+    with torch.random.fork_rng(devices=[]):
+        return _training().go_on_from(checkpoint)
 
 
 # ---------------------------------------------------------------- the campaign

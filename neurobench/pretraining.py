@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
@@ -476,8 +477,8 @@ class Training:
             moments.setdefault(int(number), {})[rest] = tensor
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
         self.losses.copy_(tensors["losses"])
-        for name, value in counts.items():
-            setattr(self, name, value)
+        for name, now in self.counts().items():
+            setattr(self, name, type(now)(counts[name]))
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
@@ -514,13 +515,13 @@ class Training:
         if (found := checkpoint.read()) is None:
             return
         state, arrays = found
-        if state["torch"] != torch.__version__:
-            log.warning("the checkpoint of %s is of torch %s; it is begun anew", checkpoint.label, state["torch"])
+        if (of := state.get("torch")) != torch.__version__:
+            log.warning("the checkpoint of %s is of torch %s; it is begun anew", checkpoint.label, of)
             checkpoint.remove()
             return
         try:
             self.restore(load(arrays), state["counts"])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError, SafetensorError) as error:
             checkpoint.remove()
             raise NeurobenchError(
                 f"the backbone cannot go on from its own checkpoint, which was removed: {error}",

@@ -183,8 +183,8 @@ class Checkpoint:
         except ValueError as wrong:
             log.warning("the checkpoint of %s cannot be used: %s; it is begun anew", self.label, wrong)
             return None
-        self._before, self.was_read = float(told["seconds"]), True
-        return dict(told["state"]), arrays
+        self._before, self.was_read = told["seconds"], True
+        return told["state"], arrays
 
     @property
     def damage(self) -> str:
@@ -199,7 +199,7 @@ class Checkpoint:
     def about(self) -> dict[str, Any]:
         """What can be read of it without its arrays, unchecked: label, seconds, when it was written, state."""
         try:
-            return dict(json.loads(self._told.read_text(encoding="utf-8")))
+            return dict(parse_json(self._told.read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -210,16 +210,21 @@ class Checkpoint:
     def _opened(self) -> tuple[dict[str, Any], bytes]:
         """Return what is told of a state, and its arrays; ValueError: not as written, or of another entry."""
         try:
-            told = json.loads(self._told.read_text(encoding="utf-8"))
+            told = parse_json(self._told.read_bytes())
             if digest({k: v for k, v in told.items() if k != "digest"}) != told["digest"]:
                 raise ValueError(f"{self._told.name} is not what was written")
+            if told["key"] != self.folder.name:
+                raise ValueError(f"it is of another entry ({str(told['key'])[:12]})")
+            if not isinstance(told["state"], dict) or not isinstance(told["seconds"], int | float):
+                raise ValueError(f"{self._told.name} is no checkpoint")
+            # Only a file of its own folder is opened.
+            if not re.fullmatch(r"[0-9a-f]{64}\.safetensors", told["arrays"]):
+                raise ValueError("its arrays have a name that none have")
             arrays = (self.folder / told["arrays"]).read_bytes()
-        except (OSError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"it cannot be read ({type(error).__name__})") from error
         if told["arrays"] != f"{hashlib.sha256(arrays).hexdigest()}.safetensors":
             raise ValueError("its arrays are not what was written")
-        if told["key"] != self.folder.name:
-            raise ValueError(f"it is of another entry ({told['key'][:12]})")
         return told, arrays
 
     def remove(self) -> None:

@@ -111,7 +111,7 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
     for checkpoint in store.unfinished():
         about = checkpoint.about
         if about and not (wrong := checkpoint.damage):
-            unfinished.append(f"{about['label']}, stopped {about['written']}")
+            unfinished.append(f"{about.get('label', '')}, stopped {about.get('written', '')}")
         elif about:
             problems.append(Problem(str(checkpoint.folder.relative_to(out)), f"checkpoint: {wrong}", entry=True))
             if remove:

@@ -694,7 +694,7 @@ def _trained(
         recipe = pretraining.Recipe(batch_size=2)
         training = pretraining.Training(learner, recipe, RESUMED_STEPS, torch.device("cpu"), seed=0)
         if found is not None:
-            training.restore(found, {"n_done": RESUMED_STEPS // 2})
+            training.restore(found, training.counts() | {"n_done": RESUMED_STEPS // 2})
         backbone.train()
         while training.n_done < n_done:
             batch = _batch(2, seed=training.n_done, spec=backbone.spec)
