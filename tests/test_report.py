@@ -156,6 +156,7 @@ def test_lines_that_differ_in_a_share_are_one():
     assert _alike(lines) == ["a: 0 to 38 % of a recording left out", "b"]
 
 
+@pytest.mark.slow
 def test_a_broken_figure_costs_itself_only(out: Path, tmp_path: Path):
     plugin = tmp_path / "broken.py"
     plugin.write_text(

@@ -427,6 +427,7 @@ def refitted(seed: int, slope: float, n_permutations: int = 39):
     return with_refits(score, REGRESSION, y, people, predict, seed=seed, n_permutations=n_permutations), seen, site
 
 
+@pytest.mark.slow
 def test_refitting_finds_what_is_there_and_nothing_else():
     found, seen, site = refitted(0, 1.5)
     assert found.p_value_refit == pytest.approx(1 / 40)

@@ -119,6 +119,7 @@ def test_a_backbone_that_memorises(tmp_path: Path) -> None:
     assert "transformer" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trap", [traps.label_is_site, traps.diagnosis_through_motion])
 def test_harmonised_sites_are_not_found_again(tmp_path: Path, trap: Callable[[Path], Path]) -> None:
     root = trap(tmp_path / "data")
