@@ -391,6 +391,11 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
             "--energy reads counters of the whole machine: of several processes each would be told the energy of all.",
             allowed="--jobs 1, in this process",
         )
+    if config.cluster and config.cluster_config is None:
+        yield ConfigError(
+            "--cluster needs a file with what to ask the batch system for.",
+            next_step="Give --cluster-config FILE, a YAML file with queue, cores, memory, walltime and jobs.",
+        )
     if config.cluster_config is not None and not config.cluster:
         yield ConfigError(
             "--cluster-config says what to ask a batch system for, and no --cluster is given.",

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from neurobench.components import Setting
-from neurobench.errors import NeurobenchError
+from neurobench.errors import NeurobenchError, StoreError
 from neurobench.options import RunConfig
 from neurobench.progress import Advance
 from neurobench.store import Checkpoint
@@ -318,5 +318,6 @@ def _follow(
             continue
         found = json.loads(line)
         if "error" in found:
-            raise NeurobenchError(f"process {rank + 1} of {n} that pretrain together failed: {found['error']}")
+            kind = StoreError if found.get("store") else NeurobenchError
+            raise kind(f"process {rank + 1} of {n} that pretrain together failed: {found['error']}")
         advance(found["done"], found["total"])

@@ -386,8 +386,12 @@ def on_workers(
                     schedule.take(taken, outcome)
             except BrokenProcessPool as broken:
                 # It cannot be told whose process it was: every step that was under way is tried again.
-                for one in running.values():
-                    schedule.again(one)
+                for place, one in enumerate(running.values()):
+                    # Those behind the first n only waited for a process.
+                    if place < n:
+                        schedule.again(one)
+                    else:
+                        schedule.put_back(one)
                 if job is not None:
                     schedule.put_back(job)
                 running.clear()
@@ -490,7 +494,8 @@ class _Schedule:
 
     def take(self, job: _Job, outcome: Outcome) -> None:
         """Count the steps of a job as done, or have them tried again where it is not known which is to blame."""
-        if outcome.error and len(job) > 1:
+        # Who only waited behind the one that is to blame is told the same: each is tried alone first.
+        if outcome.error and not job[0].broke:
             self.again(job)
             return
         for node in job:

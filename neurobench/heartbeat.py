@@ -95,9 +95,11 @@ class Heartbeat:
         asked = False
         while not self._ended.wait(BEAT_S):
             self._say()
-            if not asked and runs.asked_to_stop(self.out, self.id):
-                asked = True
-                _interrupt(self._caller)
+            # A network disk that does not answer for a moment is no reason to fall silent.
+            with contextlib.suppress(OSError):
+                if not asked and runs.asked_to_stop(self.out, self.id):
+                    asked = True
+                    _interrupt(self._caller)
 
     def _say(self) -> None:
         """Write how it is; a disk that is full stops the run elsewhere, with an error that says so."""
@@ -160,7 +162,7 @@ class Heartbeat:
             self._failed_rows.add(number)
             labels = [label for label in self._errors if number in self._rows_of.get(label, ())]
             for label in labels or [f"{row.label} · {of.run.dataset.label} · seed {of.run.seed}"]:
-                self._errors[label] = error
+                self._errors.setdefault(label, error)
         self._state = replace(self._state, n_written=self._state.n_written + len({row for row, _ in of.steps}))
 
     # ------------------------------------------------------------ progress

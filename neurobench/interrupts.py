@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["HeldBack"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class HeldBack:

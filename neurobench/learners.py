@@ -149,6 +149,9 @@ class Learner(ABC):
         On the device that trains.
     """
 
+    times = 1
+    """What a loss is multiplied by, where gradients come as a mean over processes and not as their sum."""
+
     def __init__(self, backbone: Backbone, decoder: nn.Module) -> None:
         self.backbone, self.decoder = backbone, decoder
 
@@ -180,7 +183,7 @@ class Learner(ABC):
 
     def _tokens(self, drawn: Drawn) -> torch.Tensor:
         """Return what the backbone makes of what is not hidden."""
-        self.backbone.share_of_batch = len(drawn) / drawn.n_windows
+        self.backbone.share_of_batch = self.times * len(drawn) / drawn.n_windows
         tokens: torch.Tensor = self.backbone(hide(drawn.signal, drawn.hidden), drawn.hidden, drawn.table)
         return tokens
 

@@ -124,7 +124,7 @@ def failure(error: BaseException) -> dict[str, str]:
     """Return what a line says of an error; where it came from is said of those that nobody raised on purpose."""
     # Not by its class: this module is below it.
     said = {"error": f"{type(error).__name__}: {error}"}
-    if not hasattr(error, "next_step"):
+    if isinstance(error, Exception) and not hasattr(error, "next_step"):
         said["traceback"] = "".join(traceback.format_exception(error))
     return said
 
@@ -205,8 +205,13 @@ class _File(logging.Handler):
         """Write a line; a disk that is full ends the run where something that counts is written, not here."""
         if self._file is None:
             return
-        with contextlib.suppress(OSError):
+        try:
             os.write(self._file, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass
+        except Exception:
+            # Somebody's message does not fit its arguments: no reason to stop a run.
+            self.handleError(record)
 
     def close(self) -> None:
         """Close the file."""

@@ -12,9 +12,10 @@ import time
 
 import torch
 
-from neurobench import distributed
-from neurobench.errors import NeurobenchError
+from neurobench import distributed, logs
+from neurobench.errors import NeurobenchError, StoreError
 from neurobench.execution import Here, describe, few_threads
+from neurobench.store import disk_errors
 
 
 def _end_with_the_parent() -> None:
@@ -35,6 +36,10 @@ def main() -> int:
     os.dup2(2, 1)
     # Ctrl-C reaches all of a terminal's processes; the one that started this ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So does what a batch system, or a terminal that is closed, sends to all: the first needs the others for its step.
+    for name in ("SIGTERM", "SIGHUP") if os.environ.get("RANK") != "0" else ("SIGHUP",):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # From the process that started this one, and from nobody else.
     member: distributed.Member = pickle.load(sys.stdin.buffer)  # noqa: S301
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -47,13 +52,15 @@ def main() -> int:
     try:
         with distributed.join(member.setting, member.device) as group:
             here = Here(member.config)
-            _, step = here.step(member.dataset, member.seed, member.stage, member.key)
+            row, step = here.step(member.dataset, member.seed, member.stage, member.key)
+            where = {"dataset": member.dataset, "seed": member.seed, "row": row.label}
+            about = {"stage": step.stage, "label": step.label, "key": step.key}
             torch.set_num_threads(distributed.threads(group.size))
-            with few_threads(here.grid.profile, here.device):
+            with few_threads(here.grid.profile, here.device), logs.at(**where, **about), disk_errors(member.config.out):
                 step.compute(member.folder, advance, member.checkpoint)
     except Exception as error:
         said = str(error) if isinstance(error, NeurobenchError) else describe(error)
-        report.write(json.dumps({"error": said}) + "\n")
+        report.write(json.dumps({"error": said, "store": isinstance(error, StoreError)}) + "\n")
         return 1
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.cost import Estimate, Model, Source, Work, total
-from neurobench.execution import STAGES, few_threads, measured, suitable_jobs
+from neurobench.execution import STAGES, few_threads, measured, most_jobs, suitable_jobs
 from neurobench.opening import cohort_source, resolve_device, stored_cohorts
 from neurobench.plugins import Registry
 from neurobench.probing import SUBJECTS, Limit, Sample, nothing, probe, sample
@@ -213,7 +213,10 @@ class _Planner:
         rows, notes = self.costs.rows(), tuple(dict.fromkeys(self.notes))
         alone = sum(r.seconds or 0.0 for r in rows if r.row in (REST, PREPARATION))
         shared = sum(r.seconds or 0.0 for r in rows) - alone
-        jobs = self.grid.config.jobs or suitable_jobs(self.grid, shared)
+        jobs = 1
+        if not self.grid.config.elsewhere:
+            asked = self.grid.config.jobs or suitable_jobs(self.grid, shared)
+            jobs = int(min(asked, most_jobs(self.grid, self.registry)))
         # The others start as this one did.
         starting = (self.model.estimate(Work("start", 1.0)).seconds or 0.0) if jobs > 1 else 0.0
         return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, alone + starting + shared / jobs)

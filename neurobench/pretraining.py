@@ -60,8 +60,6 @@ CHECKPOINT_EVERY_S = 60.0
 CHECKPOINT_SHARE = 0.05
 """Of the time of a pretraining, what writing checkpoints may take where they are large or a disk is slow."""
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -310,8 +308,7 @@ def _gradients(
     try:
         for first in range(0, len(drawn), micro_batch):
             loss, told = learner.losses(drawn.part(first, min(first + micro_batch, len(drawn))))
-            # Shares of weights get the mean over the processes on the way back, and the loss is the sum.
-            torch.autograd.backward(loss * group.size if group.sharded else loss)
+            torch.autograd.backward(loss * learner.times)
             total = told if total is None else total + told
     except Exception as error:
         if not is_out_of_memory(error):
@@ -479,6 +476,9 @@ class Training:
         self.losses.copy_(tensors["losses"])
         for name, now in self.counts().items():
             setattr(self, name, type(now)(counts[name]))
+        if self.group.size > 1:
+            # A checkpoint has that of the first alone; a process for which memory is short finds its own again.
+            self.micro_batch = self.share
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
@@ -497,12 +497,14 @@ class Training:
             min((n for n in of_all if n), default=None),
         )
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint) -> bool:
         """Write a checkpoint, unless it holds what is not finite: a failure is never gone on from."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}
         if all(v.isfinite().all() for k, v in tensors.items() if k.startswith(("losses", "optimiser."))):
             # Sums are rounded alike by one version of torch; from two the end would be that of neither.
             checkpoint.write({"counts": self.counts(), "torch": torch.__version__}, save(tensors))
+            return True
+        return False
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; without one, or with one of another version of torch, from the beginning.
@@ -597,6 +599,8 @@ def pretrain(
     learns = learner_of(objective, backbone, decoder, width=backbone.spec.width, seed=seed)
     if group.sharded:
         group.shard(list(learns.kept.values()))
+        # Shares of weights get the mean over the processes on the way back, and the loss is the sum.
+        learns.times = group.size
         # A process has shares alone, and does not know whether the others are at the same step.
         checkpoint = None
     training = Training(learns, recipe, n_steps, device, seed, group)
@@ -628,8 +632,8 @@ def pretrain(
                 on_look(training)
             now = time.perf_counter()
             if checkpoint is not None and group.rank == 0 and (stop or now >= due):
-                training.save(checkpoint)
-                logs.tell("checkpoint-written", step=training.n_done)
+                if training.save(checkpoint):
+                    logs.tell("checkpoint-written", step=training.n_done)
                 took = time.perf_counter() - now
                 due = now + took + max(CHECKPOINT_EVERY_S, took / CHECKPOINT_SHARE)
             stop.deliver()

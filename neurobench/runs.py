@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neurobench.errors import ConfigError, StoreError, closest
-from neurobench.store import atomic_write, disk_errors
+from neurobench.store import NO_STAGES, atomic_write, disk_errors
 
 __all__ = [
     "RUN",
@@ -368,7 +368,7 @@ _ENTRY = re.compile(r"[0-9a-f]{64}")
 
 def _stored(root: Path) -> dict[str, set[str]]:
     """Return the first digits of the keys of all entries, by stage; an entry is there whole or not at all."""
-    stages = sorted(f.name for f in root.iterdir() if f.name not in ("tmp", "locks")) if root.is_dir() else []
+    stages = sorted(f.name for f in root.iterdir() if f.name not in NO_STAGES) if root.is_dir() else []
     found = {}
     for stage in stages:
         with contextlib.suppress(OSError):

@@ -457,7 +457,7 @@ class CohortSteps:
                     objective=objective,
                     device=self.device,
                     on_step=lambda step: advance(step + 1, n_steps),
-                    on_look=monitor.look,
+                    on_look=monitor.look if group.rank == 0 else None,
                     checkpoint=checkpoint,
                     group=group,
                 )

@@ -229,7 +229,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Remove it: the entry is finished, or begun anew."""
-        self._before = 0.0
+        self._before, self.was_read = 0.0, False
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

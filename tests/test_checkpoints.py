@@ -405,7 +405,7 @@ LOWERED = "import neurobench.pretraining as p; p.CHECKPOINT_EVERY_S = 0.0; from 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "code", "jobs"),
-    [(signal.SIGINT, 130, 1), (signal.SIGTERM, -signal.SIGTERM, 2), (signal.SIGKILL, -signal.SIGKILL, 1)],
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 130, 2), (signal.SIGKILL, -signal.SIGKILL, 1)],
     ids=["ctrl-c", "batch-system-processes", "killed"],
 )
 def test_the_same_command_goes_on_in_the_middle_of_a_pretraining(

@@ -89,8 +89,10 @@ def test_each_process_has_its_gpu_and_one_that_replaces_it_the_same(
             assert not any(t.result()[2] for t in told)
             if attempt == "first":
                 os.kill(next(pid for pid, gpu in seen.items() if gpu == "GPU-8a1"), signal.SIGKILL)
+                (tmp_path / "broken").mkdir()
+                # Those that are left wait for the third one: none ends before its death is noticed.
                 with pytest.raises(BrokenProcessPool) as broken:
-                    workers._pool.submit(tell, folder, 1).result(60)
+                    workers._pool.submit(tell, tmp_path / "broken", 3).result(60)
                 workers.renew(broken.value)
     finally:
         workers.close(at_once=True)
