@@ -195,8 +195,8 @@ def scaling_page() -> str:
     lines += [
         "",
         f"Two workers were **{found['ratio']:.2f}** times as fast as one; 1.8, and 50 ms a combination not in steps,",
-        "were set out to be reached. The command was stopped in a third part, with workers killed; these figures are put",
-        "together from what it had printed by then.",
+        "were set out to be reached. The command was stopped in a third part, with workers killed; these figures are",
+        "put together from what it had printed by then.",
         f"Both runs left {same} {found['n_files']} files and {found['n_records']} records.",
         f"Steps took {two['steps_s'] / one['steps_s']:.2f} times as long with another one beside: on this machine,",
         "which is shared, two processes slow each other. Workers were at steps",
