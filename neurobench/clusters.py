@@ -111,6 +111,7 @@ def cluster_of(config: RunConfig) -> tuple[Any, int]:
     ConfigError
         If the file cannot be read, or holds what the class does not take.
     """
+    assert config.cluster_config is not None, "expand refuses --cluster without its file"
     settings = settings_of(config.cluster_config)
     n_jobs = settings.pop("jobs", None)
     if not isinstance(n_jobs, int) or n_jobs < 1:
@@ -172,19 +173,14 @@ def _lifetime(walltime_s: int) -> list[str]:
     return ["--lifetime", f"{walltime_s - margin}s", "--lifetime-stagger", f"{margin // 4}s"]
 
 
-def settings_of(path: Path | None) -> dict[str, Any]:
+def settings_of(path: Path) -> dict[str, Any]:
     """Read what a batch system is to be asked for.
 
     Raises
     ------
     ConfigError
-        If there is no file, or it is no mapping of names.
+        If it cannot be read, or is no mapping of names.
     """
-    if path is None:
-        raise ConfigError(
-            "--cluster needs a file with what to ask the batch system for.",
-            next_step="Give --cluster-config FILE, a YAML file with queue, cores, memory, walltime and jobs.",
-        )
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

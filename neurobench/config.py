@@ -269,11 +269,7 @@ def _impossible_processes(
 ) -> Iterator[ConfigError]:
     """Refuse processes that could not be started, or would have nothing to do."""
     n, option = int(setting.parameters["processes"]), f"--distributed {setting.label}"
-    if importlib.util.find_spec("accelerate") is None:
-        yield ConfigError(
-            f"{option} needs the package accelerate, which is not installed.",
-            next_step='Install the extra: pip install "neurobench-fm[distributed]".',
-        )
+    yield from _lacks(option, "accelerate", "distributed")
     if not 2 <= n <= profile.batch_size:
         yield ConfigError(
             f"{option}: {n} processes cannot share a batch of {profile.batch_size} windows.",
@@ -284,7 +280,7 @@ def _impossible_processes(
             f"{option} has no meaning with --mask {','.join(m.label for m in masks)} alone: nothing is pretrained.",
             next_step="Add a mask that pretrains, or leave --distributed out.",
         )
-    if config.device == "cpu" or config.scheduler or config.cluster:
+    if config.device == "cpu" or config.elsewhere:
         return
     import torch
 
@@ -299,6 +295,15 @@ def _impossible_processes(
         yield ConfigError(
             f"{option} gives each pretraining several GPUs, and --jobs {config.jobs} gives each job one.",
             allowed="--jobs 1, or --jobs alone",
+        )
+
+
+def _lacks(option: str, package: str, extra: str, otherwise: str = "") -> Iterator[ConfigError]:
+    """Refuse an option whose package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        yield ConfigError(
+            f"{option} needs the package {package}, which is not installed.",
+            next_step=f'Install the extra: pip install "neurobench-fm[{extra}]"{otherwise}.',
         )
 
 
@@ -376,16 +381,11 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
         )
     if config.scheduler and config.cluster:
         yield ConfigError("--scheduler and --cluster both say who computes.", next_step="Leave one of them out.")
-    for package, asked, otherwise in (
-        ("tensorboard", config.tensorboard, "; or follow losses without it: `neurobench log OUT --follow`"),
-        ("codecarbon", config.energy, ""),
-    ):
-        if asked and importlib.util.find_spec(package) is None:
-            option = "tensorboard" if package == "tensorboard" else "energy"
-            yield ConfigError(
-                f"--{option} needs the package {package}, which is not installed.",
-                next_step=f'Install the extra: pip install "neurobench-fm[{option}]"{otherwise}.',
-            )
+    if config.tensorboard:
+        otherwise = "; or follow losses without it: `neurobench log OUT --follow`"
+        yield from _lacks("--tensorboard", "tensorboard", "tensorboard", otherwise)
+    if config.energy:
+        yield from _lacks("--energy", "codecarbon", "energy")
     if config.energy and (config.jobs > 1 or config.distributed or config.elsewhere):
         yield ConfigError(
             "--energy reads counters of the whole machine: of several processes each would be told the energy of all.",

@@ -77,6 +77,9 @@ WORTH_S = 30.0
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
 
+LAST_STEP_S = 30.0
+"""Seconds after which a process ends whose parent is gone, whatever it is at."""
+
 BUNDLE_S = 0.5
 """Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
 
@@ -107,10 +110,6 @@ def measured(store: Store) -> list[Observation]:
     return found
 
 
-LAST_STEP_S = 30.0
-"""Seconds after which a process ends whose parent is gone, whatever it is at."""
-
-
 # ---------------------------------------------------------------- one step
 
 
@@ -124,21 +123,20 @@ class Executor:
 
     def fetch(self, step: Step) -> Entry:
         """Return the entry of a step, computing it if it is not stored."""
-        key = step.key
         entry = self.store.get(step.stage, step.identity)
         if entry is None:
             with self.store.lock(step.stage, step.identity):
                 # Who waited for the lock may find what another process on this grid has computed.
                 entry = self.store.get(step.stage, step.identity)
                 if entry is None:
-                    entry = self._compute(step, key)
-                    self.computed.add(key)
-        if key not in self.computed:
-            self.stored.add(key)
+                    entry = self._compute(step)
+                    self.computed.add(step.key)
+        if step.key not in self.computed:
+            self.stored.add(step.key)
         return entry
 
-    def _compute(self, step: Step, key: str) -> Entry:
-        with logs.step(step.stage, step.label, key), self.progress.stage(step.label) as advance:
+    def _compute(self, step: Step) -> Entry:
+        with logs.step(step.stage, step.label, step.key), self.progress.stage(step.label) as advance:
             return compute(step, self.store, advance)
 
 

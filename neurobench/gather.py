@@ -101,7 +101,7 @@ def pretrainings(run: CohortRun, row: Row, store: Store) -> dict[int, Entry]:
     for fold in run.folds:
         step = run.pretraining_step(*row.pretraining, fold)
         if (entry := store.get(step.stage, step.identity)) is not None:
-            found.setdefault(store.key(step.identity), (fold.index, entry))
+            found.setdefault(step.key, (fold.index, entry))
     return dict(found.values())
 
 

@@ -49,8 +49,6 @@ __all__ = [
 AHEAD = 2
 """Batches that are drawn before they are needed."""
 
-log = logging.getLogger(__name__)
-
 LOOK_EVERY = 50
 """Steps after which losses are looked at: each look waits for a GPU."""
 
@@ -59,6 +57,8 @@ CHECKPOINT_EVERY_S = 60.0
 
 CHECKPOINT_SHARE = 0.05
 """Of the time of a pretraining, what writing checkpoints may take where they are large or a disk is slow."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
