@@ -161,7 +161,7 @@ class Checkpoint:
             "label": self.label,
             "arrays": name,
             "seconds": round(self.seconds, 3),
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "written": _time(),
             "state": dict(state),
         }
         with disk_errors(self.folder):
@@ -176,7 +176,7 @@ class Checkpoint:
 
     def read(self) -> tuple[dict[str, Any], bytes] | None:
         """Return the state and its arrays, or None where there is nothing to go on from; damage is said in the log."""
-        if not self._told.is_file():
+        if not self.is_there:
             return None
         try:
             told, arrays = self._opened()
@@ -185,6 +185,11 @@ class Checkpoint:
             return None
         self._before, self.was_read = told["seconds"], True
         return told["state"], arrays
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a state was ever written; a folder alone is where one is being written, or was to be."""
+        return self._told.is_file()
 
     @property
     def damage(self) -> str:
@@ -202,6 +207,21 @@ class Checkpoint:
             return dict(parse_json(self._told.read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
+
+    @property
+    def written(self) -> str:
+        """When it was last written, or when that was begun and never came to an end."""
+        found = self.about.get("written")
+        return found if isinstance(found, str) else _time(self.folder.stat().st_mtime)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of its files; who is at work on the entry puts others in their place meanwhile."""
+        size = 0
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                size += path.stat().st_size
+        return size
 
     @property
     def _told(self) -> Path:
@@ -294,6 +314,10 @@ class Store:
             lock = filelock.FileLock(self.root / "locks" / name, timeout=0)
             with contextlib.suppress(filelock.Timeout), disk_errors(self.out), lock:
                 shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._checkpoints():
+            # A process was killed after it had put the entry in its place.
+            if self._whole(folder.parent.name, folder.name) is not None:
+                self.abandon(Checkpoint(folder))
 
     # ------------------------------------------------------------ reading
 
@@ -307,11 +331,15 @@ class Store:
         A damaged one (a file missing, of another length, or up to :data:`VERIFIED` bytes with another content; or one
         that is the entry of another identity) counts as missing, and is said in the log: it is computed again.
         """
-        entry = self._open(folder := self.root / stage / self.key(identity))
-        whole = entry is not None and self._as_written(entry)
-        if not whole and not self.read_only and (folder / "manifest.json").is_file():
-            log.warning("%s is not what was written, and is made again", folder.relative_to(self.out))
-        return entry if whole else None
+        key = self.key(identity)
+        entry = self._whole(stage, key)
+        if entry is None and not self.read_only and (self.root / stage / key / "manifest.json").is_file():
+            log.warning("store/%s/%s is not what was written, and is made again", stage, key)
+        return entry
+
+    def _whole(self, stage: str, key: str) -> Entry | None:
+        entry = self._open(self.root / stage / key)
+        return entry if entry is not None and self._as_written(entry) else None
 
     def _as_written(self, entry: Entry) -> bool:
         """Return whether the small files of an entry are what was written; read once a process."""
@@ -353,7 +381,10 @@ class Store:
 
     def unfinished(self) -> list[Checkpoint]:
         """Return the places of all entries that were begun, kept a checkpoint and are not finished."""
-        return [Checkpoint(folder) for folder in sorted((self.root / "unfinished").glob("*/*"))]
+        return [Checkpoint(f) for f in self._checkpoints() if self._whole(f.parent.name, f.name) is None]
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.root / "unfinished").glob("*/*"))
 
     def lineage(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Return stage and identity of every step that an identity is made from, however far back, by key.
@@ -438,7 +469,7 @@ class Store:
                     },
                     "seconds": round(checkpoint.seconds if checkpoint else time.perf_counter() - started, 3),
                     "work": None if work is None else dict(work),
-                    "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "written": _time(),
                 }
                 (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -477,6 +508,11 @@ class Store:
                 return True
         except filelock.Timeout:
             return False
+
+
+def _time(seconds: float | None = None) -> str:
+    """Return a moment, this one unless another is given in seconds since 1970, as manifests have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _lock_name(stage: str, key: str) -> str:

@@ -109,10 +109,13 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
         advance(done, len(folders))
     unfinished = []
     for checkpoint in store.unfinished():
-        about = checkpoint.about
-        if about and not (wrong := checkpoint.damage):
+        if not checkpoint.is_there:
+            continue
+        # Twice: who is at work on the entry may have put the next one in its place meanwhile.
+        if not (wrong := checkpoint.damage and checkpoint.damage):
+            about = checkpoint.about
             unfinished.append(f"{about.get('label', '')}, stopped {about.get('written', '')}")
-        elif about:
+        else:
             problems.append(Problem(str(checkpoint.folder.relative_to(out)), f"checkpoint: {wrong}", entry=True))
             if remove:
                 store.abandon(checkpoint)
@@ -128,14 +131,14 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
     return Check(len(folders), len(records), n_bytes, tuple(problems), tuple(unfinished))
 
 
-def _opened(out: Path) -> Store:
+def _opened(out: Path, *, read_only: bool = True) -> Store:
     if not (out / "neurobench.json").is_file():
         raise StoreError(
             f"{out} is not an output folder of neurobench.",
             allowed="the --out folder of a run",
             next_step="Name the folder that holds neurobench.json.",
         )
-    return Store(out, read_only=True)
+    return Store(out, read_only=read_only)
 
 
 def _damage(store: Store, folder: Path) -> tuple[str, int]:
@@ -204,7 +207,7 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
     StoreError
         If it is no output folder, or an entry cannot be removed.
     """
-    store = _opened(out)
+    store = _opened(out, read_only=not remove)
     needed = _needed(out)
     before = (datetime.now(UTC) - timedelta(days=keep_days)).strftime("%Y-%m-%dT%H:%M:%SZ")
     everything = {stage: store.entries(stage) for stage in store.stages()}
@@ -231,14 +234,13 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
 
 
 def _abandoned(store: Store, before: str, remove: bool) -> list[Garbage]:
-    """Return checkpoints that were last written before some time, or never whole, and remove them."""
+    """Return checkpoints that were last written before some time, and remove them."""
     found = []
     for checkpoint in store.unfinished():
-        about = checkpoint.about
-        if str(about.get("written", "")) < before:
-            size = sum(p.stat().st_size for p in checkpoint.folder.iterdir())
+        if checkpoint.written < before:
+            label, size = str(checkpoint.about.get("label", "")), checkpoint.n_bytes
             if not remove or store.abandon(checkpoint):
-                found.append(Garbage("unfinished", str(about.get("label", "")), checkpoint.folder, size))
+                found.append(Garbage("unfinished", label, checkpoint.folder, size))
     return found
 
 

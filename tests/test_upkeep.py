@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -185,6 +186,27 @@ def test_what_is_unfinished_is_named_and_no_stage(out: Path):
     (problem,) = upkeep.check(out, remove=True).problems
     assert problem.what == "checkpoint: its arrays are not what was written"
     assert not checkpoint.folder.exists()
+    checkpoint = leave_unfinished(out, "it")
+    (checkpoint.folder / "checkpoint.json").write_text("{")
+    (problem,) = upkeep.check(out, remove=True).problems
+    assert problem.what.startswith("checkpoint: Expecting property name")
+    assert not checkpoint.folder.exists()
+    checkpoint.folder.mkdir()
+    assert upkeep.check(out).problems == (), "one is being written for the first time"
+
+
+def test_what_is_finished_is_not_unfinished(out: Path):
+    # Killed after it had put the entry in its place, and before it removed the checkpoint.
+    store = Store(out)
+    entry = store.entries("pretraining")[0]
+    checkpoint = store.checkpoint("pretraining", entry.manifest["identity"], "it")
+    checkpoint.write({"n_done": 3}, b"arrays")
+    assert (store.unfinished(), upkeep.check(out).unfinished) == ([], ())
+    with store.lock("pretraining", entry.manifest["identity"]):
+        Store(out)
+        assert checkpoint.is_there, "somebody is at work on it"
+    Store(out)
+    assert not checkpoint.folder.exists()
 
 
 def test_abandoned_checkpoints_go(out: Path):
@@ -192,6 +214,9 @@ def test_abandoned_checkpoints_go(out: Path):
     half = Store(out).checkpoint("pretraining", {"what": "half"}, "")
     half.folder.mkdir()
     (half.folder / ".half").write_bytes(b"1234")
+    os.utime(half.folder, (1577836800, 1577836800))
+    begun = Store(out).checkpoint("pretraining", {"what": "begun"}, "")
+    begun.folder.mkdir()
     found = upkeep.collect_garbage(out, remove=False)
     assert {(g.stage, g.label, g.path) for g in found} == {
         ("unfinished", "pretrain old", old.folder),
@@ -202,8 +227,7 @@ def test_abandoned_checkpoints_go(out: Path):
     with store.lock("pretraining", {"what": "old"}):
         assert [g.path for g in upkeep.collect_garbage(out)] == [half.folder], "somebody is at work on the other"
     assert "unfinished: 1 abandoned" in CliRunner().invoke(app, ["store", "gc", str(out)]).output
-    assert [c.folder for c in store.unfinished()] == [young.folder]
-    assert not half.folder.exists()
+    assert {c.folder for c in store.unfinished()} == {young.folder, begun.folder}
 
 
 def test_what_is_unfinished_stays_here(out: Path, tmp_path: Path):
