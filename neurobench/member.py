@@ -56,7 +56,8 @@ def main() -> int:
             where = {"dataset": member.dataset, "seed": member.seed, "row": row.label}
             about = {"stage": step.stage, "label": step.label, "key": step.key}
             torch.set_num_threads(distributed.threads(group.size))
-            with few_threads(here.grid.profile, here.device), logs.at(**where, **about), disk_errors(member.config.out):
+            writes = disk_errors(member.config.out, inside=True)
+            with few_threads(here.grid.profile, here.device), logs.at(**where, **about), writes:
                 step.compute(member.folder, advance, member.checkpoint)
     except Exception as error:
         said = str(error) if isinstance(error, NeurobenchError) else describe(error)

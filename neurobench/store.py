@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import filelock
 
@@ -50,8 +50,16 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors on writing into ones that say what to do."""
+def disk_errors(path: Path, *, inside: bool = False) -> Iterator[None]:
+    """Turn the operating system's errors on writing into ones that say what to do.
+
+    Parameters
+    ----------
+    path
+        What is written.
+    inside
+        What is written is a folder, and other files are read meanwhile: one that may not be read is no error of it.
+    """
     try:
         yield
     except StoreError:
@@ -62,11 +70,21 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"the disk that holds {path} is full.",
                 next_step="Nothing finished is lost: free some space and run the same command again to go on.",
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if _is_refused(error) and not (inside and _is_elsewhere(error, path)):
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}.", next_step="Choose another folder with --out."
             ) from error
         raise
+
+
+def _is_refused(error: Exception) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
+
+
+def _is_elsewhere(error: OSError, folder: Path) -> bool:
+    """Return whether an error names files, and none that is in a folder."""
+    named = [Path(os.fsdecode(f)) for f in (error.filename, error.filename2) if isinstance(f, str | bytes)]
+    return bool(named) and not any(f.absolute().is_relative_to(folder.absolute()) for f in named)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -452,7 +470,7 @@ class Store:
         target = self.root / stage / key
         beside = self.beside(stage, key)
         started = time.perf_counter()
-        with disk_errors(self.out):
+        with disk_errors(self.out, inside=True):
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             try:
@@ -493,7 +511,7 @@ class Store:
 
         The lock is the operating system's, so a process that dies lets it go.
         """
-        with disk_errors(self.out), self._lock(stage, self.key(identity)):
+        with disk_errors(self.out, inside=True), self._lock(stage, self.key(identity)):
             yield
 
     def _lock(self, stage: str, key: str) -> filelock.BaseFileLock:

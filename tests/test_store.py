@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from neurobench import steps
+from neurobench.cohorts import CohortSource
 from neurobench.cost import Work
 from neurobench.errors import StoreError
 from neurobench.execution import Executor
@@ -32,7 +33,7 @@ from neurobench.progress import Silent
 from neurobench.results import load_results
 from neurobench.steps import Step
 from neurobench.store import Store, atomic_write, disk_errors
-from tests.fakes import write_folder
+from tests.fakes import FakeDataset, write_folder
 from tests.tiny_run import PLUGIN, execute
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -319,6 +320,29 @@ def test_a_folder_that_cannot_be_written_is_said() -> None:
     finally:
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of another kind")
+def test_a_users_file_that_may_not_be_read_is_no_error_of_the_store() -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        write_folder(folder / "data")
+        theirs = sorted((folder / "data").glob("*.npy"))[0]
+        theirs.chmod(0)
+        (folder / "out").mkdir()
+        (folder / "out").chmod(0o777)
+        with nobody_special():
+            store = Store(folder / "out")
+            source = CohortSource(FakeDataset(), "fake", {"name": "fake"}, FakeDataset().spec, folder / "data")
+            cohort = source.load(store)
+            with pytest.raises(PermissionError), store.lock("stage", IDENTITY), store.write("stage", IDENTITY, "x"):
+                theirs.read_bytes()
+        (finding,) = [f for f in cohort.findings if f.code == "unreadable"]
+        assert "PermissionError" in finding.message
+        assert len(cohort.subjects) == 7
+    finally:
         shutil.rmtree(folder)
 
 
