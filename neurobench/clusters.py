@@ -49,8 +49,6 @@ LOOK_S = 1.0
 PATIENCE_S = 10.0
 """Seconds that steps wait for a worker before the run says so."""
 
-INSTALL = 'Install the extra: pip install "neurobench-fm[cluster]".'
-
 
 def connect(config: RunConfig, note: Callable[[str], None] = lambda message: None) -> DaskWorkers:
     """Return the workers of ``config.scheduler``, or of the batch system ``config.cluster``.
@@ -65,7 +63,7 @@ def connect(config: RunConfig, note: Callable[[str], None] = lambda message: Non
     Raises
     ------
     ConfigError
-        If Dask is not installed, nobody answers at the address, or the batch system cannot be used.
+        If nobody answers at the address, or the batch system cannot be used.
     """
     distributed = _imported("distributed")
     if config.scheduler:
@@ -84,12 +82,7 @@ def connect(config: RunConfig, note: Callable[[str], None] = lambda message: Non
 
 def _imported(module: str) -> Any:
     before = signal.getsignal(signal.SIGINT)
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"a cluster needs the package {error.name}, which is not installed.", next_step=INSTALL
-        ) from None
+    found = importlib.import_module(module)
     if signal.getsignal(signal.SIGINT) is not before and threading.current_thread() is threading.main_thread():
         # dask-jobqueue has Ctrl-C leave Python without a word: a run could not say that it was stopped.
         signal.signal(signal.SIGINT, before)

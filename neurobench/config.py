@@ -391,6 +391,10 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
             "--energy reads counters of the whole machine: of several processes each would be told the energy of all.",
             allowed="--jobs 1, in this process",
         )
+    if config.elsewhere:
+        yield from _lacks("--cluster" if config.cluster else "--scheduler", "distributed", "cluster")
+    if config.cluster:
+        yield from _lacks("--cluster", "dask_jobqueue", "cluster")
     if config.cluster and config.cluster_config is None:
         yield ConfigError(
             "--cluster needs a file with what to ask the batch system for.",

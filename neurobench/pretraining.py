@@ -44,6 +44,7 @@ __all__ = [
     "masks_of",
     "optimise",
     "pretrain",
+    "reached",
 ]
 
 AHEAD = 2
@@ -507,20 +508,16 @@ class Training:
         return False
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; without one, or with one of another version of torch, from the beginning.
+        """Go on from a checkpoint, if there is one that can be gone on from.
 
         Raises
         ------
         NeurobenchError
             If the network is not the one that wrote it; it is removed.
         """
-        if (found := checkpoint.read()) is None:
+        if (found := reached(checkpoint)) is None:
             return
         state, arrays = found
-        if (of := state.get("torch")) != torch.__version__:
-            log.warning("the checkpoint of %s is of torch %s; it is begun anew", checkpoint.label, of)
-            checkpoint.remove()
-            return
         try:
             self.restore(load(arrays), state["counts"])
         except (RuntimeError, KeyError, ValueError, TypeError, SafetensorError) as error:
@@ -529,6 +526,16 @@ class Training:
                 f"the backbone cannot go on from its own checkpoint, which was removed: {error}",
                 next_step="Run the same command again to begin anew; `neurobench check` tries backbones for this.",
             ) from error
+
+
+def reached(checkpoint: Checkpoint) -> tuple[dict[str, Any], bytes] | None:
+    """Return the state and the arrays to go on from, or None; what another version of torch wrote is removed."""
+    found = checkpoint.read()
+    if found is not None and (of := found[0].get("torch")) != torch.__version__:
+        log.warning("the checkpoint of %s is of torch %s; it is begun anew", checkpoint.label, of)
+        checkpoint.remove()
+        return None
+    return found
 
 
 @torch.random.fork_rng()

@@ -130,11 +130,6 @@ class State:
         """Whether it goes on."""
         return self.state == "running"
 
-    @property
-    def n_left(self) -> int:
-        """Steps that are not through."""
-        return max(0, self.n_steps - self.n_computed - self.n_found - self.n_failed)
-
 
 def new_id() -> str:
     """Return the id of a run that begins now."""

@@ -432,7 +432,7 @@ class CohortSteps:
             group = distributed.joined()
             if together is not None and group.size == 1:
                 # The seconds that led to it count here; the processes read it for themselves.
-                checkpoint.read()
+                pretraining.reached(checkpoint)
                 distributed.launch(self._member(together, identity, folder, checkpoint), advance)
                 return
             net, decoder = self._build(backbone)

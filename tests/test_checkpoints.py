@@ -216,11 +216,16 @@ def test_what_is_foreign_is_not_used(cohort: Cohort, tmp_path: Path, caplog: pyt
 def test_one_of_another_torch_is_not_used(
     cohort: Cohort, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped(cohort, place(tmp_path), 3)
+    first = place(tmp_path)
+    first._before = 1000.0
+    stopped(cohort, first, 3)
     monkeypatch.setattr(torch, "__version__", "99.0")
     with caplog.at_level(logging.WARNING, logger="neurobench.pretraining"):
+        # As the process asks that starts several to go on.
+        assert pretraining.reached(asked := place(tmp_path)) is None
         assert train(cohort, place(tmp_path))[2] == list(range(N_STEPS))
     assert "is of torch" in caplog.text
+    assert (asked.was_read, asked.seconds < 1000) == (False, True), "what led to it does not count"
 
 
 def test_one_of_another_network_is_removed_and_said(cohort: Cohort, tmp_path: Path) -> None:

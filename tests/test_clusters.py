@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -290,10 +291,20 @@ def test_nobody_at_the_address_is_said(tmp_path: Path, data: Path, monkeypatch: 
         execute(data, tmp_path / "out", scheduler="tcp://127.0.0.1:1")
 
 
-def test_without_dask_the_extra_is_named(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match=r"pip install \"neurobench-fm\[cluster\]\""):
-        execute(data, tmp_path / "out", scheduler="tcp://127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("options", "package"),
+    [({"scheduler": "tcp://127.0.0.1:1"}, "distributed"), ({"cluster": "slurm"}, "dask_jobqueue")],
+)
+def test_without_dask_the_extra_is_named_before_anything_is_prepared(
+    options: dict[str, str], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest)
+    )
+    config = RunConfig.from_options(backbone="mamba", mask="roi", **options)
+    with pytest.raises(ConfigErrors, match=rf"{package}, which is not installed.*neurobench-fm\[cluster\]"):
+        expand(config, load_registry())
 
 
 def there(config: RunConfig, code: str) -> Outcome:

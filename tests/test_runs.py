@@ -97,7 +97,7 @@ def test_a_run_says_what_failed_and_its_records_come_with_each_seed(
     assert rows["tiny · roi", 0].state == "done"
     broken = [r for r in found.rows if r.backbone == "breaks_in_training"]
     assert {r.state for r in broken} == {"failed"}
-    assert sum(r.n_steps - r.n_stored for r in broken) == one.n_failed + one.n_left
+    assert sum(r.n_steps - r.n_stored for r in broken) == one.n_steps - one.n_computed - one.n_found
     assert any(error == "RuntimeError: lost the thread" for _, error in one.errors)
     assert "lost the thread" in said(found)
 
@@ -165,7 +165,7 @@ def test_a_step_that_fails_elsewhere_is_told_at_once(out: Path) -> None:
         run.written(todo, {row: "ValueError: no"})
     (one,) = runs.read_runs(out)
     assert one.errors == [["b", "ValueError: no"]]
-    assert (one.n_steps, one.n_computed, one.n_failed, one.n_left) == (3, 1, 1, 1)
+    assert (one.n_steps, one.n_computed, one.n_failed) == (3, 1, 1)
     assert (one.failed_rows, one.n_written) == ([0], 1)
 
 
