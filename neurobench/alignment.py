@@ -141,7 +141,7 @@ def assemble(
     )
     return Cohort(
         dataset=label,
-        card=dataset.card,
+        card=listing.card or dataset.card,
         signal=dataset.signal,
         modality=dataset.modality,
         source=source,

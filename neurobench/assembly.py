@@ -242,15 +242,17 @@ def _components(row: Row) -> dict[str, ComponentSpec | None]:
 
 def _data_record(run: CohortRun) -> DataRecord:
     cohort = run.cohort
+    card = cohort.card
     return DataRecord(
         dataset=cohort.dataset,
-        title=cohort.card.title,
+        title=card.title,
         source=cohort.source,
         variant=run.grid.config.variant if cohort.source == "simulated" else "",
-        revision=cohort.card.revision,
-        licence=cohort.card.licence,
-        access=cohort.card.access,
-        may_leave=cohort.card.may_leave,
+        revision=card.revision,
+        licence=card.licence,
+        access=card.access,
+        citation=card.cite(),
+        may_leave=card.may_leave,
         fingerprint=cohort.fingerprint,
         signal=cohort.signal,
         n_subjects=len(cohort.subjects),

@@ -61,6 +61,7 @@ def data_check(
     else:
         lost = f" of {report.n_listed} found" if report.n_recordings < report.n_listed else ""
         screen.print(f"{spec.label} in {folder}: {report.n_subjects} subjects, {report.n_recordings} recordings{lost}")
+        screen.print(f"{report.title}; licence: {report.licence}")
         console.print_findings(screen, report.findings)
         used_for = "what this folder can be used for" + ("" if deep else " (--deep reads every recording, too)")
         for title, table in (

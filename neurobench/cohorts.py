@@ -17,7 +17,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.identity import digest, file_digest
 from neurobench.preparation import prepare, target_sfreq
-from neurobench.records import Cohort, Event, Finding, Recording, SignalSpec
+from neurobench.records import Cohort, DatasetCard, Event, Finding, Recording, SignalSpec
 from neurobench.store import Entry, Store
 
 __all__ = ["CohortSource", "twin"]
@@ -135,6 +135,7 @@ def _write_cohort(cohort: Cohort, folder: Path, store: Store) -> None:
     for name in ("centre", "scale", "robust_scale", "present"):
         np.save(folder / f"{name}.npy", np.stack([getattr(r, name) for r in cohort.recordings]), allow_pickle=False)
     whole = {
+        "card": asdict(cohort.card),
         "units": cohort.units.describe(),
         "sfreq": cohort.sfreq,
         "fingerprint": cohort.fingerprint,
@@ -190,7 +191,7 @@ def _read_cohort(entry: Entry, source: CohortSource, store: Store) -> Cohort | N
         return None
     return Cohort(
         dataset=source.label,
-        card=source.dataset.card,
+        card=DatasetCard(**whole["card"] | {"traps": tuple(whole["card"]["traps"])}),
         signal=source.dataset.signal,
         modality=source.dataset.modality,
         source="simulated" if source.root is None else "real",

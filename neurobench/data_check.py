@@ -53,6 +53,8 @@ class DataReport:
         One row a column of the participants table: kind, labelled subjects, values.
     tasks
         One row a task: whether the folder can be used for it, subjects, what they are, and why not.
+    title, licence
+        Of the recordings, from the folder's own description where it has one.
     """
 
     findings: tuple[Finding, ...]
@@ -62,6 +64,8 @@ class DataReport:
     table: pd.DataFrame
     targets: pd.DataFrame
     tasks: pd.DataFrame
+    title: str
+    licence: str
 
     @property
     def usable(self) -> bool:
@@ -71,6 +75,8 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {
+            "title": self.title,
+            "licence": self.licence,
             "n_subjects": self.n_subjects,
             "n_recordings": self.n_recordings,
             "n_listed": self.n_listed,
@@ -160,6 +166,7 @@ def check_data(
     findings += _codes_left(present)
     findings += _predictable(present, kept, seconds)
     shown = present.drop(columns="duration_s", errors="ignore")
+    card = listing.card or dataset.card
     return DataReport(
         tuple(findings),
         len(present),
@@ -168,6 +175,8 @@ def check_data(
         _by_site(present, kept),
         pd.DataFrame([_describe_column(shown[c]) for c in shown.columns]),
         _by_task(dataset, label or dataset.name, present, kept, read, tasks or {}),
+        card.title,
+        card.licence,
     )
 
 

@@ -787,5 +787,7 @@ def _citation(line: Line, t: Table) -> list[str]:
     return [
         mine,
         f"neurobench: a benchmark suite for neuroimaging foundation models, version {version}. The neurobench authors.",
-        f"{d.title}: `neurobench data card {shlex.quote(r.dataset.name)}` says what its owners ask to have cited.",
+        f"{d.title}: {d.citation}"
+        if d.citation
+        else f"{d.title}: `neurobench data card {shlex.quote(r.dataset.name)}` says what its owners ask to have cited.",
     ]

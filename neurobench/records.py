@@ -82,6 +82,10 @@ class DatasetCard:
     inclusion: str = ""
     size: str = ""
 
+    def cite(self) -> str:
+        """Return what to cite, with its DOI."""
+        return self.citation if not self.doi or self.doi in self.citation else f"{self.citation} doi:{self.doi}"
+
 
 # ---------------------------------------------------------------- units
 
@@ -331,11 +335,14 @@ class Listing:
         Files to read, in a fixed order.
     findings
         Everything noticed, exclusions with their reasons among it.
+    card
+        Of these very recordings, where the folder describes itself; None: the dataset's.
     """
 
     participants: pd.DataFrame
     recordings: tuple[RecordingFile, ...]
     findings: tuple[Finding, ...] = ()
+    card: DatasetCard | None = None
 
 
 @dataclass(frozen=True)

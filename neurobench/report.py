@@ -26,6 +26,7 @@ from neurobench.evidence import Evidence
 from neurobench.interpretation import expert_loads, stability
 from neurobench.objectives import Latent, parse_objective
 from neurobench.plugins import Kind, Registry
+from neurobench.records import DatasetCard
 from neurobench.results import MetricRecord, Record, load_evidence, read_record, records_table
 from neurobench.runs import partial
 from neurobench.store import atomic_write, disk_errors
@@ -753,9 +754,7 @@ def _citations(records: Sequence[Record], cohorts: Sequence[Evidence], registry:
     seen = set()
     for evidence in cohorts:
         card = evidence.cohort["card"]
-        text = f"{card['title']}: {card['citation']}" + (
-            f" doi:{card['doi']}" if card["doi"] and card["doi"] not in card["citation"] else ""
-        )
+        text = f"{card['title']}: {DatasetCard(**card).cite()}"
         if text not in seen:
             seen.add(text)
             yield text

@@ -99,6 +99,7 @@ class DataRecord(_Strict):
     revision: str
     licence: str
     access: str
+    citation: str = Field(default="", description="what the owners of the recordings ask to have cited")
     may_leave: Literal["aggregates", "predictions", "all"]
     fingerprint: str
     signal: str

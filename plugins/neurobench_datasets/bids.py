@@ -2,7 +2,7 @@
 
 ::
 
-    participants.tsv
+    participants.tsv, dataset_description.json     beside it: what records and reports call the recordings
     derivatives/fmriprep/sub-01/func/sub-01_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz
     sub-01/meg/sub-01_task-rest_meg.fif                              signal=meg
 
@@ -33,6 +33,7 @@ from neurobench import (
 )
 from neurobench_datasets._bold_layouts import BOLD, list_fmriprep, mean_displacements, raw_finding, raw_images
 from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
+from neurobench_datasets._description import described
 from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings, task_labels
 from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from, read_table
 
@@ -160,7 +161,10 @@ class BIDS(Dataset):
             with_derivatives = {r.subject for r in recordings}
             only_raw = [p for p in raw if p.name.split("_")[0].removeprefix("sub-") not in with_derivatives]
             findings += [raw_finding(only_raw)] if only_raw else []
-        participants = self._participants(root, recordings, findings)
+        # Derivatives lie inside the data set whose table names the people.
+        places = (root, *root.resolve().parents[:2])
+        home = next((p for p in places if (p / "participants.tsv").is_file()), root)
+        participants = self._participants(home, recordings, findings)
         matched = []
         for r in recordings:
             subject = match_id(r.subject, participants.index)
@@ -172,13 +176,12 @@ class BIDS(Dataset):
         if self.modality == "fmri" and "mean_fd" not in participants:
             participants["mean_fd"] = mean_displacements(matched).reindex(participants.index)
         findings += missing_targets(participants, STANDARD)
-        return Listing(participants, tuple(sorted(matched, key=lambda r: r.id)), tuple(findings))
+        ordered = tuple(sorted(matched, key=lambda r: r.id))
+        return Listing(participants, ordered, tuple(findings), described(self.card, home))
 
-    def _participants(self, root: Path, recordings: list[RecordingFile], findings: list[Finding]) -> pd.DataFrame:
-        # Derivatives lie inside the data set whose table names the people.
-        places = [root / "participants.tsv", *(p / "participants.tsv" for p in root.resolve().parents[:2])]
-        table = next((p for p in places if p.is_file()), None)
-        if table is None:
+    def _participants(self, home: Path, recordings: list[RecordingFile], findings: list[Finding]) -> pd.DataFrame:
+        table = home / "participants.tsv"
+        if not table.is_file():
             text = (
                 "there is no participants.tsv, so nothing is known of the people and only reconstruction can be scored"
             )

@@ -5,6 +5,7 @@
     participants.tsv          participant_id, and any of age, sex, diagnosis, site, mean_fd, t_r, …
     timeseries/sub-01.npy     regions × volumes or volumes × regions; .npy .mat .csv .tsv .txt .1D
     regions.tsv               optional: name, group, x, y, z (mm, MNI)
+    dataset_description.json  optional, as of BIDS: Name, License, Authors, …: what records and reports call them
 
 The simulated twin has these files too, with a made-up parcellation of 64 regions.
 """
@@ -40,6 +41,7 @@ from neurobench_datasets._bold_twin import (
     synthetic_regions,
     write_effects,
 )
+from neurobench_datasets._description import described
 from neurobench_datasets._series_folder import list_series, read_listed_series
 from neurobench_datasets._tables import (
     STANDARD,
@@ -142,7 +144,7 @@ class Parcels(Dataset):
         )
         findings += more
         findings += missing_targets(participants, STANDARD)
-        return Listing(participants, recordings, tuple(findings))
+        return Listing(participants, recordings, tuple(findings), described(self.card, root))
 
     def read(self, file: RecordingFile) -> RawRecording:
         """Read one file as (regions, volumes)."""
