@@ -24,7 +24,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from neurobench import steps
+from neurobench import pretraining_steps
 from neurobench.cohorts import CohortSource
 from neurobench.cost import Work
 from neurobench.errors import StoreError
@@ -406,7 +406,7 @@ def test_a_file_that_vanishes_while_a_run_reads_it_fails_its_row_and_is_made_aga
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(tmp_path / "data", n_subjects=24)
-    read, vanished = steps.load_file, []
+    read, vanished = pretraining_steps.load_file, []
 
     def load_file(path: Path, device: str) -> Any:
         if not vanished:
@@ -415,7 +415,7 @@ def test_a_file_that_vanishes_while_a_run_reads_it_fails_its_row_and_is_made_aga
             shutil.rmtree(path.parent)
         return read(path, device=device)
 
-    monkeypatch.setattr(steps, "load_file", load_file)
+    monkeypatch.setattr(pretraining_steps, "load_file", load_file)
     first = execute(tmp_path / "data", tmp_path / "out", task="age")
     (failed,) = first.failed
     error = first.table.set_index("status").loc["failed", "error"]
