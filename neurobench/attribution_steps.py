@@ -9,7 +9,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import adaptation, attentive, attribution, masking, reconstruction, sensory, tokens
+from neurobench import (
+    adaptation,
+    attentive,
+    attribution,
+    cohort_steps,
+    feature_steps,
+    harmonisation,
+    masking,
+    reconstruction,
+    sensory,
+    tokens,
+)
 from neurobench.components import ComponentSpec, parse_component
 from neurobench.contracts import SubjectTask
 from neurobench.feature_steps import FeatureSteps
@@ -40,10 +51,23 @@ class AttributionSteps(FeatureSteps):
             "chunks": len(self.chunks),
             "tasks": [self.component(t) for t in tasks],
             "probe": self.probe(row),
+            "harmonise": self.grid.config.harmonise,
             "families": self.families(fold.train),
             "importance": "every signal",
             "seed": self.seed,
-            "code": code_digest(attribution, sensory, adaptation, attentive, reconstruction, tokens, masking),
+            "code": code_digest(
+                __name__,
+                cohort_steps,
+                feature_steps,
+                harmonisation,
+                attribution,
+                sensory,
+                adaptation,
+                attentive,
+                reconstruction,
+                tokens,
+                masking,
+            ),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
@@ -96,12 +120,13 @@ class AttributionSteps(FeatureSteps):
         target = task.target(self.cohort.participants).dropna()
         train = [s for s in fold.train if s in target.index]
         test = [s for s in fold.test if s in target.index]
-        subjects, x = self.features(row, spec, fold)
+        subjects, whole = self.stored_features(row, spec, fold)
+        occluded = [np.stack([g[s] for s in test]) for g in without.values()]
+        # Sites go out of all of them by the same fit, or what they leave would read as the loss of a group.
+        x = self.harmonised(row, spec, fold, [*subjects, *test * len(without)], np.concatenate([whole, *occluded]))
         place = {s: i for i, s in enumerate(subjects)}
         y = np.asarray(target.loc[train], np.float64)
-        stacked = np.concatenate(
-            [x[[place[s] for s in test]], *(np.stack([g[s] for s in test]) for g in without.values())]
-        )
+        stacked = np.concatenate([x[[place[s] for s in test]], x[len(subjects) :]])
         seed = seed_for(self.seed, "probe", spec.label, fold.index)
         tables = []
         for control, labels in (("", y), ("labels", attribution.permuted_labels(y, seed))):

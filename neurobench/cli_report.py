@@ -28,13 +28,15 @@ def report(
     Example: neurobench report neurobench-results
     """
     from neurobench import console
-    from neurobench.report import build_report, report_table, write_report
+    from neurobench.report import build_report
+    from neurobench.report_writing import write_report
+    from neurobench.results import records_table
 
     screen, side = console.make_console(), console.make_console(stderr=True)
     with side.status("drawing") if side.is_terminal else contextlib.nullcontext():
         registry = open_registry(plugin or ())
         built = build_report(out, registry, figures=figures)
-        paths = write_report(built, report_table(out), to or out / "report")
+        paths = write_report(built, records_table(out), to or out / "report")
     for line in built.partial:
         screen.print(line, markup=False, style="yellow")
     for section in built.sections:

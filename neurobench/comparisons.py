@@ -101,7 +101,7 @@ class _Task(Paired):
         self.higher = bool(rows["higher_is_better"].iloc[0])
         self.of: dict[_Key, dict[int, Row]] = {}
         self.left_out: list[str] = []
-        self.silent: set[int] = set()
+        self.silent: set[Row] = set()
         self.apart: dict[str, str] = {}
         first: Row | None = None
         family: NDArray[np.int64] | None = None
@@ -124,7 +124,7 @@ class _Task(Paired):
             if r["backbone"]:
                 self.apart[r["row"]] = self.apart[r["backbone"]] = str(r.get("apart", ""))
             if r["above_chance"] is False or str(r["above_chance"]) == "False":
-                self.silent.add(id(built))
+                self.silent.add(built)
         super().__init__(0 if first is None else len(first.subjects), seed=seed, family=family)
 
     def grid(self) -> tuple[list[str], list[str], dict[tuple[str, str], dict[int, Row]]]:
@@ -137,7 +137,7 @@ class _Task(Paired):
     def heard(self) -> bool:
         """Whether any pretrained row is above chance, or was not asked."""
         return any(
-            id(row) not in self.silent for k, rows in self.of.items() if k.kind == "pretrained" for row in rows.values()
+            row not in self.silent for k, rows in self.of.items() if k.kind == "pretrained" for row in rows.values()
         )
 
     def contrast(
@@ -148,7 +148,7 @@ class _Task(Paired):
         winner = ""
         if found["low"] > 0 or found["high"] < 0:
             ahead = (found["low"] > 0) == self.higher
-            heard = any(id(pair[0 if ahead else 1]) not in self.silent for pair in terms)
+            heard = any(pair[0 if ahead else 1] not in self.silent for pair in terms)
             winner = (first if ahead else second) if heard and not self.unequal(first, second) else ""
         return self._where(by, first, second) | found | {"winner": winner}
 

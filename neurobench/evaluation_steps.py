@@ -19,6 +19,7 @@ from neurobench import (
     attentive,
     confounds,
     finetuning,
+    harmonisation,
     metrics,
     retrieval,
     retrieval_scoring,
@@ -100,7 +101,7 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, *ADAPTATION, confounds),
+            "code": code_digest(__name__, scoring, metrics, *ADAPTATION, confounds, harmonisation),
         }
 
         n_refits = self.grid.config.refit_permutations
@@ -278,7 +279,7 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, *ADAPTATION, windows, window_scoring),
+            "code": code_digest(__name__, scoring, metrics, *ADAPTATION, windows, window_scoring),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
@@ -339,7 +340,9 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, adaptation, windows, window_scoring, retrieval, retrieval_scoring),
+            "code": code_digest(
+                __name__, scoring, metrics, adaptation, windows, window_scoring, retrieval, retrieval_scoring
+            ),
         }
         known = task.embeddings(sorted(set(rows.labels))) if task.gallery_from == "train" else None
         if known is not None:

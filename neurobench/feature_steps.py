@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import adaptation, harmonisation, tokens
+from neurobench import adaptation, cohort_steps, harmonisation, tokens
 from neurobench.cohort_steps import once
 from neurobench.components import ComponentSpec, Setting
 from neurobench.contracts import COVARIATES, Baseline, RetrievalTask, SubjectTask, Task, WindowTask
@@ -48,7 +48,7 @@ class FeatureSteps(PretrainingSteps):
         """Embed every subject with the frozen backbone of a fold."""
         identity = {
             **self._network_identity(backbone, mask, fold),
-            "code": code_digest(adaptation, tokens),
+            "code": code_digest(__name__, cohort_steps, adaptation, tokens),
             "subjects": digest(list(self.cohort.subjects)),
         }
 
@@ -71,7 +71,7 @@ class FeatureSteps(PretrainingSteps):
         """Embed every window of a task with the frozen backbone of a fold."""
         identity = {
             **self._network_identity(backbone, mask, fold),
-            "code": code_digest(adaptation, tokens),
+            "code": code_digest(__name__, cohort_steps, adaptation, tokens),
             "windows": self.rows_of(task).cohort.fingerprint,
         }
 
@@ -132,6 +132,7 @@ class FeatureSteps(PretrainingSteps):
             **self._fold_identity(fold),
             "baseline": self.component(baseline),
             "task": self.component(task) if cls.depends_on_task else None,
+            "code": code_digest(__name__, cohort_steps),
         }
         if of_windows:
             identity["windows"] = self.rows_of(task).cohort.fingerprint
@@ -152,13 +153,22 @@ class FeatureSteps(PretrainingSteps):
 
     def features(self, row: Row, task: ComponentSpec, fold: Fold) -> tuple[list[str], NDArray[np.float64]]:
         """Return subjects and their feature rows."""
+        subjects, features = self.stored_features(row, task, fold)
+        return subjects, self.harmonised(row, task, fold, subjects, features)
+
+    def stored_features(self, row: Row, task: ComponentSpec, fold: Fold) -> tuple[list[str], NDArray[np.float64]]:
+        """Return subjects and their feature rows, before sites are taken out."""
         entry = self.fetch(self.feature_step(row, task, fold))
-        features = np.load(entry.file("features.npy"), allow_pickle=False).astype(np.float64)
-        subjects = entry.json("subjects.json")
-        if self.harmonises(row, task):
-            people, train = self.cohort.participants.loc[subjects], np.isin(subjects, fold.train)
-            features = harmonisation.by_site(features, people, train, _target_column(self.task(task)))
-        return subjects, features
+        return entry.json("subjects.json"), np.load(entry.file("features.npy"), allow_pickle=False).astype(np.float64)
+
+    def harmonised(
+        self, row: Row, task: ComponentSpec, fold: Fold, subjects: list[str], features: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return feature rows as the probe is given them; a test subject may have several, a training subject one."""
+        if not self.harmonises(row, task):
+            return features
+        people, train = self.cohort.participants.loc[subjects], np.isin(subjects, fold.train)
+        return harmonisation.by_site(features, people, train, _target_column(self.task(task)))
 
     def probe(self, row: Row) -> adaptation.Probe:
         """Return what predicts from a row's features: what the run asks for, unless a baseline brings its own."""

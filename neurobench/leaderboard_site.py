@@ -42,7 +42,7 @@ from neurobench.leaderboard import (
 )
 from neurobench.objectives import parse_objective
 from neurobench.plugins import Registry, load_registry
-from neurobench.report import CONFOUNDS
+from neurobench.report_results import CONFOUNDS
 from neurobench.results import MetricRecord, Record
 from neurobench.store import atomic_write
 from neurobench.tables import count, decimals, duration, metric_name, spreadsheet_cell

@@ -233,7 +233,7 @@ class Paired:
             N_PERMUTATIONS, np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
         )
         self._more: dict[int, list[NDArray[np.bool_]]] = {}
-        self._drawn: dict[int, tuple[float, Array, Array]] = {}
+        self._drawn: dict[Row, tuple[float, Array, Array]] = {}
 
     def _p(self, terms: Sequence[tuple[Row, Row]]) -> float:
         """Return the share of exchanges that reach the mean difference over pairs, (b + 1) / (m + 1)."""
@@ -270,11 +270,12 @@ class Paired:
 
     def drawn(self, row: Row) -> tuple[float, Array, Array]:
         """Return value, (draws,) bootstrap values and (folds,) values of a row, computed once."""
-        if id(row) not in self._drawn:
+        # By the row itself, which is kept: the id of one that is gone may be another's.
+        if row not in self._drawn:
             folds = (row.fold == np.unique(row.fold)[:, None]).astype(float)
             value = float(row.values(np.ones((1, self.n)))[0])
-            self._drawn[id(row)] = value, row.values(self.weights), row.values(folds)
-        return self._drawn[id(row)]
+            self._drawn[row] = value, row.values(self.weights), row.values(folds)
+        return self._drawn[row]
 
     def difference(self, terms: Sequence[tuple[Row, Row]], n_seeds: int = 1) -> dict[str, Any]:
         """Return the mean difference over pairs of rows: first minus second, with everything that is known of it.

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import neurobench
 from neurobench import (
+    cohort_steps,
     connectivity,
     contracts,
     distributed,
@@ -101,7 +102,18 @@ class PretrainingSteps(CohortSteps):
             "ratio": self.grid.ratio if strategy.pretrains else 0.0,
             "objective": objective.identity() if strategy.pretrains else None,
             "device": self.device.type,
-            "code": code_digest(contracts, connectivity, pretraining, learners, objectives, tokens, masking, transfer),
+            "code": code_digest(
+                __name__,
+                cohort_steps,
+                contracts,
+                connectivity,
+                pretraining,
+                learners,
+                objectives,
+                tokens,
+                masking,
+                transfer,
+            ),
         }
 
         together = self.grid.distributed if n_steps else None

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from neurobench import evoked, evoked_scores, masking, metrics, reconstruction, scoring, tokens
+from neurobench import (
+    cohort_steps,
+    evoked,
+    evoked_scores,
+    grand_average,
+    masking,
+    metrics,
+    reconstruction,
+    scoring,
+    tokens,
+)
 from neurobench.cohort_steps import once
 from neurobench.components import ComponentSpec, parse_component
 from neurobench.contracts import EvokedTask, ReconstructionTask
@@ -39,7 +49,7 @@ class ReconstructionSteps(PretrainingSteps):
             "mask": self.component(mask),
             "ratio": ratio,
             "chunks": len(self.chunks),
-            "code": code_digest(reconstruction, tokens, masking),
+            "code": code_digest(__name__, cohort_steps, reconstruction, tokens, masking),
         }
         if row.kind == "filler":
             identity |= self._fold_identity(fold)
@@ -127,7 +137,7 @@ class ReconstructionSteps(PretrainingSteps):
             "task": self.component(spec),
             "events": self._events,
             "chunks": len(self.chunks),
-            "code": code_digest(evoked, reconstruction, tokens, masking),
+            "code": code_digest(__name__, cohort_steps, evoked, grand_average, reconstruction, tokens, masking),
         }
         if row.kind == "filler":
             identity |= self._fold_identity(fold)
@@ -194,7 +204,7 @@ class ReconstructionSteps(PretrainingSteps):
             "row": row.label,
             "task": self.component(spec),
             "seed": self.seed,
-            "code": code_digest(scoring, metrics, reconstruction),
+            "code": code_digest(__name__, scoring, metrics, reconstruction),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
@@ -212,7 +222,7 @@ class ReconstructionSteps(PretrainingSteps):
             "row": row.label,
             "task": self.component(spec),
             "seed": self.seed,
-            "code": code_digest(evoked, evoked_scores, scoring, metrics),
+            "code": code_digest(__name__, evoked, evoked_scores, scoring, metrics),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:

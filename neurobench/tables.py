@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "TextTable",
     "benchmark_cells",
     "comparison_cells",
     "duration",
@@ -27,6 +28,15 @@ __all__ = [
     "seed_cells",
     "spreadsheet_cell",
 ]
+
+
+@dataclass(frozen=True, eq=False)
+class TextTable:
+    """A table of text: columns, rows, and which rows start a new block under a heading."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    headings: Mapping[int, str] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- words and numbers

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from neurobench import attribution, pretraining, reconstruction, tokens
+from neurobench import attribution, pretraining, probing, reconstruction, tokens
 from neurobench.cohorts import twin
 from neurobench.config import RunConfig, expand
 from neurobench.identity import seed_for
@@ -20,7 +20,10 @@ from neurobench.opening import cohort_source
 from neurobench.plugins import load_registry
 from neurobench.records import BackboneSpec, Batch
 from neurobench.specimens import simulated_cohort
+from neurobench.stages import CohortRun
 from neurobench.store import Store
+from tests.fakes import write_folder
+from tests.tiny_run import PLUGIN
 
 CPU = torch.device("cpu")
 
@@ -138,3 +141,42 @@ def test_regions_of_one_network_are_found_and_not_with_randomised_weights(tmp_pa
         areas.append(roc_auc_score(planted, found.matrix()[:, chunk][pairs]))
     assert areas[0] >= 0.8
     assert areas[1] <= 0.65
+
+
+def harmonising_run(folder: Path, harmonise: str) -> CohortRun:
+    write_folder(folder / "data", n_subjects=48)
+    config = RunConfig.from_options(
+        backbone="tiny",
+        mask="roi",
+        dataset="fake",
+        task="age",
+        data_dir=folder / "data",
+        attribution=True,
+        harmonise=harmonise,
+        plugin_files=PLUGIN,
+        out=folder / "out",
+    )
+    registry = load_registry(config.plugin_files)
+    grid = expand(config, registry)
+    source = cohort_source(grid.datasets[0], grid, registry)
+    return CohortRun(source.load(Store(folder / "out")), source, grid, registry, 0, CPU, probing.nothing)
+
+
+def test_a_group_without_which_nothing_changes_is_worth_nothing_when_sites_are_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain, run = (harmonising_run(tmp_path / name, name) for name in ("none", "site"))
+    row = next(r for r in run.rows if r.kind == "pretrained")
+    people = list(run.cohort.subjects)
+    x = np.random.default_rng(0).normal(size=(len(people), 4))
+    x[run.cohort.participants.loc[people, "site"] == "A"] += 5.0
+    monkeypatch.setattr(run, "stored_features", lambda row, task, fold: (people, x))
+    task, fold = run.tasks[0], run.folds[0]
+    assert not np.allclose(run.features(row, task, fold)[1], x)
+    found = run._occluded_predictions(row, fold, task, {"group": dict(zip(people, x, strict=True))})
+    predicted = found.set_index(["control", "participant_id"]).pivot(columns="group", values="prediction")
+    assert len(predicted) == 2 * len(fold.test)
+    np.testing.assert_allclose(predicted["group"], predicted[""], rtol=1e-9)
+    # What is stored of the one run is not found by the other.
+    keys = [r.attribution_step(row, fold, r.tasks).identity["harmonise"] for r in (plain, run)]
+    assert keys == ["none", "site"]

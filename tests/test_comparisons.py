@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +186,15 @@ def test_seed_spread_stands_apart_and_together():
     assert found["difference"] == pytest.approx(np.mean(each))
     assert found["sd_seeds"] == pytest.approx(np.std(each, ddof=1))
     assert found["se_combined"] > 1.5 * found["se_subjects"]
+
+
+def test_a_row_whose_draws_are_remembered_is_kept_so_that_no_other_one_gets_them():
+    row, paired = row_of("mae", people(40)), Paired(40)
+    paired.drawn(row)
+    kept = weakref.ref(row)
+    del row
+    gc.collect()
+    assert kept() is not None
 
 
 def test_a_metric_that_cannot_be_compared_is_refused():

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import neurobench
 from neurobench.cli import app
-from neurobench.report import _alike
+from neurobench.report_cohort import _alike
 from neurobench.results import load_results, read_record
 
 

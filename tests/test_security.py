@@ -27,8 +27,10 @@ from neurobench.errors import ConfigError, DataError, StoreError
 from neurobench.evidence import Evidence
 from neurobench.options import RunConfig
 from neurobench.parsing import parse_json, parse_yaml
-from neurobench.report import Grid, Report, _markdown_table, write_report
+from neurobench.report import Report
+from neurobench.report_writing import _markdown_table, write_report
 from neurobench.results import read_record, record_text
+from neurobench.tables import TextTable
 from neurobench_backbones._weights import read_weights
 from neurobench_datasets._atlases import read_names
 from neurobench_datasets._meg_sidecars import noise_file
@@ -208,7 +210,7 @@ def test_json_is_written_and_read_again(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_report_of_hostile_names_is_text(tmp_path: Path) -> None:
     quoted = f'"><img src=x onerror=alert(1)>{EVIL}'
-    grid = Grid([EVIL, "score"], [[quoted, "1 < 2"]])
+    grid = TextTable([EVIL, "score"], [[quoted, "1 < 2"]])
     report = Report(
         *(EVIL, "today", "0", [], [quoted], [(EVIL, quoted)], grid, ["javascript:alert(1)", quoted], [EVIL]),
         restricted=[quoted],
