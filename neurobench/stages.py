@@ -24,6 +24,7 @@ from neurobench import (
     evoked_scores,
     finetuning,
     metrics,
+    paired,
     reconstruction,
     retrieval,
     retrieval_scoring,
@@ -400,7 +401,7 @@ class CohortRun(CohortSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(adaptation, attentive, confounds),
+            "code": code_digest(adaptation, attentive, confounds, scoring, metrics),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
@@ -471,7 +472,7 @@ class CohortRun(CohortSteps):
             "row": row.label,
             "task": self.component(spec),
             "seed": self.seed,
-            "code": code_digest(evoked, evoked_scores, scoring, metrics),
+            "code": code_digest(evoked, evoked_scores, paired, scoring, metrics),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:

@@ -33,6 +33,7 @@ from neurobench import (
     distributed,
     energy,
     evoked,
+    grand_average,
     hardware,
     harmonisation,
     learners,
@@ -155,13 +156,18 @@ FILLERS = Row("filler", "trivial fillers")
 """Stands for all trivial fillers: one stored entry holds them."""
 
 
+COMMON = ("contracts", "identity", "records", "visible")
+"""Modules of the core that every step computes with: what backbones are built on, batches, seeds."""
+
+
 @functools.cache
 def code_digest(*modules: Any) -> str:
-    """Return a hash of the source of some core modules: a change of the code is a change of the identity.
+    """Return a hash of the source of some core modules, and of :data:`COMMON`: other code is another identity.
 
     Read once, as plugins are: what runs is what was imported.
     """
-    return digest([file_digest(Path(m.__file__)) for m in modules])
+    common = [Path(__file__).with_name(f"{name}.py") for name in COMMON]
+    return digest([file_digest(path) for path in (*(Path(m.__file__) for m in modules), *common)])
 
 
 def once(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -912,7 +918,7 @@ class CohortSteps:
             "task": self.component(spec),
             "events": self._events,
             "chunks": len(self.chunks),
-            "code": code_digest(evoked, reconstruction, tokens, masking),
+            "code": code_digest(evoked, grand_average, reconstruction, tokens, masking),
         }
         if row.kind == "filler":
             identity |= self._fold_identity(fold)
