@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
 import re
 import signal
 import threading
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import neurobench
-from neurobench import logs
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.execution import Here, Outcome, Workers, describe
 from neurobench.identity import digest, file_digest
@@ -341,7 +339,6 @@ class DaskWorkers(Workers):
         try:
             return future.result()
         except KilledWorker:
-            logs.tell("step-lost", "one worker after the other ended", level=logging.WARNING)
             died = NeurobenchError(
                 "one worker after the other ended while it computed this step.",
                 next_step="They may have run out of memory or of walltime: ask for more, or use a smaller --profile.",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from neurobench import adaptation, attentive, confounds, harmonisation
+from neurobench import adaptation, attentive, confounds, harmonisation, metrics, scoring
 from neurobench.cohort_steps import once
 from neurobench.contracts import SubjectTask
 from neurobench.cost import Work
@@ -50,7 +50,7 @@ class ConfoundSteps(FeatureSteps):
             "folds": self.fold_fingerprint,
             "cohort": self.cohort.fingerprint,
             "seed": self.seed,
-            "code": code_digest(__name__, adaptation, attentive, confounds, harmonisation),
+            "code": code_digest(__name__, adaptation, attentive, confounds, harmonisation, scoring, metrics),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:

@@ -554,7 +554,6 @@ class Terminal:
         )
         self._open: list[Any] = []
         self._elsewhere: dict[str, Any] = {}
-        self._computed = False
 
     def __enter__(self) -> Terminal:
         self._bars.start()
@@ -566,13 +565,11 @@ class Terminal:
     @contextlib.contextmanager
     def grid(self, total: float) -> Iterator[Done]:
         """Show the bar of the whole grid."""
-        # What was prepared before is none of its steps.
-        left, self._computed = TimeLeft(total), False
+        left = TimeLeft(total)
         bar = self._bars.add_task("all", total=total or 1.0, left=left)
 
-        def done(seconds: float) -> None:
-            left.step(seconds, computed=self._computed)
-            self._computed = False
+        def done(seconds: float, computed: bool) -> None:
+            left.step(seconds, computed)
             self._bars.advance(bar, seconds)
 
         try:
@@ -587,7 +584,6 @@ class Terminal:
             self._bars.update(other, visible=False)
         bar = self._bars.add_task(label, total=None)
         self._open.append(bar)
-        self._computed = True
         try:
             yield lambda done, total: self._bars.update(bar, completed=done, total=total)
         finally:
@@ -597,7 +593,6 @@ class Terminal:
 
     def at_work(self, labels: Sequence[str]) -> None:
         """Show a bar without an end for every stage at work in another process."""
-        self._computed |= bool(labels)
         for label in set(self._elsewhere) - set(labels):
             self._bars.remove_task(self._elsewhere.pop(label))
         for label in labels:

@@ -257,6 +257,7 @@ def in_turn(
     for one in todo:
         failures: dict[Row, str] = {}
         for row, step in one.steps:
+            n_before = len(executor.computed)
             if row not in failures:
                 try:
                     with logs.at(dataset=one.run.dataset.label, seed=one.run.seed, row=row.label):
@@ -268,7 +269,7 @@ def in_turn(
                     executor.progress.failed(step.label, failures[row])
                 if row in failures:
                     release()
-            done(seconds(step))
+            done(seconds(step), len(executor.computed) > n_before)
         yield one, failures
 
 
@@ -448,7 +449,7 @@ class _Schedule:
                     continue
                 else:
                     executor.stored.add(key)
-                done(seconds(step))
+                done(seconds(step), False)
         self._needed_by: dict[str, list[_Node]] = {}
         for node in nodes.values():
             needs = set(keys_in(node.step.identity)) & nodes.keys()
@@ -492,14 +493,14 @@ class _Schedule:
 
     def take(self, job: _Job, outcome: Outcome) -> None:
         """Count the steps of a job as done, or have them tried again where it is not known which is to blame."""
-        # Who only waited behind the one that is to blame is told the same: each is tried alone first.
-        if outcome.error and not job[0].broke:
-            self.again(job)
+        if outcome.error:
+            self.again(job, outcome.error)
             return
-        for node in job:
-            self.finish(node, outcome.failed.get(node.key, outcome.error))
+        # Those that were computed first: the time that has gone by is theirs.
+        for node in sorted(job, key=lambda node: node.key not in outcome.computed):
+            self.finish(node, outcome.failed.get(node.key, ""), computed=node.key in outcome.computed)
 
-    def finish(self, node: _Node, error: str) -> None:
+    def finish(self, node: _Node, error: str, *, computed: bool = False) -> None:
         """Count a step as done; with an error, its rows are left there, and steps that need it fail by themselves."""
         for number, row in node.waiting:
             self._left[number] -= 1
@@ -513,7 +514,7 @@ class _Schedule:
             other.n_needed -= 1
             if other.n_needed == 0:
                 heapq.heappush(self._ready, (other.order, other))
-        self._done(self._seconds(node.step))
+        self._done(self._seconds(node.step), computed)
 
     def through(self) -> list[int]:
         """Return the numbers of those of which no step is left, once each."""
@@ -528,19 +529,22 @@ class _Schedule:
             else:
                 heapq.heappush(self._ready, (node.order, node))
 
-    def again(self, job: _Job) -> None:
-        """Have steps tried once more, each alone, after the process that computed them, or one beside it, has died."""
+    def again(self, job: _Job, error: str = "") -> None:
+        """Have steps tried once more, each alone, after the process that computed them, or one beside it, has died.
+
+        Who only waited behind the one that is to blame is tried alone too. ``error``: of those that were already.
+        """
         for node in job:
             node.broke += 1
             logs.tell("step-lost", level=logging.WARNING, stage=node.step.stage, label=node.step.label, key=node.key)
             if node.broke == 1:
                 self._suspects.append(node)
                 continue
-            error = NeurobenchError(
+            twice = NeurobenchError(
                 f"the process that computed {node.step.label!r} ended twice without an error.",
                 next_step="The system may have killed it for its memory: use fewer --jobs, or a smaller --profile.",
             )
-            self.finish(node, describe(error))
+            self.finish(node, error or describe(twice))
 
 
 # ---------------------------------------------------------------- in another process

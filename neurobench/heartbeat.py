@@ -63,7 +63,6 @@ class Heartbeat:
         )
         self._executor: Executor | None = None
         self._left = TimeLeft(0.0)
-        self._computed = False
         self._open: list[str] = []
         self._elsewhere: tuple[str, ...] = ()
         self._keys: dict[str, set[tuple[str, str]]] = {}
@@ -170,21 +169,18 @@ class Heartbeat:
     @contextlib.contextmanager
     def grid(self, total: float) -> Iterator[Done]:
         """Begin a grid."""
-        # What was prepared before is none of its steps.
-        self._left, self._computed = TimeLeft(total), False
+        self._left = TimeLeft(total)
         with self.progress.grid(total) as inner:
 
-            def done(seconds: float) -> None:
-                self._left.step(seconds, computed=self._computed)
-                self._computed = False
-                inner(seconds)
+            def done(seconds: float, computed: bool) -> None:
+                self._left.step(seconds, computed)
+                inner(seconds, computed)
 
             yield done
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Advance]:
         """Begin a stage."""
-        self._computed = True
         self._open.append(label)
         try:
             with self.progress.stage(label) as advance:
@@ -194,7 +190,6 @@ class Heartbeat:
 
     def at_work(self, labels: Sequence[str]) -> None:
         """Say what is at work elsewhere."""
-        self._computed |= bool(labels)
         self._elsewhere = tuple(labels)
         self.progress.at_work(labels)
 

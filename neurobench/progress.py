@@ -14,15 +14,15 @@ __all__ = ["Advance", "Done", "Progress", "Silent", "TimeLeft"]
 Advance = Callable[[int, int], None]
 """Called with what is done of a stage, and its total."""
 
-Done = Callable[[float], None]
-"""Called when a step of a grid is finished or was found stored, with the seconds it was estimated to take."""
+Done = Callable[[float, bool], None]
+"""Called when a step of a grid is through, with the seconds it was estimated to take and whether it was computed."""
 
 
 class Progress(Protocol):
     """Where progress goes."""
 
     def grid(self, total: float) -> AbstractContextManager[Done]:
-        """Begin a grid of ``total`` estimated seconds; the time left is learned from the stages inside it."""
+        """Begin a grid of ``total`` estimated seconds; the time left is learned from steps that are computed."""
         ...
 
     def stage(self, label: str) -> AbstractContextManager[Advance]:
@@ -48,7 +48,7 @@ class Silent:
     @contextlib.contextmanager
     def grid(self, total: float) -> Iterator[Done]:
         """Begin a grid."""
-        yield lambda seconds: None
+        yield lambda seconds, computed: None
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Advance]:
@@ -82,7 +82,7 @@ class TimeLeft:
     def __post_init__(self) -> None:
         self.since = self.clock()
 
-    def step(self, seconds: float, *, computed: bool) -> None:
+    def step(self, seconds: float, computed: bool) -> None:
         """Count one step of ``seconds`` estimated seconds."""
         now = self.clock()
         if computed:

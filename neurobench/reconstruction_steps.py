@@ -17,6 +17,7 @@ from neurobench import (
     grand_average,
     masking,
     metrics,
+    paired,
     reconstruction,
     scoring,
     tokens,
@@ -222,7 +223,7 @@ class ReconstructionSteps(PretrainingSteps):
             "row": row.label,
             "task": self.component(spec),
             "seed": self.seed,
-            "code": code_digest(__name__, evoked, evoked_scores, scoring, metrics),
+            "code": code_digest(__name__, evoked, evoked_scores, paired, scoring, metrics),
         }
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:

@@ -98,9 +98,13 @@ FILLERS = Row("filler", "trivial fillers")
 """Stands for all trivial fillers: one stored entry holds them."""
 
 
+COMMON = ("contracts", "identity", "records", "visible")
+"""Modules of the core that every step computes with: what backbones are built on, batches, seeds."""
+
+
 @functools.cache
 def code_digest(*modules: Any) -> str:
-    """Return a hash of the source of some core modules: a change of the code is a change of the identity.
+    """Return a hash of the source of some core modules, and of :data:`COMMON`: other code is another identity.
 
     The module that builds a step is one of them, by its ``__name__``: whom it fits on, what it draws seeds from and
     what it writes decide numbers as much as what it calls. A change there costs the results of that kind and what is
@@ -108,5 +112,6 @@ def code_digest(*modules: Any) -> str:
 
     Read once, as plugins are: what runs is what was imported.
     """
-    sources = (sys.modules[m] if isinstance(m, str) else m for m in modules)
-    return digest([file_digest(Path(str(m.__file__))) for m in sources])
+    sources = [Path(str((sys.modules[m] if isinstance(m, str) else m).__file__)) for m in modules]
+    common = [Path(__file__).with_name(f"{name}.py") for name in COMMON]
+    return digest([file_digest(path) for path in (*sources, *common)])

@@ -248,10 +248,10 @@ def test_time_left_learns_from_what_was_computed_only() -> None:
         return console.time_left(left.seconds(), learned=left.learned)
 
     assert words() == "about 1 min 40 s, first guess"
-    left.step(40.0, computed=False)
+    left.step(40.0, False)
     assert left.seconds() == 60.0
     now = 20.0
-    left.step(10.0, computed=True)
+    left.step(10.0, True)
     # 10 estimated seconds took 20, so the 50 that are left take 100.
     assert left.seconds() == 100.0
     assert words() == "about 1 min 40 s left"
@@ -259,7 +259,7 @@ def test_time_left_learns_from_what_was_computed_only() -> None:
     assert left.seconds() == 90.0
     now = 500.0
     assert words() == "longer than expected"
-    left.step(50.0, computed=True)
+    left.step(50.0, True)
     assert words() == ""
 
 
@@ -271,6 +271,6 @@ def test_progress_shows_the_innermost_stage() -> None:
             visible = [t.description for t in progress._bars.tasks if t.visible]
             assert visible == ["all", "inner"]
             assert [t.percentage for t in progress._bars.tasks if t.description == "inner"] == [25.0]
-        done(10.0)
+        done(10.0, True)
         progress.note("said once")
     assert "said once" in text(out)

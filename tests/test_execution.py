@@ -22,7 +22,7 @@ from neurobench.errors import ConfigError, StoreError
 from neurobench.execution import Executor, Outcome, Todo
 from neurobench.identity import digest
 from neurobench.plugins import load_registry
-from neurobench.progress import Silent
+from neurobench.progress import Done, Silent, TimeLeft
 from neurobench.store import Store
 from tests import tiny_run
 from tests.fakes import write_folder
@@ -217,10 +217,15 @@ class FakeStep:
         return digest(self.identity)
 
 
-def schedule(tmp_path: Path, *works: list[tuple[str, FakeStep]], seconds: float = 1.0) -> Any:
+def schedule(
+    tmp_path: Path,
+    *works: list[tuple[str, FakeStep]],
+    seconds: float = 1.0,
+    done: Done = lambda seconds, computed: None,
+) -> Any:
     executor = Executor(Store(tmp_path / "out"), Silent())
     work = [Todo(SimpleNamespace(needs=lambda row, stage: {}), steps) for steps in works]  # type: ignore[arg-type]
-    return execution._Schedule(work, executor, lambda step: seconds, lambda seconds: None)
+    return execution._Schedule(work, executor, lambda step: seconds, done)
 
 
 def done(found: Any, job: list[Any], error: str = "") -> None:
@@ -244,13 +249,27 @@ def test_of_steps_that_were_lost_together_each_is_tried_alone(tmp_path: Path) ->
     found = schedule(tmp_path, [(name, FakeStep(name)) for name in "ab"], seconds=0.1)
     job = found.next([], 1)
     assert len(job) == 2
-    found.take(job, Outcome(frozenset(), "lost"))
-    assert found.failures == [{}]
-    for _ in range(2):
-        (node,) = found.next([], 1)
-        found.take([node], Outcome(frozenset(), "lost" if node.step.label == "a" else ""))
+    with logs.kept(tmp_path / "out", "run"):
+        found.take(job, Outcome(frozenset(), "lost"))
+        assert found.failures == [{}]
+        for _ in range(2):
+            (node,) = found.next([], 1)
+            found.take([node], Outcome(frozenset(), "lost" if node.step.label == "a" else ""))
     assert found.failures == [{"a": "lost"}]
     assert found.through() == [0]
+    lost = [line for line in logs.Reader(tmp_path / "out").new() if line["what"] == "step-lost"]
+    assert [line["label"] for line in lost] == ["a", "b", "a"], "every line names its step"
+
+
+def test_all_steps_that_were_computed_together_teach_the_time_left(tmp_path: Path) -> None:
+    now = 0.0
+    left = TimeLeft(0.4, clock=lambda: now)
+    found = schedule(tmp_path, [("row", FakeStep(name)) for name in "abcd"], seconds=0.1, done=left.step)
+    job = found.next([], 1)
+    now = 0.6
+    # Another run on the folder has computed the first one.
+    found.take(job, Outcome(frozenset(node.key for node in job[1:])))
+    assert (left.done, left.estimated, left.spent) == (pytest.approx(0.4), pytest.approx(0.3), 0.6)
 
 
 def test_a_step_waits_for_those_that_its_identity_names(tmp_path: Path) -> None:
