@@ -375,7 +375,7 @@ def _plots(t: Table, board: Board) -> dict[str, Any]:
 
 
 def _sentences(t: Table) -> list[str]:
-    return list(t.compared.sentences.values()) if t.compared else []
+    return list(t.compared.sentences) if t.compared else []
 
 
 def _heat(t: Table) -> dict[str, Any] | None:

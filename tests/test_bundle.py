@@ -64,7 +64,12 @@ def of_task(files: Files, task: str, rows: tuple[str, ...] = ()) -> Files:
     """Return a bundle of the records of one task, or of some rows of it."""
     plain = {n: json.loads(c) for n, c in files.items() if n.startswith("records/")}
     ids = {p["id"] for p in plain.values() if p["task"]["name"] == task and (not rows or p["row"] in rows)}
+    ids |= {n[12:76] for n, c in files.items() if n.startswith("comparisons/") and json.loads(c)["task"] == task}
     return sealed({n: c for n, c in files.items() if "/" not in n or "folds/" in n or n.partition("/")[2][:64] in ids})
+
+
+def _text(plain: dict) -> bytes:
+    return json.dumps(plain).encode()
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +222,21 @@ def test_only_scores_leave_where_the_card_says_so(real: Path, registry, tmp_path
     bundle = make_bundle(real, registry)
     assert not any(n.startswith(("predictions/", "folds/")) for n in bundle.files)
     assert any("held-out predictions" in s.what and "lets scores leave" in s.why for s in bundle.stripped)
+    assert bundle.n_comparisons == 2, "one of each task"
+    closed = of_task(dict(bundle.files), "age")
+    name = next(n for n in closed if n.startswith("comparisons/"))
+    with monkeypatch.context() as patched:
+        # Records say what their card said when they were made.
+        patched.setattr("neurobench.verification.may_leave", lambda *_: "aggregates")
+        assert not {f.code for f in judged(closed, tmp_path, registry).findings} & {"comparisons", "not-ranked"}
+        plain = json.loads(closed[name])
+        plain["pairs"][0]["difference"] += 0.1
+        forged = sealed({n: c for n, c in closed.items() if n != name} | {f"comparisons/{'a' * 64}.json": _text(plain)})
+        refused(judged(forged, tmp_path, registry), "comparisons", "and their records give")
+        refused(judged(forged, tmp_path, registry), "comparisons", "is not the hash of what it says")
+        refused(judged(sealed(closed | {name: b"{}"}), tmp_path, registry), "comparisons", "are no comparisons")
+        without = judged(sealed({n: c for n, c in closed.items() if n != name}), tmp_path, registry)
+        assert any(f.code == "not-ranked" and "transformer · roi" in f.message for f in without.findings)
     verdict = judged(loose, tmp_path, registry)
     refused(verdict, "forbidden", "lets scores leave only")
     refused(verdict, "forbidden", "list participants")
@@ -605,7 +625,11 @@ def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path
     (accepted / f"{record_id}.json").write_bytes(content)
     (accepted / "not-a-record.json").write_text("[]")
     assert judged(ages, tmp_path, registry, against=tmp_path / "results").word == "believed, with warnings"
-    edited = with_record(ages, record_id, lambda plain: plain.update(written="2026-01-01T00:00:00Z"))
+    again = with_record(ages, record_id, lambda plain: plain.update(written="2026-01-01T00:00:00Z"))
+    verdict = judged(again, tmp_path, registry, against=tmp_path / "results")
+    assert any(f.code == "accepted" for f in verdict.findings), "who runs the same baseline finds the same record"
+    assert verdict.word == "believed, with warnings"
+    edited = with_record(ages, record_id, lambda plain: plain["metrics"]["mae"].update(p_value=0.5))
     verdict = judged(edited, tmp_path, registry, against=tmp_path / "results")
     refused(verdict, "append-only", "is accepted already and says something else here")
     plain = json.loads(content) | {"id": "e" * 64}

@@ -243,7 +243,7 @@ def test_predictions_of_another_score_are_refused(tmp_path: Path):
 def test_placing_leaves_restricted_predictions_behind(tmp_path: Path):
     held_out, _ = predictions(TRUTH, 1.0, 0)
     free = invented("net · roi", "pretrained")
-    kept = invented("net · roi", "pretrained", dataset="clinic", data__may_leave="aggregates")
+    kept = invented("net · roi", "pretrained", dataset="clinic", data__may_leave="aggregates", data__source="real")
     named = invented("net · roi", "pretrained", dataset="ward", data__may_leave="predictions", data__source="real")
     named = named.model_copy(
         update={"environment": {**named.environment, "command": "neurobench run --out /home/me/x"}}
