@@ -13,8 +13,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import pandas as pd
 from neurobench.attestation import Rerun, contradictions, parse_rerun
 from neurobench.comparisons import Comparisons
 from neurobench.errors import DataError, StoreError
-from neurobench.identity import digest
+from neurobench.identity import digest, file_digest
 from neurobench.paired import row_of
 from neurobench.pairwise import (
     PairwiseRecord,
@@ -42,6 +43,7 @@ from neurobench.parsing import parse_json
 from neurobench.plugins import Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import MetricRecord, Record, read_record
+from neurobench.store import atomic_write
 from neurobench.tables import APART, decimals, metric_name, missing
 
 __all__ = [
@@ -414,7 +416,7 @@ class Board:
 # ---------------------------------------------------------------- reading
 
 
-def read_board(results: str | Path, registry: Registry | None = None) -> Board:
+def read_board(results: str | Path, registry: Registry | None = None, *, cache: Path | None = None) -> Board:
     """Read and compare everything under a folder of published records.
 
     Parameters
@@ -424,6 +426,8 @@ def read_board(results: str | Path, registry: Registry | None = None) -> Board:
     registry
         Where tasks come from, to compute metrics and intervals again from the predictions; without it only the scores
         that rows are ranked by are, and every record counts as declared.
+    cache
+        File in which is kept what was found, by the hashes of records, predictions and code; None: nothing is kept.
 
     Raises
     ------
@@ -451,7 +455,7 @@ def read_board(results: str | Path, registry: Registry | None = None) -> Board:
             f"{folder} holds no records.",
             next_step="Place some: `neurobench leaderboard add OUT --results DIR`.",
         )
-    tables = [_table(x, found) for x, found in zip(rows, _recompute_all(rows, registry), strict=True)]
+    tables = [_table(x, found) for x, found in zip(rows, _recompute_all(rows, registry, cache), strict=True)]
     return Board(tuple(sorted(tables, key=_order_of_tables)), lost, n)
 
 
@@ -637,8 +641,62 @@ def _withheld(record: Record) -> str:
 # ---------------------------------------------------------------- what predictions say
 
 
-def _recompute_all(rows: Sequence[_Rows], registry: Registry | None) -> list[Recomputed]:
-    return [_recompute(x.suite.folder, x.beside, not x.withheld, registry) if x.beside else Recomputed() for x in rows]
+def _recompute_all(rows: Sequence[_Rows], registry: Registry | None, cache: Path | None) -> list[Recomputed]:
+    """Return what predictions give, table by table; what is known of the same bytes and code is read from ``cache``.
+
+    The cache is no part of what is published: without it, or with other bytes, everything is computed.
+    """
+    code = _code(registry) if cache is not None and registry is not None else ""
+    known = _read_cache(cache) if code and cache is not None else {}
+    kept: dict[str, Any] = {}
+    found = []
+    for x in rows:
+        key = digest([code, bool(x.withheld), *_bytes_of(x)]) if code and x.beside else ""
+        again = _from_plain(known.get(key)) if key else None
+        if again is None:
+            again = _recompute(x.suite.folder, x.beside, not x.withheld, registry) if x.beside else Recomputed()
+        if key:
+            kept[key] = asdict(again)
+        found.append(again)
+    if cache is not None and kept and kept != known:
+        atomic_write(cache, json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
+    return found
+
+
+def _bytes_of(rows: _Rows) -> Iterator[list[str]]:
+    for r in rows.beside:
+        yield [r.id, r.content_hash, file_digest(_beside(rows.suite.folder, r))]
+
+
+def _code(registry: Registry) -> str:
+    """Return the hash of everything that verifies: the core, the tasks, and the libraries that numbers come from."""
+    core = {p.name: file_digest(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
+    tasks = {name: registry.provenance("task", name).digest for name in sorted(registry.tasks)}
+    return digest([core, tasks, [metadata.version(name) for name in ("numpy", "scipy", "pandas", "statsmodels")]])
+
+
+def _read_cache(path: Path) -> dict[str, Any]:
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _from_plain(plain: Any) -> Recomputed | None:
+    """Return what was kept; None if it is nothing that was."""
+    try:
+        r = plain["ranking"]
+        ranking = r and Ranking(
+            {row: (int(a), int(b)) for row, (a, b) in r["ranks"].items()},
+            tuple(r["sentences"]),
+            (str(r["gain"][0]), str(r["gain"][1])),
+            tuple(r["paired"]),
+            int(r["never_met"]),
+        )
+        return Recomputed(ranking, tuple(plain["records"]))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -887,8 +945,8 @@ def _markdown(board: Board) -> Iterator[str]:
     yield "Made by `neurobench leaderboard build` from the records in `results/`; do not edit. The same with pictures,"
     yield "sorting and filters is in `site/`.\n"
     yield "- *rank*: the ranks that paired evidence leaves open (Holm p < .05, the difference's interval excludes 0,"
-    yield "  the better row above chance). Rows whose ranks overlap are tied. `–`: no held-out predictions beside the"
-    yield "  record, so not ranked."
+    yield "  the better row above chance). Rows whose ranks overlap are tied. `–`: neither held-out predictions nor"
+    yield "  comparisons beside the record, so not ranked."
     yield "- *no signal*: not above chance. †: pretraining did not reach the best trivial filler on held-out subjects."
     if any(line.apart for t in board.tables for line in t.lines):
         yield f"- ‡: not ranked with the others: {'; '.join(APART.values())}."

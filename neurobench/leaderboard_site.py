@@ -8,6 +8,7 @@ sorting, filters and search come on top.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -22,7 +23,7 @@ from typing import Any
 from scipy import stats
 
 import neurobench
-from neurobench.errors import StoreError
+from neurobench.errors import NeurobenchError, StoreError
 from neurobench.identity import digest
 from neurobench.leaderboard import (
     KINDS,
@@ -58,6 +59,9 @@ ASSETS = {
     "dataTables.LICENSE.txt": "vendor/dataTables.LICENSE.txt",
 }
 """What every page uses, by its name on the site: nothing else is ever loaded."""
+
+CACHE = ".verified.json"
+"""Beside the records, never published: what the next build need not compute again."""
 
 MANIFEST = "files.txt"
 """Every file that was generated, so that the next build takes out what it no longer makes, and nothing else."""
@@ -105,8 +109,9 @@ def build_leaderboard(
     """
     folder = Path(results)
     to = Path(site) if site is not None else folder.parent / "site"
-    board = read_board(folder, registry or load_registry())
-    files = dict(_files(board))
+    registry = registry or load_registry()
+    board = read_board(folder, registry, cache=folder.parent / CACHE)
+    files = dict(_files(board, _asked_to_cite(board, registry)))
     files[MANIFEST] = "\n".join(sorted([*files, MANIFEST])) + "\n"
     _replace(to, files)
     page = folder.parent / "LEADERBOARD.md"
@@ -137,7 +142,19 @@ def _replace(to: Path, files: Mapping[str, str]) -> None:
 # ---------------------------------------------------------------- files
 
 
-def _files(board: Board) -> Iterator[tuple[str, str]]:
+def _asked_to_cite(board: Board, registry: Registry) -> dict[str, str]:
+    """Return what the owners of each dataset ask to have cited, by its label; nothing of those not installed here."""
+    found = {}
+    for t in board.tables:
+        # Parameters of a record may be of another version than the one here.
+        with contextlib.suppress(NeurobenchError, TypeError, ValueError):
+            spec = t.first.dataset
+            card = registry.get("dataset", spec.name)(**spec.parameters).card
+            found[t.dataset] = ", ".join(part for part in (card.citation, card.doi and f"doi:{card.doi}") if part)
+    return found
+
+
+def _files(board: Board, cited: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield every file of the site, by its name."""
     for name, source in ASSETS.items():
         yield f"assets/{name}", (HERE / source).read_text(encoding="utf-8")
@@ -160,7 +177,7 @@ def _files(board: Board) -> Iterator[tuple[str, str]]:
         yield f"data/{stem}.json", as_json(flats)
         yield name, render("board.html.j2", root="../", page="board", stem=stem, **_board_page(tables, board))
     for name, found in rows.items():
-        yield name, render("row.html.j2", root="../", page="row", **_row_page(found))
+        yield name, render("row.html.j2", root="../", page="row", **_row_page(found, cited))
 
 
 def _renderer() -> Any:
@@ -610,7 +627,7 @@ def _transfer_plot(t: Table, other: Table, both: Sequence[tuple[Line, Line]]) ->
 # ---------------------------------------------------------------- a page of one combination
 
 
-def _row_page(found: Sequence[tuple[Table, Line]]) -> dict[str, Any]:
+def _row_page(found: Sequence[tuple[Table, Line]], cited: Mapping[str, str]) -> dict[str, Any]:
     table, line = found[0]
     record = line.first
     data = record.data
@@ -648,8 +665,9 @@ def _row_page(found: Sequence[tuple[Table, Line]]) -> dict[str, Any]:
         ),
         "versions": _versions(records),
         "records": [(t, r, x.level_of(r)) for t, x in found for r in x.records],
+        "reruns": [(t, again.text) for t, x in found for r in x.records if (again := x.reruns.get(r.id))],
         "superseded": [(t, r) for t, x in found for r in x.superseded],
-        "citation": _citation(line, table),
+        "citation": _citation(line, table, cited.get(table.dataset, "")),
         "data": data,
     }
 
@@ -776,7 +794,7 @@ def _versions(records: Sequence[Record]) -> list[tuple[str, str]]:
     return found
 
 
-def _citation(line: Line, t: Table) -> list[str]:
+def _citation(line: Line, t: Table, cited: str) -> list[str]:
     r = line.first
     d = r.data
     assert d is not None
@@ -787,5 +805,5 @@ def _citation(line: Line, t: Table) -> list[str]:
     return [
         mine,
         f"neurobench: a benchmark suite for neuroimaging foundation models, version {version}. The neurobench authors.",
-        f"{d.title}: `neurobench data card {shlex.quote(r.dataset.name)}` says what its owners ask to have cited.",
+        f"{d.title}: {cited or f'`neurobench data card {shlex.quote(r.dataset.name)}` says what to cite'}",
     ]
