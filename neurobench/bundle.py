@@ -8,6 +8,7 @@ A bundle is a zip file or a folder::
     identities/<id>.json          what the id is the hash of
     predictions/<id>.csv          held-out predictions, where the dataset's card lets them leave
     folds/<fingerprint>.json      who is trained on and tested in every fold, on the same condition
+    comparisons/<hash>.json       where they do not: the differences of all pairs of rows of a table, as aggregates
 
 Tables are CSV with every digit: a reviewer can read them, and reading them runs no parser of a binary format on what a
 stranger has sent. Equal records give equal bytes.
@@ -35,6 +36,7 @@ import pandas as pd
 
 from neurobench.contracts import RetrievalTask, SubjectTask, Task
 from neurobench.errors import BundleError, NeurobenchError
+from neurobench.pairwise import MIN_SUBJECTS, name_of, pairwise_record, tables_of, text_of
 from neurobench.parsing import parse_json
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, Record, load_results, read_record
@@ -63,7 +65,7 @@ FORMAT = 1
 
 MANIFEST, PULL_REQUEST = "neurobench-bundle.json", "PULL_REQUEST.md"
 
-_NAME = re.compile(r"(records|identities|folds)/[0-9a-f]{64}\.json|predictions/[0-9a-f]{64}\.csv")
+_NAME = re.compile(r"(records|identities|folds|comparisons)/[0-9a-f]{64}\.json|predictions/[0-9a-f]{64}\.csv")
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ class Bundle:
     files: Mapping[str, bytes]
     records: tuple[Record, ...]
     stripped: tuple[Stripped, ...] = ()
+
+    @property
+    def n_comparisons(self) -> int:
+        """Tables whose comparisons travel in the place of predictions."""
+        return sum(name.startswith("comparisons/") for name in self.files)
 
     @property
     def n_predictions(self) -> int:
@@ -262,6 +269,13 @@ def _add_cohort(
         n = sum((out / "predictions" / f"{r.id}.parquet").is_file() for r in records)
         stripped.append(Stripped("held-out predictions", why, n))
         stripped.append(Stripped("lists of who is tested in which fold", why, len(fingerprints)))
+        for own in tables_of(records):
+            compared = pairwise_record(out, own)
+            if compared is not None:
+                files[f"comparisons/{name_of(compared)}.json"] = text_of(compared).encode()
+            elif len(own) > 1:
+                few = f"there are none of two rows, or fewer than {MIN_SUBJECTS} subjects"
+                stripped.append(Stripped("comparisons of the rows of a table", few))
         return
     tables = {r.id: pd.read_parquet(p) for r in records if (p := out / "predictions" / f"{r.id}.parquet").is_file()}
     folds = {f: _folds(out, f) for f in fingerprints}
@@ -492,7 +506,7 @@ def write_bundle(bundle: Bundle, to: Path) -> Path:
             next_step="Choose another place with --to.",
         )
     with disk_errors(to):
-        for own in ("records", "identities", "predictions", "folds"):
+        for own in ("records", "identities", "predictions", "folds", "comparisons"):
             shutil.rmtree(to / own, ignore_errors=True)
         for name, content in bundle.files.items():
             atomic_write(to / name, content.decode())

@@ -169,8 +169,8 @@ def _judged(name: str) -> Finding | None:
             "name",
             "is no part of a bundle",
             name,
-            "Allowed: records/ID.json, identities/ID.json, predictions/ID.csv, folds/FINGERPRINT.json (64 "
-            "hexadecimal digits), PULL_REQUEST.md. Code is never part of one.",
+            "Allowed: records/ID.json, identities/ID.json, predictions/ID.csv, folds/FINGERPRINT.json, "
+            "comparisons/HASH.json (64 hexadecimal digits), PULL_REQUEST.md. Code is never part of one.",
         )
     return None
 

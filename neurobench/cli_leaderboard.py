@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from neurobench.commands import Verbose, guarded, open_registry
+from neurobench.commands import Recordings, Rerun, Verbose, guarded, open_registry, repeating
 
 __all__ = ["leaderboard"]
 
@@ -26,20 +26,31 @@ RESULTS = Path("leaderboard/results")
 def add(
     out: Annotated[Path, typer.Argument(metavar="OUT|BUNDLE", help="Output folder of runs of a suite, or a bundle.")],
     results: Results = RESULTS,
+    rerun: Rerun = False,
+    data_dir: Recordings = None,
     verbose: Verbose = False,
 ) -> None:
     """Place the records of a run among the published ones, with held-out predictions where the card lets them leave.
 
-    A bundle is verified first, and placed if it is believed. Example: neurobench leaderboard add neurobench-results
+    A bundle is verified first, and placed if it is believed; with --rerun it is also run again, and who found which
+    records again is placed beside them.
+
+    Example: neurobench leaderboard add neurobench-results
     """
     from neurobench import console
     from neurobench.publication import add_records
     from neurobench.tables import plural
 
-    placed = add_records(out, results, open_registry(()))
+    registry = open_registry(())
+    with repeating(rerun, registry, data_dir, shown=True) as repeat:
+        placed = add_records(out, results, registry, repeat=repeat)
     said = (
         f"{plural(placed.n_records, 'record')} placed in {results}, {placed.n_predictions} with held-out predictions."
     )
+    if placed.n_compared:
+        said += f" Of {plural(placed.n_compared, 'table')} comparisons are placed: their predictions may not leave."
+    if rerun:
+        said += f" {placed.n_again} were run again and found again."
     if placed.n_withheld:
         said += (
             f" {placed.n_withheld} have predictions of real people, which may leave under other names only: "

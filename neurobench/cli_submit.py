@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from neurobench.commands import AsJson, PluginFiles, Verbose, choice, guarded, open_registry
+from neurobench.commands import (
+    AsJson,
+    PluginFiles,
+    Recordings,
+    Rerun,
+    Verbose,
+    choice,
+    guarded,
+    open_registry,
+    repeating,
+)
 from neurobench.errors import BundleError, closest
-
-if TYPE_CHECKING:
-    from neurobench.records import Finding
-    from neurobench.results import Record
 
 __all__ = ["card", "export", "submit", "verify"]
 
@@ -48,7 +51,8 @@ def submit(
     made = bundle.make_bundle(out, open_registry(plugin or ()))
     path = bundle.write_bundle(made, to or out / "bundle.zip")
     size = sum(map(len, made.files.values()))
-    screen.print(f"{path}: {plural(len(made.records), 'record')}, predictions beside {made.n_predictions}, "
+    compared = f", comparisons of {plural(made.n_comparisons, 'table')}" if made.n_comparisons else ""
+    screen.print(f"{path}: {plural(len(made.records), 'record')}, predictions beside {made.n_predictions}{compared}, "
                  f"{size / 1024:.0f} kB unpacked", markup=False)  # fmt: skip
     screen.print("left behind:" if made.stripped else "nothing was left behind", markup=False)
     for s in made.stripped:
@@ -59,9 +63,8 @@ def submit(
 @guarded
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .zip file or a folder.")],
-    rerun: Annotated[
-        bool, typer.Option("--rerun", help="Run simulated records again with the code installed here.")
-    ] = False,
+    rerun: Rerun = False,
+    data_dir: Recordings = None,
     against: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Accepted records, none of which may be changed.")
     ] = None,
@@ -75,19 +78,13 @@ def verify(
 
     Example: neurobench verify mine.zip --against leaderboard/results
     """
-    from neurobench import console, repetition, verification
+    from neurobench import console, verification
 
-    screen, side = console.make_console(), console.make_console(stderr=True)
+    screen = console.make_console()
     registry = open_registry(plugin or ())
-    with tempfile.TemporaryDirectory(prefix="neurobench-") as folder, contextlib.ExitStack() as stack:
-        shown = side.is_terminal and not as_json
-        progress = stack.enter_context(console.Terminal(side)) if rerun and shown else None
-
-        def repeat(todo: Sequence[tuple[Record, Mapping[str, Any]]]) -> Iterable[tuple[str, Finding | None]]:
-            return repetition.repeat(todo, registry, Path(folder) / "runs", progress)
-
+    with repeating(rerun, registry, data_dir, shown=not as_json) as repeat:
         try:
-            verdict = verification.verify(bundle, registry, against=against, repeat=repeat if rerun else None)
+            verdict = verification.verify(bundle, registry, against=against, repeat=repeat)
         except BundleError as error:
             if not as_json:
                 raise

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from neurobench.errors import ConfigError, NeurobenchError, PluginError
 if TYPE_CHECKING:
     from neurobench.components import ComponentSpec
     from neurobench.plugins import Registry
+    from neurobench.verification import Repeat
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -115,6 +116,35 @@ def open_registry(plugin_files: Any) -> Registry:
     from neurobench.plugins import load_registry
 
     return load_registry(tuple(plugin_files))
+
+
+Rerun = Annotated[bool, typer.Option("--rerun", help="Run records again with the code installed here.")]
+Recordings = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", metavar="DIR", help="Recordings of real people, to run those again; without, simulated ones are."
+    ),
+]
+
+
+@contextlib.contextmanager
+def repeating(rerun: bool, registry: Registry, data_dir: Path | None, *, shown: bool) -> Iterator[Repeat | None]:
+    """Give what runs records again, in a folder that is gone afterwards; None without ``rerun``."""
+    from neurobench import console, repetition
+
+    if data_dir is not None and not rerun:
+        raise ConfigError("--data-dir is of no use without --rerun.", next_step="Add --rerun, or leave it out.")
+    if data_dir is not None and not data_dir.is_dir():
+        raise ConfigError(
+            f"--data-dir: the folder {data_dir} does not exist.", next_step="Give the folder that holds the recordings."
+        )
+    if not rerun:
+        yield None
+        return
+    side = console.make_console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="neurobench-") as folder, contextlib.ExitStack() as stack:
+        progress = stack.enter_context(console.Terminal(side)) if shown and side.is_terminal else None
+        yield lambda todo: repetition.repeat(todo, registry, Path(folder) / "runs", progress, data_dir)
 
 
 def build(spec: ComponentSpec, registry: Registry) -> Any:

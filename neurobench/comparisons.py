@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,12 +28,17 @@ __all__ = [
     "Across",
     "By",
     "Comparisons",
+    "Pair",
     "across_tasks",
     "compare_all",
+    "compare_pairs",
     "compare_results",
     "compare_rows",
+    "exchanges_of",
     "rank_ranges",
     "transfer",
+    "unequal_terms",
+    "winner_of",
 ]
 
 Array = NDArray[np.float64]
@@ -102,6 +107,7 @@ class _Task(Paired):
         self.of: dict[_Key, dict[int, Row]] = {}
         self.left_out: list[str] = []
         self.silent: set[Row] = set()
+        self.ids: dict[Row, str] = {}
         self.apart: dict[str, str] = {}
         first: Row | None = None
         family: NDArray[np.int64] | None = None
@@ -121,6 +127,7 @@ class _Task(Paired):
                 continue
             key = _Key(r["kind"], r["row"], r["backbone"], r["mask"])
             self.of.setdefault(key, {})[int(r["seed"])] = built
+            self.ids[built] = str(r["id"])
             if r["backbone"]:
                 self.apart[r["row"]] = self.apart[r["backbone"]] = str(r.get("apart", ""))
             if r["above_chance"] is False or str(r["above_chance"]) == "False":
@@ -145,18 +152,14 @@ class _Task(Paired):
     ) -> dict[str, Any]:
         """Return a difference as a row of the table of comparisons."""
         found = self.difference(terms, len(seeds))
-        winner = ""
-        if found["low"] > 0 or found["high"] < 0:
-            ahead = (found["low"] > 0) == self.higher
-            heard = any(pair[0 if ahead else 1] not in self.silent for pair in terms)
-            winner = (first if ahead else second) if heard and not self.unequal(first, second) else ""
+        heard = [any(pair[i] not in self.silent for pair in terms) for i in (0, 1)]
+        fair = not self.unequal(first, second)
+        winner = winner_of((first, second), found["low"], found["high"], self.higher, heard) if fair else ""
         return self._where(by, first, second) | found | {"winner": winner}
 
     def unequal(self, first: str, second: str) -> str:
-        """Return what two rows or backbones do not have in common; of a baseline nobody expects a network's budget."""
-        if not {first, second} <= self.apart.keys() or self.apart[first] == self.apart[second]:
-            return ""
-        return ", ".join(sorted(set(filter(None, f"{self.apart[first]}, {self.apart[second]}".split(", ")))))
+        """Return what two rows or backbones do not have in common, see :func:`unequal_terms`."""
+        return unequal_terms(self.apart, first, second)
 
     def _where(self, by: By, first: str, second: str) -> dict[str, Any]:
         return {
@@ -271,17 +274,13 @@ class _Task(Paired):
             )
         return pd.DataFrame(rows, columns=list(SCORES))
 
-    def wins(self) -> frozenset[tuple[str, str]]:
-        """Return every (better row, other row).
-
-        Better means that the interval of the paired difference excludes 0 and that its p-value, adjusted for all pairs
-        of the task by Holm's method, is below .05.
-        """
+    def pairs(self) -> list[Pair]:
+        """Return the difference of every two rows over the seeds that both have."""
         every = list(itertools.combinations(self.of.items(), 2))
         # Holm's smallest p must be able to fall below .05: what no exchange reached is exchanged anew, as often as the
         # number of pairs asks for.
-        enough = min(25 * len(every), MOST_EXCHANGES)
-        pairs: list[tuple[str, str, str, float]] = []
+        enough = exchanges_of(len(every))
+        pairs = []
         for (a, rows), (b, theirs) in every:
             seeds = _common([rows, theirs])
             if seeds:
@@ -290,13 +289,91 @@ class _Task(Paired):
                 p = found["p"]
                 if found["winner"] and enough > N_MORE and p < 1.5 / N_MORE:
                     p = self.exchange_p(terms, enough)
-                pairs.append((a.row, b.row, found["winner"], p))
-        adjusted = holm([p for *_, p in pairs])
-        return frozenset(
-            (winner, other if winner == one else one)
-            for (one, other, winner, _), p in zip(pairs, adjusted, strict=True)
-            if winner and p < 0.05
-        )
+                ids = [tuple(self.ids[rows[s]] for s in seeds) for rows in (rows, theirs)]
+                numbers = (found["difference"], found["low"], found["high"], p, found["se_subjects"])
+                pairs.append(Pair(a.row, b.row, found["winner"], ids[0], ids[1], *numbers, self.n))
+        return pairs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The difference of two rows of a task, first minus second, averaged over the seeds that both have.
+
+    Parameters
+    ----------
+    first, second
+        Rows.
+    winner
+        Which of them is better, as far as this pair alone can say; empty: neither is shown to be.
+    first_ids, second_ids
+        Records behind it, one a seed, in the same order.
+    difference, low, high
+        In the metric's unit, with the paired 95 % interval over subjects.
+    p
+        From exchanging the two rows' predictions of random subjects; not adjusted for other pairs.
+    se
+        Standard error over subjects.
+    n_subjects
+        Held-out subjects, the same of both.
+    """
+
+    first: str
+    second: str
+    winner: str
+    first_ids: tuple[str, ...]
+    second_ids: tuple[str, ...]
+    difference: float
+    low: float
+    high: float
+    p: float
+    se: float
+    n_subjects: int
+
+
+def exchanges_of(n_pairs: int) -> int:
+    """Return how often two rows are exchanged at most where so many pairs are looked at together."""
+    return min(25 * n_pairs, MOST_EXCHANGES)
+
+
+def winner_of(rows: Sequence[str], low: float, high: float, higher: bool, heard: Sequence[bool]) -> str:
+    """Return which of two rows is better, or nothing: the interval excludes 0, and the better row is above chance.
+
+    Parameters
+    ----------
+    rows
+        First and second.
+    low, high
+        Interval of first minus second.
+    higher
+        Whether higher is better.
+    heard
+        Whether each of them is above chance, or was not asked.
+    """
+    if not (low > 0 or high < 0):
+        return ""
+    ahead = 0 if (low > 0) == higher else 1
+    return rows[ahead] if heard[ahead] else ""
+
+
+def unequal_terms(apart: Mapping[str, str], first: str, second: str) -> str:
+    """Return what two networks do not have in common; of a baseline nobody expects a network's budget."""
+    if not {first, second} <= apart.keys() or apart[first] == apart[second]:
+        return ""
+    return ", ".join(sorted(set(filter(None, f"{apart[first]}, {apart[second]}".split(", ")))))
+
+
+def wins_among(pairs: Sequence[Pair]) -> frozenset[tuple[str, str]]:
+    """Return every (better row, other row) of a task.
+
+    Better means that the interval of the paired difference excludes 0 and that its p-value, adjusted for all pairs of
+    the task by Holm's method, is below .05.
+    """
+    adjusted = holm([x.p for x in pairs])
+    return frozenset(
+        (x.winner, x.second if x.winner == x.first else x.first)
+        for x, p in zip(pairs, adjusted, strict=True)
+        if x.winner and p < 0.05
+    )
 
 
 def on_equal_terms(table: pd.DataFrame) -> pd.Series[bool]:
@@ -361,6 +438,8 @@ class Comparisons:
     scores
         One row a row, with the columns of :data:`SCORES`: its score, averaged over seeds; the interval and the standard
         error over subjects, the seeds as they are; the s.d. over seeds; and the standard error with both drawn.
+    pairs
+        The difference of every two rows, which ``wins`` follow from.
     """
 
     dataset: str
@@ -372,6 +451,7 @@ class Comparisons:
     ranks: Mapping[str, tuple[int, int]]
     wins: frozenset[tuple[str, str]] = frozenset()
     scores: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SCORES)))
+    pairs: tuple[Pair, ...] = ()
 
 
 def compare_all(
@@ -453,6 +533,7 @@ def compare_rows(
     records: list[dict[str, Any]] = []
     table = pd.DataFrame(columns=list(COLUMNS))
     sentences: dict[str, str] = {}
+    pairs: tuple[Pair, ...] = ()
     wins: frozenset[tuple[str, str]] = frozenset()
     scores = pd.DataFrame(columns=list(SCORES))
     if never:
@@ -477,7 +558,8 @@ def compare_rows(
                 )
         if built.left_out:
             sentences["left out"] = "Not compared: " + "; ".join(dict.fromkeys(built.left_out)) + "."
-        wins, scores = built.wins(), built.scores()
+        pairs, scores = tuple(built.pairs()), built.scores()
+        wins = wins_among(pairs)
     return Comparisons(
         evidence.dataset,
         evidence.source,
@@ -488,6 +570,66 @@ def compare_rows(
         rank_ranges(scores.loc[on_equal_terms(scores), "row"].tolist(), wins),
         wins,
         scores,
+        pairs,
+    )
+
+
+def compare_pairs(rows: pd.DataFrame, pairs: Sequence[Pair]) -> Comparisons:
+    """Return what differences come to that were computed where the predictions are.
+
+    Parameters
+    ----------
+    rows
+        Rows as :func:`neurobench.load_results` gives them, of one task and protocol.
+    pairs
+        Differences among them; of rows that none is of nothing is said.
+    """
+    head = rows.iloc[0]
+    of = {(x.first, x.second): x for x in pairs} | {(x.second, x.first): _turned(x) for x in pairs}
+    rows = rows[rows["row"].isin({row for row, _ in of})]
+    each = rows.drop_duplicates("row").to_dict("records")
+    keys = [_Key(r["kind"], r["row"], r["backbone"], r["mask"]) for r in each]
+    apart = {r["row"]: r["apart"] for r in each if r["backbone"]}
+    controls: dict[By, dict[_Key, Any]] = {
+        "untrained": {k: k for k in keys if k.kind in ("untrained", "given")},
+        "baseline": {k: k for k in keys if k.kind in ("baseline", "filler")},
+    }
+    higher, scores = bool(head["higher_is_better"]), rows.groupby("row")["score"].mean()
+    if known := controls["baseline"]:
+        best = (max if higher else min)(known, key=lambda k: scores[k.row])
+        controls["baseline"] = {best: best}
+    said = []
+    for by, own in controls.items():
+        for key in (k for k in keys if k.kind == "pretrained"):
+            for other in own if by == "baseline" else _of_same_network(key, own):
+                if x := of.get((key.row, other.row)):
+                    said.append(_row_of_pair(x, by, head))
+    table = _with_holm(pd.DataFrame(said, columns=list(COLUMNS)))
+    sentences: dict[str, str] = {}
+    for by in controls:
+        told = table[table["by"] == by]
+        if len(told):
+            sentences[by] = _words(by, told, len(table), lambda a, b: unequal_terms(apart, a, b))
+    wins = wins_among(pairs)
+    fair = [r["row"] for r in each if not r["apart"]]
+    where = (str(head["dataset"]), str(head["source"]), str(head["task"]), str(head["protocol"]))
+    return Comparisons(*where, table, sentences, rank_ranges(fair, wins), wins, pairs=tuple(pairs))
+
+
+def _turned(x: Pair) -> Pair:
+    ids = {"first": x.second, "second": x.first, "first_ids": x.second_ids, "second_ids": x.first_ids}
+    return replace(x, **ids, difference=-x.difference, low=-x.high, high=-x.low)  # type: ignore[arg-type]
+
+
+def _row_of_pair(x: Pair, by: By, head: pd.Series[Any]) -> dict[str, Any]:
+    """Return a difference as a row of the table of comparisons; what only predictions can give is NaN."""
+    return (
+        dict.fromkeys(COLUMNS, math.nan)
+        | {name: head[name] for name in ("dataset", "source", "task", "metric", "unit")}
+        | {"by": by, "first": x.first, "second": x.second, "winner": x.winner}
+        | {name: getattr(x, name) for name in ("difference", "low", "high", "p", "n_subjects")}
+        | {"detectable": POWER * x.se, "n_needed": needed(x.difference, x.se, x.n_subjects)}
+        | {"n_seeds": len(x.first_ids), "se_subjects": x.se}
     )
 
 

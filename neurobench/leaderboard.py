@@ -1,8 +1,10 @@
 """From published records to a board: what may stand in one table, who may be ranked, and what separates.
 
-``results/<suite>/<id>.json`` holds one record a file; ``results/<suite>/predictions/<id>.parquet``, beside it, the
-held-out predictions, where the dataset's card lets them leave. Nothing else may lie there. A rank comes from paired
-comparisons of those predictions alone (:mod:`neurobench.comparisons`); a record without them is shown and never ranked.
+Below ``results/<suite>/`` lie ``<id>.json``, one record a file; ``predictions/<id>.parquet``, its held-out predictions,
+where the dataset's card lets them leave; ``comparisons/<hash>.json`` where it does not: what they gave where they are
+(:mod:`neurobench.pairwise`); and ``reruns/<id>.json``, who ran a record again (:mod:`neurobench.attestation`). Nothing
+else may lie there. A rank comes from paired comparisons alone (:mod:`neurobench.comparisons`); a record that is in none
+is shown and never ranked.
 """
 
 from __future__ import annotations
@@ -11,23 +13,37 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from neurobench.comparisons import Comparisons, compare_rows
+from neurobench.attestation import Rerun, contradictions, parse_rerun
+from neurobench.comparisons import Comparisons
 from neurobench.errors import DataError, StoreError
-from neurobench.evidence import Evidence
-from neurobench.identity import digest
-from neurobench.objectives import RECONSTRUCTION
+from neurobench.identity import digest, file_digest
 from neurobench.paired import row_of
+from neurobench.pairwise import (
+    PairwiseRecord,
+    compare_here,
+    compare_published,
+    ground,
+    name_of,
+    parse_pairwise,
+    problems,
+    settings,
+    table_of,
+    tables_of,
+)
+from neurobench.parsing import parse_json
 from neurobench.plugins import Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
-from neurobench.results import MetricRecord, ProtocolRecord, Record, as_row, read_record
+from neurobench.results import MetricRecord, Record, read_record
+from neurobench.store import atomic_write
 from neurobench.tables import APART, decimals, metric_name, missing
 
 __all__ = [
@@ -55,7 +71,8 @@ KINDS: Mapping[str, str] = {
 LEVELS: Mapping[str, str] = {
     "declared": "as its author sent it",
     "recomputed": "metrics and intervals computed again from the held-out predictions",
-    "re-run": "computed again from the recordings, or on the simulated twin, by somebody else",
+    "re-run": "trained and scored again from the recordings, or on the simulated twin, by somebody who looks after the "
+    "board",
 }
 """What was done to believe a record, the least first."""
 
@@ -84,12 +101,15 @@ class Line:
         First and last rank that the paired evidence leaves open; None: not ranked.
     levels
         By id of a record what was done to believe it, where that is more than nothing: one of :data:`LEVELS`.
+    reruns
+        By id of a record who ran it again, and what came of it.
     """
 
     records: tuple[Record, ...]
     superseded: tuple[Record, ...] = ()
     rank: tuple[int, int] | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
+    reruns: Mapping[str, Rerun] = field(default_factory=dict)
 
     @property
     def first(self) -> Record:
@@ -200,7 +220,46 @@ class Line:
     def combination(self) -> str:
         """What tells its page from others: everything but the task and the seed."""
         r = self.first
-        return digest([_ground(r), _settings(r.protocol), r.protocol.suite, r.kind, r.row])
+        return digest([ground(r), settings(r.protocol), r.protocol.suite, r.kind, r.row])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What paired comparisons of a table come to.
+
+    Parameters
+    ----------
+    ranks
+        Row to the first and the last rank that it may have.
+    sentences
+        What they say in words.
+    gain
+        Whether pretraining is shown to be better than the best control: a short word, and a sentence.
+    paired
+        Rows that were compared with another one.
+    never_met
+        Pairs of ranked rows that nobody has compared.
+    """
+
+    ranks: Mapping[str, tuple[int, int]]
+    sentences: tuple[str, ...]
+    gain: tuple[str, str]
+    paired: tuple[str, ...] = ()
+    never_met: int = 0
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of ranked rows."""
+        return len(self.ranks) * (len(self.ranks) - 1) // 2
+
+    @classmethod
+    def of(cls, found: Comparisons) -> Ranking:
+        """Return it of comparisons."""
+        met = sum({x.first, x.second} <= found.ranks.keys() for x in found.pairs)
+        paired = dict.fromkeys(name for x in found.pairs for name in (x.first, x.second))
+        said = tuple(found.sentences.values())
+        ranking = cls(found.ranks, said, _gain(found), tuple(paired))
+        return replace(ranking, never_met=ranking.n_pairs - met)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,17 +277,20 @@ class Table:
     withheld
         Why nothing here is ranked, whatever evidence there is; empty where it may be.
     compared
-        Paired comparisons; None without held-out predictions of at least two rows.
+        Paired comparisons; None without evidence of at least two rows.
     unpaired
-        Rows without held-out predictions beside their records.
+        Rows that no paired comparison is of.
+    travelled
+        Whether the comparisons were computed elsewhere, for the predictions may not leave.
     """
 
     suite: str
     lines: tuple[Line, ...]
     failed: tuple[Line, ...]
     withheld: str
-    compared: Comparisons | None
+    compared: Ranking | None
     unpaired: tuple[str, ...] = ()
+    travelled: bool = False
 
     @property
     def first(self) -> Record:
@@ -354,7 +416,7 @@ class Board:
 # ---------------------------------------------------------------- reading
 
 
-def read_board(results: str | Path, registry: Registry | None = None) -> Board:
+def read_board(results: str | Path, registry: Registry | None = None, *, cache: Path | None = None) -> Board:
     """Read and compare everything under a folder of published records.
 
     Parameters
@@ -364,6 +426,8 @@ def read_board(results: str | Path, registry: Registry | None = None) -> Board:
     registry
         Where tasks come from, to compute metrics and intervals again from the predictions; without it only the scores
         that rows are ranked by are, and every record counts as declared.
+    cache
+        File in which is kept what was found, by the hashes of records, predictions and code; None: nothing is kept.
 
     Raises
     ------
@@ -375,47 +439,58 @@ def read_board(results: str | Path, registry: Registry | None = None) -> Board:
         raise BoardError(
             f"there is no folder {folder}.", next_step="Say where the records are: `--results DIR`, one folder a suite."
         )
-    tables: list[Table] = []
+    rows: list[_Rows] = []
     lost: dict[str, tuple[Record, ...]] = {}
     n = 0
     for suite in sorted(folder.iterdir()):
         if not suite.is_dir() or suite.is_symlink() or not SUITE_NAME.fullmatch(suite.name):
             raise _not_a_record(suite, "it is no folder of a suite")
-        records = _records(suite)
-        n += len(records)
-        if without := tuple(r for r in records if r.data is None):
+        found = _read_suite(suite)
+        n += len(found.records)
+        if without := tuple(r for r in found.records if r.data is None):
             lost[suite.name] = without
-        tables += _tables(suite, [r for r in records if r.data is not None], registry)
+        rows += [_Rows.of(found, own) for own in tables_of([r for r in found.records if r.data is not None])]
     if not n:
         raise BoardError(
             f"{folder} holds no records.",
             next_step="Place some: `neurobench leaderboard add OUT --results DIR`.",
         )
+    tables = [_table(x, found) for x, found in zip(rows, _recompute_all(rows, registry, cache), strict=True)]
     return Board(tuple(sorted(tables, key=_order_of_tables)), lost, n)
 
 
 def _order_of_tables(t: Table) -> tuple[Any, ...]:
     shared = (t.source != "real", t.suite, t.dataset, t.reconstructs, t.task)
     # What is not ranked comes last of its kind; then the larger cohort first.
-    return (*shared, bool(t.withheld), -t.n_subjects, digest([_ground(t.first), _settings(t.first.protocol)]))
+    return (*shared, bool(t.withheld), -t.n_subjects, digest([ground(t.first), settings(t.first.protocol)]))
 
 
 def _not_a_record(path: Path, why: str) -> BoardError:
     return BoardError(
         f"{path} is not a record: {why}.",
-        allowed="<suite>/<id>.json, one record a file, and <suite>/predictions/<id>.parquet beside it where the "
-        "dataset's card lets predictions leave",
+        allowed="<suite>/<id>.json, one record a file; <suite>/predictions/<id>.parquet beside it where the dataset's "
+        "card lets predictions leave, else <suite>/comparisons/<hash>.json; <suite>/reruns/<id>.json",
         next_step="Take it out: nothing else may lie among the records, least of all rows of single subjects.",
     )
 
 
-def _records(suite: Path) -> list[Record]:
-    """Return the records of a suite, whatever else lies there being an error."""
+@dataclass(frozen=True, eq=False)
+class _Suite:
+    """What lies in the folder of a suite: records, comparisons by the table that they are of, repetitions by record."""
+
+    folder: Path
+    records: tuple[Record, ...]
+    comparisons: Mapping[str, Sequence[PairwiseRecord]]
+    reruns: Mapping[str, Rerun]
+
+
+def _read_suite(suite: Path) -> _Suite:
+    """Return what lies in a suite's folder, whatever should not being an error."""
     records = []
     for path in sorted(suite.iterdir()):
         if path.is_symlink():
             raise _not_a_record(path, "it is a link")
-        if path.is_dir() and path.name == "predictions":
+        if path.is_dir() and path.name in ("predictions", "comparisons", "reruns"):
             continue
         if path.is_dir() or path.suffix != ".json":
             raise _not_a_record(path, "it is a folder" if path.is_dir() else "its name does not end in .json")
@@ -432,8 +507,54 @@ def _records(suite: Path) -> list[Record]:
                 next_step="Place it where it belongs: what stands in one table was made by the same rules.",
             )
         records.append(record)
-    _check_predictions(suite / "predictions", {r.id: r for r in records})
-    return records
+    by_id = {r.id: r for r in records}
+    _check_predictions(suite / "predictions", by_id)
+    return _Suite(suite, tuple(records), _comparisons(suite / "comparisons", by_id), _reruns(suite / "reruns", by_id))
+
+
+def _comparisons(folder: Path, records: Mapping[str, Record]) -> dict[str, list[PairwiseRecord]]:
+    found: dict[str, list[PairwiseRecord]] = {}
+    for path, plain in _small_files(folder):
+        try:
+            file = parse_pairwise(plain)
+            wrong = next(problems(file, records), "" if name_of(file) == path.stem else "its name is not its hash")
+        except ValueError as error:
+            wrong = str(error)
+        if wrong:
+            raise BoardError(
+                f"{path} cannot be what its records give: {wrong}.",
+                next_step="Take it out, or place it as `neurobench submit` wrote it.",
+            )
+        found.setdefault(table_of(records[file.rows[0].records[0]]), []).append(file)
+    return found
+
+
+def _reruns(folder: Path, records: Mapping[str, Record]) -> dict[str, Rerun]:
+    found = {}
+    for path, plain in _small_files(folder):
+        if path.stem not in records:
+            raise _not_a_record(path, "nor of one that lies here")
+        try:
+            found[path.stem] = parse_rerun(plain)
+            wrong = next(contradictions(found[path.stem], records[path.stem]), "")
+        except ValueError as error:
+            wrong = str(error)
+        if wrong:
+            raise BoardError(
+                f"{path} attests to nothing: {wrong}.",
+                next_step="Take it out, or run the record again: `neurobench leaderboard add BUNDLE --rerun`.",
+            )
+    return found
+
+
+def _small_files(folder: Path) -> Iterator[tuple[Path, Any]]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix != ".json" or not path.is_file() or path.is_symlink():
+            raise _not_a_record(path, "nor anything else that belongs here")
+        try:
+            yield path, parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise _not_a_record(path, f"it cannot be read ({error})") from error
 
 
 def _check_predictions(folder: Path, records: Mapping[str, Record]) -> None:
@@ -449,51 +570,58 @@ def _check_predictions(folder: Path, records: Mapping[str, Record]) -> None:
             )
 
 
-def _settings(protocol: ProtocolRecord) -> dict[str, Any]:
-    """Return what must agree for rows to stand in one table; the seed is averaged over.
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The records of one table, as they are read."""
 
-    Parameters of the adaptation are in its name. Published addresses are a hash of these, so what came later is left
-    out where it says what was done before there was a choice.
-    """
-    left_out = {"fold_fingerprint", "recipe", "suite", "seed", "adaptation_parameters"}
-    if protocol.objective == RECONSTRUCTION.label:
-        left_out.add("objective")
-    return protocol.model_dump(mode="json", exclude=left_out)
+    suite: _Suite
+    scored: tuple[Line, ...]
+    failed: tuple[Line, ...]
+    withheld: str
+
+    @classmethod
+    def of(cls, suite: _Suite, records: Sequence[Record]) -> _Rows:
+        rows: dict[tuple[str, str], dict[int, list[Record]]] = {}
+        for r in sorted(records, key=lambda r: (r.written, r.id)):
+            rows.setdefault((r.kind, r.row), {}).setdefault(r.protocol.seed, []).append(r)
+        scored: list[Line] = []
+        failed: list[Line] = []
+        for by_seed in rows.values():
+            newest = [by_seed[s][-1] for s in sorted(by_seed)]
+            older = tuple(r for s in sorted(by_seed) for r in by_seed[s][:-1])
+            ok = tuple(r for r in newest if r.status == "ok")
+            (scored if ok else failed).append(Line(ok or tuple(newest), older))
+        failed.sort(key=lambda x: x.name)
+        return cls(suite, tuple(scored), tuple(failed), _withheld(records[0]))
+
+    @cached_property
+    def beside(self) -> tuple[Record, ...]:
+        """Records with predictions beside them."""
+        return tuple(r for x in self.scored for r in x.records if _beside(self.suite.folder, r).is_file())
+
+    @property
+    def comparisons(self) -> Sequence[PairwiseRecord]:
+        """What was computed elsewhere, in the place of predictions."""
+        first = (self.scored or self.failed)[0].first
+        return () if self.beside or self.withheld else self.suite.comparisons.get(table_of(first), ())
 
 
-def _ground(record: Record) -> list[str]:
-    """Return whose recordings a record was scored on."""
-    assert record.data is not None
-    return [record.dataset.label, record.data.source, record.data.variant, record.data.fingerprint]
-
-
-def _tables(suite: Path, records: Sequence[Record], registry: Registry | None) -> Iterator[Table]:
-    groups: dict[str, list[Record]] = {}
-    for r in records:
-        groups.setdefault(digest([_ground(r), _settings(r.protocol), r.protocol.suite, r.task.label]), []).append(r)
-    for group in groups.values():
-        yield _table(suite, group, registry)
-
-
-def _table(suite: Path, records: Sequence[Record], registry: Registry | None) -> Table:
-    rows: dict[tuple[str, str], dict[int, list[Record]]] = {}
-    for r in sorted(records, key=lambda r: (r.written, r.id)):
-        rows.setdefault((r.kind, r.row), {}).setdefault(r.protocol.seed, []).append(r)
-    scored: list[Line] = []
-    failed: list[Line] = []
-    for by_seed in rows.values():
-        newest = [by_seed[s][-1] for s in sorted(by_seed)]
-        older = tuple(r for s in sorted(by_seed) for r in by_seed[s][:-1])
-        ok = tuple(r for r in newest if r.status == "ok")
-        (scored if ok else failed).append(Line(ok or tuple(newest), older))
-    withheld = _withheld(records[0])
-    compared, unpaired = (None, ()) if withheld else _compared(suite, scored)
+def _table(rows: _Rows, found: Recomputed) -> Table:
+    suite, compared = rows.suite, found.ranking
+    if rows.comparisons:
+        current = [r for x in rows.scored if "mask budget" not in x.apart for r in x.records]
+        published = compare_published(current, rows.comparisons)
+        compared = Ranking.of(published) if published else None
+    paired = frozenset(compared.paired if compared else ())
     ranks = compared.ranks if compared else {}
-    levels = {r.id: "recomputed" for x in scored for r in x.records if _recomputed(suite, r, registry)}
-    lines = [Line(x.records, x.superseded, ranks.get(x.name), levels) for x in scored]
+    levels = dict.fromkeys(found.records, "recomputed") | dict.fromkeys(suite.reruns, "re-run")
+    lines = [Line(x.records, x.superseded, ranks.get(x.name), levels, suite.reruns) for x in rows.scored]
+    unpaired = [x.name for x in lines if x.name not in paired and "mask budget" not in x.apart and not rows.withheld]
     higher = next((m.higher_is_better for x in lines for m in x.heads), True)
     lines.sort(key=lambda x: (math.isnan(x.score), -x.score if higher else x.score, x.name))
-    return Table(suite.name, tuple(lines), tuple(sorted(failed, key=lambda x: x.name)), withheld, compared, unpaired)
+    return Table(
+        suite.folder.name, tuple(lines), rows.failed, rows.withheld, compared, tuple(unpaired), bool(rows.comparisons)
+    )
 
 
 def _withheld(record: Record) -> str:
@@ -510,43 +638,106 @@ def _withheld(record: Record) -> str:
     return ""
 
 
-def _compared(suite: Path, lines: Sequence[Line]) -> tuple[Comparisons | None, tuple[str, ...]]:
-    """Return paired comparisons of the rows that have predictions, and the names of those that have none."""
-    lines = [line for line in lines if "mask budget" not in line.apart]
-    ok = [r for line in lines for r in line.records]
-    beside = {r.id for r in ok if _beside(suite, r).is_file()}
-    unpaired = tuple(line.name for line in lines if not {r.id for r in line.records} & beside)
-    if len(lines) - len(unpaired) < 2:
-        return None, tuple(line.name for line in lines)
-    data = ok[0].data
-    assert data is not None
-    evidence = Evidence(
-        folder=suite,
-        dataset=ok[0].dataset.label,
-        title=data.title,
-        source=data.source,
-        modality="fmri",
-        signal=cast("Literal['parcels', 'sensors', 'volume']", data.signal),
-        table=pd.DataFrame([as_row(r) for r in ok if r.id in beside]),
-        cohort={},
-    )
-    for r in ok:
-        if r.id in beside:
-            _check_headline(evidence, r, _beside(suite, r))
+# ---------------------------------------------------------------- what predictions say
+
+
+def _recompute_all(rows: Sequence[_Rows], registry: Registry | None, cache: Path | None) -> list[Recomputed]:
+    """Return what predictions give, table by table; what is known of the same bytes and code is read from ``cache``.
+
+    The cache is no part of what is published: without it, or with other bytes, everything is computed.
+    """
+    code = _code(registry) if cache is not None and registry is not None else ""
+    known = _read_cache(cache) if code and cache is not None else {}
+    kept: dict[str, Any] = {}
+    found = []
+    for x in rows:
+        key = digest([code, bool(x.withheld), *_bytes_of(x)]) if code and x.beside else ""
+        again = _from_plain(known.get(key)) if key else None
+        if again is None:
+            again = _recompute(x.suite.folder, x.beside, not x.withheld, registry) if x.beside else Recomputed()
+        if key:
+            kept[key] = asdict(again)
+        found.append(again)
+    if cache is not None and kept and kept != known:
+        atomic_write(cache, json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
+    return found
+
+
+def _bytes_of(rows: _Rows) -> Iterator[list[str]]:
+    for r in rows.beside:
+        yield [r.id, r.content_hash, file_digest(_beside(rows.suite.folder, r))]
+
+
+def _code(registry: Registry) -> str:
+    """Return the hash of everything that verifies: the core, the tasks, and the libraries that numbers come from."""
+    core = {p.name: file_digest(p) for p in sorted(Path(__file__).parent.glob("*.py"))}
+    tasks = {name: registry.provenance("task", name).digest for name in sorted(registry.tasks)}
+    return digest([core, tasks, [metadata.version(name) for name in ("numpy", "scipy", "pandas", "statsmodels")]])
+
+
+def _read_cache(path: Path) -> dict[str, Any]:
     try:
-        return compare_rows(evidence, ok[0].task.label, evidence.table), unpaired
-    except DataError:  # a headline that cannot be compared, of a task that somebody else wrote
-        return None, tuple(line.name for line in lines)
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _from_plain(plain: Any) -> Recomputed | None:
+    """Return what was kept; None if it is nothing that was."""
+    try:
+        r = plain["ranking"]
+        ranking = r and Ranking(
+            {row: (int(a), int(b)) for row, (a, b) in r["ranks"].items()},
+            tuple(r["sentences"]),
+            (str(r["gain"][0]), str(r["gain"][1])),
+            tuple(r["paired"]),
+            int(r["never_met"]),
+        )
+        return Recomputed(ranking, tuple(plain["records"]))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What the predictions beside the records of a table give.
+
+    Parameters
+    ----------
+    ranking
+        Of the rows that have predictions; None where no two have.
+    records
+        Ids of those whose every metric, interval and p-value was found again.
+    """
+
+    ranking: Ranking | None = None
+    records: tuple[str, ...] = ()
+
+
+def _recompute(folder: Path, records: Sequence[Record], ranked: bool, registry: Registry | None) -> Recomputed:
+    """Return what the predictions of records of one table give.
+
+    Raises
+    ------
+    BoardError
+        If that is something else than the records say.
+    """
+    fair = [r for r in records if "mask budget" not in r.apart] if ranked else []
+    for r in fair:
+        _check_headline(r, _beside(folder, r))
+    compared = compare_here(folder, fair) if fair else None
+    again = tuple(r.id for r in records if _recomputed(folder, r, registry))
+    return Recomputed(Ranking.of(compared) if compared else None, again)
 
 
 def _beside(suite: Path, record: Record) -> Path:
     return suite / "predictions" / f"{record.id}.parquet"
 
 
-def _check_headline(evidence: Evidence, record: Record, path: Path) -> None:
+def _check_headline(record: Record, path: Path) -> None:
     """Refuse predictions that do not give the score of their record: a rank would be of something else."""
-    held_out = evidence.predictions(record.id)
-    assert held_out is not None
+    held_out = pd.read_parquet(path)
     try:
         row = row_of(record.headline, held_out)
         found = float(row.values(np.ones((1, len(row.subjects))))[0])
@@ -606,6 +797,26 @@ def words(table: Table) -> str:
         return "Every row failed."
     if not table.ranked:
         return "Not ranked: there are no held-out predictions beside these records, so no two rows can be compared."
+    return _words_of_ranks(table) + _words_of_evidence(table)
+
+
+def _words_of_evidence(table: Table) -> str:
+    """Return what a reader has to know of comparisons that were computed elsewhere."""
+    if not (table.travelled and table.compared):
+        return ""
+    n = table.compared.never_met
+    apart = (
+        f" {n} {'pair of rows was' if n == 1 else 'pairs of rows were'} sent in apart and never compared." if n else ""
+    )
+    return f"{apart} {DECLARED}"
+
+
+DECLARED = (
+    "Ranks are from comparisons that the submitter computed: without the recordings nobody else can compute them."
+)
+
+
+def _words_of_ranks(table: Table) -> str:
     n, beside = len(table.on_equal_terms), len(table.lines) - len(table.on_equal_terms)
     if table.leader is not None:
         less = f" on equal terms; {_n_rows(beside)} (‡) not ranked" if beside else ""
@@ -620,7 +831,12 @@ def words(table: Table) -> str:
             f"{table.front[0].name} is ahead of every row that can be compared; {_n_rows(len(table.unpaired))} cannot."
         )
     rest = f" {_n_rows(len(table.unpaired)).capitalize()} cannot be compared." if table.unpaired else ""
-    return f"{len(table.front)} of {n} rows share first place: nothing separates them.{rest}"
+    separates = (
+        "nothing that is known separates them"
+        if table.compared and table.compared.never_met
+        else "nothing separates them"
+    )
+    return f"{len(table.front)} of {n} rows share first place: {separates}.{rest}"
 
 
 def _n_rows(n: int) -> str:
@@ -629,10 +845,16 @@ def _n_rows(n: int) -> str:
 
 def gain(table: Table) -> tuple[str, str]:
     """Return whether pretraining is shown to be better than the best control: a short word, and a sentence."""
-    own = table.compared.table if table.compared else pd.DataFrame({"by": []})
-    own = own[own["by"] == "baseline"]
+    return table.compared.gain if table.compared else NO_GAIN
+
+
+NO_GAIN = ("not known", "No pretrained row could be compared with a control.")
+
+
+def _gain(found: Comparisons) -> tuple[str, str]:
+    own = found.table[found.table["by"] == "baseline"]
     if not len(own):
-        return "not known", "No pretrained row could be compared with a control."
+        return NO_GAIN
     control = str(own["second"].iloc[0])
     won = sorted(own.loc[own["winner"] == own["first"], "first"])
     lost = int((own["winner"] == own["second"]).sum())
@@ -723,8 +945,8 @@ def _markdown(board: Board) -> Iterator[str]:
     yield "Made by `neurobench leaderboard build` from the records in `results/`; do not edit. The same with pictures,"
     yield "sorting and filters is in `site/`.\n"
     yield "- *rank*: the ranks that paired evidence leaves open (Holm p < .05, the difference's interval excludes 0,"
-    yield "  the better row above chance). Rows whose ranks overlap are tied. `–`: no held-out predictions beside the"
-    yield "  record, so not ranked."
+    yield "  the better row above chance). Rows whose ranks overlap are tied. `–`: neither held-out predictions nor"
+    yield "  comparisons beside the record, so not ranked."
     yield "- *no signal*: not above chance. †: pretraining did not reach the best trivial filler on held-out subjects."
     if any(line.apart for t in board.tables for line in t.lines):
         yield f"- ‡: not ranked with the others: {'; '.join(APART.values())}."

@@ -59,6 +59,9 @@ ASSETS = {
 }
 """What every page uses, by its name on the site: nothing else is ever loaded."""
 
+CACHE = ".verified.json"
+"""Beside the records, never published: what the next build need not compute again."""
+
 MANIFEST = "files.txt"
 """Every file that was generated, so that the next build takes out what it no longer makes, and nothing else."""
 
@@ -105,7 +108,7 @@ def build_leaderboard(
     """
     folder = Path(results)
     to = Path(site) if site is not None else folder.parent / "site"
-    board = read_board(folder, registry or load_registry())
+    board = read_board(folder, registry or load_registry(), cache=folder.parent / CACHE)
     files = dict(_files(board))
     files[MANIFEST] = "\n".join(sorted([*files, MANIFEST])) + "\n"
     _replace(to, files)
@@ -375,7 +378,7 @@ def _plots(t: Table, board: Board) -> dict[str, Any]:
 
 
 def _sentences(t: Table) -> list[str]:
-    return list(t.compared.sentences.values()) if t.compared else []
+    return list(t.compared.sentences) if t.compared else []
 
 
 def _heat(t: Table) -> dict[str, Any] | None:
@@ -648,6 +651,7 @@ def _row_page(found: Sequence[tuple[Table, Line]]) -> dict[str, Any]:
         ),
         "versions": _versions(records),
         "records": [(t, r, x.level_of(r)) for t, x in found for r in x.records],
+        "reruns": [(t, again.text) for t, x in found for r in x.records if (again := x.reruns.get(r.id))],
         "superseded": [(t, r) for t, x in found for r in x.superseded],
         "citation": _citation(line, table),
         "data": data,
@@ -787,7 +791,5 @@ def _citation(line: Line, t: Table) -> list[str]:
     return [
         mine,
         f"neurobench: a benchmark suite for neuroimaging foundation models, version {version}. The neurobench authors.",
-        f"{d.title}: {d.citation}"
-        if d.citation
-        else f"{d.title}: `neurobench data card {shlex.quote(r.dataset.name)}` says what its owners ask to have cited.",
+        f"{d.title}: {d.citation or f'`neurobench data card {shlex.quote(r.dataset.name)}` says what to cite'}",
     ]

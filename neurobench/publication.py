@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from neurobench.bundle import MANIFEST, without_paths
+from neurobench import attestation
+from neurobench.bundle import MANIFEST, may_leave, without_paths
 from neurobench.bundle_reader import parse_table, read_bundle
 from neurobench.errors import StoreError
 from neurobench.evidence import write_table
 from neurobench.leaderboard import SUITE_NAME, BoardError
+from neurobench.pairwise import PairwiseRecord, name_of, pairwise_record, parse_pairwise, tables_of, text_of
+from neurobench.parsing import parse_json
 from neurobench.plugins import Registry
 from neurobench.results import Record, read_record, record_text
 from neurobench.store import atomic_write
-from neurobench.verification import verify
+from neurobench.verification import Repeat, verify
 
 __all__ = ["Placed", "add_records"]
 
@@ -30,14 +33,20 @@ class Placed:
         Records, and those of them with held-out predictions beside.
     n_withheld
         Records of real people whose predictions may leave under other names only, and were left behind.
+    n_compared
+        Tables whose comparisons were placed, for their predictions may not leave.
+    n_again
+        Records that were run again and found again.
     """
 
     n_records: int
     n_predictions: int
     n_withheld: int = 0
+    n_compared: int = 0
+    n_again: int = 0
 
 
-def add_records(source: str | Path, results: str | Path, registry: Registry) -> Placed:
+def add_records(source: str | Path, results: str | Path, registry: Registry, *, repeat: Repeat | None = None) -> Placed:
     """Place records of suites among the published ones, and the predictions whose card lets them leave.
 
     Parameters
@@ -48,6 +57,8 @@ def add_records(source: str | Path, results: str | Path, registry: Registry) -> 
         Folder of published records; what is there stays, whatever is placed beside it.
     registry
         What a bundle is verified with.
+    repeat
+        Runs records of a bundle again; what is found again is attested to beside the records. None: nothing is run.
 
     Raises
     ------
@@ -58,7 +69,12 @@ def add_records(source: str | Path, results: str | Path, registry: Registry) -> 
     """
     source, results = Path(source), Path(results)
     if source.is_file() or (source / MANIFEST).is_file():
-        return _from_bundle(source, results, registry)
+        return _from_bundle(source, results, registry, repeat)
+    if repeat is not None:
+        raise BoardError(
+            f"{source} is no bundle, and only a bundle is run again: nobody attests to a run of their own.",
+            next_step=f"Make one with `neurobench submit {source} --to BUNDLE`; somebody else adds it with --rerun.",
+        )
     paths = sorted((source / "records").glob("*.json"))
     if not paths:
         raise StoreError(
@@ -71,20 +87,27 @@ def add_records(source: str | Path, results: str | Path, registry: Registry) -> 
         # Commands and notes name folders of whoever ran them.
         _place(without_paths(record), results / suite)
         beside = source / "predictions" / f"{record.id}.parquet"
-        if not beside.is_file() or record.data is None or record.data.may_leave == "aggregates":
+        leaves = may_leave(record, registry)
+        if not beside.is_file() or leaves == "aggregates":
             continue
-        if record.data.source == "real" and record.data.may_leave == "predictions":
+        if leaves == "predictions":
             withheld += 1  # Under other names only, and giving those is a bundle's business.
             continue
         write_table(results / suite / "predictions" / beside.name, pd.read_parquet(beside))
         n += 1
-    return Placed(len(records), n, withheld)
+    compared = 0
+    for own in tables_of([r for r in records if may_leave(r, registry) == "aggregates" and r.data is not None]):
+        file = pairwise_record(source, own)
+        if file is not None:
+            _place_comparisons(file, results / _suite(own[0], ""))
+            compared += 1
+    return Placed(len(records), n, withheld, compared)
 
 
-def _from_bundle(source: Path, results: Path, registry: Registry) -> Placed:
+def _from_bundle(source: Path, results: Path, registry: Registry, repeat: Repeat | None) -> Placed:
     # Read once: what is placed is what was verified.
     contents = read_bundle(source)
-    verdict = verify(contents, registry, against=results if results.is_dir() else None)
+    verdict = verify(contents, registry, against=results if results.is_dir() else None, repeat=repeat)
     if errors := [f for f in verdict.findings if f.level == "error"]:
         raise BoardError(
             f"{source} is not believed: {errors[0].message}" + (f" (and {len(errors) - 1} more)" if errors[1:] else ""),
@@ -94,11 +117,21 @@ def _from_bundle(source: Path, results: Path, registry: Registry) -> Placed:
     tables = contents.named("predictions")
     n = 0
     for record, suite in zip(verdict.records, suites, strict=True):
-        _place(record, results / suite)
+        # What is accepted already stays as it is, to the byte.
+        if not (results / suite / f"{record.id}.json").is_file():
+            _place(record, results / suite)
+        if (again := verdict.again.get(record.id)) is not None:
+            accepted = read_record(results / suite / f"{record.id}.json")
+            rerun = attestation.attest(accepted, again.value, again.allowed)
+            atomic_write(results / suite / "reruns" / f"{record.id}.json", attestation.text_of(rerun))
         if (content := tables.get(record.id)) is not None:
             write_table(results / suite / "predictions" / f"{record.id}.parquet", parse_table(content))
             n += 1
-    return Placed(len(verdict.records), n)
+    by_id = {r.id: r for r in verdict.records}
+    compared = [parse_pairwise(parse_json(c)) for c in contents.named("comparisons").values()]
+    for file in compared:
+        _place_comparisons(file, results / _suite(by_id[file.rows[0].records[0]], ""))
+    return Placed(len(verdict.records), n, n_compared=len(compared), n_again=len(verdict.again))
 
 
 def _suite(record: Record, where: str) -> str:
@@ -110,6 +143,10 @@ def _suite(record: Record, where: str) -> str:
             next_step="Run with `--suite NAME|FILE`; `neurobench run --help` names those that there are.",
         )
     return name
+
+
+def _place_comparisons(file: PairwiseRecord, folder: Path) -> None:
+    atomic_write(folder / "comparisons" / f"{name_of(file)}.json", text_of(file))
 
 
 def _place(record: Record, folder: Path) -> None:

@@ -25,7 +25,7 @@ from neurobench.errors import DataError
 from neurobench.results import MetricRecord, Record
 from neurobench.scoring import MetricScore, Score
 
-__all__ = ["Tolerance", "differences", "recompute", "recompute_beside", "same", "tolerance_of"]
+__all__ = ["Tolerance", "alike", "differences", "recompute", "recompute_beside", "same", "tolerance_of"]
 
 Array = NDArray[np.float64]
 
@@ -61,6 +61,17 @@ def same(a: float | None, b: float | None, tolerance: float) -> bool:
     if a is None or b is None:
         return a is b
     return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(1.0, abs(a), abs(b))
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Return whether two plain values say the same, numbers up to what another machine rounds otherwise."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(v, b[k]) for k, v in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return same(a, b, 1e-6)
+    return bool(a == b)
 
 
 # ---------------------------------------------------------------- from predictions

@@ -1,4 +1,7 @@
-"""Run simulated records again, with their recorded parameters and the code that is installed here."""
+"""Run records again, with their recorded parameters and the code that is installed here.
+
+The simulated twin is made anew; of real people whoever has the recordings can do it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from neurobench.recomputation import same
 from neurobench.records import Finding
 from neurobench.results import Record, read_record
 
-__all__ = ["TOLERANCE_FITTED", "TOLERANCE_TRAINED", "repeat"]
+__all__ = ["TOLERANCE_FITTED", "TOLERANCE_TRAINED", "Again", "repeat"]
 
 TOLERANCE_TRAINED = 0.25
 """Share of the interval's width by which a backbone's headline may differ: training sums in another order elsewhere."""
@@ -28,13 +31,19 @@ TOLERANCE_FITTED = 0.01
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One run that gives some of the records."""
+class Again:
+    """A headline that was found again.
 
-    dataset: str
-    backbone: str
-    mask: str
-    task: str
+    Parameters
+    ----------
+    value
+        What running it again gave.
+    allowed
+        By how much it may differ from the record.
+    """
+
+    value: float
+    allowed: float
 
 
 def repeat(
@@ -42,24 +51,29 @@ def repeat(
     registry: Registry,
     folder: Path,
     progress: Progress | None = None,
-) -> Iterator[tuple[str, Finding | None]]:
-    """Yield every record's id, and None where it was found again, or what was found instead.
+    data_dir: Path | None = None,
+) -> Iterator[tuple[str, Again | Finding]]:
+    """Yield every record's id, and its headline where it was found again, or what is in the way.
 
     Parameters
     ----------
     records
-        Simulated records with their identities.
+        Records with their identities.
     registry
         The code that runs: what is installed here. Nothing of a submission is.
     folder
         Where the runs are stored; records of one run share their steps.
     progress
         Where progress is shown.
+    data_dir
+        Recordings of those that are of real people; they have to be the same cohort.
     """
     found: dict[str, tuple[dict[tuple[str, str], Record], str]] = {}
     for record, identity in records:
+        if data_dir is None and (record.data is None or record.data.source == "real"):
+            continue
         try:
-            config = _config(record, identity, registry, folder)
+            config = _config(record, identity, registry, folder, data_dir)
             key = digest([str(config)])
             if key not in found:
                 found[key] = _run(config, registry, progress)
@@ -75,8 +89,13 @@ def repeat(
             yield record.id, _compare(record, ours)
 
 
-def _config(record: Record, identity: Mapping[str, Any], registry: Registry, folder: Path) -> RunConfig:
-    p, twin, asked = record.protocol, identity["twin"], identity["asked"]
+def _config(
+    record: Record, identity: Mapping[str, Any], registry: Registry, folder: Path, data_dir: Path | None
+) -> RunConfig:
+    p, asked = record.protocol, identity["asked"]
+    assert record.data is not None
+    real = record.data.source == "real"
+    twin: Mapping[str, Any] = {"variant": "default", "n_subjects": None} if real else identity["twin"]
     if any(isinstance(v, str) and ("/" in v or "\\" in v) for v in record.dataset.parameters.values()):
         raise ValueError("a parameter of its dataset names a file of another machine")
     objective = parse_objective(p.objective)
@@ -97,7 +116,8 @@ def _config(record: Record, identity: Mapping[str, Any], registry: Registry, fol
         ratio=None if objective.draws_ratios else p.ratio,
         objective=p.objective,
         n_steps=p.n_steps,
-        source="simulated",
+        source=record.data.source,
+        data_dir=data_dir if real else None,
         variant=twin["variant"],
         n_subjects=twin["n_subjects"],
         window_s=asked["window_s"],
@@ -121,11 +141,17 @@ def _run(config: RunConfig, registry: Registry, progress: Progress | None) -> tu
     return again, failed
 
 
-def _compare(record: Record, ours: Record) -> Finding | None:
+def _compare(record: Record, ours: Record) -> Again | Finding:
     a, b = record.metrics[record.headline], ours.metrics.get(record.headline)
     if b is None or b.value is None or a.value is None:
         return Finding("error", "re-run", f"run again, it has no {record.headline}")
     if record.data is not None and ours.data is not None and record.data.fingerprint != ours.data.fingerprint:
+        if record.data.source == "real":
+            return Finding(
+                "warning",
+                "not-re-run",
+                "could not be run again: the recordings here are another cohort than the record's",
+            )
         return Finding(
             "error", "re-run", "run again, the simulated cohort is another one: its fingerprint is not the record's"
         )
@@ -133,7 +159,7 @@ def _compare(record: Record, ours: Record) -> Finding | None:
     width = (b.high - b.low) if b.high is not None and b.low is not None else 0.0
     allowed = share * width
     if abs(a.value - b.value) <= allowed or same(a.value, b.value, 1e-6):
-        return None
+        return Again(b.value, allowed)
     return Finding(
         "error",
         "re-run",

@@ -7,6 +7,7 @@ Levels, as words: *declared* (numbers without predictions; only their form and t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import warnings
@@ -27,19 +28,27 @@ from neurobench.components import CONTENT, from_outside, parse_component
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.identity import digest
 from neurobench.options import PROFILES, frozen_suites
+from neurobench.pairwise import name_of, parse_pairwise, problems, tables_of
 from neurobench.plausibility import impossible
 from neurobench.plugins import Kind, Registry
 from neurobench.pretraining import Recipe
-from neurobench.recomputation import Tolerance, same, tolerance_of
+from neurobench.recomputation import Tolerance, alike, same, tolerance_of
 from neurobench.records import Finding, Fold
-from neurobench.results import ComponentRecord, Record, content_hash, parse_record
+from neurobench.repetition import Again
+from neurobench.results import OF_THE_RUN, ComponentRecord, Record, content_hash, parse_record
 from neurobench.splits import check_disjoint, fold_fingerprint
 
-__all__ = ["Level", "Verdict", "slot", "verify"]
+__all__ = ["Level", "Repeat", "Verdict", "slot", "verify"]
 
 Level = Literal["declared", "recomputed", "re-run"]
 
+Repeat = Callable[[Sequence[tuple[Record, Mapping[str, Any]]]], Iterable[tuple[str, Again | Finding]]]
+"""Runs records again that are fine so far, see :mod:`neurobench.repetition`."""
+
 CONTROLS = ("baseline", "filler", "untrained")
+
+SHOWN = 20
+"""Findings about one file of comparisons, of which there may be one a pair."""
 
 _log = logging.getLogger("neurobench.verification")
 
@@ -56,11 +65,14 @@ class Verdict:
         Everything that was noticed; an error refuses the bundle.
     levels
         Record id to how far it was checked; a record with an error has none.
+    again
+        Record id to what running it again gave, where it was found again.
     """
 
     records: tuple[Record, ...]
     findings: tuple[Finding, ...]
     levels: Mapping[str, Level]
+    again: Mapping[str, Again] = field(default_factory=dict)
 
     @property
     def word(self) -> Literal["believed", "believed, with warnings", "refused"]:
@@ -123,7 +135,7 @@ def verify(
     registry: Registry,
     *,
     against: Path | None = None,
-    repeat: Callable[[Sequence[tuple[Record, Mapping[str, Any]]]], Iterable[tuple[str, Finding | None]]] | None = None,
+    repeat: Repeat | None = None,
     limits: Limits = LIMITS,
 ) -> Verdict:
     """Check a bundle.
@@ -137,7 +149,7 @@ def verify(
     against
         Folder of accepted records, searched with its subfolders; none of them may be changed.
     repeat
-        Runs simulated records again, see :mod:`neurobench.repetition`; None: nothing is run.
+        Runs records again; None: nothing is run.
     limits
         Of size, while it is read.
 
@@ -159,7 +171,8 @@ def verify(
             check.repeated(items, repeat)
     refused = {f.subject for f in check.findings if f.level == "error"}
     levels = {i.record.id: check.levels.get(i.record.id, "declared") for i in items if i.label not in refused}
-    return Verdict(tuple(i.record for i in items), tuple(check.findings), levels)
+    again = {i: a for i, a in check.again.items() if i in levels}
+    return Verdict(tuple(i.record for i in items), tuple(check.findings), levels, again)
 
 
 @dataclass(eq=False)
@@ -169,6 +182,7 @@ class _Check:
     registry: Registry
     findings: list[Finding]
     levels: dict[str, Level] = field(default_factory=dict)
+    again: dict[str, Again] = field(default_factory=dict)
     told: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, level: Literal["warning", "error"], code: str, message: str, who: str = "", fix: str = "") -> None:
@@ -259,6 +273,7 @@ class _Check:
         for group in _grouped(good):
             with self._guard(group[0].label):
                 self._group(group, tables)
+        self._comparisons(good, contents)
         self._sources(good)
 
     @contextlib.contextmanager
@@ -631,6 +646,37 @@ class _Check:
             if item.record.id in tables:
                 self._beside(item, records, tables)
 
+    def _comparisons(self, items: Sequence[_Item], contents: Contents) -> None:
+        """Hold comparisons that travel in the place of predictions to the records that they are of."""
+        records = {i.record.id: i.record for i in items}
+        named: set[str] = set()
+        for name, content in contents.named("comparisons").items():
+            where = f"comparisons/{name[:12]}….json"
+            with self._guard(where):
+                try:
+                    file = parse_pairwise(parse_json(content))
+                except ValueError as error:
+                    self.add("error", "comparisons", f"{where} are no comparisons: {error}")
+                    continue
+                found = [] if name_of(file) == name else ["its name is not the hash of what it says"]
+                found += [printable(text, 300) for text in itertools.islice(problems(file, records), SHOWN)]
+                own = [i for row in file.rows for i in row.records]
+                named.update(own)
+                if any(may_leave(records[i], self.registry) != "aggregates" for i in own if i in records):
+                    found.append("predictions may leave, and ranks come from those")
+                for message in found:
+                    self.add("error", "comparisons", f"{where}: {message}", where)
+        for group in tables_of(list(records.values())):
+            unnamed = sorted({r.row for r in group if r.id not in named and "mask budget" not in r.apart})
+            if unnamed and len({r.row for r in group}) > 1 and may_leave(group[0], self.registry) == "aggregates":
+                rows = printable(", ".join(unnamed), 200)
+                self.once(
+                    "warning",
+                    "not-ranked",
+                    f"of {printable(group[0].task.label)} on {printable(group[0].dataset.label)} no comparison travels "
+                    f"with these rows, and they will not be ranked: {rows}",
+                )
+
     def _controls(self, item: _Item, records: Sequence[Record]) -> None:
         record = item.record
         controls = {
@@ -715,8 +761,12 @@ class _Check:
             if data is not None and sources.get(data.fingerprint, data.source) != data.source:
                 self.add("error", "source", "calls real what an accepted record calls simulated", item.label)
             old = there.get(item.record.id)
-            if old is not None and old != item.plain:
-                changed = sorted(k for k in {*old, *item.plain} if old.get(k) != item.plain.get(k))
+            if old is not None:
+                parts = {*old, *item.plain} - {*OF_THE_RUN, "cost", "notes"}
+                changed = sorted(k for k in parts if not alike(old.get(k), item.plain.get(k)))
+            if old is not None and not changed:
+                self.findings.append(Finding("info", "accepted", "is accepted already", subject=item.label))
+            elif old is not None:
                 self.add(
                     "error",
                     "append-only",
@@ -724,31 +774,24 @@ class _Check:
                     item.label,
                     "An accepted record is superseded by a new one with an id of its own, never edited.",
                 )
-            elif old is None and (before := slots.get(slot(item.record))):
+            elif before := slots.get(slot(item.record)):
                 names = ", ".join(sorted(b[:12] for b in before))
                 self.findings.append(Finding("info", "supersedes", f"supersedes {names}", subject=item.label))
 
     def repeated(
         self,
         items: Sequence[_Item],
-        repeat: Callable[[Sequence[tuple[Record, Mapping[str, Any]]]], Iterable[tuple[str, Finding | None]]],
+        repeat: Repeat,
     ) -> None:
-        """Run what is simulated and fine so far again."""
+        """Run what is fine so far again."""
         refused = {f.subject for f in self.findings if f.level == "error"}
-        todo = [
-            (i.record, i.identity)
-            for i in items
-            if i.label not in refused
-            and i.identity is not None
-            and i.record.data
-            and i.record.data.source == "simulated"
-        ]
+        todo = [(i.record, i.identity) for i in items if i.label not in refused and i.identity is not None]
         labels = {i.record.id: i.label for i in items}
-        for record_id, problem in repeat(todo):
-            if problem is None:
-                self.levels[record_id] = "re-run"
+        for record_id, found in repeat(todo):
+            if isinstance(found, Again):
+                self.levels[record_id], self.again[record_id] = "re-run", found
             else:
-                self.add(cast(Any, problem.level), problem.code, problem.message, labels[record_id], problem.fix)
+                self.add(cast(Any, found.level), found.code, found.message, labels[record_id], found.fix)
 
 
 # ---------------------------------------------------------------- small pieces

@@ -15,6 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,11 @@ from neurobench.bundle import LIMITS, MANIFEST, make_bundle, write_bundle, zip_b
 from neurobench.bundle_reader import parse_folds, parse_json, parse_table, read_bundle
 from neurobench.cli import app
 from neurobench.errors import BundleError
+from neurobench.leaderboard import BoardError, read_board
 from neurobench.plugins import load_registry
+from neurobench.publication import add_records
+from neurobench.records import Finding
+from neurobench.repetition import Again
 from neurobench.results import content_hash
 from neurobench.verification import Verdict, verify
 
@@ -64,7 +69,12 @@ def of_task(files: Files, task: str, rows: tuple[str, ...] = ()) -> Files:
     """Return a bundle of the records of one task, or of some rows of it."""
     plain = {n: json.loads(c) for n, c in files.items() if n.startswith("records/")}
     ids = {p["id"] for p in plain.values() if p["task"]["name"] == task and (not rows or p["row"] in rows)}
+    ids |= {n[12:76] for n, c in files.items() if n.startswith("comparisons/") and json.loads(c)["task"] == task}
     return sealed({n: c for n, c in files.items() if "/" not in n or "folds/" in n or n.partition("/")[2][:64] in ids})
+
+
+def _text(plain: dict) -> bytes:
+    return json.dumps(plain).encode()
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +227,21 @@ def test_only_scores_leave_where_the_card_says_so(real: Path, registry, tmp_path
     bundle = make_bundle(real, registry)
     assert not any(n.startswith(("predictions/", "folds/")) for n in bundle.files)
     assert any("held-out predictions" in s.what and "lets scores leave" in s.why for s in bundle.stripped)
+    assert bundle.n_comparisons == 2, "one of each task"
+    closed = of_task(dict(bundle.files), "age")
+    name = next(n for n in closed if n.startswith("comparisons/"))
+    with monkeypatch.context() as patched:
+        # Records say what their card said when they were made.
+        patched.setattr("neurobench.verification.may_leave", lambda *_: "aggregates")
+        assert not {f.code for f in judged(closed, tmp_path, registry).findings} & {"comparisons", "not-ranked"}
+        plain = json.loads(closed[name])
+        plain["pairs"][0]["difference"] += 0.1
+        forged = sealed({n: c for n, c in closed.items() if n != name} | {f"comparisons/{'a' * 64}.json": _text(plain)})
+        refused(judged(forged, tmp_path, registry), "comparisons", "and their records give")
+        refused(judged(forged, tmp_path, registry), "comparisons", "is not the hash of what it says")
+        refused(judged(sealed(closed | {name: b"{}"}), tmp_path, registry), "comparisons", "are no comparisons")
+        without = judged(sealed({n: c for n, c in closed.items() if n != name}), tmp_path, registry)
+        assert any(f.code == "not-ranked" and "transformer · roi" in f.message for f in without.findings)
     verdict = judged(loose, tmp_path, registry)
     refused(verdict, "forbidden", "lets scores leave only")
     refused(verdict, "forbidden", "list participants")
@@ -605,7 +630,11 @@ def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path
     (accepted / f"{record_id}.json").write_bytes(content)
     (accepted / "not-a-record.json").write_text("[]")
     assert judged(ages, tmp_path, registry, against=tmp_path / "results").word == "believed, with warnings"
-    edited = with_record(ages, record_id, lambda plain: plain.update(written="2026-01-01T00:00:00Z"))
+    again = with_record(ages, record_id, lambda plain: plain.update(written="2026-01-01T00:00:00Z"))
+    verdict = judged(again, tmp_path, registry, against=tmp_path / "results")
+    assert any(f.code == "accepted" for f in verdict.findings), "who runs the same baseline finds the same record"
+    assert verdict.word == "believed, with warnings"
+    edited = with_record(ages, record_id, lambda plain: plain["metrics"]["mae"].update(p_value=0.5))
     verdict = judged(edited, tmp_path, registry, against=tmp_path / "results")
     refused(verdict, "append-only", "is accepted already and says something else here")
     plain = json.loads(content) | {"id": "e" * 64}
@@ -646,6 +675,63 @@ def test_the_commands(out: Path, tmp_path: Path, ages: Files):
     assert found.exit_code == 1
     assert json.loads(found.output)["verdict"] == "refused"
     assert run(app, ["verify", str(tmp_path / "none.zip")]).exit_code == 1
+
+
+def test_who_ran_records_again_is_kept_beside_them(ages: Files, tmp_path: Path, registry):
+    files = ages
+    for record_id in [n[8:72] for n in ages if n.startswith("records/")]:
+        files = with_record(files, record_id, lambda plain: plain["protocol"].update(suite="mine@0"))
+    path, results = tmp_path / "bundle.zip", tmp_path / "results"
+    path.write_bytes(zip_bytes(files))
+
+    def repeat(todo):
+        # What a backbone gave is found again, within what is allowed; of the others nobody knows.
+        for record, _ in todo:
+            if record.row == "mean":
+                yield record.id, Again(record.metrics["mae"].value + 0.01, 0.02)
+            else:
+                yield record.id, Finding("warning", "not-re-run", "could not be run again: no time")
+
+    placed = add_records(path, results, registry, repeat=repeat)
+    assert placed.n_again == 1
+    (table,) = read_board(results, registry).tables
+    assert {x.level for x in table.lines} == {"re-run", "recomputed"}
+    (line,) = (x for x in table.lines if x.level == "re-run")
+    assert line.name == "mean"
+    (again,) = line.reruns.values()
+    assert "(± 0.02 allowed)" in again.text
+    assert datetime.now(UTC).strftime("%Y-%m") in again.text
+    before = {p: p.read_bytes() for p in results.rglob("*.json")}
+    add_records(path, results, registry)
+    assert {p: p.read_bytes() for p in results.rglob("*.json")} == before, "what is accepted stays, to the byte"
+    (beside,) = (results / "mine" / "reruns").iterdir()
+    plain = json.loads(beside.read_text())
+    for change, says in (
+        ({"found": plain["found"] + 1}, "further off"),
+        ({"said": 1.0}, "not that of the record"),
+        ({"content_hash": "a"}, "another record"),
+        ({"allowed": -1.0}, "allowed"),
+    ):
+        beside.write_text(json.dumps(plain | change))
+        with pytest.raises(BoardError, match=f"attests to nothing: .*{says}"):
+            read_board(results)
+    # An output folder of one's own is nothing to attest to.
+    with pytest.raises(BoardError, match="nobody attests to a run of their own"):
+        add_records(tmp_path, results, registry, repeat=repeat)
+
+
+@pytest.mark.slow
+def test_real_records_run_again_where_the_same_recordings_are(out: Path, real: Path, tmp_path: Path, registry):
+    path, folder = tmp_path / "mine.zip", next((out / "store" / "twin").glob("*/data"))
+    path.write_bytes(zip_bytes(of_task(dict(make_bundle(real, registry).files), "age")))
+    found = CliRunner().invoke(app, ["verify", str(path), "--rerun", "--data-dir", str(folder)])
+    assert "re-run)" in found.output, found.output
+    assert "recomputed" not in found.output.splitlines()[-1]
+    (tmp_path / "other").mkdir()
+    found = CliRunner().invoke(app, ["verify", str(path), "--rerun", "--data-dir", str(tmp_path / "other")])
+    assert "could not be run again" in found.output, found.output
+    assert found.exit_code == 2
+    assert CliRunner().invoke(app, ["verify", str(path), "--data-dir", str(folder)]).exit_code == 2
 
 
 @pytest.mark.slow

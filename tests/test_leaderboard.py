@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import neurobench
 from benchmarks.performance.board import invented, place, predictions, with_value
+from neurobench import leaderboard
 from neurobench.bundle import make_bundle, write_bundle
 from neurobench.cli import app
 from neurobench.errors import StoreError
@@ -243,7 +244,7 @@ def test_predictions_of_another_score_are_refused(tmp_path: Path):
 def test_placing_leaves_restricted_predictions_behind(tmp_path: Path):
     held_out, _ = predictions(TRUTH, 1.0, 0)
     free = invented("net · roi", "pretrained")
-    kept = invented("net · roi", "pretrained", dataset="clinic", data__may_leave="aggregates")
+    kept = invented("net · roi", "pretrained", dataset="clinic", data__may_leave="aggregates", data__source="real")
     named = invented("net · roi", "pretrained", dataset="ward", data__may_leave="predictions", data__source="real")
     named = named.model_copy(
         update={"environment": {**named.environment, "command": "neurobench run --out /home/me/x"}}
@@ -292,6 +293,33 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path):
     assert not any(str(tmp_path).encode() in content for content in first.values())
     build_leaderboard(tmp_path / "a" / "results")
     assert everything(tmp_path / "a") == first
+
+
+def test_what_was_verified_is_kept_by_its_bytes(tmp_path: Path, monkeypatch):
+    results, cache, registry = tmp_path / "results", tmp_path / ".verified.json", load_registry()
+    ranked(results, {"net · roi": 0.5, "net · random": 1.6, "mean": 3.0})
+    counted = []
+    whole = leaderboard._recompute
+    monkeypatch.setattr(leaderboard, "_recompute", lambda *a: counted.append(a) or whole(*a))
+
+    def ranks() -> dict:
+        (table,) = read_board(results, registry, cache=cache).tables
+        return {x.name: (x.rank, x.level) for x in table.lines} | {"": (gain(table), words(table), table.unpaired)}
+
+    first = ranks()
+    assert ranks() == first
+    assert len(counted) == 1, "the same bytes are computed once"
+    cache.write_text('{"a": 1')
+    assert ranks() == first
+    assert len(counted) == 2, "what cannot be read is nothing"
+    monkeypatch.setattr(leaderboard, "_code", lambda _: "other code")
+    assert ranks() == first
+    assert len(counted) == 3
+    beside = next((results / "invented" / "predictions").iterdir())
+    held_out, _ = predictions(TRUTH, 1.0, 9)
+    held_out.to_parquet(beside, index=False)
+    with pytest.raises(BoardError, match="gives a MAE of"):
+        ranks()
 
 
 def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(tmp_path: Path):
