@@ -1,21 +1,27 @@
 """What a grid of many combinations costs on one and on two workers: ``python -m benchmarks.scaling [--save]``.
 
-40 combinations of the ``smoke`` profile (two backbones × four masks × 5 seeds on one small simulated twin, few
-optimiser steps) go through a Dask cluster of single-threaded worker processes, in one command one after the other:
+200 combinations of the ``smoke`` profile (two backbones × four masks × 25 seeds on one small simulated twin, few
+optimiser steps), or fewer with ``--seeds``, go through a Dask cluster of single-threaded worker processes, in one
+command one after the other:
 
 * *one*: on one worker.
 * *two*: on two workers.
+* *plain*: what this machine allows. Three of the seeds in one plain process, without Dask; then the same in one process
+  and three more in another one beside it. Two processes that had nothing to do with each other would be twice as fast.
 * *killed*: on two workers, of which a random one is killed at intervals; only with ``--kill``, and compared with the
   others' files and records.
 
 Workers have loaded the package before a run is timed, and the twin is prepared: what starting and preparing cost is
 told apart. The overhead of a combination is wall-clock seconds × workers less the seconds that the steps themselves
-took, divided by their number. The process that hands out work and the scheduler run on the same machine; on two
+took, divided by their number; nothing is left out of it. It is also told in three parts: from the start to the first
+step, between steps, and from the last step to the end (records and tables of the last seed; those of the others are
+written while steps are computed). The process that hands out work and the scheduler run on the same machine; on two
 cores they take from what two workers could use, and their own CPU seconds are told. What a step took contains the
-slowing down of two processes that share caches and memory, so the ratio is told beside the overhead.
+slowing down of two processes that share caches and memory, so the ratio is told beside what *plain* gives.
 
-With ``--plan`` the grid of 4 backbones × 8 masks × 4 datasets × 3 seeds is planned at ``cpu`` and ``full`` and kept for
-the page too. The result goes to ``benchmarks/results/scaling.json``.
+Every part is printed, and with ``--save`` kept, as soon as it is over. With ``--plan`` the grid of 4 backbones × 8
+masks × 4 datasets × 3 seeds is planned at ``cpu`` and ``full`` and kept for the page too. The results go to
+``benchmarks/results/scaling.json``.
 """
 
 from __future__ import annotations
@@ -23,12 +29,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +47,7 @@ from neurobench import planning, runner
 from neurobench.config import RunConfig, expand
 from neurobench.cost import machine
 from neurobench.execution import STAGES
+from neurobench.logs import Reader
 from neurobench.opening import sources_of
 from neurobench.plugins import load_registry
 from neurobench.results import environment
@@ -54,10 +63,14 @@ GRID: dict[str, Any] = {
     "mask": "random,random_tube,roi,block",
     "dataset": "parcels",
     "task": "age",
-    "seed": "0,1,2,3,4",
-    "n_subjects": 24,
+    "n_subjects": 20,
     "n_steps": 5,
 }
+
+N_SEEDS = 25
+
+N_PLAIN = 3
+"""Seeds that a plain process is given."""
 
 FULL: dict[str, Any] = {
     "backbone": "transformer,mamba,hybrid,moe_ssm",
@@ -138,7 +151,10 @@ def measure(out: Path, n_workers: int, kill_s: float = 0.0, **options: Any) -> d
         took = {"wall_s": result.seconds, "driver_cpu_s": time.process_time() - cpu}
     steps = [e for stage in STAGES for e in Store(out, read_only=True).entries(stage)]
     own = sum(e.seconds for e in steps)
-    last = max((e.path / "manifest.json").stat().st_mtime for e in steps)
+    lines = Reader(out).new()
+    first = min(_when(line) for line in lines if line["what"] == "step-started")
+    last = max(_when(line) for line in lines if line["what"] == "step-finished")
+    start, end = first - (over - result.seconds), over - last
     n = len(grid.combinations)
     return {
         "n_workers": n_workers,
@@ -148,10 +164,16 @@ def measure(out: Path, n_workers: int, kill_s: float = 0.0, **options: Any) -> d
         "prepare_s": preparing,
         **took,
         "steps_s": own,
-        "after_last_step_s": over - last,
+        "before_first_step_s": start,
+        "between_steps_s": (result.seconds - start - end) * n_workers - own,
+        "after_last_step_s": end,
         "overhead_s_a_combination": (result.seconds * n_workers - own) / n,
         **(killed if kill_s else {}),
     }
+
+
+def _when(line: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(str(line["time"])).timestamp()
 
 
 def _load() -> None:
@@ -164,23 +186,98 @@ def _load() -> None:
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 
-def campaign(kill_s: float, **options: Any) -> dict[str, Any]:
-    """Run the grid on one worker, on two, and, unless ``kill_s`` is 0, on two that are killed."""
-    found: dict[str, Any] = {}
+def _alone(out: Path, options: Mapping[str, Any], together: Any, told: Any) -> None:
+    """Run a grid in this process, begun when all that take part are ready, and tell the seconds of run and steps."""
+    registry = load_registry()
+    grid = expand(RunConfig.from_options(**(GRID | options), out=out, jobs=1), registry)
+    for dataset in grid.datasets:
+        for source in sources_of(dataset, grid, registry, store := Store(out)).values():
+            source.load(store)
+    _load()
+    together.wait()
+    seconds = runner.execute(grid, registry).seconds
+    told.put((seconds, sum(e.seconds for stage in STAGES for e in Store(out, read_only=True).entries(stage))))
+
+
+def beside(folder: Path, seeds: Sequence[Sequence[int]], **options: Any) -> list[tuple[float, float]]:
+    """Return what plain processes took that ran at the same time, each with seeds of its own."""
+    context = multiprocessing.get_context("spawn")
+    together, told = context.Barrier(len(seeds), timeout=600.0), context.Queue()
+    processes = []
+    for number, own in enumerate(seeds):
+        asked = options | {"seed": _named(own)}
+        given = folder / f"plain-{len(seeds)}-{number}", asked, together, told
+        processes.append(context.Process(target=_alone, args=given))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+        if process.exitcode:
+            raise RuntimeError("a plain process ended with an error, which is above")
+    return [told.get() for _ in seeds]
+
+
+def plain(folder: Path, n_seeds: int, **options: Any) -> dict[str, Any]:
+    """Return how much faster two plain processes are than one on this machine, and how much longer their steps take."""
+    own, other = range(n_seeds), range(n_seeds, 2 * n_seeds)
+    ((alone, steps),) = beside(folder, [own], **options)
+    both = beside(folder, [own, other], **options)
+    last = max(seconds for seconds, _ in both)
+    return {
+        "n_seeds": n_seeds,
+        "one_s": alone,
+        "two_s": last,
+        "ratio": 2 * alone / last,
+        "steps_longer": sum(own for _, own in both) / 2 / steps,
+    }
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return ",".join(map(str, seeds))
+
+
+def campaign(
+    kill_s: float,
+    *,
+    n_seeds: int = N_SEEDS,
+    n_plain: int = N_PLAIN,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run the grid on one worker, on two, in plain processes, and, unless ``kill_s`` is 0, on two that are killed.
+
+    ``keep`` is called with what is known after each of them.
+    """
+    parts = ["one", "two", "plain", "killed"][: 4 if kill_s else 3]
+    found: dict[str, Any] = {"parts": parts}
+    outs: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
-        outs = {name: Path(folder) / name for name in ("one", "two", "killed")[: 3 if kill_s else 2]}
         speed = machine()["python_s"]
-        for name, out in outs.items():
-            found[name] = measure(out, 1 if name == "one" else 2, kill_s if name == "killed" else 0.0, **options)
+        for name in parts:
+            if name == "plain":
+                found[name] = plain(Path(folder), n_plain, **options)
+            else:
+                outs[name] = Path(folder) / name
+                workers, kill = 1 if name == "one" else 2, kill_s if name == "killed" else 0.0
+                found[name] = measure(outs[name], workers, kill, seed=_named(range(n_seeds)), **options)
+                found |= _compared(list(outs.values()))
+            found["machine_slower_afterwards"] = machine()["python_s"] / speed
+            if "two" in found:
+                found["ratio"] = found["one"]["wall_s"] / found["two"]["wall_s"]
             print(name, found[name], flush=True)
-        found["machine_slower_afterwards"] = machine()["python_s"] / speed
-        found["ratio"] = found["one"]["wall_s"] / found["two"]["wall_s"]
-        whole = evidence(outs["one"])
-        found["n_files"] = len(whole)
-        found["same_files"] = all(evidence(out) == whole for out in outs.values())
-        ids = [{p.name for p in (out / "records").glob("*.json")} for out in outs.values()]
-        found["n_records"], found["same_records"] = len(ids[0]), all(one == ids[0] for one in ids)
+            keep(found)
     return found
+
+
+def _compared(outs: Sequence[Path]) -> dict[str, Any]:
+    """Return whether all folders have the files and records of the first one."""
+    whole = evidence(outs[0])
+    ids = [{p.name for p in (out / "records").glob("*.json")} for out in outs]
+    return {
+        "n_files": len(whole),
+        "same_files": all(evidence(out) == whole for out in outs[1:]),
+        "n_records": len(ids[0]),
+        "same_records": all(one == ids[0] for one in ids),
+    }
 
 
 def planned(profile: str) -> dict[str, Any]:
@@ -207,30 +304,35 @@ def planned(profile: str) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and with ``--save`` keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=N_SEEDS, help="8 combinations each (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="16 combinations, and a kill every 4 s")
-    parser.add_argument("--kill", action="store_true", help="also with a worker killed every 20 s")
+    parser.add_argument("--kill", action="store_true", help=f"also with a worker killed every {KILL_S:.0f} s")
     parser.add_argument("--plan", action="store_true", help="plan the large grid, and measure nothing")
-    parser.add_argument("--save", action="store_true", help=f"keep the result in {RESULTS.name}")
+    parser.add_argument("--save", action="store_true", help=f"keep the results in {RESULTS.name}")
     options = parser.parse_args()
-    found: Mapping[str, Any]
-    if options.plan:
-        found = {"planned": {profile: planned(profile) for profile in ("cpu", "full")}}
-    elif options.quick:
-        found = {"measured": campaign(4.0, seed="0,1")}
-    else:
-        found = {"measured": campaign(KILL_S if options.kill else 0.0)}
     about = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "cores": os.cpu_count(),
         "python": environment()["python"],
         "grid": FULL if options.plan else GRID,
     }
-    for part in found.values():
-        part["about"] = about | {"note": ""}
-    print(json.dumps(found, indent=1, ensure_ascii=False))
-    if options.save:
-        kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-        RESULTS.write_text(json.dumps(kept | found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def keep(part: str, found: Mapping[str, Any]) -> None:
+        if options.save:
+            kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+            kept[part] = {**found, "about": about}
+            RESULTS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    if options.plan:
+        found: dict[str, Any] = {}
+        for profile in ("cpu", "full"):
+            found[profile] = planned(profile)
+        keep("planned", found)
+    else:
+        kill_s = 4.0 if options.quick else KILL_S if options.kill else 0.0
+        small: dict[str, Any] = {"n_seeds": 2, "n_plain": 1} if options.quick else {"n_seeds": options.seeds}
+        found = campaign(kill_s, keep=lambda found: keep("measured", found), **small)
+    print(json.dumps({**found, "about": about}, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

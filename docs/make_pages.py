@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -168,7 +169,7 @@ def scaling_page() -> str:
     """Return what a grid cost on one and two workers, and what that says of a large one, as Markdown."""
     kept = json.loads(SCALING.read_text(encoding="utf-8"))
     found, plans = kept["measured"], kept["planned"]
-    one, two = found["one"], found["two"]
+    one, runs = found["one"], [found[name] for name in ("one", "two", "killed") if name in found]
     lines = [
         "# Scaling",
         "",
@@ -176,37 +177,30 @@ def scaling_page() -> str:
         "",
         "## Measured",
         "",
-        f"`python -m benchmarks.scaling --save` ran {one['n_combinations']} combinations ({one['n_steps']} steps: two",
-        f"backbones, four masking strategies, {len(found['about']['grid']['seed'].split(','))} seeds, few optimiser",
-        "steps, one small simulated twin) on Dask workers of one thread each, one after the other on one machine with",
+        f"`python -m benchmarks.scaling --kill --save` ran {one['n_combinations']} combinations",
+        f"({one['n_steps']} steps: two backbones, four masking strategies,",
+        f"{one['n_combinations'] // 8} seeds, few optimiser steps, one small simulated twin)",
+        "on Dask workers of one thread each, one run after the other on one machine with",
         f"{found['about']['cores']} cores, {found['about']['date']}. Workers were started, and the twin prepared,",
         "before the clock. The process that hands out work and the Dask scheduler share these cores with the workers.",
         "",
         "| workers | wall clock | in steps, all workers | CPU of who hands out work | not in steps, a combination |",
         "|---|---:|---:|---:|---:|",
     ]
-    for r in (one, two):
+    for r in runs:
         lines.append(
-            f"| {r['n_workers']} | {r['wall_s']:.1f} s | {r['steps_s']:.1f} s | {r['driver_cpu_s']:.1f} s | "
-            f"{1000 * r['overhead_s_a_combination']:.0f} ms |"
+            f"| {r['n_workers']}{', killed' if 'n_killed' in r else ''} | {r['wall_s']:.1f} s | {r['steps_s']:.1f} s | "
+            f"{r['driver_cpu_s']:.1f} s | {1000 * r['overhead_s_a_combination']:.0f} ms |"
         )
-    same = "the same" if found["same_files"] and found["same_records"] else "NOT the same"
-    busy = [r["steps_s"] / r["wall_s"] / r["n_workers"] for r in (one, two)]
     lines += [
         "",
-        f"Two workers were **{found['ratio']:.2f}** times as fast as one; 1.8, and 50 ms a combination not in steps,",
-        "were set out to be reached. The command was stopped in a third part, with workers killed; these figures are",
-        "put together from what it had printed by then.",
-        f"Both runs left {same} {found['n_files']} files and {found['n_records']} records.",
-        f"Steps took {two['steps_s'] / one['steps_s']:.2f} times as long with another one beside: on this machine,",
-        "which is shared, two processes slow each other. Workers were at steps",
-        f"{busy[0]:.0%} (one) and {busy[1]:.0%} (two) of the time; had steps not become slower, that would be a ratio",
-        f"of {2 * busy[1] / busy[0]:.2f}, which was not measured. Not in steps is wall clock",
-        "× workers less what steps took: looking up, locking, reading cohorts in each process, sending, waiting, and",
-        "records at the end.",
+        "Not in steps is wall clock × workers less what steps took, all of it: looking up, locking, writing down what",
+        "was computed, reading cohorts in each process, sending, waiting, and records at the end. 50 ms were set out",
+        "to be reached.",
+        *_parts_of_the_overhead(runs),
+        *_on_two_workers(found),
         "",
-        "`python -m benchmarks.scaling --kill` also kills a random worker every 20 s and compares files and records; a",
-        "slow test does so every few seconds on a smaller grid.",
+        *_killed(found),
         "",
         "## On paper: 1,920 pretrainings",
         "",
@@ -214,7 +208,7 @@ def scaling_page() -> str:
         f"empty folder on the same machine, {plans['about']['date']} (`python -m benchmarks.scaling",
         "--plan --save`): a few optimiser steps of every backbone, and coefficients measured elsewhere, for the",
         "simulated twins. Of `full` only optimiser steps of one or a few windows were timed: its figures are",
-        f"extrapolated by far. {plans['about']['note']}",
+        f"extrapolated by far. {plans['about'].get('note', '')}".rstrip(),
         "**No GPU was there to measure on, so nothing is said of seconds on one**: a worker of `cpu` is one core,",
         f"one of `full` a machine of {plans['about']['cores']} cores. On workers that are *k* times as fast all",
         "figures but the serial ones are divided by *k*.",
@@ -246,15 +240,71 @@ def scaling_page() -> str:
             f"steps; at most {work / (chain + serial):.0f} times as fast as one worker, however many there are.",
             "",
         ]
-    each = two["driver_cpu_s"] / two["n_combinations"]
+    each = runs[-1]["driver_cpu_s"] / runs[-1]["n_combinations"]
     lines += [
         "The process that hands out work is one: it used",
         f"{1000 * each:.0f} ms of CPU a combination above, with all folds and records, and could so keep up",
-        f"with {3600 / each:,.0f} combinations an hour. Short steps travel together, up to half a second of them, and",
-        "every worker has one job waiting beside the one that it computes.",
+        f"with {3600 / each:,.0f} combinations an hour. Short steps travel together, up to a second of them, and",
+        "every worker has one job waiting beside the one that it computes, or three seconds of them if they are short.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _parts_of_the_overhead(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return where the seconds are that no step took; files of earlier versions do not say."""
+    said = []
+    for r in runs:
+        if "between_steps_s" in r and "n_killed" not in r:
+            said.append(
+                f"On {r['n_workers']}: {r['before_first_step_s']:.1f} s before the first step, "
+                f"{r['between_steps_s']:.1f} s between steps, "
+                f"{1000 * r['between_steps_s'] / r['n_steps']:.1f} ms for each, and "
+                f"{r['after_last_step_s']:.1f} s after the last one."
+            )
+    return said
+
+
+def _on_two_workers(found: Mapping[str, Any]) -> list[str]:
+    """Return how much faster two workers were, beside what the machine allows."""
+    one, two, plain = found["one"], found.get("two"), found.get("plain")
+    if two is None:
+        return ["The command was stopped before it ran on two workers."]
+    same = "the same" if found["same_files"] and found["same_records"] else "NOT the same"
+    busy = [r["steps_s"] / r["wall_s"] / r["n_workers"] for r in (one, two)]
+    lines = [
+        "",
+        f"Two workers were **{found['ratio']:.2f}** times as fast as one; 1.8 was set out to be reached.",
+        f"All runs left {same} {found['n_files']} files and {found['n_records']} records.",
+        f"Steps took {two['steps_s'] / one['steps_s']:.2f} times as long with another one beside. Workers were",
+        f"at steps {busy[0]:.0%} (one) and {busy[1]:.0%} (two) of the time.",
+    ]
+    if plain is None:
+        return [*lines, "What the machine allows without a cluster was not measured."]
+    return [
+        *lines,
+        "",
+        f"What the machine allows: {plain['n_seeds']} of the seeds in one plain process, without Dask, took",
+        f"{plain['one_s']:.1f} s; the same and as many others in two plain processes side by side, which have",
+        f"nothing to do with each other, took {plain['two_s']:.1f} s. That is **{plain['ratio']:.2f}** times as",
+        "fast as one process, where 2 would be two that do not slow each other; their steps took",
+        f"{plain['steps_longer']:.2f} times as long.",
+        f"Two workers reached {found['ratio'] / plain['ratio']:.0%} of that.",
+    ]
+
+
+def _killed(found: Mapping[str, Any]) -> list[str]:
+    """Return what became of a run whose workers were killed at intervals, or that there was none."""
+    if (killed := found.get("killed")) is None:
+        return [
+            "`python -m benchmarks.scaling --kill` also kills a random worker every 20 s and compares files and",
+            "records; these figures are without it. A slow test does so every few seconds on a smaller grid.",
+        ]
+    return [
+        f"With a random one of two workers killed at intervals, {killed['n_killed']} in all, {killed['n_lost']}",
+        f"finished steps were lost and {killed['n_failed']} combinations failed; its files and records are among those",
+        "that are compared above.",
+    ]
 
 
 PAGES: Mapping[str, Callable[[], str]] = {

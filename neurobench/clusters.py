@@ -376,7 +376,7 @@ def _what_to_do(config: RunConfig) -> tuple[str, str]:
 
 
 _lock = threading.Lock()
-_here: tuple[str, Here] | None = None
+_here: tuple[RunConfig, Here] | None = None
 
 
 def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:
@@ -385,9 +385,9 @@ def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequenc
     # One step at a time, also where a worker was started with several threads: a process holds one fold's signal.
     with _lock:
         try:
-            if _here is None or _here[0] != digest(repr(config)):
+            if _here is None or _here[0] != config:
                 _check(config, code)
-                _here = digest(repr(config)), Here(config)
+                _here = config, Here(config)
         except NeurobenchError as error:
             return Outcome(frozenset(), store_error=StoreError(f"a worker cannot take part: {error}"))
         return _here[1].compute(dataset, seed, steps)

@@ -11,6 +11,7 @@ step's key and how it ended.
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
 import logging
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -34,14 +36,16 @@ import threadpoolctl
 import torch
 
 from neurobench import logs
+from neurobench.cohorts import CohortSource
 from neurobench.config import Grid, Profile, RunConfig, expand, needs_of
 from neurobench.cost import Observation, Work
 from neurobench.distributed import n_processes
 from neurobench.errors import NeurobenchError, StoreError
-from neurobench.opening import open_stored, resolve_device
+from neurobench.opening import resolve_device, stored_cohorts
 from neurobench.out_of_memory import is_out_of_memory, release, too_large
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Advance, Done, Progress, Silent
+from neurobench.records import Cohort
 from neurobench.resources import Needs, dealt, most, of_this_machine, visible_gpus
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
@@ -80,8 +84,12 @@ BYTES_A_JOB = 1 << 30
 LAST_STEP_S = 30.0
 """Seconds after which a process ends whose parent is gone, whatever it is at."""
 
-BUNDLE_S = 0.5
+BUNDLE_S = 1.0
 """Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
+
+AHEAD_S = 1.5
+"""Estimated seconds of a job up to which more than two a worker are under way: while this process writes the records of
+a (dataset, seed) it hands nothing out."""
 
 
 # ---------------------------------------------------------------- what steps took
@@ -167,10 +175,16 @@ def few_threads(profile: Profile, device: torch.device) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpoolctl.threadpool_limits(1):
+        with _libraries(len(sys.modules)).limit(limits=1):
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries(n_modules: int) -> threadpoolctl.ThreadpoolController:
+    """Return the libraries of this process that have threads: looked for anew only after more modules were imported."""
+    return threadpoolctl.ThreadpoolController()
 
 
 def suitable_jobs(grid: Grid, seconds: float) -> int:
@@ -472,7 +486,9 @@ class _Schedule:
         """Return steps to start now, or None; those that were under way when a process died run alone."""
         if self._suspects or any(job[0].broke for job in running):
             return None if running else [self._suspects.pop()]
-        if len(running) >= at_once:
+        # Of short ones more.
+        ahead = sum(self._seconds(node.step) for job in running for node in job)
+        if len(running) >= at_once and not 0 < ahead < at_once * AHEAD_S:
             return None
         job: _Job = []
         seconds = 0.0
@@ -571,6 +587,7 @@ class Here:
         self.device = resolve_device(config.device, elsewhere=config.elsewhere)
         self.executor = Executor(self.store, Silent())
         self.at: tuple[str, int] | None = None
+        self.cohorts: tuple[str, CohortSource, dict[str, Cohort]] | None = None
         self.steps: dict[tuple[str, str], tuple[Row, Step]] = {}
         logs.keep(config.out, config.run, config.log_format)
 
@@ -579,19 +596,19 @@ class Here:
         before = set(self.executor.computed)
         failed: dict[str, str] = {}
         store_error = None
-        for stage, key in steps:
-            try:
-                with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
+        with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
+            for stage, key in steps:
+                try:
                     row, step = self.step(dataset, seed, stage, key)
                     with logs.at(row=row.label):
                         self.executor.fetch(step)
-            except StoreError as found:
-                store_error = found
-                break
-            except Exception as found:
-                failed[key] = describe(found)
-            if key in failed:
-                release()
+                except StoreError as found:
+                    store_error = found
+                    break
+                except Exception as found:
+                    failed[key] = describe(found)
+                if key in failed:
+                    release()
         return Outcome(frozenset(self.executor.computed - before), "", store_error, failed)
 
     def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
@@ -600,8 +617,15 @@ class Here:
             # One cohort's signal in memory at a time.
             self.at, self.steps = None, {}
             spec = next(d for d in self.grid.datasets if d.label == dataset)
-            run = open_stored(spec, seed, self.grid, self.registry, self.store, self.device, self.executor.fetch)
-            if run is not None:
+            if self.cohorts is None or self.cohorts[0] != dataset:
+                self.cohorts = None
+                if (found := stored_cohorts(spec, self.grid, self.registry, self.store)) is not None:
+                    self.cohorts = dataset, *found
+            if self.cohorts is not None:
+                _, source, cohorts = self.cohorts
+                others = {label: c for label, c in cohorts.items() if label != dataset}
+                own, fetch = cohorts[dataset], self.executor.fetch
+                run = CohortRun(own, source, self.grid, self.registry, seed, self.device, fetch, others)
                 for row, step in run.steps():
                     self.steps.setdefault((step.stage, step.key), (row, step))
                 self.at = dataset, seed

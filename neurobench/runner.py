@@ -13,6 +13,7 @@ import pandas as pd
 
 import neurobench
 from neurobench import assembly, clusters, logs, results
+from neurobench.cohorts import CohortSource
 from neurobench.config import Grid, RunConfig, expand
 from neurobench.cost import Model
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
@@ -33,6 +34,7 @@ from neurobench.heartbeat import Heartbeat
 from neurobench.opening import cohort_source, resolve_device, sources_of
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Progress, Silent
+from neurobench.records import Cohort
 from neurobench.stages import CohortRun, protocol
 from neurobench.steps import Step
 from neurobench.store import Store
@@ -136,17 +138,22 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
 
     pairs = list(dict.fromkeys((c.dataset, c.seed) for c in grid.combinations))
     runs: list[CohortRun] = []
+    ready: dict[str, tuple[CohortSource, dict[str, Cohort]]] = {}
     for dataset, seed in pairs:
         source = cohort_source(dataset, grid, registry)
         try:
-            sources = sources_of(dataset, grid, registry, store)
-            cohorts = {}
-            for label, one in sources.items():
-                with logs.at(dataset=label, seed=seed), progress.stage(f"prepare {label}") as advance:
-                    cohorts[label] = one.load(store, advance, progress.note)
-                    logs.tell("cohort-ready", n_subjects=len(cohorts[label].subjects))
-            source, cohort = sources[dataset.label], cohorts.pop(dataset.label)
-            runs.append(CohortRun(cohort, source, grid, registry, seed, device, executor.fetch, cohorts))
+            if dataset.label not in ready:
+                sources = sources_of(dataset, grid, registry, store)
+                cohorts = {}
+                for label, one in sources.items():
+                    with logs.at(dataset=label, seed=seed), progress.stage(f"prepare {label}") as advance:
+                        cohorts[label] = one.load(store, advance, progress.note)
+                        logs.tell("cohort-ready", n_subjects=len(cohorts[label].subjects))
+                ready[dataset.label] = sources[dataset.label], cohorts
+            source, cohorts = ready[dataset.label]
+            others = {label: cohort for label, cohort in cohorts.items() if label != dataset.label}
+            own = cohorts[dataset.label]
+            runs.append(CohortRun(own, source, grid, registry, seed, device, executor.fetch, others))
             notes += runs[-1].notes()
         except StoreError:
             raise
@@ -163,12 +170,15 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
     def seconds(step: Step) -> float:
         return model.estimate(step.work).seconds or 0.0
 
-    jobs = grid.config.jobs or suitable_jobs(
-        grid, sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
-    )
-    if not elsewhere and (most := most_jobs(grid, registry)) < jobs:
-        progress.note(f"{most:.0f} of {jobs} processes: more would not have the GPU or the memory that a step needs.")
-        jobs = int(most)
+    jobs = 1
+    if not elsewhere:
+        jobs = grid.config.jobs or suitable_jobs(
+            grid, sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
+        )
+        if (most := most_jobs(grid, registry)) < jobs:
+            note = f"{most:.0f} of {jobs} processes: more would not have the GPU or the memory that a step needs."
+            progress.note(note)
+            jobs = int(most)
 
     def start() -> Workers:
         if not elsewhere:

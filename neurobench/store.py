@@ -292,6 +292,7 @@ class Store:
         self.root = out / "store"
         self.read_only = read_only
         self._looked_at: dict[Path, bool] = {}
+        self._last: tuple[Mapping[str, Any] | None, str] = (None, "")
         self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
         marker = out / "neurobench.json"
@@ -341,7 +342,12 @@ class Store:
 
     def key(self, identity: Mapping[str, Any]) -> str:
         """Return the key of an identity."""
-        return digest(identity)
+        # A step's identity is asked for several times, one after the other: the last one is not hashed again.
+        asked, key = self._last
+        if asked is not identity:
+            key = digest(identity)
+            self._last = identity, key
+        return key
 
     def get(self, stage: str, identity: Mapping[str, Any]) -> Entry | None:
         """Return the entry of an identity, or None.

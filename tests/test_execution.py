@@ -234,13 +234,13 @@ def done(found: Any, job: list[Any], error: str = "") -> None:
 
 def test_short_steps_travel_together_as_many_as_leave_work_for_others(tmp_path: Path) -> None:
     first = [("row", FakeStep(name)) for name in "abcdefg"]
-    found = schedule(tmp_path, first, [("row", FakeStep("of another seed"))], seconds=0.15)
+    found = schedule(tmp_path, first, [("row", FakeStep("of another seed"))], seconds=0.3)
 
     def labels(at_once: int) -> list[str]:
         return [node.step.label for node in found.next([], at_once)]
 
     assert labels(4) == ["a", "b"], "eight are ready and there are four to do them"
-    assert labels(1) == ["c", "d", "e"], "half a second of work"
+    assert labels(1) == ["c", "d", "e"], "a second of work"
     assert labels(1) == ["f", "g"]
     assert labels(1) == ["of another seed"], "a process has one cohort open at a time"
 
@@ -293,6 +293,15 @@ def test_a_step_waits_for_those_that_its_identity_names(tmp_path: Path) -> None:
     assert last[0].step.label == "both"
     done(found, last)
     assert found.through() == [0]
+
+
+def test_of_short_jobs_more_are_under_way(tmp_path: Path) -> None:
+    for seconds, n in ((0.01, 6), (10.0, 2)):
+        found = schedule(tmp_path, *([("row", FakeStep(f"{name}"))] for name in "abcdef"), seconds=seconds)
+        running: list[Any] = []
+        while (job := found.next(running, 2)) is not None:
+            running.append(job)
+        assert len(running) == n
 
 
 def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Path) -> None:
