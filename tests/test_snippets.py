@@ -101,7 +101,7 @@ def test_a_command_runs(command: str, folder: Path, registry: Registry, monkeypa
     words = [w for w in shlex.split(re.sub(r"\[--[^\]]*\]", "", command))[1:] if w not in ("…", "...")]
     stands_for = {"OUT": "neurobench-results", "NAME": "adhd200"}
     if words[0] == "leaderboard":
-        stands_for["twins"] = "neurobench-results"
+        stands_for |= {w: "neurobench-results" for w in words if w == "twins" or w.startswith("board/")}
     folders = {"FOLDER", "abide_aal116", "rpn_mist122"}
     # Records are published into a folder of their own, never into the repository's.
     published = {"--results": "leaderboard/results", "--site": "leaderboard/site"}

@@ -8,8 +8,11 @@ import pytest
 
 import neurobench
 from benchmarks.suites import LIMIT_S, NAMES, command, run
-from neurobench.config import expand, load_suite
+from neurobench.config import RunConfig, expand, load_suite
+from neurobench.errors import ConfigErrors
 from neurobench.plugins import load_registry
+from neurobench_datasets._description import FILE, described
+from neurobench_datasets.parcels import Parcels
 
 FEW = {"neurostorm": 64}
 """People of a twin where a task needs more than 24: here those with two windows are few."""
@@ -27,6 +30,26 @@ def test_a_suite_says_what_it_is_and_resolves_at_every_profile_it_names(name: st
     assert grid.tasks_asked
     assert len(grid.combinations) >= 3
     assert command(name)[-4:] == ["--profile", "smoke", "--source", "simulated"]
+
+
+@pytest.mark.parametrize(("name", "description"), [("abide-parcels", "abide-aal116"), ("rpn-parcels", "rpn-mist122")])
+def test_a_suite_of_real_recordings_takes_no_twin_and_names_them(name: str, description: str, tmp_path: Path) -> None:
+    file = SUITES / f"{name}.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert f"--suite benchmarks/{name}.yaml --data-dir parcels=FOLDER" in text
+    assert f"benchmarks/descriptions/{description}.json" in text
+    registry = load_registry()
+    with pytest.raises(ConfigErrors, match="parcels"):
+        expand(load_suite(file), registry)
+    grid = expand(RunConfig.from_options(suite=file, data_dir=f"parcels={tmp_path}"), registry)
+    # Within the limits of a run that its users can wait for, and with controls of `roi` beside it.
+    assert (grid.profile.name, grid.profile.n_steps, grid.profile.n_folds) == ("smoke", 600, 5)
+    assert {"roi", "random_tube", "random"} <= {m.label for m in grid.masks}
+    (tmp_path / FILE).write_text((SUITES / "descriptions" / f"{description}.json").read_text(encoding="utf-8"))
+    card = described(Parcels().card, tmp_path)
+    assert card.licence != Parcels().card.licence
+    assert "doi:10." in card.cite()
+    assert card.may_leave == "aggregates"
 
 
 @pytest.mark.slow
