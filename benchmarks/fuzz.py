@@ -5,7 +5,8 @@
 Files are valid samples, mutated: bits flipped, pieces cut, doubled, moved and replaced by what breaks parsers; of JSON
 also its values, so that what comes after the parser is reached, and sums are made right again where there are any. The
 only errors that may come out are neurobench's own; everything else is a bug, and so is a file that takes longer than
-:data:`LIMIT_S`. ``--save`` keeps what was run in ``benchmarks/results/fuzz.json``. Exit code 1: something was found.
+:data:`LIMIT_S`, or more than :data:`LIMIT_BYTES`. ``--save`` keeps what was run in ``benchmarks/results/fuzz.json``.
+Exit code 1: something was found.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import io
 import json
 import logging
 import re
+import resource
+import signal
 import struct
 import sys
 import tarfile
@@ -36,6 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mne
 import numpy as np
 import pandas as pd
 import scipy.io
@@ -57,6 +61,7 @@ from neurobench.leaderboard_site import _files
 from neurobench.learners import Filling
 from neurobench.plugins import Registry, load_registry
 from neurobench.pretraining import Recipe, Training
+from neurobench.records import RecordingFile
 from neurobench.results import Record, content_hash, read_record, record_text
 from neurobench.store import Checkpoint, Store
 from neurobench.upkeep import check, merge
@@ -67,6 +72,7 @@ from neurobench_datasets._atlases import Atlas, load_labels, read_names
 from neurobench_datasets._bold_layouts import _sidecar_time
 from neurobench_datasets._confounds import _motion
 from neurobench_datasets._meg_events import _written
+from neurobench_datasets._meg_files import read_meg_file
 from neurobench_datasets._meg_sidecars import bad_channels, noise_file
 from neurobench_datasets._roi_series import read_regions, read_series
 from neurobench_datasets._series_folder import repetition_time
@@ -77,6 +83,9 @@ from neurobench_tasks._embeddings import read_embeddings
 KEPT = Path(__file__).parent / "results" / "fuzz.json"
 LIMIT_S = 5.0
 """Seconds that one small file may take."""
+
+LIMIT_BYTES = 2 << 30
+"""Memory that the process of a campaign may take besides what it has when it starts."""
 
 GUIDED = ("neurobench", "yaml", "json", "csv", "zipfile")
 """Modules whose branches guide atheris."""
@@ -116,6 +125,9 @@ VALUES: list[Any] = [
 ]
 """What breaks who believes a value to be what it was."""
 
+NUMBERS = (0, 1, 255, 1 << 16, (1 << 24) - 1, 1 << 30, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 0x7F800000, 0x7FC00000)
+"""What breaks who believes a length, a place, a count or a real number of 32 bits."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -131,12 +143,15 @@ class Reader:
         Takes the folder.
     sealed
         Makes sums right again after a JSON value was changed.
+    in_place
+        Whether half of the damage leaves everything where it is: of formats that say where their parts lie.
     """
 
     file: str
     samples: tuple[bytes, ...]
     read: Callable[[Path], Any]
     sealed: Callable[[Any], Any] = lambda plain: plain
+    in_place: bool = False
 
 
 def changed(rng: np.random.Generator, plain: Any) -> Any:
@@ -178,6 +193,8 @@ def damaged(rng: np.random.Generator, reader: Reader) -> bytes:
         for _ in range(int(rng.integers(1, 4))):
             plain = changed(rng, plain)
         return json.dumps(reader.sealed(plain)).encode()
+    if reader.in_place and rng.random() < 0.5:
+        return overwritten(rng, sample)
     return mutated(rng, sample, reader.samples)
 
 
@@ -208,6 +225,20 @@ def mutated(rng: np.random.Generator, sample: bytes, others: Sequence[bytes]) ->
             start = int(rng.integers(len(other) + 1))
             data[low:high] = other[start : start + int(rng.geometric(0.05))]
     return bytes(data[: 1 << 16])
+
+
+def overwritten(rng: np.random.Generator, sample: bytes) -> bytes:
+    """Return the bytes of a sample with one to four numbers in it replaced, of the same length."""
+    data = bytearray(sample)
+    for _ in range(int(rng.integers(1, 5))):
+        at = 4 * int(rng.integers(len(data) // 4))
+        what = rng.integers(4)
+        if what == 0:
+            data[at + int(rng.integers(4))] ^= 1 << int(rng.integers(8))
+        else:
+            odd = NUMBERS[int(rng.integers(len(NUMBERS)))] if what == 1 else int(rng.integers(1 << 10))
+            data[at : at + 4] = struct.pack(">f", odd) if what == 2 else struct.pack(">I", odd)
+    return bytes(data)
 
 
 # ---------------------------------------------------------------- what is read
@@ -314,10 +345,28 @@ def _of_recordings() -> dict[str, Reader]:
             lambda f: bad_channels(f / f"{name}.fif", {"MEG0111", "MEG0112"}, [], "01"),
         ),
         "motion": Reader("rp.1D", (motion,), lambda f: _motion(f / "rp.1D", ("motion",))),
+        "fif": Reader(
+            f"{name}.fif",
+            (_fif(),),
+            lambda f: read_meg_file(RecordingFile("01", f / f"{name}.fif", 200.0)),
+            in_place=True,
+        ),
         "atlas": Reader(
             "atlas.nii", (image.getvalue(),), lambda f: load_labels.__wrapped__(Atlas(f / "atlas.nii", None, ""))
         ),
     }
+
+
+@functools.cache
+def _fif() -> bytes:
+    """Return a recording of two sensors and a trigger channel."""
+    kinds = {"MEG0111": "mag", "MEG0112": "grad", "STI101": "stim"}
+    values = np.random.default_rng(0).standard_normal((3, 100)) * 1e-13
+    values[2] = np.repeat([0, 5, 0, 3, 0], 20)
+    with tempfile.TemporaryDirectory() as folder, mne.use_log_level("ERROR"):
+        raw = mne.io.RawArray(values, mne.create_info(list(kinds), 200.0, list(kinds.values())))
+        raw.save(Path(folder) / "x_raw.fif")
+        return (Path(folder) / "x_raw.fif").read_bytes()
 
 
 def _of_tensors() -> dict[str, Reader]:
@@ -549,6 +598,14 @@ class Campaign:
     found: dict[str, bytes] = field(default_factory=dict)
 
 
+class Late(BaseException):
+    """A file took too long: no ``except Exception`` on the way takes it for what is wrong with the file."""
+
+
+def _late(*_: object) -> None:
+    raise Late
+
+
 def fuzz(name: str, n: int, seed: int = 0) -> Campaign:
     """Give a reader ``n`` mutated files."""
     reader = readers()[name]
@@ -562,28 +619,33 @@ def fuzz(name: str, n: int, seed: int = 0) -> Campaign:
         # What a parser warns of is no crash.
         warnings.simplefilter("ignore")
         folder = Path(temporary)
+        # Of this process: a machine that others use as well is no reason to call a file slow.
+        before = signal.signal(signal.SIGPROF, _late)
         for _ in range(n):
             content = damaged(rng, reader)
             (folder / reader.file).write_bytes(content)
-            # Of this process: a machine that others use as well is no reason to call a file slow.
             started = time.process_time()
             try:
+                signal.setitimer(signal.ITIMER_PROF, 2 * LIMIT_S)
                 reader.read(folder)
                 done.n_read += 1
             except NeurobenchError as error:
                 done.errors[type(error).__name__] += 1
-            except Exception as error:
+            except (Exception, Late) as error:
                 last = traceback.extract_tb(error.__traceback__)
                 ours = [f for f in last if "neurobench" in f.filename and "benchmarks" not in f.filename]
                 place = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
                 if place not in known:
                     done.found[f"{place}: {str(error)[:200]}"] = content
                 known.add(place)
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
             seconds = time.process_time() - started
             done.seconds += seconds
             done.slowest_s = max(done.slowest_s, seconds)
             if seconds > LIMIT_S:
                 done.found.setdefault(f"took {seconds:.0f} s", content)
+        signal.signal(signal.SIGPROF, before)
     return done
 
 
@@ -636,6 +698,8 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"Keep what was run in {KEPT.name}.")
     options = parser.parse_args()
     logging.disable()
+    has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + LIMIT_BYTES, has + LIMIT_BYTES))
     if options.engine == "atheris":
         guided(options.reader[0], options.n, options.seed)
     broken = False

@@ -23,6 +23,7 @@ from neurobench.plausibility import value_range
 from neurobench.results import MetricRecord, Record, load_results, read_record
 from neurobench.scoring import INTERVAL, N_BOOTSTRAP
 from neurobench.store import atomic_write
+from neurobench.tables import markdown_text
 
 __all__ = ["EVERY_EVAL_EVER", "every_eval_ever", "model_card", "validated", "write_every_eval_ever"]
 
@@ -308,18 +309,18 @@ def _short(value: float | None) -> str:
 def _card_row(record: Record, *, bold: bool) -> str:
     head = record.metrics[record.headline]
     assert record.data is not None
-    name = record.row.replace("|", "\\|")
+    name = markdown_text(record.row)
     simulated = " (simulated)" if record.data.source == "simulated" else ""
     cells = [
-        f"{record.dataset.label}{simulated}",
-        record.task.label,
+        f"{markdown_text(record.dataset.label)}{simulated}",
+        markdown_text(record.task.label),
         f"**{name}**" if bold else name,
-        f"{record.headline}{f' ({head.unit})' if head.unit else ''}",
+        markdown_text(f"{record.headline}{f' ({head.unit})' if head.unit else ''}"),
         _short(head.value),
         "" if head.low is None else f"{_short(head.low)} to {_short(head.high)}",
         _short(head.chance),
         _short(record.skill) if record.above_chance is not False else "no signal",
-        record.best_baseline,
+        markdown_text(record.best_baseline),
         str(record.n_subjects),
     ]
     return f"| {' | '.join(cells)} |"

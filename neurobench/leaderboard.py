@@ -45,6 +45,7 @@ from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import MetricRecord, Record, read_record
 from neurobench.store import atomic_write
 from neurobench.tables import APART, decimals, metric_name, missing
+from neurobench.tables import markdown_text as _plain
 
 __all__ = [
     "KINDS",
@@ -931,13 +932,6 @@ HEADINGS = {
     "real": "Real recordings",
     "simulated": "Simulated twins: these numbers measure the software, not a brain",
 }
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
-
-
-def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is; whatever a record says starts no markup and no row."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def _markdown(board: Board) -> Iterator[str]:

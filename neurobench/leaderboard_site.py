@@ -166,6 +166,7 @@ def _files(board: Board) -> Iterator[tuple[str, str]]:
         yield name, render("row.html.j2", root="../", page="row", **_row_page(found))
 
 
+@functools.cache
 def _renderer() -> Any:
     import jinja2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ __all__ = [
     "benchmark_cells",
     "comparison_cells",
     "duration",
+    "markdown_text",
     "missing",
     "p_value",
     "plural",
@@ -56,6 +58,14 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 and whole < 600 else "")
     return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 // 60 else "")
+
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
+
+
+def markdown_text(text: str) -> str:
+    """Return text that Markdown shows as it is; whatever a record says starts no markup and no row."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def spreadsheet_cell(value: Any) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+from mne.io.constants import FIFF
 
 from benchmarks.fuzz import fuzz, readers
 from neurobench.errors import DataError
+from neurobench_datasets._atlases import Atlas, load_labels
 from neurobench_datasets._mat import damage
+from neurobench_datasets._meg_open import open_raw
 from neurobench_datasets._roi_series import read_series
 
 
@@ -64,3 +69,53 @@ def test_an_unknown_type_in_a_matlab_file_is_said_and_does_not_end_the_process(t
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x\.mat is damaged \(an element of type 31329\)"):
         read_series(path)
+
+
+def test_an_image_of_a_few_bytes_that_says_gigabytes_is_not_made_room_for(tmp_path: Path) -> None:
+    path = tmp_path / "atlas.nii"
+    content = bytearray(readers()["atlas"].samples[0])
+    content[44:48] = struct.pack("<2h", 29477, 28197)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"atlas\.nii cannot be read: .*its header says \d+ bytes of voxels"):
+        load_labels(Atlas(path, None, ""))
+
+
+def test_a_fif_file_that_leads_in_a_circle_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "x_raw.fif"
+    content = bytearray(readers()["fif"].samples[0])
+    second = 16 + struct.unpack(">i", content[8:12])[0]
+    content[second + 12 : second + 16] = struct.pack(">i", second)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x_raw\.fif is cut off or damaged .*lead in a circle"):
+        open_raw(path)
+
+
+def test_a_fif_file_that_says_more_samples_than_it_can_hold_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "x_raw.fif"
+    content = readers()["fif"].samples[0]
+    start = content.index(struct.pack(">2i", FIFF.FIFF_DATA_BUFFER, FIFF.FIFFT_FLOAT))
+    end = start + 16 + struct.unpack(">i", content[start + 8 : start + 12])[0]
+    # The signal, ten million buffers that were not kept, and the signal again; no directory, so that they are found.
+    skip = struct.pack(">5i", FIFF.FIFF_DATA_SKIP, FIFF.FIFFT_INT, 4, 0, 10_000_000)
+    content = content[:end] + skip + content[start:end] + content[end:]
+    path.write_bytes(content[:52] + struct.pack(">i", -1) + content[56:])
+    with pytest.raises(DataError, match=r"x_raw\.fif is cut off or damaged .*say that they hold \d+ values"):
+        open_raw(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "says"),
+    [
+        (FIFF.FIFF_SFREQ, struct.pack(">f", float("nan")), "a sampling frequency of nan Hz"),
+        (FIFF.FIFF_SFREQ, struct.pack(">f", 1e-42), "a sampling frequency of 1.00053e-42 Hz"),
+        (FIFF.FIFF_CH_INFO, struct.pack(">3i", 1, 1, 33), "KeyError|Unknown channel type"),
+    ],
+)
+def test_a_fif_header_that_cannot_be_is_said(tag: int, value: bytes, says: str, tmp_path: Path) -> None:
+    content = bytearray(readers()["fif"].samples[0])
+    # A tag is its kind, type, size and next, and then its value; the directory holds no such four in a row.
+    start = next(m.end() for m in re.finditer(re.escape(struct.pack(">i", tag)) + b".{8}\x00{4}", content, re.DOTALL))
+    content[start : start + len(value)] = value
+    (tmp_path / "x_raw.fif").write_bytes(content)
+    with pytest.raises(DataError, match=rf"x_raw\.fif is cut off or damaged .*({says})"):
+        open_raw(tmp_path / "x_raw.fif")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import json
 import os
 import re
 import shutil
 import tarfile
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from rich.text import Text
 from typer.testing import CliRunner
 
@@ -25,6 +32,7 @@ from neurobench.cli import app
 from neurobench.config import load_suite
 from neurobench.errors import ConfigError, DataError, StoreError
 from neurobench.evidence import Evidence
+from neurobench.export import model_card
 from neurobench.options import RunConfig
 from neurobench.parsing import parse_json, parse_yaml
 from neurobench.report import Report
@@ -311,3 +319,115 @@ def test_a_traceback_is_for_its_user_only(monkeypatch: pytest.MonkeyPatch, tmp_p
     (written,) = tmp_path.iterdir()
     assert "ZeroDivisionError" in written.read_text(encoding="utf-8")
     assert written.stat().st_mode & 0o077 == 0
+
+
+# ---------------------------------------------------------------- names in everything that is shown
+
+QUOTED = f'"><img src=x onerror=alert(1)>{EVIL}[x](javascript:alert(1))|'
+"""What opens a tag, ends an attribute, makes a link and opens a column."""
+
+
+def _hostile(kind: Any) -> Any:
+    """Return a value of a type whose every text is hostile, down to the last field of what a report shows."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)[0]
+    if get_origin(kind) in (UnionType, Union):
+        return _hostile(get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        return tuple(_hostile(k) for k in get_args(kind))
+    if get_origin(kind) is Sequence:
+        return [_hostile(get_args(kind)[0])]
+    if get_origin(kind) is Mapping:
+        return {0: QUOTED}
+    if get_origin(kind) is frozenset:
+        return frozenset({0})
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{f.name: _hostile(hints[f.name]) for f in fields(kind) if f.init})
+    return {str: QUOTED, bytes: b"", bool: True, int: 0}[kind]
+
+
+def _tags(html: str) -> list[tuple[str, dict[str, str | None]]]:
+    found: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: found.append((tag, dict(attrs)))  # type: ignore[method-assign]
+    parser.feed(html)
+    return found
+
+
+def test_every_text_of_a_report_is_text(tmp_path: Path) -> None:
+    # Names of datasets, sites, columns, classes, regions, suites, plugins and notes all come to one of these fields.
+    report = _hostile(Report)
+    # Anchors are neurobench's own: they are numbers.
+    report = replace(report, sections=[replace(s, anchor="cohort-1") for s in report.sections])
+    html, markdown, _ = write_report(report, pd.DataFrame({"row": [QUOTED], "record": [""]}), tmp_path)
+    tags = _tags(html.read_text(encoding="utf-8"))
+    assert not [t for t, _ in tags if t in ("script", "iframe", "object", "base", "link")]
+    assert not [a for _, a in tags if any(k.startswith("on") for k in a)]
+    assert all((a["src"] or "").startswith("data:image/png;base64,") for t, a in tags if t == "img")
+    assert not [a for _, a in tags if (a.get("href") or "").strip().startswith("javascript")]
+    lines = markdown.read_text(encoding="utf-8").replace("\\<", "").splitlines()
+    assert not [x for x in lines if not x.startswith("    ") and re.search(r"<(script|img)", x)]
+
+
+def test_every_text_of_a_record_is_text_in_a_card(tmp_path: Path) -> None:
+    names = {"task": f"target:{QUOTED}", "dataset": QUOTED, "best_baseline": QUOTED, "data__title": QUOTED}
+    record = invented(f"{QUOTED} · roi", "pretrained", **names)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / f"{record.id}.json").write_text(record_text(record), encoding="utf-8")
+    _, head, body = model_card(tmp_path).split("---\n", 2)
+    (model,) = yaml.safe_load(head)["model-index"]
+    assert model["name"] == f"{QUOTED} · roi"
+    assert model["results"][0]["dataset"]["type"] == QUOTED
+    assert not re.search(r"(?<!\\)<", body)
+    assert not re.search(r"(?<!\\)\]\(", body)
+    (row,) = (line for line in body.splitlines() if "img" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 11, "a name opens no column"
+
+
+def test_every_text_of_a_verdict_is_text_in_a_pull_request() -> None:
+    spec = importlib.util.spec_from_file_location("judge", ROOT / "leaderboard" / "judge.py")
+    assert spec is not None
+    assert spec.loader is not None
+    judge = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judge)
+    evil = f"{QUOTED}\n\n# heading\n- @everybody"
+    finding = dict.fromkeys(("level", "code", "message", "fix", "subject", "path"), evil)
+    record = dict.fromkeys(("id", "row", "task", "dataset", "source"), evil) | {"level": "declared"}
+    told = judge.report(evil, {"verdict": evil, "findings": [finding], "records": [record]})
+    for line in told:
+        assert "\n" not in line
+        assert not re.search(r"(?<!\\)[<@]", line), line
+        assert not re.search(r"(?<!\\)\]\(", line), line
+
+
+# ---------------------------------------------------------------- temporary files are their user's
+
+PUBLIC = ("mktemp", "gettempdir", "gettempdirb", "gettempprefix")
+"""What of tempfile names a place that others may have made before."""
+
+
+@pytest.mark.parametrize("folder", ["neurobench", "plugins", "benchmarks", "leaderboard"])
+def test_temporary_files_are_made_by_tempfile_and_under_no_known_name(folder: str) -> None:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if not re.search(r"temp|umask|chmod|/tmp|TMPDIR|/dev/shm", text):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            where = f"{path}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tempfile":
+                assert node.attr not in PUBLIC, where
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module != "tempfile", f"{where}: say tempfile.…, so that this test sees it"
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.match(r"/(var/)?tmp(/|$)", node.value), where
+                assert node.value not in ("TMPDIR", "TEMP"), where
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("chmod", "umask"):
+                raise AssertionError(f"{where}: who may read a file is tempfile's to say")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights are told otherwise on Windows")
+def test_what_tempfile_makes_is_private(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder, tempfile.NamedTemporaryFile(dir=tmp_path) as file:
+        assert Path(folder).stat().st_mode & 0o777 == 0o700
+        assert Path(file.name).stat().st_mode & 0o777 == 0o600

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurobench import DataError, closest
+from neurobench_datasets._nifti import open_image
 from neurobench_datasets._tables import explain_unreadable, find_column, read_table, unreadable
 
 FETCHED = ("aal3", "aal", "schaefer100", "schaefer200", "schaefer400")
@@ -153,12 +154,10 @@ def load_labels(atlas: Atlas) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     DataError
         If the image cannot be used as an atlas.
     """
-    import nibabel as nib
-
     if explain_unreadable(atlas.path):
         raise unreadable(atlas.path)
     try:
-        image: Any = nib.load(atlas.path)
+        image = open_image(atlas.path)
         labels = np.round(np.asarray(image.dataobj)).astype(np.int32)
     except Exception as error:
         raise unreadable(atlas.path, error) from error

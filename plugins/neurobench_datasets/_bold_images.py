@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from neurobench import ConfigError, DataError, Finding, RawRecording, RecordingFile, UnitTable
 from neurobench_datasets._atlases import Atlas, find_atlas, load_labels, regions_of
+from neurobench_datasets._nifti import open_image
 from neurobench_datasets._roi_series import MIN_TIMES, evenly, units_of
 from neurobench_datasets._tables import explain_unreadable, unreadable
 
@@ -336,12 +337,10 @@ def brain_of(bold: BoldFile, mask: Path) -> NDArray[np.bool_]:
     DataError
         If it is not on the grid of the image.
     """
-    import nibabel as nib
-
     if why := explain_unreadable(mask):
         raise DataError(f"{mask.name} {why}.")
     try:
-        image: Any = nib.load(mask)
+        image = open_image(mask)
         values = np.asarray(image.dataobj)
     except Exception as error:
         raise unreadable(mask, error) from error

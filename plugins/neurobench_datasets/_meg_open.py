@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ CONTENTS = {
     "inverse": "an inverse operator",
 }
 """What :func:`mne.what` calls a file without a recording; a recording cut off after its header is none of these."""
+
+MIN_HZ, MAX_HZ = 3.0, 1e6
+"""Sampling frequencies that a recording may have: below there is no band left to filter."""
+
+MOST_VALUES_A_BYTE = 16
+"""Values of a signal that a FIF file may hold a byte: of two bytes each, and nearly all of them not kept."""
 
 
 def is_4d(folder: Path) -> bool:
@@ -71,13 +78,49 @@ def open_raw(path: Path) -> Any:
                 signal = next(iter(_signals_4d(path)), path / "c,rfDC")
                 shape = "hs_file" if (path / "hs_file").is_file() else None
                 return mne.io.read_raw_bti(signal, config_fname=path / "config", head_shape_fname=shape)
-            return mne.io.read_raw(path, preload=False, **options)
+            if path.suffix == ".fif":
+                _has_an_end(path)
+            raw = mne.io.read_raw(path, preload=False, **options)
+            return _plausible(raw) if fif else raw
     except DataError:
         raise
     except PermissionError as error:
         raise no_permission(path) from error
     except Exception as error:
         raise _cannot_open(path, error, fif) from error
+
+
+def _has_an_end(path: Path) -> None:
+    """Raise ValueError if the parts of a FIF file, each of which says where the next one lies, lead in a circle."""
+    came_to: set[int] = set()
+    at = 0
+    with open(path, "rb") as f:
+        while len(head := f.read(16)) == 16:
+            _, _, size, following = struct.unpack(">4i", head)
+            if following < 0:
+                return
+            to = following or at + 16 + size
+            if following or to <= at:
+                if to < 0 or to in came_to:
+                    raise ValueError("its parts lead in a circle")
+                came_to.add(to)
+            f.seek(at := to)
+
+
+def _plausible(raw: Any) -> Any:
+    """Return a FIF recording, unless its header says what cannot be.
+
+    MNE looks at kinds of channels only when they are used. And a few bytes can say that thousands of millions of
+    samples were not kept: they would be read as that many zeros.
+    """
+    raw.get_channel_types()
+    if not MIN_HZ <= (sfreq := float(raw.info["sfreq"])) <= MAX_HZ:
+        raise ValueError(f"it says a sampling frequency of {sfreq:g} Hz")
+    sizes = [Path(name).stat().st_size * (1032 if str(name).endswith(".gz") else 1) for name in raw.filenames]
+    n_values = int(raw.n_times) * len(raw.ch_names)
+    if n_values > MOST_VALUES_A_BYTE * sum(sizes):
+        raise ValueError(f"its {sum(sizes)} bytes say that they hold {n_values} values")
+    return raw
 
 
 def no_permission(path: Path) -> DataError:
@@ -113,6 +156,8 @@ def _content(path: Path) -> str:
     try:
         with warnings.catch_warnings(), mne.use_log_level("CRITICAL"):
             warnings.simplefilter("ignore")
+            if path.suffix == ".fif":
+                _has_an_end(path)
             return CONTENTS.get(str(mne.what(path)), "")
     except Exception:
         return ""

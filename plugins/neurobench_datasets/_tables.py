@@ -160,8 +160,15 @@ def read_table(path: Path) -> pd.DataFrame:
     twice = sorted({c for c in frame.columns if list(frame.columns).count(c) > 1})
     if twice:
         raise DataError(f"{path.name} has several columns of one name: {', '.join(twice)}.")
-    stripped = frame.apply(lambda column: column.str.strip())
-    return stripped.mask(stripped.apply(lambda column: column.str.lower().isin(MISSING_CODES)))
+    # Cell by cell: most tables are small, and every step over a whole frame costs more than their cells together.
+    cells = {name: [_cell(value) for value in frame[name].tolist()] for name in frame.columns}
+    return pd.DataFrame(cells, index=frame.index, dtype=frame.dtypes.iloc[0])
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell's text without blanks around it; NaN if it stands for "not measured", or the row is too short."""
+    text = value.strip() if isinstance(value, str) else ""
+    return np.nan if text.lower() in MISSING_CODES else text
 
 
 def typed(column: pd.Series) -> pd.Series:
