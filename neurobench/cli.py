@@ -481,6 +481,7 @@ def run(
                 seconds=result.seconds,
                 n_computed=result.n_computed,
                 n_stored=result.n_stored,
+                scored=bool((result.table["status"] != "failed").any()),
             )
     if result.failed:
         n = plural(len(result.failed), "row")

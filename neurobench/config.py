@@ -652,6 +652,8 @@ def _resolve_data_dirs(
     labels = [d.label for d in datasets]
     known = list(dict.fromkeys([*labels, *(d.name for d in datasets)]))
     for name, path in config.data_dirs.items():
+        if name == "" and not datasets:
+            continue  # no dataset of that name: said already, and nothing follows from it
         if name == "" and len(datasets) != 1:
             problems.append(
                 ConfigError(

@@ -226,19 +226,31 @@ def print_results(table: pd.DataFrame, console: Console, notes: Sequence[str] = 
     """
     if (table["source"] == "simulated").any():
         console.print(Text(f" {SIMULATED} ", style="black on yellow" if console.is_terminal else ""))
-    for _, block in table.groupby(["dataset", "source", "task"], sort=False):
+    lost: dict[tuple[str, str], list[str]] = {}
+    for (dataset, _, task), block in table.groupby(["dataset", "source", "task"], sort=False):
+        errors = {str(e) for e in block["error"]}
+        if (block["status"] == "failed").all() and len(errors) == 1:
+            lost.setdefault((str(dataset), errors.pop()), []).append(str(task))
+            continue
         console.print()
         console.print(results_table(block, console.width))
+    for (dataset, error), tasks in lost.items():
+        console.print()
+        console.print(Text(f"{', '.join(tasks)} on {dataset}: every row ").append("failed", style="red"))
+        console.print(Padding(Text(error), (0, 0, 0, 1), expand=False))
     for note in notes:
         console.print(Padding(Text("· ", style="dim").append(note), (0, 0, 0, 1), expand=False))
 
 
-def print_summary(console: Console, *, out: object, seconds: float, n_computed: int, n_stored: int) -> None:
-    """Print the last line of a run."""
+def print_summary(
+    console: Console, *, out: object, seconds: float, n_computed: int, n_stored: int, scored: bool
+) -> None:
+    """Print the last line of a run, and, if a row was ``scored``, what to do with it."""
     steps = f"{plural(n_computed, 'step')} computed, {n_stored} found stored, {duration(seconds)}"
     console.print(Text(f"\n{steps} · results in {out}", style="dim"))
-    what = f"what separates the rows: neurobench compare {out} · a page for reviewers: neurobench report {out}"
-    console.print(Text(what, style="dim"), soft_wrap=True)
+    if scored:
+        what = f"what separates the rows: neurobench compare {out} · a page for reviewers: neurobench report {out}"
+        console.print(Text(what, style="dim"), soft_wrap=True)
 
 
 def print_plan(console: Console, plan: Any, *, quiet: bool = False) -> None:
@@ -302,12 +314,17 @@ def print_findings(console: Console, findings: Sequence[Any]) -> None:
 
 
 def print_checks(console: Console, title: str, results: Sequence[Any]) -> None:
-    """Print what each contract check said, those that need work last and in full."""
+    """Print what each contract check said, those that need work last and in full; one error of several checks once."""
     styles = {"passed": "green", "failed": "bold red", "unexpected-pass": "bold red"}
     console.print(Text(title, style="bold"))
+    together: dict[tuple[Any, ...], list[Any]] = {}
     for result in sorted(results, key=lambda r: not r.ok):
+        key = (result.check,) if result.ok else (result.outcome, result.message)
+        together.setdefault(key, []).append(result)
+    for same in together.values():
+        result = same[0]
         line = Text(" ").append(result.outcome.replace("-", " "), style=styles.get(result.outcome, "yellow"))
-        console.print(line.append(f"  {result.check}"))
+        console.print(line.append(f"  {', '.join(r.check for r in same)}"))
         if result.message:
             console.print(Padding(Text(result.message, style="dim" if result.ok else ""), (0, 0, 0, 3), expand=False))
     failed = sum(not r.ok for r in results)

@@ -193,7 +193,8 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
     scored = block[block["status"] != "failed"]
     metric = str(scored["metric"].iloc[0]) if len(scored) else ""
     parts: list[RenderableType] = [_heading(first, scored, metric)]
-    footnotes = [f"{line.label}: {line.error}" for line in lines if line.error]
+    errors = dict.fromkeys(line.error for line in lines if line.error)
+    footnotes = [f"{', '.join(x.label for x in lines if x.error == error)}: {error}" for error in errors]
     if any(x.stuck for x in ok):
         footnotes.append("† pretraining did not reach the best trivial filler on held-out subjects")
     ceilings = [f"{title} {scored[c].mean():.2f}" for c, title in CEILING.items() if c in scored and len(scored)]

@@ -319,6 +319,14 @@ class Wrong(Broken):
         return super().forward(signal, hidden, table).double() * float("nan")
 
 
+class Taken(Broken):
+    """Calls a layer of its own what the embedding's is called."""
+
+    def __init__(self, spec) -> None:
+        super().__init__(spec)
+        self.value = nn.ModuleList([nn.Linear(spec.width, spec.width)])
+
+
 class Writes(Broken):
     """Writes into its input."""
 
@@ -345,6 +353,8 @@ class Writes(Broken):
         (Numpy, "same-seed-same-bytes", r"the same seed builds different weights: passes\.0\.out\.bias"),
         (Secret, "weights-move", "after the weights are moved"),
         (Wrong, "output", r"shape \(3, 12, 1, 32\), not \(3, 12, 5, 32\).*float64.*NaN"),
+        (Taken, "builds", r"sets self\.value, which TokenBackbone embeds with"),
+        (Taken, "output", r"raised NotImplementedError"),
         (Writes, "inputs-are-left-alone", "writes into `signal`"),
     ],
 )

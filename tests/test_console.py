@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from neurobench import console
+from neurobench.checks import CheckResult
 from neurobench.errors import ConfigError, ConfigErrors, DataError
 from neurobench.progress import TimeLeft
 from neurobench.records import Finding
@@ -274,3 +275,26 @@ def test_progress_shows_the_innermost_stage() -> None:
         done(10.0, True)
         progress.note("said once")
     assert "said once" in text(out)
+
+
+def test_rows_that_all_failed_alike_are_told_once_and_lead_nowhere() -> None:
+    lost = [
+        row(name, task=task, status="failed", error="DataError: no table", score=None, low=None, high=None)
+        for task in ("age", "sex")
+        for name in ("net · roi", "net · block")
+    ]
+    shown = printed(lost)
+    assert shown.count("DataError: no table") == 1
+    assert "age, sex on" in shown
+    out = screen()
+    console.print_summary(out, out="folder", seconds=1.0, n_computed=0, n_stored=0, scored=False)
+    assert "neurobench compare" not in text(out)
+
+
+def test_one_error_of_several_checks_is_told_once() -> None:
+    out = screen()
+    found = [CheckResult("net", name, "failed", "raised TypeError: no") for name in ("output", "reach")]
+    console.print_checks(out, "backbone net", [*found, CheckResult("net", "builds", "passed", "")])
+    assert "failed  output, reach" in text(out)
+    assert text(out).count("TypeError") == 1
+    assert "3 checks, 2 failed" in text(out)

@@ -7,7 +7,6 @@ the kind of the component alone: no check knows a name.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +14,9 @@ from typing import Literal
 import torch
 
 from neurobench.checks import backbones, baselines, common, datasets, figures, masks, tasks
-from neurobench.checks.common import Check, Skip
+from neurobench.checks.common import Check, Skip, raised
 from neurobench.contracts import Backbone, Baseline, Component, Dataset, Figure, MaskingStrategy, Task
-from neurobench.errors import CheckError, NeurobenchError
+from neurobench.errors import CheckError
 from neurobench.plugins import Registry
 
 __all__ = ["CheckResult", "Outcome", "check_component", "checks_of"]
@@ -129,12 +128,8 @@ def _run(function: Check, cls: type[Component], registry: Registry | None, full:
         return "skipped", str(skip)
     except CheckError as error:
         return "failed", str(error)
-    except NotImplementedError as error:
-        return "failed", f"is not implemented: {error}"
     except Exception as error:  # whatever a plugin raises is a finding about the plugin, not an end of the checks
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        kind = "" if isinstance(error, NeurobenchError) else f"{type(error).__name__}: "
-        return "failed", f"raised {kind}{error} (in {frame.name}, {frame.filename}:{frame.lineno})"
+        return "failed", f"raised {raised(error, cls)}"
     finally:
         torch.set_num_threads(threads)
 

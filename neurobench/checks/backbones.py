@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from neurobench import pretraining
-from neurobench.checks.common import SPEC, Check, build, demand, other_global_state, watched_files
+from neurobench.checks.common import SPEC, Check, build, demand, other_global_state, raised, watched_files
 from neurobench.contracts import PARAMETERS_PER_PASS, Backbone, TokenBackbone
 from neurobench.errors import CheckError
 from neurobench.learners import Drawn, Filling
@@ -95,6 +96,29 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 # ---------------------------------------------------------------- shapes and sizes
 
 
+def _set_again(cls: type[Backbone]) -> list[str]:
+    """Return the layers of TokenBackbone that a constructor overwrites by its own under the same name."""
+    if not issubclass(cls, TokenBackbone):
+        return []
+    times: Counter[str] = Counter()
+
+    class Watched(cls):  # type: ignore[misc,valid-type]
+        def __setattr__(self, name: str, value: Any) -> None:
+            times[f"self.{name}"] += isinstance(value, nn.Module | nn.Parameter)
+            super().__setattr__(name, value)
+
+    class Bare(TokenBackbone):
+        def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
+            return tokens
+
+    try:
+        build(Watched, SPEC)
+    except Exception:  # reported with the sizes
+        return []
+    own = {f"self.{name}" for name in (*Bare(SPEC)._modules, *Bare(SPEC)._parameters)}
+    return sorted(name for name in own if times[name] > 1)
+
+
 def builds(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     """Builds with every size of the profiles, and for single units and patches."""
     specs = [replace(SPEC, width=w, n_layers=n) for w, n in PROFILES]
@@ -106,13 +130,16 @@ def builds(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
             build(cls, spec)
         except Exception as error:  # every size is tried, and all that fail are told
             problems.append(f"cannot be built with {spec}: {type(error).__name__}: {error}")
+    if taken := _set_again(cls):
+        problems.append(f"sets {', '.join(taken)}, which TokenBackbone embeds with: choose other names")
     demand(problems, "Say so in `impossible` if some sizes cannot be.")
     return f"{len(specs) - len(possible)} of {len(specs)} sizes are refused" if len(possible) < len(specs) else ""
 
 
 def output(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     """Tokens of the right shape and type, finite, for one unit, one patch, gaps and padding, in both modes."""
-    problems = []
+    problems: list[str] = []
+    failures: dict[str, list[str]] = {}
     shapes = SHAPES + (((116, 7, 10, 8, 2), (40, 2, 16, 32, 1)) if full else ())
     for n_units, n_groups, n_patches, n_features, n_batch in shapes:
         spec = replace(SPEC, n_units=n_units, n_groups=n_groups, n_patches=n_patches, n_features=n_features)
@@ -127,7 +154,7 @@ def output(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
                 try:
                     tokens = _call(backbone, batch, hidden)
                 except Exception as error:  # every shape is tried, and all that fail are told
-                    problems.append(f"{type(error).__name__}: {error} ({where})")
+                    failures.setdefault(f"raised {raised(error, cls)}", []).append(where)
                     continue
                 wanted = (*batch.table.valid.shape, spec.width)
                 if tuple(tokens.shape) != wanted:
@@ -136,6 +163,12 @@ def output(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
                     problems.append(f"the output is {tokens.dtype}, not torch.float32 ({where})")
                 if not torch.isfinite(tokens).all():
                     problems.append(f"the output holds NaN or infinity ({where})")
+    if len(failures) == 1 and not problems and len(next(iter(failures.values()))) > 1:
+        raise CheckError(next(iter(failures)))  # wherever it is called: as the other checks say it
+    problems += [
+        f"{error} with {where[0]}{f' and {len(where) - 1} more' * (len(where) > 1)}"
+        for error, where in failures.items()
+    ]
     demand(problems[:6])
     return ""
 

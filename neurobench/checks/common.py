@@ -7,6 +7,7 @@ import inspect
 import random
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 
 from neurobench.contracts import Backbone, Component
-from neurobench.errors import CheckError
+from neurobench.errors import CheckError, NeurobenchError
 from neurobench.plugins import Registry
 from neurobench.records import BackboneSpec
 from neurobench.resources import wrong_with
 from neurobench.specimens import simulated_connectivity
 
-__all__ = ["CHECKS", "Check", "Skip", "build", "demand", "other_global_state", "watched_files"]
+__all__ = ["CHECKS", "Check", "Skip", "build", "demand", "other_global_state", "raised", "watched_files"]
 
 Check = Callable[[Any, Registry | None, bool], str]
 """Takes a class, the registry and whether to run in full; returns a remark, or raises CheckError or Skip."""
@@ -38,6 +39,15 @@ def demand(problems: list[str], next_step: str = "") -> None:
     """Raise a CheckError that tells all problems, if there are any."""
     if problems:
         raise CheckError("; ".join(dict.fromkeys(problems)) + ".", next_step=next_step)
+
+
+def raised(error: Exception, cls: type[Component]) -> str:
+    """Say what a plugin raised, and where: the last line of its own file, or else the last one at all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename == inspect.getsourcefile(cls)]
+    frame = (own or frames)[-1]
+    kind = "" if isinstance(error, NeurobenchError) else f"{type(error).__name__}: "
+    return f"{kind}{error} (in {frame.name}, {frame.filename}:{frame.lineno})"
 
 
 # ---------------------------------------------------------------- files that are opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,10 @@ def list_series(
         taken[key] = path
         matched.append((*key, path, shape, seconds))
     if not matched:
-        reasons = [f for f in findings if f.level == "error"]
-        raise DataError(f"no file under {folder} can be used: {reasons[0].message}", next_step=reasons[0].fix)
+        # What most files lack is the reason; the first file may have one of its own.
+        reasons = Counter(f.message.replace(Path(f.path).name, "…") for f in findings if f.level == "error")
+        told = "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common(3))
+        raise DataError(f"none of the {len(files)} files under {folder} can be used: {told}")
     regions = next((root / f for f in ("regions.tsv", "regions.csv") if (root / f).exists()), None)
     units = None
     digest = ""
