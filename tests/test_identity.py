@@ -44,6 +44,7 @@ DECIDES_NONE = {
     "distributed": "alone it changes nothing, and with others its digest is added",
     "errors": "messages",
     "evidence": "what is kept beside a number",
+    "filtering": "comes with alignment; prepared recordings have its digest",
     "hardware": "measures",
     "interrupts": "when a run stops",
     "logs": "tells",
@@ -58,8 +59,10 @@ DECIDES_NONE = {
 """Modules that steps' code imports and that no number depends on, or whose part is in identities otherwise."""
 
 HERE_NONE = {
+    "embedding_step": ("attentive",),  # nothing is fitted
+    "window_embedding_step": ("attentive",),
     "attribution_step": ("evoked", "grand_average", "metrics", "scoring"),  # intervals, which evidence is given later
-    "_retrieval_evaluation": ("attentive",),  # nothing is fitted
+    "_retrieval_evaluation": ("attentive",),
     "_reconstruction_evaluation": ("masking", "tokens"),  # scores of masks are stored
     "_evoked_evaluation": (
         "grand_average",
@@ -82,14 +85,20 @@ def imported(module: str) -> frozenset[str]:
     found: set[str] = set()
     todo = [module]
     while todo:
-        for node in _run(ast.parse((CORE / f"{todo.pop()}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "neurobench":
-                inside = (node.module or "").split(".")[1:2]
-                names = set(inside or [a.name for a in node.names])
-                new = {n for n in names if (CORE / f"{n}.py").is_file()} - found
-                found |= new
-                todo += new
+        new = _imports(todo.pop()) - found
+        found |= new
+        todo += new
     return frozenset(found)
+
+
+@functools.cache
+def _imports(module: str) -> set[str]:
+    found: set[str] = set()
+    for node in _run(ast.parse((CORE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "neurobench":
+            inside = (node.module or "").split(".")[1:2]
+            found |= {n for n in inside or [a.name for a in node.names] if (CORE / f"{n}.py").is_file()}
+    return found
 
 
 def _run(tree: ast.AST) -> Iterator[ast.AST]:
@@ -99,11 +108,13 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _run(node)
 
 
+@functools.cache
 def digests() -> dict[str, set[str]]:
     """Return what each function of the core gives to ``code_digest``."""
     found: dict[str, set[str]] = {}
     for path in sorted(CORE.glob("*.py")):
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        for function in ast.walk(ast.parse(text)) if "code_digest(" in text else ():
             for call in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
                 if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("code_digest"):
                     for argument in call.args:
