@@ -1,7 +1,8 @@
 """The steps of a grid on a Dask cluster: one that runs already, or one that a batch system is asked for.
 
 Workers see the same output folder as this process and compute into its store, as processes on one machine do; between
-machines go a step's key and how it ended. A worker that dies is replaced by whatever the cluster starts next; there a
+machines go a step's key and how it ended. What a run that was stopped, or has died, had under way ends soon after it:
+workers look at what the run says of itself. A worker that dies is replaced by whatever the cluster starts next; there a
 pretraining goes on from its checkpoint, and any other step is begun anew. Workers of a batch system leave by themselves
 before their walltime is over. Where nobody is there to compute the run waits, and says so.
 
@@ -18,19 +19,22 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import neurobench
+from neurobench import runs
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.execution import Here, Outcome, Workers, describe
 from neurobench.identity import digest, file_digest
+from neurobench.interrupts import Abandoned
 from neurobench.opening import resolve_device
 from neurobench.options import RunConfig
 from neurobench.parsing import parse_yaml
+from neurobench.progress import Advance, Silent
 from neurobench.resources import Needs, described
 
 __all__ = ["BATCH_SYSTEMS", "DaskWorkers", "Waiting", "cluster_of", "connect", "settings_of"]
@@ -388,9 +392,45 @@ def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequenc
             if _here is None or _here[0] != config:
                 _check(config, code)
                 _here = config, Here(config)
+                _here[1].executor.progress = UntilOver(config.out, config.run)
         except NeurobenchError as error:
             return Outcome(frozenset(), store_error=StoreError(f"a worker cannot take part: {error}"))
-        return _here[1].compute(dataset, seed, steps)
+        try:
+            return _here[1].compute(dataset, seed, steps)
+        except Abandoned as error:
+            # Read only where a run was taken for dead that goes on: it has the steps computed once more.
+            return Outcome(frozenset(), describe(error))
+
+
+class UntilOver(Silent):
+    """Progress that is told nobody, and that stops what is computed when the run is over that asked for it.
+
+    Parameters
+    ----------
+    out, run
+        Output folder and id of the run.
+    """
+
+    def __init__(self, out: Path, run: str) -> None:
+        self.out, self.run = out, run
+        self._looked = self._since = time.monotonic()
+        self._heard = 0.0
+
+    @contextlib.contextmanager
+    def stage(self, label: str) -> Iterator[Advance]:
+        """Begin a stage."""
+        yield self._advance
+
+    def _advance(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            if (state := runs.read_state(self.out, self.run)) is not None:
+                # Whether it is silent is judged by this machine's clock alone: two may be minutes apart.
+                if state.heard != self._heard:
+                    self._heard, self._since = state.heard, now
+                if not state.is_under_way or now - self._since > runs.LOST_S:
+                    raise Abandoned(f"run {self.run} is over, and nobody waits for this step.")
 
 
 def _check(config: RunConfig, code: str) -> None:

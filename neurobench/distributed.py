@@ -31,17 +31,15 @@ from torch import nn
 
 from neurobench.components import Setting
 from neurobench.errors import NeurobenchError, StoreError
+from neurobench.interrupts import LAST_STEP_S, Abandoned
 from neurobench.options import RunConfig
 from neurobench.progress import Advance
 from neurobench.store import Checkpoint
 
-__all__ = ["ALONE", "COMMAND", "GRACE_S", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
+__all__ = ["ALONE", "COMMAND", "Group", "Member", "join", "joined", "launch", "n_processes", "threads"]
 
 COMMAND = (sys.executable, "-m", "neurobench.member")
 """What each process runs."""
-
-GRACE_S = 10.0
-"""Seconds that processes have for the step they are at, and the first for a checkpoint, when they are to end."""
 
 
 # ---------------------------------------------------------------- inside a process
@@ -268,10 +266,10 @@ def launch(member: Member, advance: Advance) -> None:
                     process.stdin.write(task)
                     process.stdin.flush()
             _follow(processes, said, advance, errors)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Abandoned):
             _close(processes)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                processes[0].wait(GRACE_S)
+                processes[0].wait(LAST_STEP_S)
             raise
         finally:
             for process in processes:

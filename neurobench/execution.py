@@ -19,10 +19,7 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
 import sys
-import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -41,6 +38,7 @@ from neurobench.config import Grid, Profile, RunConfig, expand, needs_of
 from neurobench.cost import Observation, Work
 from neurobench.distributed import n_processes
 from neurobench.errors import NeurobenchError, StoreError
+from neurobench.interrupts import Abandoned, end_after
 from neurobench.opening import resolve_device, stored_cohorts
 from neurobench.out_of_memory import is_out_of_memory, release, too_large
 from neurobench.plugins import Registry, load_registry
@@ -80,9 +78,6 @@ WORTH_S = 30.0
 
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
-
-LAST_STEP_S = 30.0
-"""Seconds after which a process ends whose parent is gone, whatever it is at."""
 
 BUNDLE_S = 1.0
 """Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
@@ -602,6 +597,9 @@ class Here:
                     row, step = self.step(dataset, seed, stage, key)
                     with logs.at(row=row.label):
                         self.executor.fetch(step)
+                except Abandoned:
+                    # Nothing is known of any of them.
+                    raise
                 except StoreError as found:
                     store_error = found
                     break
@@ -714,23 +712,15 @@ def _start(config: RunConfig, gpus: SimpleQueue[str]) -> None:
     # Before anything asks CUDA: what it sees first is what it keeps.
     if gpu := gpus.get():
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # Killed, it cannot say so itself.
+        end_after(lambda: connection.wait([parent.sentinel]))
     _here = Here(config)
 
 
 def _ready() -> None:
     """Do nothing: a process that comes to this was started as it should be."""
-
-
-def _die_with_the_parent() -> None:
-    """End this process when the one that started it is gone: killed, it cannot say so itself."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        # A pretraining writes a checkpoint first.
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(LAST_STEP_S)
-        os._exit(1)
 
 
 def _compute(dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:

@@ -1,13 +1,46 @@
-"""Ctrl-C and a batch system's SIGTERM, held back until what must not be torn apart is through."""
+"""Ctrl-C and a batch system's SIGTERM, held back until what must not be torn apart is through; and who is left."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["HeldBack"]
+__all__ = ["LAST_STEP_S", "Abandoned", "HeldBack", "end_after"]
+
+LAST_STEP_S = 30.0
+"""Seconds that a process has for the step it is at, and for a checkpoint, when nobody is left who waits for it."""
+
+
+class Abandoned(Exception):
+    """Raised where progress is told, to stop what nobody waits for any more; a checkpoint is written first."""
+
+
+def end_after(gone: Callable[[], object], *, ask: bool = True) -> None:
+    """End this process once a call returns, which waits until the process that started it is gone.
+
+    Parameters
+    ----------
+    gone
+        Is called in a thread.
+    ask
+        Ask the main thread to stop, which may write a checkpoint; else wait in case others need this process for
+        theirs.
+    """
+
+    def end() -> None:
+        gone()
+        if ask:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAST_STEP_S)
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 

@@ -7,26 +7,20 @@ import os
 import pickle
 import signal
 import sys
-import threading
-import time
 
 import torch
 
 from neurobench import distributed, logs
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.execution import Here, describe, few_threads
+from neurobench.interrupts import end_after
 from neurobench.store import disk_errors
 
 
-def _end_with_the_parent() -> None:
-    """End this process when the one that started it has closed its pipe or is gone, the first after a checkpoint."""
+def _alone() -> None:
+    """Return when the process that started this one has closed its pipe or is gone."""
     while os.read(0, 1):
         pass
-    if os.environ["RANK"] == "0":
-        os.kill(os.getpid(), signal.SIGTERM)
-    # The first needs the others for the step that it is at.
-    time.sleep(distributed.GRACE_S)
-    os._exit(1)
 
 
 def main() -> int:
@@ -42,7 +36,8 @@ def main() -> int:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     # From the process that started this one, and from nobody else.
     member: distributed.Member = pickle.load(sys.stdin.buffer)  # noqa: S301
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    # The first needs the others for the step that it is at.
+    end_after(_alone, ask=os.environ["RANK"] == "0")
     sys.path[:] = member.path or sys.path
 
     def advance(done: int, total: int) -> None:

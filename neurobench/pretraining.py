@@ -23,7 +23,7 @@ from neurobench.contracts import Backbone, MaskingStrategy, patch_basis
 from neurobench.distributed import ALONE, Group
 from neurobench.errors import NeurobenchError
 from neurobench.identity import seed_for
-from neurobench.interrupts import HeldBack
+from neurobench.interrupts import Abandoned, HeldBack
 from neurobench.learners import Drawn, Learner, hide, learner_of
 from neurobench.masking import draw, mask_generator
 from neurobench.objectives import RECONSTRUCTION, Objective
@@ -579,7 +579,8 @@ def pretrain(
     device
         Where to train; bfloat16 on CUDA.
     on_step
-        Called after every step with its number. A loss is not told: a GPU would have to be waited for.
+        Called after every step with its number; what it raises ends the pretraining. A loss is not told: a GPU would
+        have to be waited for.
     on_look
         Called every :data:`LOOK_EVERY` steps and after the last, where a GPU is waited for: losses can be read.
     checkpoint
@@ -628,6 +629,11 @@ def pretrain(
         group=group,
         first=training.n_done,
     )
+
+    def keep() -> None:
+        if checkpoint is not None and group.rank == 0 and training.save(checkpoint):
+            logs.tell("checkpoint-written", step=training.n_done)
+
     due = time.perf_counter() + CHECKPOINT_EVERY_S
     with contextlib.closing(coming), HeldBack() as stop:
         while training.n_done < n_steps:
@@ -638,13 +644,16 @@ def pretrain(
             if on_look is not None and training.at_look:
                 on_look(training)
             now = time.perf_counter()
-            if checkpoint is not None and group.rank == 0 and (stop or now >= due):
-                if training.save(checkpoint):
-                    logs.tell("checkpoint-written", step=training.n_done)
+            if stop or now >= due:
+                keep()
                 took = time.perf_counter() - now
                 due = now + took + max(CHECKPOINT_EVERY_S, took / CHECKPOINT_SHARE)
             stop.deliver()
             if on_step is not None:
-                on_step(training.n_done - 1)
+                try:
+                    on_step(training.n_done - 1)
+                except Abandoned:
+                    keep()
+                    raise
     backbone.eval()
     return training.history()

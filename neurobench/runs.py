@@ -38,6 +38,7 @@ __all__ = [
     "partial",
     "process_mark",
     "read_runs",
+    "read_state",
     "tidy",
     "under_way",
     "write_plan",
@@ -150,19 +151,23 @@ def read_runs(out: Path) -> list[State]:
     """Return the runs of an output folder, those under way first, then the others, each newest first."""
     folder = out / "runs"
     names = sorted((f.name for f in folder.iterdir()), reverse=True) if folder.is_dir() else []
-    found = [state for name in names if (state := _read(folder / name / "state.json")) is not None]
+    found = [_looked_at(state) for name in names if (state := read_state(out, name)) is not None]
     return sorted(found, key=lambda s: not s.is_under_way)
 
 
-def _read(path: Path) -> State | None:
-    """Return what a file says, and that its run died if it must have; None if it cannot be read."""
+def read_state(out: Path, run: str) -> State | None:
+    """Return what a run said last; None if it cannot be read."""
     try:
-        state = State(**json.loads(path.read_text(encoding="utf-8")))
-        silent = time.time() - state.heard
-        if state.is_under_way and silent > QUIET_S and _is_gone(state, silent):
-            return replace(state, state="died", at_work=())
+        return State(**json.loads((folder_of(out, run) / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _looked_at(state: State) -> State:
+    """Return what a run said, and that it died if it must have."""
+    silent = time.time() - state.heard
+    if state.is_under_way and silent > QUIET_S and _is_gone(state, silent):
+        return replace(state, state="died", at_work=())
     return state
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from neurobench import TokenBackbone, pretraining
 from neurobench.cohorts import CohortSource
-from neurobench.interrupts import HeldBack
+from neurobench.interrupts import Abandoned, HeldBack
 from neurobench.objectives import RECONSTRUCTION, Latent, Objective
 from neurobench.pretraining import Recipe, build, pretrain
 from neurobench.records import BackboneSpec, Cohort, SignalSpec
@@ -274,6 +274,21 @@ def test_ctrl_c_is_held_back_until_the_step_is_through(
     again, _, done = train(cohort, place(tmp_path))
     assert done == [3, 4, 5]
     assert same(weights, again)
+
+
+def test_what_nobody_waits_for_any_more_leaves_a_checkpoint(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY_S", 1000.0)
+
+    class Over(Abandoned):
+        def __init__(self) -> None:
+            super().__init__("the run is over.")
+
+    monkeypatch.setattr(sys.modules[__name__], "Stopped", Over)
+    with pytest.raises(Abandoned):
+        train(cohort, place(tmp_path), stop_after=3)
+    assert place(tmp_path).about["state"]["counts"]["n_done"] == 3
 
 
 def test_the_second_request_to_stop_does_not_wait() -> None:

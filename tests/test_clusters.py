@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ import distributed
 import pandas as pd
 import pytest
 
-from neurobench import clusters, runner
+from neurobench import clusters, runner, runs
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, StoreError
 from neurobench.execution import Outcome
+from neurobench.interrupts import Abandoned
 from neurobench.plugins import load_registry
 from neurobench.progress import Silent
 from neurobench.results import load_results
@@ -99,6 +101,49 @@ def test_what_breaks_is_a_record_and_the_others_go_on(data: Path, tmp_path: Path
     table = result.table.set_index("row")
     assert "RuntimeError: lost the thread" in table.loc["breaks_in_training · roi", "error"]
     assert table.loc["tiny · roi", "status"] == "ok"
+
+
+@pytest.mark.slow
+def test_what_workers_have_under_way_ends_with_the_run(
+    data: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(self: Any, labels: Any) -> None:
+        if labels:
+            wait_until(lambda: list((out / "store/tmp").glob("*-pretraining-*")))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Silent, "at_work", stop)
+    with pytest.raises(KeyboardInterrupt):
+        execute(data, out, scheduler=cluster.scheduler_address, n_steps=100_000, task="age")
+    # The first step of a process may take long; all of them would take minutes more.
+    wait_until(lambda: not list((out / "store/tmp").iterdir()))
+    begun = Store(out, read_only=True).unfinished()
+    assert begun, "a checkpoint comes first"
+    assert all(0 < c.about["state"]["counts"]["n_done"] < 100_000 for c in begun)
+
+
+def test_a_run_that_says_nothing_more_is_over_by_the_clock_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(clusters.time, "monotonic", lambda: now)
+    state = runs.State("r", "", "elsewhere", 1, "", "", started=0.0, heard=1.0)
+    with clusters.UntilOver(tmp_path, "r").stage("a step") as advance:
+        now = 10.0
+        advance(1, 9)  # nothing is known
+        runs.write_state(tmp_path, state)
+        now = 20.0
+        advance(2, 9)
+        now = 20.0 + runs.LOST_S
+        advance(2, 9)
+        runs.write_state(tmp_path, replace(state, heard=2.0))
+        now = 500.0
+        advance(3, 9)
+        now = 501.0 + runs.LOST_S
+        with pytest.raises(Abandoned, match="run r is over"):
+            advance(4, 9)
 
 
 def test_workers_that_died_one_after_the_other_are_the_error_of_their_step_alone() -> None:

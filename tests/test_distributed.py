@@ -205,10 +205,15 @@ def compare(one: Entry, several: Entry) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "backbone", "objective"),
-    [("ddp", "mamba", "reconstruction"), ("fsdp", "transformer", "latent")],
+    [
+        ("ddp", "mamba", "reconstruction"),
+        ("fsdp", "transformer", "latent"),
+        # What a backbone adds beside its loss is a share of the batch, and gradients come as a mean.
+        ("fsdp", "moe_ssm", "reconstruction"),
+    ],
 )
 def test_two_processes_have_the_loss_curve_of_one(out: Path, how: str, backbone: str, objective: str) -> None:
-    (one, alone), (two, together) = (opened(out, d, objective=objective) for d in ("", how))
+    (one, alone), (two, together) = (opened(out, d, objective=objective, backbone=backbone) for d in ("", how))
     found = together.fetch(pretraining(two, backbone))
     compare(alone.fetch(pretraining(one, backbone)), found)
     # Keys of today stay where the option is not used, and there is another one where it is.

@@ -44,7 +44,7 @@ DECIDES_NONE = {
     "distributed": "alone it changes nothing, and with others its digest is added",
     "errors": "messages",
     "evidence": "what is kept beside a number",
-    "filtering": "what was done to a cohort's signals is in its fingerprint",
+    "filtering": "comes with alignment; prepared recordings have its digest",
     "hardware": "measures",
     "interrupts": "when a run stops",
     "logs": "tells",
@@ -85,14 +85,20 @@ def imported(module: str) -> frozenset[str]:
     found: set[str] = set()
     todo = [module]
     while todo:
-        for node in _run(ast.parse((CORE / f"{todo.pop()}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "neurobench":
-                inside = (node.module or "").split(".")[1:2]
-                names = set(inside or [a.name for a in node.names])
-                new = {n for n in names if (CORE / f"{n}.py").is_file()} - found
-                found |= new
-                todo += new
+        new = _imports(todo.pop()) - found
+        found |= new
+        todo += new
     return frozenset(found)
+
+
+@functools.cache
+def _imports(module: str) -> set[str]:
+    found: set[str] = set()
+    for node in _run(ast.parse((CORE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "neurobench":
+            inside = (node.module or "").split(".")[1:2]
+            found |= {n for n in inside or [a.name for a in node.names] if (CORE / f"{n}.py").is_file()}
+    return found
 
 
 def _run(tree: ast.AST) -> Iterator[ast.AST]:
@@ -102,11 +108,13 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _run(node)
 
 
+@functools.cache
 def digests() -> dict[str, set[str]]:
     """Return what each function of the core gives to ``code_digest``."""
     found: dict[str, set[str]] = {}
     for path in sorted(CORE.glob("*.py")):
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        for function in ast.walk(ast.parse(text)) if "code_digest(" in text else ():
             for call in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
                 if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("code_digest"):
                     for argument in call.args:
