@@ -41,6 +41,15 @@ __all__ = ["ReconstructionSteps"]
 class ReconstructionSteps(PretrainingSteps):
     """What the rows of one (cohort, seed) fill in: hidden tokens under a mask, and the epochs of evoked responses."""
 
+    def _predictors(self, row: Row, fold: Fold, ratio: float) -> Mapping[str, reconstruction.Predictor]:
+        """Return a row's backbone, or all fillers fitted on training subjects for a share ``ratio`` hidden."""
+        if row.kind == "filler":
+            return reconstruction.fit_fillers(
+                self.tokenizer(fold), fold.train, ratio=ratio, seed=self.seed, span=fold.train_span
+            )
+        net, decoder = self.load_pretrained(*row.pretraining, fold)
+        return {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
+
     # ------------------------------------------------------------ hidden tokens
 
     @once
@@ -61,14 +70,7 @@ class ReconstructionSteps(PretrainingSteps):
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             tokenizer = self.tokenizer(fold)
-            predictors: Mapping[str, reconstruction.Predictor]
-            if row.kind == "filler":
-                predictors = reconstruction.fit_fillers(
-                    tokenizer, fold.train, ratio=ratio, seed=self.seed, span=fold.train_span
-                )
-            else:
-                net, decoder = self.load_pretrained(*row.pretraining, fold)
-                predictors = {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
+            predictors = self._predictors(row, fold, ratio)
             windows = tokens.evaluation_windows(self.cohort, fold.test, fold.test_span)
             strategies = {mask.label: self.strategy(mask)}
             scores = reconstruction.evaluate(
@@ -151,15 +153,8 @@ class ReconstructionSteps(PretrainingSteps):
             task = self.task(spec)
             assert isinstance(task, EvokedTask)
             tokenizer = self.tokenizer(fold)
-            predictors: Mapping[str, reconstruction.Predictor]
-            if row.kind == "filler":
-                # Half of the units are hidden, so the ridge is tuned for that half.
-                predictors = reconstruction.fit_fillers(
-                    tokenizer, fold.train, ratio=0.5, seed=self.seed, span=fold.train_span
-                )
-            else:
-                net, decoder = self.load_pretrained(*row.pretraining, fold)
-                predictors = {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
+            # Half of the units are hidden, so the ridge of a filler is tuned for that half.
+            predictors = self._predictors(row, fold, ratio=0.5)
             responses, n_small = evoked.find_responses(
                 self.cohort, fold.test, task, seed=self.seed, span=fold.test_span
             )
