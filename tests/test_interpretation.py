@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from neurobench import report
+from neurobench import report_results
 from neurobench.evidence import Evidence, write_table
 from neurobench.interpretation import entropy_bits, expert_loads, spearman, stability
 from neurobench.specimen_evidence import empty_evidence, simulated_evidence
@@ -108,7 +108,7 @@ def test_an_even_load_of_experts_that_tell_units_apart(tmp_path: Path):
 
 
 def test_the_report_says_how_evenly_experts_are_used(tmp_path: Path):
-    grid = report._experts(simulated_evidence(tmp_path, "fmri"))
+    grid = report_results.experts_table(simulated_evidence(tmp_path, "fmri"))
     rows = {r[0]: r[1:] for r in grid.rows}
     assert rows["mamba · untrained"] == ["4", "2.00 of 2.00", "2.00", "25%"]
     # Half of the units .7 on the first expert, half .1: one of them is nobody's.
@@ -116,4 +116,4 @@ def test_the_report_says_how_evenly_experts_are_used(tmp_path: Path):
     assert rows["mamba · roi"][0] == "4"
     assert rows["mamba · roi"][3] == f"{first:.0%}"
     assert len(rows) == 4
-    assert report._experts(empty_evidence(tmp_path / "empty")) is None
+    assert report_results.experts_table(empty_evidence(tmp_path / "empty")) is None
