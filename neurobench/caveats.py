@@ -21,7 +21,7 @@ from neurobench.results import OFF_BUDGET, MetricRecord, Record
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
 from neurobench.tables import count, metric_name
 
-__all__ = ["Caveat", "caveats", "detectable"]
+__all__ = ["Caveat", "caveats", "detectable", "shown_by_records"]
 
 Level = Literal["error", "warning", "info"]
 
@@ -86,6 +86,15 @@ def caveats(evidence: Evidence, records: Sequence[Record]) -> list[Caveat]:
     return sorted(found, key=lambda c: order[c.level])
 
 
+def shown_by_records(records: Sequence[Record]) -> list[Caveat]:
+    """Return what the records of one task show of confounds, where the held-out predictions are not at hand."""
+    ok = [r for r in records if r.status == "ok"]
+    if not ok:
+        return []
+    task = ok[0].task.label
+    return [*_label_and_covariates(task, ok[0]), *_explained(task, ok), *_site_leak(ok)]
+
+
 # ---------------------------------------------------------------- the cohort
 
 
@@ -135,6 +144,10 @@ def _of_cohort(evidence: Evidence, records: Sequence[Record]) -> Iterator[Caveat
     failed = sorted({f"{r.row} on {r.task.label}: {r.error}" for r in records if r.status == "failed"})
     if failed:
         yield Caveat("warning", "failed", f"{len(failed)} rows failed and are not in the tables: " + "; ".join(failed))
+    yield from _site_leak(records)
+
+
+def _site_leak(records: Sequence[Record]) -> Iterator[Caveat]:
     leaks = {r.row: r.confounds["site_leak"] for r in records if "site_leak" in r.confounds}
     shown = [f"{row} {_number(m)}" for row, m in leaks.items() if _above(m)]
     if shown:
@@ -278,6 +291,10 @@ def _of_labels(task: str, record: Record, predictions: pd.DataFrame) -> Iterator
             )
         if "site" in predictions and predictions["site"].nunique() > 1:
             yield from _label_and_site(task, truth, predictions["site"].astype(str).to_numpy())
+    yield from _label_and_covariates(task, record)
+
+
+def _label_and_covariates(task: str, record: Record) -> Iterator[Caveat]:
     told = {
         name: m
         for name in ("mean_fd", "duration_s")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,6 +111,7 @@ class _Task(Paired):
         self.ids: dict[Row, str] = {}
         self.apart: dict[str, str] = {}
         first: Row | None = None
+        same: list[tuple[dict[Any, Any], Row, tuple[int, ...]]] = []
         family: NDArray[np.int64] | None = None
         for r in rows.to_dict("records"):
             if "mask budget" in str(r.get("apart", "")):
@@ -124,6 +126,15 @@ class _Task(Paired):
                 first, family = built, families_of(held_out)
             elif built.subjects != first.subjects:
                 self.left_out.append(f"{r['row']} (seed {r['seed']}): it was scored on other subjects")
+                continue
+            same.append((r, built, tuple(built.fold.tolist())))
+        # The split of most rows of a seed: a single one must not put all others out.
+        splits: dict[int, Counter[tuple[int, ...]]] = {}
+        for r, _, split in same:
+            splits.setdefault(int(r["seed"]), Counter())[split] += 1
+        for r, built, split in same:
+            if split != splits[int(r["seed"])].most_common(1)[0][0]:
+                self.left_out.append(f"{r['row']} (seed {r['seed']}): it was tested on another split")
                 continue
             key = _Key(r["kind"], r["row"], r["backbone"], r["mask"])
             self.of.setdefault(key, {})[int(r["seed"])] = built

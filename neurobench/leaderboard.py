@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from neurobench.attestation import Rerun, contradictions, parse_rerun
+from neurobench.caveats import Caveat, shown_by_records
 from neurobench.comparisons import Comparisons
 from neurobench.errors import DataError, StoreError
 from neurobench.identity import digest, file_digest
@@ -383,6 +384,11 @@ class Table:
     def apart_words(self) -> str:
         """Why some rows are not ranked with the others; empty where all are."""
         return "; ".join(dict.fromkeys(APART[reason] for line in self.lines for reason in line.apart))
+
+    @cached_property
+    def caveats(self) -> list[Caveat]:
+        """What its records show of confounds."""
+        return shown_by_records([r for line in self.lines for r in line.records])
 
     @cached_property
     def reconstructs(self) -> bool:
@@ -954,6 +960,7 @@ def _markdown(board: Board) -> Iterator[str]:
         yield f"\n### {_plain(t.task)} on {_plain(t.dataset)} · {_plain(t.suite)}{simulated}\n"
         yield _plain(facts(t)) + ".\n"
         yield f"**{_plain(words(t))}** {_plain(t.withheld or (gain(t)[1] if t.ranked else ''))}\n"
+        yield from (f"{_plain(c.text)}\n" for c in t.caveats if c.level == "warning")
         yield f"| rank | row | kind | {_plain(t.metric)} | 95 % interval | skill | verification |"
         yield "|---:|---|---|---:|---:|---:|---|"
         for line in t.lines:

@@ -59,8 +59,8 @@ ASSETS = {
 }
 """What every page uses, by its name on the site: nothing else is ever loaded."""
 
-CACHE = ".verified.json"
-"""Beside the records, never published: what the next build need not compute again."""
+CACHE = "neurobench-verified-{}.json"
+"""What the next build need not compute again, by the folder of records."""
 
 MANIFEST = "files.txt"
 """Every file that was generated, so that the next build takes out what it no longer makes, and nothing else."""
@@ -108,7 +108,7 @@ def build_leaderboard(
     """
     folder = Path(results)
     to = Path(site) if site is not None else folder.parent / "site"
-    board = read_board(folder, registry or load_registry(), cache=folder.parent / CACHE)
+    board = read_board(folder, registry or load_registry(), cache=_cache(folder))
     files = dict(_files(board))
     files[MANIFEST] = "\n".join(sorted([*files, MANIFEST])) + "\n"
     _replace(to, files)
@@ -116,6 +116,15 @@ def build_leaderboard(
     atomic_write(page, markdown(board))
     n_pages = sum(name.endswith(".html") for name in files)
     return Built(page, to / "index.html", board.n_records, len(board.tables), n_pages)
+
+
+def _cache(folder: Path) -> Path | None:
+    """Return where a clone keeps what was verified; None outside of one, where nothing is kept.
+
+    In git's own folder, where no commit can place a file: what a build believes must not come with a pull request.
+    """
+    home = next((p / ".git" for p in folder.resolve().parents if (p / ".git").is_dir()), None)
+    return home and home / CACHE.format(digest([str(folder.resolve())])[:12])
 
 
 def _replace(to: Path, files: Mapping[str, str]) -> None:

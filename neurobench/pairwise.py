@@ -285,6 +285,12 @@ def problems(file: PairwiseRecord, records: Mapping[str, Record]) -> Iterator[st
         if seeds != sorted(set(seeds)) or any(records[i].row != row.row for i in row.records):
             yield f"the records of {row.row[:100]!r} are of another row, or not one a seed in order"
             return
+    if len({(r.protocol.seed, r.protocol.fold_fingerprint) for r in own}) > len({r.protocol.seed for r in own}):
+        yield "their records of one seed were tested on different splits"
+        return
+    if any(r.data is not None and r.data.source == "simulated" for r in own):
+        yield "they are of simulated people, whose predictions may leave, and ranks come from those"
+        return
     said = {(r.dataset.label, r.task.label, r.headline, r.n_subjects) for r in own}
     if said != {(file.dataset, file.task, file.metric, file.n_subjects)}:
         yield "dataset, task, metric or number of subjects are not those of its records"

@@ -125,7 +125,9 @@ def _from_bundle(source: Path, results: Path, registry: Registry, repeat: Repeat
             rerun = attestation.attest(accepted, again.value, again.allowed)
             atomic_write(results / suite / "reruns" / f"{record.id}.json", attestation.text_of(rerun))
         if (content := tables.get(record.id)) is not None:
-            write_table(results / suite / "predictions" / f"{record.id}.parquet", parse_table(content))
+            # Other predictions can give the same scores, and other ranks.
+            if not (path := results / suite / "predictions" / f"{record.id}.parquet").is_file():
+                write_table(path, parse_table(content))
             n += 1
     by_id = {r.id: r for r in verdict.records}
     compared = [parse_pairwise(parse_json(c)) for c in contents.named("comparisons").values()]

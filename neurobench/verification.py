@@ -1,7 +1,8 @@
 """Say of a submission what can be believed, and of everything else why not; nothing that was submitted is run.
 
 Levels, as words: *declared* (numbers without predictions; only their form and their fit to each other were checked),
-*recomputed* (found again from held-out predictions), *re-run* (found again from the simulated twin itself).
+*recomputed* (found again from held-out predictions), *re-run* (found again from the
+recordings or the simulated twin themselves).
 """
 
 from __future__ import annotations

@@ -322,6 +322,24 @@ def test_what_was_verified_is_kept_by_its_bytes(tmp_path: Path, monkeypatch):
         ranks()
 
 
+def test_what_a_build_believes_comes_with_no_commit(tmp_path: Path, monkeypatch):
+    ranked(tmp_path / "in" / "results", {"net · roi": 0.5, "mean": 3.0})
+    build_leaderboard(tmp_path / "in" / "results")
+    assert not list(tmp_path.rglob("*verified*")), "nothing is kept outside of a clone"
+    (tmp_path / ".git").mkdir()
+    build_leaderboard(tmp_path / "in" / "results")
+    (kept,) = tmp_path.rglob("*verified*")
+    assert kept.parent == tmp_path / ".git", "where no commit can place a file"
+    monkeypatch.setattr(leaderboard, "_recompute", None)
+    build_leaderboard(tmp_path / "in" / "results")
+    # What lies beside the records is a stranger's.
+    (tmp_path / "in" / ".verified.json").write_bytes(kept.read_bytes())
+    (tmp_path / "in" / kept.name).write_bytes(kept.read_bytes())
+    kept.unlink()
+    with pytest.raises(TypeError):
+        build_leaderboard(tmp_path / "in" / "results")
+
+
 def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(tmp_path: Path):
     results = tmp_path / "results"
     gone = place(results, invented("net · block", "pretrained", task="sex"))
@@ -494,6 +512,10 @@ def test_a_bundle_is_placed_if_it_is_believed(tmp_path: Path):
     before = everything(tmp_path / "results")
     add_records(tmp_path / "sent", tmp_path / "results", registry)
     assert everything(tmp_path / "results") == before
+    beside = next((tmp_path / "results" / "tiny" / "predictions").iterdir())
+    beside.write_bytes(b"as they were accepted")
+    add_records(tmp_path / "sent", tmp_path / "results", registry)
+    assert beside.read_bytes() == b"as they were accepted", "other predictions can give the same scores"
     victim = next((tmp_path / "sent" / "records").iterdir())
     victim.write_text(victim.read_text(encoding="utf-8").replace('"n_subjects": 24', '"n_subjects": 25'))
     with pytest.raises(BoardError, match="is not believed"):

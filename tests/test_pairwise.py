@@ -17,7 +17,7 @@ from neurobench.leaderboard_site import build_leaderboard
 from neurobench.pairwise import MIN_SUBJECTS, name_of, pairwise_record, parse_pairwise, problems, text_of
 from neurobench.plugins import load_registry
 from neurobench.publication import add_records
-from neurobench.results import Record, write_record
+from neurobench.results import MetricRecord, Record, write_record
 
 ERRORS = {"net · roi": 0.5, "net · random": 1.6, "ridge": 1.45, "mean": 3.2}
 
@@ -75,6 +75,47 @@ def test_ranks_are_those_that_predictions_give(tmp_path: Path):
     (page,) = (tmp_path / "closed" / "site" / "boards").glob("*.html")
     assert DECLARED in page.read_text(encoding="utf-8")
     assert not list((tmp_path / "closed" / "results").rglob("*.parquet"))
+
+
+def test_pages_say_who_compared_and_what_the_target_goes_with(tmp_path: Path):
+    out, results = tmp_path / "out", tmp_path / "results"
+    length = MetricRecord(value=-0.27, low=-0.37, high=-0.15, chance=None, higher_is_better=False, unit="")
+    for r in clinic(tmp_path / "first", ERRORS).values():
+        found = r.model_copy(update={"confounds": {"truth_r[duration_s]": length}}).hashed()
+        write_record(out, found, pd.read_parquet(tmp_path / "first" / "predictions" / f"{r.id}.parquet"))
+    add_records(out, results, load_registry())
+    built = build_leaderboard(results)
+    assert "Declared: the submitter compared them." in built.index.read_text(encoding="utf-8")
+    (page,) = (tmp_path / "site" / "boards").glob("*.html")
+    for path in (page, built.markdown):
+        assert "The target itself goes with scan length: r -0.27, -0.37 to -0.15" in path.read_text(encoding="utf-8")
+
+
+def test_rows_tested_on_another_split_are_not_compared(tmp_path: Path):
+    out, ids = tmp_path / "out", []
+    for r in clinic(tmp_path / "first", ERRORS).values():
+        held_out = pd.read_parquet(tmp_path / "first" / "predictions" / f"{r.id}.parquet")
+        if r.row == "net · roi":
+            held_out["fold"] = held_out["fold"].to_numpy()[::-1]
+        ids.append(r)
+        write_record(out, r, held_out)
+    file = pairwise_record(out, ids)
+    assert file is not None
+    assert {r.row for r in file.rows} == ERRORS.keys() - {"net · roi"}
+
+
+def test_records_of_different_splits_or_of_nobody_have_no_comparisons(honest):
+    records, plain = honest
+    first = plain["rows"][0]["records"][0]
+    other = records[first].protocol.model_copy(update={"fold_fingerprint": "f" * 64})
+    changed = records | {first: records[first].model_copy(update={"protocol": other})}
+    (said,) = problems(parse_pairwise(plain), changed)
+    assert said == "their records of one seed were tested on different splits"
+    twins = {
+        i: r.model_copy(update={"data": r.data.model_copy(update={"source": "simulated"})}) for i, r in records.items()
+    }
+    (said,) = problems(parse_pairwise(plain), twins)
+    assert "they are of simulated people" in said
 
 
 def test_nothing_of_a_person_travels(honest):
