@@ -96,9 +96,10 @@ class Line:
     Parameters
     ----------
     records
-        The newest record of each seed, in their order; failed ones only where no seed was scored.
+        The record of each seed that counts, in their order: the newest of those that can be found again, if there are
+        any. Failed ones only where no seed was scored.
     superseded
-        Records that a newer one has taken the place of.
+        The others of the same seeds.
     rank
         First and last rank that the paired evidence leaves open; None: not ranked.
     levels
@@ -589,7 +590,12 @@ class _Rows:
     @classmethod
     def of(cls, suite: _Suite, records: Sequence[Record]) -> _Rows:
         rows: dict[tuple[str, str], dict[int, list[Record]]] = {}
-        for r in sorted(records, key=lambda r: (r.written, r.id)):
+
+        def standing(r: Record) -> tuple[Any, ...]:
+            # What is only declared takes the place of nothing that can be found again, however new it is.
+            return r.id in suite.reruns or _beside(suite.folder, r).is_file(), r.written, r.id
+
+        for r in sorted(records, key=standing):
             rows.setdefault((r.kind, r.row), {}).setdefault(r.protocol.seed, []).append(r)
         scored: list[Line] = []
         failed: list[Line] = []

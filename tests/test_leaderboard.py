@@ -181,6 +181,15 @@ def test_seeds_are_one_row_and_the_newest_record_counts(tmp_path: Path):
     assert [r.metrics["mae"].value for r in line.superseded] == [9.0]
 
 
+def test_what_is_only_declared_takes_the_place_of_nothing_that_can_be_found_again(tmp_path: Path):
+    ranked(tmp_path, {"net · roi": 0.5, "mean": 3.2})
+    place(tmp_path, invented("net · roi", "pretrained", value=0.1, written="2099-01-01T00:00:00Z"))
+    (table,) = read_board(tmp_path).tables
+    line = next(x for x in table.lines if x.name == "net · roi")
+    assert line.rank == (1, 1)
+    assert [r.metrics["mae"].value for r in line.superseded] == [0.1]
+
+
 # ---------------------------------------------------------------- what may not lie there
 
 
