@@ -151,6 +151,14 @@ def test_a_run_that_says_nothing_more_is_over_by_the_clock_of_the_worker(
             advance(1, 9)
 
 
+def test_what_is_left_is_no_error_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(*of: Any) -> Outcome:
+        raise Abandoned
+
+    monkeypatch.setattr(clusters, "_here", ("what is run", SimpleNamespace(compute=compute)))
+    assert clusters._there("what is run", "", "fake", 0, []) == Outcome(frozenset(), abandoned=True)  # type: ignore[arg-type]
+
+
 def test_workers_that_died_one_after_the_other_are_the_error_of_their_step_alone() -> None:
     from distributed import KilledWorker
 
