@@ -397,9 +397,9 @@ def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequenc
             return Outcome(frozenset(), store_error=StoreError(f"a worker cannot take part: {error}"))
         try:
             return _here[1].compute(dataset, seed, steps)
-        except Abandoned as error:
-            # Read only where a run was taken for dead that goes on: it has the steps computed once more.
-            return Outcome(frozenset(), describe(error))
+        except Abandoned:
+            # Read only where a run was taken for dead that goes on.
+            return Outcome(frozenset(), abandoned=True)
 
 
 class UntilOver(Silent):
@@ -419,6 +419,8 @@ class UntilOver(Silent):
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Advance]:
         """Begin a stage."""
+        # Who asks for a step is there, though its file may be read as it was a moment ago.
+        self._since = time.monotonic()
         yield self._advance
 
     def _advance(self, done: int, total: int) -> None:

@@ -303,12 +303,15 @@ class Outcome:
         What ends the run.
     failed
         By key, the errors of steps.
+    abandoned
+        Whether they were left because the run that asked seemed to be over: one that goes on has them computed again.
     """
 
     computed: frozenset[str]
     error: str = ""
     store_error: StoreError | None = None
     failed: Mapping[str, str] = field(default_factory=dict)
+    abandoned: bool = False
 
 
 class Workers(ABC):
@@ -388,21 +391,18 @@ def on_workers(
                         raise outcome.store_error
                     executor.computed |= outcome.computed
                     taken = running.pop(future)
-                    if not outcome.error:
+                    if not outcome.error and not outcome.abandoned:
                         # Another run on this folder may have computed what this one asked for.
                         executor.stored |= {node.key for node in taken} - executor.computed - outcome.failed.keys()
                     schedule.take(taken, outcome)
             except BrokenProcessPool as broken:
-                # It cannot be told whose process it was: every step that was under way is tried again.
-                for place, one in enumerate(running.values()):
-                    # Those behind the first n only waited for a process.
-                    if place < n:
-                        schedule.again(one)
-                    else:
-                        schedule.put_back(one)
+                # Who had ended before is still to be told. Of the others it cannot be said whose process it was: every
+                # step that was under way is tried again; those behind the first n only waited for a process.
+                lost = [future for future in running if not future.done() or future.exception() is not None]
+                for place, future in enumerate(lost):
+                    (schedule.again if place < n else schedule.put_back)(running.pop(future))
                 if job is not None:
                     schedule.put_back(job)
-                running.clear()
                 workers.renew(broken)
         finished = True
     finally:
@@ -421,6 +421,7 @@ class _Node:
     step: Step
     waiting: list[tuple[int, Row]]
     needs: Needs
+    seconds: float
     n_needed: int = 0
     broke: int = 0
 
@@ -442,7 +443,7 @@ class _Schedule:
         self.failures: list[dict[Row, str]] = [{} for _ in todo]
         self._left = [0] * len(todo)
         self._through: list[int] = []
-        self._seconds, self._done, self._progress = seconds, done, executor.progress
+        self._done, self._progress = done, executor.progress
         self._suspects: list[_Node] = []
         nodes: dict[str, _Node] = {}
         for number, one in enumerate(todo):
@@ -454,7 +455,8 @@ class _Schedule:
                     # Of one cohort what takes longest first, or the last pretraining leaves the others idle; the rest
                     # fold after fold.
                     order = number, step.stage != "pretraining", len(nodes)
-                    nodes[key] = _Node(key, order, step, [(number, row)], one.run.needs(row, step.stage))
+                    needed = one.run.needs(row, step.stage)
+                    nodes[key] = _Node(key, order, step, [(number, row)], needed, seconds(step))
                     continue
                 else:
                     executor.stored.add(key)
@@ -482,8 +484,7 @@ class _Schedule:
         if self._suspects or any(job[0].broke for job in running):
             return None if running else [self._suspects.pop()]
         # Of short ones more.
-        ahead = sum(self._seconds(node.step) for job in running for node in job)
-        if len(running) >= at_once and not 0 < ahead < at_once * AHEAD_S:
+        if len(running) >= at_once and not 0 < sum(n.seconds for job in running for n in job) < at_once * AHEAD_S:
             return None
         job: _Job = []
         seconds = 0.0
@@ -491,7 +492,7 @@ class _Schedule:
         share = math.ceil(len(self._ready) / at_once)
         while self._ready and len(job) < share:
             node = self._ready[0][1]
-            seconds += self._seconds(node.step)
+            seconds += node.seconds
             together = not job or (node.order[0], node.needs) == (job[0].order[0], job[0].needs)
             if not together or (job and seconds > BUNDLE_S):
                 break
@@ -504,6 +505,9 @@ class _Schedule:
 
     def take(self, job: _Job, outcome: Outcome) -> None:
         """Count the steps of a job as done, or have them tried again where it is not known which is to blame."""
+        if outcome.abandoned:
+            self.put_back(job)
+            return
         if outcome.error:
             self.again(job, outcome.error)
             return
@@ -525,7 +529,7 @@ class _Schedule:
             other.n_needed -= 1
             if other.n_needed == 0:
                 heapq.heappush(self._ready, (other.order, other))
-        self._done(self._seconds(node.step), computed)
+        self._done(node.seconds, computed)
 
     def through(self) -> list[int]:
         """Return the numbers of those of which no step is left, once each."""
@@ -533,7 +537,7 @@ class _Schedule:
         return found
 
     def put_back(self, job: _Job) -> None:
-        """Have steps that could not be started be the next ones again."""
+        """Have steps that were not started, or were left, be the next ones again."""
         for node in job:
             if node.broke:
                 self._suspects.append(node)
@@ -598,7 +602,7 @@ class Here:
                     with logs.at(row=row.label):
                         self.executor.fetch(step)
                 except Abandoned:
-                    # Nothing is known of any of them.
+                    # No error of the step.
                     raise
                 except StoreError as found:
                     store_error = found

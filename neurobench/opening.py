@@ -1,4 +1,4 @@
-"""Where the cohorts of a grid come from, and how one of its (dataset, seed) is opened, in any process of a run."""
+"""Where the cohorts of a grid come from, and how those that are prepared are opened, in any process of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from neurobench.contracts import Dataset
 from neurobench.errors import ConfigError
 from neurobench.plugins import Registry
 from neurobench.records import Cohort
-from neurobench.stages import CohortRun
-from neurobench.steps import Fetch
 from neurobench.store import Store
 
-__all__ = ["cohort_source", "open_stored", "resolve_device", "sources_of", "stored_cohorts"]
+__all__ = ["cohort_source", "resolve_device", "sources_of", "stored_cohorts"]
 
 
 def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> CohortSource:
@@ -78,18 +76,6 @@ def stored_cohorts(
     found = {label: source.stored(store) for label, source in sources.items()}
     whole = {label: cohort for label, cohort in found.items() if cohort is not None}
     return (sources[dataset.label], whole) if len(whole) == len(found) else None
-
-
-def open_stored(
-    dataset: ComponentSpec, seed: int, grid: Grid, registry: Registry, store: Store, device: torch.device, fetch: Fetch
-) -> CohortRun | None:
-    """Return the rows and steps of one (dataset, seed); None if a cohort that they need is not prepared."""
-    found = stored_cohorts(dataset, grid, registry, store)
-    if found is None:
-        return None
-    source, cohorts = found
-    own = cohorts.pop(dataset.label)
-    return CohortRun(own, source, grid, registry, seed, device, fetch, cohorts)
 
 
 def resolve_device(name: str, *, elsewhere: bool = False) -> torch.device:

@@ -230,7 +230,13 @@ class Checkpoint:
     def written(self) -> str:
         """When it was last written, or when that was begun and never came to an end."""
         found = self.about.get("written")
-        return found if isinstance(found, str) else _time(self.folder.stat().st_mtime)
+        if isinstance(found, str):
+            return found
+        try:
+            return _time(self.folder.stat().st_mtime)
+        except FileNotFoundError:
+            # Whoever was at work on the entry has just finished it.
+            return _time()
 
     @property
     def n_bytes(self) -> int:
@@ -341,8 +347,10 @@ class Store:
     # ------------------------------------------------------------ reading
 
     def key(self, identity: Mapping[str, Any]) -> str:
-        """Return the key of an identity."""
-        # A step's identity is asked for several times, one after the other: the last one is not hashed again.
+        """Return the key of an identity, which nobody changes in place once it was asked for.
+
+        A step's is asked for several times, one after the other: the last one is not hashed again.
+        """
         asked, key = self._last
         if asked is not identity:
             key = digest(identity)
@@ -472,7 +480,8 @@ class Store:
 
         Whoever writes holds the entry's :meth:`lock`: what nobody holds is swept as half-written.
         """
-        key = self.key(identity)
+        # Hashed anew: whatever was done to it meanwhile, what is kept lies under the key of what it says it is.
+        key = digest(identity)
         target = self.root / stage / key
         beside = self.beside(stage, key)
         started = time.perf_counter()

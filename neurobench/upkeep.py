@@ -111,11 +111,11 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
     for checkpoint in store.unfinished():
         if not checkpoint.is_there:
             continue
-        # Twice: who is at work on the entry may have put the next one in its place meanwhile.
+        # Twice: who is at work on the entry may have put the next one in its place meanwhile, or have finished it.
         if not (wrong := checkpoint.damage and checkpoint.damage):
             about = checkpoint.about
             unfinished.append(f"{about.get('label', '')}, stopped {about.get('written', '')}")
-        else:
+        elif checkpoint.is_there:
             problems.append(Problem(str(checkpoint.folder.relative_to(out)), f"checkpoint: {wrong}", entry=True))
             if remove:
                 store.abandon(checkpoint)

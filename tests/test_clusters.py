@@ -130,7 +130,8 @@ def test_a_run_that_says_nothing_more_is_over_by_the_clock_of_the_worker(
     now = 0.0
     monkeypatch.setattr(clusters.time, "monotonic", lambda: now)
     state = runs.State("r", "", "elsewhere", 1, "", "", started=0.0, heard=1.0)
-    with clusters.UntilOver(tmp_path, "r").stage("a step") as advance:
+    until_over = clusters.UntilOver(tmp_path, "r")
+    with until_over.stage("a step") as advance:
         now = 10.0
         advance(1, 9)  # nothing is known
         runs.write_state(tmp_path, state)
@@ -144,6 +145,18 @@ def test_a_run_that_says_nothing_more_is_over_by_the_clock_of_the_worker(
         now = 501.0 + runs.LOST_S
         with pytest.raises(Abandoned, match="run r is over"):
             advance(4, 9)
+        # It was only held up, and asks again before it has said so.
+        with until_over.stage("a step") as advance:
+            now += runs.LOST_S
+            advance(1, 9)
+
+
+def test_what_is_left_is_no_error_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(*of: Any) -> Outcome:
+        raise Abandoned
+
+    monkeypatch.setattr(clusters, "_here", ("what is run", SimpleNamespace(compute=compute)))
+    assert clusters._there("what is run", "", "fake", 0, []) == Outcome(frozenset(), abandoned=True)  # type: ignore[arg-type]
 
 
 def test_workers_that_died_one_after_the_other_are_the_error_of_their_step_alone() -> None:

@@ -21,7 +21,7 @@ from neurobench.config import RunConfig, expand
 from neurobench.distributed import Group, Joined, Member, launch
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError
 from neurobench.execution import Executor
-from neurobench.opening import open_stored
+from neurobench.opening import stored_cohorts
 from neurobench.options import parse_distributed
 from neurobench.plugins import load_registry
 from neurobench.progress import Silent
@@ -182,9 +182,11 @@ def opened(out: Path, distributed: str, **more: Any) -> tuple[CohortRun, Executo
     registry, store = load_registry(config.plugin_files), Store(out)
     executor = Executor(store, Silent())
     grid = expand(config, registry)
-    run = open_stored(grid.datasets[0], 0, grid, registry, store, torch.device("cpu"), executor.fetch)
-    assert run is not None
-    return run, executor
+    found = stored_cohorts(grid.datasets[0], grid, registry, store)
+    assert found is not None
+    source, cohorts = found
+    own = cohorts.pop("fake")
+    return CohortRun(own, source, grid, registry, 0, torch.device("cpu"), executor.fetch, cohorts), executor
 
 
 def pretraining(run: CohortRun, backbone: str) -> Step:

@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +22,11 @@ import torch
 from neurobench import execution, logs, runner
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, StoreError
-from neurobench.execution import Executor, Outcome, Todo
+from neurobench.execution import Executor, Outcome, Todo, Workers
 from neurobench.identity import digest
 from neurobench.plugins import load_registry
 from neurobench.progress import Done, Silent, TimeLeft
+from neurobench.resources import Needs
 from neurobench.store import Store
 from tests import tiny_run
 from tests.fakes import write_folder
@@ -302,6 +306,61 @@ def test_of_short_jobs_more_are_under_way(tmp_path: Path) -> None:
         while (job := found.next(running, 2)) is not None:
             running.append(job)
         assert len(running) == n
+
+
+class DyingWorkers(Workers):
+    """One process, which does short jobs before anybody looks, and dies at one of them, as is noticed at another."""
+
+    n = 1
+
+    def __init__(self, kills: str, noticed: str) -> None:
+        self.kills, self.noticed = kills, noticed
+        self.asked: list[str] = []
+        self.dying: list[Future[Outcome]] = []
+
+    def submit(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]], needs: Needs) -> Future[Outcome]:
+        ((_, key),) = steps
+        self.asked.append(key)
+        if key == self.noticed and self.dying:
+            self.dying.pop().set_exception(BrokenProcessPool())
+            raise BrokenProcessPool
+        future: Future[Outcome] = Future()
+        if key != self.kills:
+            future.set_result(Outcome(frozenset([key])))
+        elif self.asked.count(key) == 1:
+            self.dying.append(future)
+        else:
+            future.set_exception(BrokenProcessPool())
+        return future
+
+    def renew(self, broken: BrokenProcessPool) -> None:
+        """There is another one at once."""
+
+    def close(self, *, at_once: bool) -> None:
+        """Nothing is there."""
+
+
+def test_who_had_ended_before_a_process_died_is_not_to_blame(tmp_path: Path) -> None:
+    a, b, c, d = (FakeStep(name) for name in "abcd")
+    run = SimpleNamespace(needs=lambda row, stage: {}, dataset=SimpleNamespace(label="fake"), seed=0)
+    todo: list[Any] = [Todo(run, [("row", step)]) for step in (a, b, c, d)]  # type: ignore[arg-type,list-item]
+    executor, workers = Executor(Store(tmp_path / "out"), Silent()), DyingWorkers(c.key, d.key)
+    ended = execution.on_workers(todo, executor, lambda step: 0.01, lambda seconds, computed: None, lambda: workers)
+    failures = {one.steps[0][1].label: failed for one, failed in ended}
+    assert {label for label, failed in failures.items() if failed} == {"c"}
+    assert "ended twice without an error" in failures["c"]["row"]  # type: ignore[index]
+    assert [workers.asked.count(step.key) for step in (a, b, c, d)] == [1, 1, 2, 2]
+    assert executor.computed == {a.key, b.key, d.key}
+
+
+def test_what_was_left_by_a_worker_is_next_again_and_beside_others(tmp_path: Path) -> None:
+    found = schedule(tmp_path, [(name, FakeStep(name)) for name in "abc"])
+    a = found.next([], 2)
+    b = found.next([a], 2)
+    for _ in range(3):
+        found.take(a, Outcome(frozenset(), abandoned=True))
+        assert found.next([b], 2) == a
+    assert found.failures == [{}]
 
 
 def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Path) -> None:

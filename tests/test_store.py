@@ -425,3 +425,14 @@ def test_a_file_that_vanishes_while_a_run_reads_it_fails_its_row_and_is_made_aga
     assert again.failed == ()
     assert vanished[0].is_file()
     assert failed
+
+
+def test_what_is_kept_lies_under_its_own_key_even_if_its_identity_was_changed_in_place(tmp_path: Path):
+    store = Store(tmp_path / "out")
+    identity = {"seed": 0}
+    assert store.get("evaluation", identity) is None
+    identity["seed"] = 1
+    with store.write("evaluation", identity, "it") as folder:
+        (folder / "file").write_text("x")
+    assert store.get("evaluation", {"seed": 0}) is None
+    assert store.get("evaluation", {"seed": 1}) is not None

@@ -230,6 +230,24 @@ def test_abandoned_checkpoints_go(out: Path):
     assert {c.folder for c in store.unfinished()} == {young.folder, begun.folder}
 
 
+def test_what_is_finished_while_somebody_looks_is_neither_damaged_nor_old(out: Path, monkeypatch: pytest.MonkeyPatch):
+    opened = Checkpoint._opened
+
+    def finished_meanwhile(self: Checkpoint):
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return opened(self)
+
+    leave_unfinished(out, "it")
+    monkeypatch.setattr(Checkpoint, "_opened", finished_meanwhile)
+    found = upkeep.check(out)
+    assert (found.problems, found.unfinished) == ((), ())
+    leave_unfinished(out, "it")
+    monkeypatch.setattr(
+        Checkpoint, "about", property(lambda self: shutil.rmtree(self.folder, ignore_errors=True) or {})
+    )
+    assert [g for g in upkeep.collect_garbage(out) if g.stage == "unfinished"] == []
+
+
 def test_what_is_unfinished_stays_here(out: Path, tmp_path: Path):
     leave_unfinished(out, "it")
     upkeep.export(out, tmp_path / "x.tar")
