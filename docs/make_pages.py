@@ -171,6 +171,8 @@ def scaling_page() -> str:
     kept = json.loads(SCALING.read_text(encoding="utf-8"))
     found, plans = kept["measured"], kept["planned"]
     one, runs = found["one"], [found[name] for name in ("one", "two", "killed") if name in found]
+    # As many seeds as were run, whatever the command's default is.
+    options = f" --seeds {one['n_combinations'] // 8}" + (" --kill" if "killed" in found else "")
     lines = [
         "# Scaling",
         "",
@@ -178,7 +180,7 @@ def scaling_page() -> str:
         "",
         "## Measured",
         "",
-        f"`python -m benchmarks.scaling --kill --save` ran {one['n_combinations']} combinations",
+        f"`python -m benchmarks.scaling{options} --save` ran {one['n_combinations']} combinations",
         f"({one['n_steps']} steps: two backbones, four masking strategies,",
         f"{one['n_combinations'] // 8} seeds, few optimiser steps, one small simulated twin)",
         "on Dask workers of one thread each, one run after the other on one machine with",

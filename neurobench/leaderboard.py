@@ -869,13 +869,24 @@ def _gain(found: Comparisons) -> tuple[str, str]:
     if not len(own):
         return NO_GAIN
     control = str(own["second"].iloc[0])
-    won = sorted(own.loc[own["winner"] == own["first"], "first"])
+    ahead = own.loc[own["winner"] == own["first"], "first"]
+    # What the same network reaches without pretraining is no merit of it.
+    beside = found.table[found.table["by"] == "untrained"]
+    no_better = set(beside.loc[beside["winner"] != beside["first"], "first"])
+    won = sorted(row for row in ahead if row not in no_better)
     lost = int((own["winner"] == own["second"]).sum())
     if won:
-        return "yes", f"{', '.join(won)} {'is' if len(won) == 1 else 'are'} better than the best control, {control}."
+        rows, verb = ", ".join(won), "is" if len(won) == 1 else "are"
+        return "yes", f"{rows} {verb} better than the best control outside of networks, {control}, and than untrained."
+    if len(ahead):
+        rows = ", ".join(sorted(ahead))
+        return (
+            "not shown",
+            f"Better than {control}, but not shown to be better than the same network untrained: {rows}.",
+        )
     if lost == len(own):
-        return "behind", f"Every pretrained row is behind the best control, {control}."
-    return "not shown", f"No pretrained row is shown to be better than the best control, {control}."
+        return "behind", f"Every pretrained row is behind the best control outside of networks, {control}."
+    return "not shown", f"No pretrained row is shown to be better than the best control outside of networks, {control}."
 
 
 # ---------------------------------------------------------------- flat rows, for CSV and JSON

@@ -190,6 +190,21 @@ def test_what_is_only_declared_takes_the_place_of_nothing_that_can_be_found_agai
     assert [r.metrics["mae"].value for r in line.superseded] == [0.1]
 
 
+def test_pretraining_is_ahead_only_of_what_it_beats_untrained_too(tmp_path: Path):
+    for folder, error in (("better", 1.6), ("as good", 0.52)):
+        results = tmp_path / folder
+        ranked(results, {"net · roi": 0.5, "mean": 3.0})
+        held_out, value = predictions(TRUTH, error, 7)
+        record = invented("net · untrained", "untrained", above_chance=True)
+        place(results, with_value(record, value), held_out)
+    words = {folder: gain(read_board(tmp_path / folder).tables[0]) for folder in ("better", "as good")}
+    assert words["better"][0] == "yes"
+    assert words["as good"] == (
+        "not shown",
+        "Better than mean, but not shown to be better than the same network untrained: net · roi.",
+    )
+
+
 # ---------------------------------------------------------------- what may not lie there
 
 
