@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
 from neurobench.stages import CohortRun
 from neurobench.steps import Row
-from neurobench.store import Entry, Store
+from neurobench.store import Entry, Store, moment
 
 __all__ = ["Scored", "cohort_failed", "collect", "finish"]
 
@@ -97,10 +96,6 @@ def _apart(backbone: ComponentSpec | None, mask: ComponentSpec | None, registry:
     return found
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 # ---------------------------------------------------------------- records of one cohort
 
 
@@ -160,7 +155,7 @@ def _score(
         "pretraining": summary,
         "apart": _apart(row.backbone, row.mask, run.registry),
         "environment": results.environment(),
-        "written": _now(),
+        "written": moment(),
     }
     if entry is None:
         return Scored(
@@ -416,7 +411,7 @@ def cohort_failed(
                 pretraining=None,
                 cost=CostRecord(n_parameters=None, seconds=0.0, peak_memory_mb=None, device=""),
                 environment=results.environment(),
-                written=_now(),
+                written=moment(),
             )
             scored.append(Scored(record))
     return scored

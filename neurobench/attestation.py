@@ -6,26 +6,22 @@ never part of a bundle: nobody attests to a submission of their own by sending i
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from neurobench.results import Record, environment
+from neurobench.results import Record, Strict, environment
 
-__all__ = ["Rerun", "attest", "contradictions", "parse_rerun", "text_of"]
+__all__ = ["Rerun", "attest", "contradictions"]
 
 OF_IT = ("neurobench-fm", "git_commit", "python", "platform", "torch", "numpy")
 """What is kept of the environment of a repetition."""
 
 
-class Rerun(BaseModel):
+class Rerun(Strict):
     """That a record was found again by running it again."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     record: str = Field(description="id")
     content_hash: str = Field(description="of the record as it is published")
@@ -83,21 +79,6 @@ def _who() -> str:
     return run.stdout.strip()
 
 
-def parse_rerun(plain: Any) -> Rerun:
-    """Return an attestation of plain values.
-
-    Raises
-    ------
-    ValueError
-        If they are none, saying which field is wrong first.
-    """
-    try:
-        return Rerun.model_validate(plain)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
-
-
 def contradictions(rerun: Rerun, record: Record) -> Iterator[str]:
     """Yield why an attestation is none of a record."""
     head = record.metrics.get(record.headline)
@@ -107,8 +88,3 @@ def contradictions(rerun: Rerun, record: Record) -> Iterator[str]:
         yield "its number is not that of the record"
     elif abs(rerun.said - rerun.found) > rerun.allowed + 1e-6 * max(1.0, abs(rerun.said)):
         yield f"what was found, {rerun.found:.4g}, is further off than the {rerun.allowed:.2g} allowed"
-
-
-def text_of(rerun: Rerun) -> str:
-    """Return the content of its file."""
-    return json.dumps(rerun.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -36,7 +36,7 @@ import pandas as pd
 
 from neurobench.contracts import RetrievalTask, SubjectTask, Task
 from neurobench.errors import BundleError, NeurobenchError
-from neurobench.pairwise import MIN_SUBJECTS, name_of, pairwise_record, tables_of, text_of
+from neurobench.pairwise import MIN_SUBJECTS, name_of, pairwise_record, tables_of
 from neurobench.parsing import parse_json
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, Record, load_results, read_record
@@ -272,7 +272,7 @@ def _add_cohort(
         for own in tables_of(records):
             compared = pairwise_record(out, own)
             if compared is not None:
-                files[f"comparisons/{name_of(compared)}.json"] = text_of(compared).encode()
+                files[f"comparisons/{name_of(compared)}.json"] = compared.as_text.encode()
             elif len(own) > 1:
                 few = f"there are none of two rows, or fewer than {MIN_SUBJECTS} subjects"
                 stripped.append(Stripped("comparisons of the rows of a table", few))

@@ -625,9 +625,8 @@ class Here:
                     self.cohorts = dataset, *found
             if self.cohorts is not None:
                 _, source, cohorts = self.cohorts
-                others = {label: c for label, c in cohorts.items() if label != dataset}
-                own, fetch = cohorts[dataset], self.executor.fetch
-                run = CohortRun(own, source, self.grid, self.registry, seed, self.device, fetch, others)
+                fetch = self.executor.fetch
+                run = CohortRun.among(cohorts, dataset, source, self.grid, self.registry, seed, self.device, fetch)
                 for row, step in run.steps():
                     self.steps.setdefault((step.stage, step.key), (row, step))
                 self.at = dataset, seed

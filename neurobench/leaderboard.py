@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurobench.attestation import Rerun, contradictions, parse_rerun
+from neurobench.attestation import Rerun, contradictions
 from neurobench.caveats import Caveat, shown_by_records
 from neurobench.comparisons import Comparisons
 from neurobench.errors import DataError, StoreError
@@ -34,7 +34,6 @@ from neurobench.pairwise import (
     compare_published,
     ground,
     name_of,
-    parse_pairwise,
     problems,
     settings,
     table_of,
@@ -524,7 +523,7 @@ def _comparisons(folder: Path, records: Mapping[str, Record]) -> dict[str, list[
     found: dict[str, list[PairwiseRecord]] = {}
     for path, plain in _small_files(folder):
         try:
-            file = parse_pairwise(plain)
+            file = PairwiseRecord.of(plain)
             wrong = next(problems(file, records), "" if name_of(file) == path.stem else "its name is not its hash")
         except ValueError as error:
             wrong = str(error)
@@ -543,7 +542,7 @@ def _reruns(folder: Path, records: Mapping[str, Record]) -> dict[str, Rerun]:
         if path.stem not in records:
             raise _not_a_record(path, "nor of one that lies here")
         try:
-            found[path.stem] = parse_rerun(plain)
+            found[path.stem] = Rerun.of(plain)
             wrong = next(contradictions(found[path.stem], records[path.stem]), "")
         except ValueError as error:
             wrong = str(error)

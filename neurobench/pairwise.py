@@ -11,7 +11,6 @@ One file is of one table: a suite, cohort, protocol and task. Its name is the ha
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from scipy import stats
 
 from neurobench.comparisons import (
@@ -36,7 +35,7 @@ from neurobench.evidence import Evidence
 from neurobench.identity import digest
 from neurobench.objectives import RECONSTRUCTION
 from neurobench.paired import N_MORE
-from neurobench.results import ProtocolRecord, Record, as_row
+from neurobench.results import ProtocolRecord, Record, Strict, as_row
 from neurobench.scoring import N_PERMUTATIONS
 
 __all__ = [
@@ -47,12 +46,10 @@ __all__ = [
     "ground",
     "name_of",
     "pairwise_record",
-    "parse_pairwise",
     "problems",
     "settings",
     "table_of",
     "tables_of",
-    "text_of",
 ]
 
 MIN_SUBJECTS = 10
@@ -62,16 +59,12 @@ DIGITS = 4
 """Significant digits of interval and standard error: more would say nothing of the rows, and more of single people."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class _Row(_Strict):
+class _Row(Strict):
     row: str
     records: list[str] = Field(min_length=1, description="ids, one a seed, in the seeds' order")
 
 
-class _Difference(_Strict):
+class _Difference(Strict):
     first: int = Field(ge=0, description="number of a row, from 0")
     second: int = Field(ge=0)
     difference: float = Field(description="first minus second in the metric's unit, mean over the seeds that both have")
@@ -81,7 +74,7 @@ class _Difference(_Strict):
     se: float = Field(ge=0, description="standard error over subjects")
 
 
-class PairwiseRecord(_Strict):
+class PairwiseRecord(Strict):
     """The differences of all pairs of rows of one table."""
 
     format: Literal[1] = 1
@@ -91,21 +84,6 @@ class PairwiseRecord(_Strict):
     n_subjects: int
     rows: list[_Row]
     pairs: list[_Difference]
-
-
-def parse_pairwise(plain: Any) -> PairwiseRecord:
-    """Return the comparisons of plain values.
-
-    Raises
-    ------
-    ValueError
-        If they are none, saying which field is wrong first.
-    """
-    try:
-        return PairwiseRecord.model_validate(plain)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
 
 
 def name_of(record: PairwiseRecord) -> str:
@@ -366,8 +344,3 @@ def _errors_apart(file: PairwiseRecord, records: Mapping[str, Record]) -> Iterat
                 c = file.rows[own[k]].row[:60]
                 yield f"the standard error of {a} − {b} is larger than those of {a} − {c} and {b} − {c} together"
                 return
-
-
-def text_of(file: PairwiseRecord) -> str:
-    """Return the content of its file."""
-    return json.dumps(file.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

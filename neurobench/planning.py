@@ -229,15 +229,14 @@ class _Planner:
             self._not_prepared(dataset, seeds, labels, folder)
             return
         source, cohorts = found
-        others = {label: c for label, c in cohorts.items() if label != dataset.label}
         # Of very many seeds the first one that nothing is stored of stands for all that nothing is stored of.
         alike = [seed for seed in seeds if self.many and seed not in self.begun]
         todo = {}
         for seed in seeds:
             self.items.append(PlanItem("cohort", f"prepare {labels}", "stored", seconds=0.0, source="measured here"))
             if seed not in alike[1:]:
-                one = cohorts[dataset.label]
-                run = CohortRun(one, source, self.grid, self.registry, seed, self.device, nothing, others)
+                label, device = dataset.label, self.device
+                run = CohortRun.among(cohorts, label, source, self.grid, self.registry, seed, device, nothing)
                 todo[seed] = run, list(self._todo(run))
         steps = [step for _, own in todo.values() for _, step, _ in own]
         if any(self.model.estimate(s.work).source == "table" and s.work.size > 1 for s in steps):

@@ -13,7 +13,7 @@ from neurobench.bundle_reader import parse_table, read_bundle
 from neurobench.errors import StoreError
 from neurobench.evidence import write_table
 from neurobench.leaderboard import SUITE_NAME, BoardError
-from neurobench.pairwise import PairwiseRecord, name_of, pairwise_record, parse_pairwise, tables_of, text_of
+from neurobench.pairwise import PairwiseRecord, name_of, pairwise_record, tables_of
 from neurobench.parsing import parse_json
 from neurobench.plugins import Registry
 from neurobench.results import Record, read_record, record_text
@@ -123,14 +123,14 @@ def _from_bundle(source: Path, results: Path, registry: Registry, repeat: Repeat
         if (again := verdict.again.get(record.id)) is not None:
             accepted = read_record(results / suite / f"{record.id}.json")
             rerun = attestation.attest(accepted, again.value, again.allowed)
-            atomic_write(results / suite / "reruns" / f"{record.id}.json", attestation.text_of(rerun))
+            atomic_write(results / suite / "reruns" / f"{record.id}.json", rerun.as_text)
         if (content := tables.get(record.id)) is not None:
             # Other predictions can give the same scores, and other ranks.
             if not (path := results / suite / "predictions" / f"{record.id}.parquet").is_file():
                 write_table(path, parse_table(content))
             n += 1
     by_id = {r.id: r for r in verdict.records}
-    compared = [parse_pairwise(parse_json(c)) for c in contents.named("comparisons").values()]
+    compared = [PairwiseRecord.of(parse_json(c)) for c in contents.named("comparisons").values()]
     for file in compared:
         _place_comparisons(file, results / _suite(by_id[file.rows[0].records[0]], ""))
     return Placed(len(verdict.records), n, n_compared=len(compared), n_again=len(verdict.again))
@@ -148,7 +148,7 @@ def _suite(record: Record, where: str) -> str:
 
 
 def _place_comparisons(file: PairwiseRecord, folder: Path) -> None:
-    atomic_write(folder / "comparisons" / f"{name_of(file)}.json", text_of(file))
+    atomic_write(folder / "comparisons" / f"{name_of(file)}.json", file.as_text)
 
 
 def _place(record: Record, folder: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -60,11 +60,33 @@ OFF_BUDGET = 0.02
 """Difference of the scored fraction from the one asked for, from which two masks cannot be compared."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What travels as a file: known fields and no others, and no number that is not finite."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def of(cls, plain: Any) -> Self:
+        """Return it of plain values.
 
-class ComponentRecord(_Strict):
+        Raises
+        ------
+        ValueError
+            If they are none, saying which field is wrong first.
+        """
+        try:
+            return cls.model_validate(plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
+
+    @property
+    def as_text(self) -> str:
+        """The content of its file."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class ComponentRecord(Strict):
     """A component with all its parameters, and whose code it is."""
 
     name: str
@@ -76,7 +98,7 @@ class ComponentRecord(_Strict):
     score_version: int
 
 
-class MetricRecord(_Strict):
+class MetricRecord(Strict):
     """One metric with its uncertainty."""
 
     value: float | None
@@ -89,7 +111,7 @@ class MetricRecord(_Strict):
     above_chance: bool | None = Field(default=None, description="interval above chance and p < .05")
 
 
-class DataRecord(_Strict):
+class DataRecord(Strict):
     """The cohort behind the numbers."""
 
     dataset: str
@@ -111,7 +133,7 @@ class DataRecord(_Strict):
     left_out: dict[str, int] = Field(description="reasons for exclusion and how often each")
 
 
-class ProtocolRecord(_Strict):
+class ProtocolRecord(Strict):
     """How the numbers were made."""
 
     profile: str
@@ -155,7 +177,7 @@ class ProtocolRecord(_Strict):
         return label
 
 
-class OutsideRecord(_Strict):
+class OutsideRecord(Strict):
     """A cohort that a network was pretrained on, where that was not the training subjects of the scored one alone."""
 
     dataset: str
@@ -167,7 +189,7 @@ class OutsideRecord(_Strict):
     distance_mm: float = Field(description="median distance between units that meet")
 
 
-class PretrainingRecord(_Strict):
+class PretrainingRecord(Strict):
     """What the pretraining of this row reached, averaged over folds."""
 
     loss_first: float | None
@@ -184,7 +206,7 @@ class PretrainingRecord(_Strict):
     on: list[OutsideRecord] = Field(default=[], description="empty: the training subjects of the scored cohort")
 
 
-class TrainingRecord(_Strict):
+class TrainingRecord(Strict):
     """What training on the task took, where a backbone is not probed frozen."""
 
     n_trained: int = Field(ge=0, description="parameters that were trained on the task, the head's among them")
@@ -196,7 +218,7 @@ class TrainingRecord(_Strict):
     )
 
 
-class CostRecord(_Strict):
+class CostRecord(Strict):
     """What it took; measured, and no part of any identity."""
 
     n_parameters: int | None
@@ -233,7 +255,7 @@ class CostRecord(_Strict):
     energy_note: str = Field(default="", description="why energy that was asked for is not known")
 
 
-class Record(_Strict):
+class Record(Strict):
     """One scored row of one task on one cohort."""
 
     schema_version: Literal[1] = 1
@@ -322,7 +344,7 @@ def write_record(
 
 def record_text(record: Record) -> str:
     """Return the content of a record's file."""
-    return json.dumps(record.hashed().model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    return record.hashed().as_text
 
 
 def _says(path: Path, plain: dict[str, Any]) -> bool:
@@ -364,11 +386,7 @@ def parse_record(plain: Any) -> Record:
     ValueError
         If they are none, saying which field is wrong first.
     """
-    try:
-        return Record.model_validate(plain)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
+    return Record.of(plain)
 
 
 def content_hash(plain: Mapping[str, Any]) -> str:

@@ -151,9 +151,8 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
                         logs.tell("cohort-ready", n_subjects=len(cohorts[label].subjects))
                 ready[dataset.label] = sources[dataset.label], cohorts
             source, cohorts = ready[dataset.label]
-            others = {label: cohort for label, cohort in cohorts.items() if label != dataset.label}
-            own = cohorts[dataset.label]
-            runs.append(CohortRun(own, source, grid, registry, seed, device, executor.fetch, others))
+            fetch = executor.fetch
+            runs.append(CohortRun.among(cohorts, dataset.label, source, grid, registry, seed, device, fetch))
             notes += runs[-1].notes()
         except StoreError:
             raise

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from neurobench import (
     reconstruction,
@@ -18,6 +19,7 @@ from neurobench import (
 )
 from neurobench.attribution_steps import AttributionSteps
 from neurobench.cohort_steps import once
+from neurobench.cohorts import CohortSource
 from neurobench.components import ComponentSpec, parse_component
 from neurobench.config import Combination, Grid, needs_of, parse_adaptation
 from neurobench.confound_steps import ConfoundSteps
@@ -28,15 +30,32 @@ from neurobench.contracts import (
     SubjectTask,
 )
 from neurobench.evaluation_steps import EvaluationSteps
-from neurobench.records import SignalSpec
+from neurobench.plugins import Registry
+from neurobench.records import Cohort, SignalSpec
 from neurobench.resources import Needs, most
-from neurobench.steps import Row, Step
+from neurobench.steps import Fetch, Row, Step
 
 __all__ = ["CohortRun", "protocol"]
 
 
 class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
     """The rows of one (cohort, seed), the tasks that they are scored on, and every step that this takes."""
+
+    @classmethod
+    def among(
+        cls,
+        cohorts: Mapping[str, Cohort],
+        dataset: str,
+        source: CohortSource,
+        grid: Grid,
+        registry: Registry,
+        seed: int,
+        device: torch.device,
+        fetch: Fetch,
+    ) -> CohortRun:
+        """Return that of one of several cohorts, by their labels; the others are for pretraining."""
+        others = {label: cohort for label, cohort in cohorts.items() if label != dataset}
+        return cls(cohorts[dataset], source, grid, registry, seed, device, fetch, others)
 
     @functools.cached_property
     def combinations(self) -> tuple[Combination, ...]:

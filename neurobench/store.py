@@ -30,7 +30,7 @@ from neurobench.parsing import parse_json
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Checkpoint", "Entry", "Store", "atomic_write", "disk_errors", "keys_in", "stored_steps"]
+__all__ = ["Checkpoint", "Entry", "Store", "atomic_write", "disk_errors", "keys_in", "moment", "stored_steps"]
 
 FORMAT = 1
 """Version of the layout of an output folder."""
@@ -179,7 +179,7 @@ class Checkpoint:
             "label": self.label,
             "arrays": name,
             "seconds": round(self.seconds, 3),
-            "written": _time(),
+            "written": moment(),
             "state": dict(state),
         }
         with disk_errors(self.folder):
@@ -233,10 +233,10 @@ class Checkpoint:
         if isinstance(found, str):
             return found
         try:
-            return _time(self.folder.stat().st_mtime)
+            return moment(self.folder.stat().st_mtime)
         except FileNotFoundError:
             # Whoever was at work on the entry has just finished it.
-            return _time()
+            return moment()
 
     @property
     def n_bytes(self) -> int:
@@ -502,7 +502,7 @@ class Store:
                     },
                     "seconds": round(checkpoint.seconds if checkpoint else time.perf_counter() - started, 3),
                     "work": None if work is None else dict(work),
-                    "written": _time(),
+                    "written": moment(),
                 }
                 (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -543,7 +543,7 @@ class Store:
             return False
 
 
-def _time(seconds: float | None = None) -> str:
+def moment(seconds: float | None = None) -> str:
     """Return a moment, this one unless another is given in seconds since 1970, as manifests have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 

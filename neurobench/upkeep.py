@@ -11,9 +11,9 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from neurobench.errors import StoreError
 from neurobench.identity import digest
 from neurobench.parsing import parse_json
 from neurobench.results import OF_THE_RUN, Record, read_record
-from neurobench.store import NO_STAGES, Entry, Store, disk_errors, keys_in
+from neurobench.store import NO_STAGES, Entry, Store, disk_errors, keys_in, moment
 
 __all__ = ["Check", "Garbage", "Merge", "Problem", "check", "collect_garbage", "export", "merge"]
 
@@ -209,7 +209,7 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
     """
     store = _opened(out, read_only=not remove)
     needed = _needed(out)
-    before = (datetime.now(UTC) - timedelta(days=keep_days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    before = moment(time.time() - keep_days * 86400)
     everything = {stage: store.entries(stage) for stage in store.stages()}
     superseded: set[Path] = set()
     for entries in everything.values():

@@ -29,7 +29,7 @@ from neurobench.components import CONTENT, from_outside, parse_component
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.identity import digest
 from neurobench.options import PROFILES, frozen_suites
-from neurobench.pairwise import name_of, parse_pairwise, problems, tables_of
+from neurobench.pairwise import PairwiseRecord, name_of, problems, tables_of
 from neurobench.plausibility import impossible
 from neurobench.plugins import Kind, Registry
 from neurobench.pretraining import Recipe
@@ -655,7 +655,7 @@ class _Check:
             where = f"comparisons/{name[:12]}….json"
             with self._guard(where):
                 try:
-                    file = parse_pairwise(parse_json(content))
+                    file = PairwiseRecord.of(parse_json(content))
                 except ValueError as error:
                     self.add("error", "comparisons", f"{where} are no comparisons: {error}")
                     continue

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.performance.board import invented, place, predictions, with_value
 from neurobench.leaderboard import DECLARED, BoardError, gain, read_board, words
 from neurobench.leaderboard_site import build_leaderboard
-from neurobench.pairwise import MIN_SUBJECTS, name_of, pairwise_record, parse_pairwise, problems, text_of
+from neurobench.pairwise import MIN_SUBJECTS, PairwiseRecord, name_of, pairwise_record, problems
 from neurobench.plugins import load_registry
 from neurobench.publication import add_records
 from neurobench.results import MetricRecord, Record, write_record
@@ -109,12 +109,12 @@ def test_records_of_different_splits_or_of_nobody_have_no_comparisons(honest):
     first = plain["rows"][0]["records"][0]
     other = records[first].protocol.model_copy(update={"fold_fingerprint": "f" * 64})
     changed = records | {first: records[first].model_copy(update={"protocol": other})}
-    (said,) = problems(parse_pairwise(plain), changed)
+    (said,) = problems(PairwiseRecord.of(plain), changed)
     assert said == "their records of one seed were tested on different splits"
     twins = {
         i: r.model_copy(update={"data": r.data.model_copy(update={"source": "simulated"})}) for i, r in records.items()
     }
-    (said,) = problems(parse_pairwise(plain), twins)
+    (said,) = problems(PairwiseRecord.of(plain), twins)
     assert "they are of simulated people" in said
 
 
@@ -241,10 +241,10 @@ FORGED: dict[Callable[[dict], None], str] = {
 @pytest.mark.parametrize("forge", FORGED, ids=lambda f: f.__name__[1:])
 def test_forged_comparisons_are_refused_with_their_reason(forge, honest):
     records, plain = honest
-    assert not list(problems(parse_pairwise(plain), records))
+    assert not list(problems(PairwiseRecord.of(plain), records))
     plain = copy.deepcopy(plain)
     forge(plain)
-    found = list(problems(parse_pairwise(plain), records))
+    found = list(problems(PairwiseRecord.of(plain), records))
     assert found
     assert any(part in found[0] for part in FORGED[forge].split("|")), found
 
@@ -257,7 +257,7 @@ def test_what_is_no_comparison_is_no_comparison(change, says, honest):
     plain = copy.deepcopy(honest[1])
     plain["pairs"][0] |= change
     with pytest.raises(ValueError, match=rf"pairs\.0\.{says}"):
-        parse_pairwise(plain)
+        PairwiseRecord.of(plain)
 
 
 def test_a_board_is_not_built_with_forged_comparisons(tmp_path: Path):
@@ -271,7 +271,7 @@ def test_a_board_is_not_built_with_forged_comparisons(tmp_path: Path):
         read_board(tmp_path / "results")
     _difference(plain)
     path.unlink()
-    forged = parse_pairwise(plain)
-    path.with_name(f"{name_of(forged)}.json").write_text(text_of(forged))
+    forged = PairwiseRecord.of(plain)
+    path.with_name(f"{name_of(forged)}.json").write_text(forged.as_text)
     with pytest.raises(BoardError, match="and their records give"):
         read_board(tmp_path / "results")
