@@ -40,6 +40,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 import numpy as np
 
@@ -132,9 +133,13 @@ def killing(cluster: Any, out: Path, every_s: float) -> Iterator[dict[str, Any]]
 def measure(out: Path, n_workers: int, kill_s: float = 0.0, **options: Any) -> dict[str, Any]:
     """Run the grid on a cluster of its own and return what it took."""
     registry = load_registry()
-    with distributed.LocalCluster(
-        n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
-    ) as cluster:
+    with (
+        # As workers are started by --cluster, see UNPROFILED there.
+        dask.config.set({"distributed.worker.profile.enabled": False}),
+        distributed.LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as cluster,
+    ):
         settings = GRID | options | {"out": out, "scheduler": cluster.scheduler_address}
         grid = expand(RunConfig.from_options(**settings), registry)
         started = time.perf_counter()

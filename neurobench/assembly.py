@@ -435,8 +435,11 @@ def finish(scored: Sequence[Scored], out: Path) -> list[dict[str, Any]]:
     rows = []
     for group in groups.values():
         best = _best(group)
+        beyond = _beyond_covariates(group)
         for s in group:
-            record = _beyond_covariates(s, _with_skill(s.record, group), group)
+            record = _with_skill(s.record, group)
+            if s in beyond:
+                record = record.model_copy(update={"confounds": record.confounds | {"over_covariates": beyond[s]}})
             results.write_record(out, record, s.held_out, s.tables, s.arrays, s.identity)
             rows.append(results.as_row(record) | {"best": s is best})
     return rows
@@ -464,23 +467,29 @@ def _with_skill(record: Record, group: Sequence[Scored]) -> Record:
     return record.model_copy(update={"skill": skill, "best_baseline": name})
 
 
-def _beyond_covariates(scored: Scored, record: Record, group: Sequence[Scored]) -> Record:
-    """Return the record with its difference to the row that knows the covariates alone, on the same subjects."""
+def _beyond_covariates(group: Sequence[Scored]) -> dict[Scored, MetricRecord]:
+    """Return the difference of each row to the one that knows the covariates alone, on the same subjects."""
     covariates = next((s for s in group if s.record.row == COVARIATES_ROW and s.predictions is not None), None)
-    if scored.predictions is None or scored.of_windows or covariates is None or covariates is scored:
-        return record
-    assert covariates.predictions is not None
-    found = paired.difference_of(record.headline, scored.predictions, covariates.predictions)
-    metric = record.metrics[record.headline]
-    beyond = MetricRecord(
-        value=found["difference"],
-        low=found["low"],
-        high=found["high"],
-        unit=metric.unit,
-        higher_is_better=metric.higher_is_better,
-        chance=0.0,
-    )
-    return record.model_copy(update={"confounds": record.confounds | {"over_covariates": beyond}})
+    if covariates is None or covariates.predictions is None:
+        return {}
+    rows, tables = [], []
+    for s in group:
+        if s is not covariates and s.predictions is not None and not s.of_windows:
+            rows.append(s)
+            tables.append(s.predictions)
+    headline = covariates.record.headline
+    metric = covariates.record.metrics[headline]
+    return {
+        row: MetricRecord(
+            value=found["difference"],
+            low=found["low"],
+            high=found["high"],
+            unit=metric.unit,
+            higher_is_better=metric.higher_is_better,
+            chance=0.0,
+        )
+        for row, found in zip(rows, paired.differences_to(headline, tables, covariates.predictions), strict=True)
+    }
 
 
 def _best(group: Sequence[Scored]) -> Scored | None:

@@ -42,6 +42,12 @@ __all__ = ["BATCH_SYSTEMS", "DaskWorkers", "Waiting", "cluster_of", "connect", "
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
 """Batch systems and what dask-jobqueue calls them."""
 
+UNPROFILED = "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=${DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED:-False}"
+"""Line of a job's script, by which a worker does not look at what it is at a hundred times a second.
+
+That took an eighth of its CPU time. Whoever wants the dashboard's profile sets the variable.
+"""
+
 QUEUES = {"slurm": "squeue --me", "pbs": "qstat -u $USER", "sge": "qstat", "lsf": "bjobs"}
 """What shows a user's jobs."""
 
@@ -115,9 +121,10 @@ def cluster_of(config: RunConfig) -> tuple[Any, int]:
         )
     jobqueue = _imported("dask_jobqueue")
     settings.setdefault("processes", settings.get("cores", 1))
-    extra = list(settings.get("worker_extra_args") or [])
-    if not any(str(e).startswith("--lifetime") for e in extra) and (walltime := _walltime_s(config, settings)):
+    extra = _lines(config, settings, "worker_extra_args")
+    if not any(e.startswith("--lifetime") for e in extra) and (walltime := _walltime_s(config, settings)):
         settings["worker_extra_args"] = extra + _lifetime(walltime)
+    settings["job_script_prologue"] = [*_lines(config, settings, "job_script_prologue"), UNPROFILED]
     try:
         cluster = getattr(jobqueue, BATCH_SYSTEMS[config.cluster])(**settings)
     except (TypeError, ValueError) as error:
@@ -127,6 +134,14 @@ def cluster_of(config: RunConfig) -> tuple[Any, int]:
         ) from None
     cluster.adapt(minimum_jobs=1, maximum_jobs=n_jobs)
     return cluster, n_jobs * settings["processes"]
+
+
+def _lines(config: RunConfig, settings: Mapping[str, Any], name: str) -> list[str]:
+    """Return a list of the file, or that of dask-jobqueue's own configuration where the file has none."""
+    import dask
+
+    own = dask.config.get(f"jobqueue.{config.cluster}.{name.replace('_', '-')}", None)
+    return [str(line) for line in settings.get(name, own) or []]
 
 
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")

@@ -29,6 +29,7 @@ __all__ = [
     "Paired",
     "Row",
     "difference_of",
+    "differences_to",
     "families_of",
     "mean_row",
     "nadeau_bengio",
@@ -329,11 +330,22 @@ def difference_of(metric: str, first: pd.DataFrame, second: pd.DataFrame, *, see
     DataError
         If their subjects differ, or the metric is none of them.
     """
-    a, b = row_of(metric, first), row_of(metric, second)
-    if a.subjects != b.subjects:
-        alone = len(set(a.subjects) ^ set(b.subjects))
-        raise DataError(f"two rows cannot be compared: {alone} subjects are in one of them only.")
-    return Paired(len(a.subjects), seed=seed, family=families_of(first)).difference([(a, b)])
+    return differences_to(metric, [first], second, seed=seed)[0]
+
+
+def differences_to(
+    metric: str, rows: Sequence[pd.DataFrame], second: pd.DataFrame, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return the difference of each of several rows to one, as :func:`difference_of`, with one bootstrap for all."""
+    b = row_of(metric, second)
+    paired = Paired(len(b.subjects), seed=seed, family=families_of(second))
+    found = []
+    for a in (row_of(metric, held_out) for held_out in rows):
+        if a.subjects != b.subjects:
+            alone = len(set(a.subjects) ^ set(b.subjects))
+            raise DataError(f"two rows cannot be compared: {alone} subjects are in one of them only.")
+        found.append(paired.difference([(a, b)]))
+    return found
 
 
 def families_of(held_out: pd.DataFrame) -> NDArray[np.int64] | None:

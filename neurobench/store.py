@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -317,7 +318,7 @@ class Store:
         if not read_only:
             with disk_errors(self.root):
                 (self.root / "tmp").mkdir(parents=True, exist_ok=True)
-                (self.root / "locks").mkdir(parents=True, exist_ok=True)
+                self._locks.mkdir(parents=True, exist_ok=True)
             self._sweep()
 
     @staticmethod
@@ -336,8 +337,8 @@ class Store:
         """Remove what processes that are gone left half-written: nobody holds its lock, on this machine or another."""
         for folder in (self.root / "tmp").iterdir():
             name = folder.name.partition("-")[2] or folder.name
-            lock = filelock.FileLock(self.root / "locks" / name, timeout=0)
-            with contextlib.suppress(filelock.Timeout), disk_errors(self.out), lock:
+            lock = self._lock(name)
+            with contextlib.suppress(filelock.Timeout), disk_errors(self.out), lock.acquire(timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in self._checkpoints():
             # A process was killed after it had put the entry in its place.
@@ -526,15 +527,24 @@ class Store:
 
         The lock is the operating system's, so a process that dies lets it go.
         """
-        with disk_errors(self.out, inside=True), self._lock(stage, self.key(identity)):
+        with disk_errors(self.out, inside=True), self._lock(_lock_name(stage, self.key(identity))):
             yield
 
-    def _lock(self, stage: str, key: str) -> filelock.BaseFileLock:
-        return filelock.FileLock(self.root / "locks" / _lock_name(stage, key))
+    def _lock(self, name: str) -> filelock.BaseFileLock:
+        # Whoever may write into the folder may take its locks; without a mode each new one is preceded by a trial file.
+        return filelock.FileLock(self._locks / name, mode=self._mode)
+
+    @property
+    def _locks(self) -> Path:
+        return self.root / "locks"
+
+    @functools.cached_property
+    def _mode(self) -> int:
+        return self._locks.stat().st_mode & 0o666 | 0o600
 
     def abandon(self, checkpoint: Checkpoint) -> bool:
         """Remove a checkpoint, unless a process is at work on its entry; return whether it was removed."""
-        lock = self._lock(checkpoint.folder.parent.name, checkpoint.folder.name)
+        lock = self._lock(_lock_name(checkpoint.folder.parent.name, checkpoint.folder.name))
         try:
             with disk_errors(self.out), lock.acquire(timeout=0):
                 checkpoint.remove()

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import distributed
 import pandas as pd
 import pytest
@@ -433,6 +434,7 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     _, at_most = clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
     assert at_most == 12
     assert asked.pop("worker_extra_args") == ["--lifetime", "3000s", "--lifetime-stagger", "150s"]
+    assert asked.pop("job_script_prologue") == [clusters.UNPROFILED]
     assert asked == {
         "queue": "short",
         "cores": 4,
@@ -445,6 +447,20 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\nworker_extra_args: ["--lifetime=9m"]\n')
     clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
     assert asked["worker_extra_args"] == ["--lifetime=9m"], "who says when workers leave is obeyed"
+    path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\n')
+    own = {"jobqueue.slurm.worker-extra-args": ["--nanny"], "jobqueue.slurm.job-script-prologue": ["module load x"]}
+    with dask.config.set(own):
+        clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+    assert asked["worker_extra_args"][0] == "--nanny", "what dask-jobqueue is configured with is kept"
+    assert asked["job_script_prologue"] == ["module load x", clusters.UNPROFILED]
+
+
+@pytest.mark.parametrize(("own", "found"), [(None, "False"), ("True", "True")])
+def test_workers_of_a_batch_system_are_not_profiled_unless_asked(own: str | None, found: str) -> None:
+    name = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
+    env = {k: v for k, v in os.environ.items() if k != name} | ({name: own} if own else {})
+    script = f"{clusters.UNPROFILED}\nprintenv {name}"
+    assert subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True).stdout.strip() == found
 
 
 def test_a_package_that_takes_ctrl_c_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
