@@ -397,9 +397,11 @@ def _grouped_folds(
     n_inner = min(N_INNER, *(int(h) for h in holds.sum(0)))
     if n_inner < 2:
         return np.full(len(y), -1)
-    # Groups that hold the same classes are dealt out in turn, so that every fold leaves both classes to train on.
+    # Groups that hold the same classes are dealt out in turn, those with both in the middle: the groups of either class
+    # follow one another, so that no fold gets them all and every fold leaves both classes to train on.
     kinds = holds @ np.array([1, 2])
-    order = np.concatenate([rng.permutation(np.flatnonzero(kinds == k)) for k in np.unique(kinds)])
+    drawn = {int(k): rng.permutation(np.flatnonzero(kinds == k)) for k in np.unique(kinds)}
+    order = np.concatenate([drawn[k] for k in (1, 3, 2) if k in drawn])
     fold = np.empty(len(names), np.int64)
     fold[order] = np.arange(len(names)) % n_inner
     return fold[place]

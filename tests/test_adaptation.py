@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
@@ -224,6 +226,31 @@ def test_inner_folds_keep_families_together(kind, probe):
     assert stronger * np.log10(careful.hyperparameter / careless.hyperparameter) >= 2
     with pytest.raises(DataError, match="90 targets, 3 groups"):
         fit_predict(x, y, x, kind, 0, groups=["a", "b", "c"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(st.sampled_from(["0", "1", "01"]), min_size=3, max_size=14),
+    seed=st.integers(0, 5),
+)
+def test_every_inner_fold_leaves_both_classes_to_train_on(groups, seed):
+    """Families (or people, of windows) of one class and of both, in any mixture."""
+    y = np.array([float(c) for g in groups for c in g])
+    names = [f"g{i}" for i, g in enumerate(groups) for _ in g]
+    fold = adaptation._grouped_folds(y, names, np.random.default_rng(seed))
+    assert all(len({f for f, n in zip(fold, names, strict=True) if n == name}) == 1 for name in names)
+    for i in range(fold.max() + 1):
+        assert set(y[fold != i]) == {0.0, 1.0}
+
+
+def test_a_penalty_is_chosen_where_few_families_hold_one_class():
+    """One family of the smaller class alone, one with both, three of the other: two inner folds."""
+    rng = np.random.default_rng(0)
+    names = ["a"] * 3 + ["b"] * 4 + ["c"] * 2 + ["d"] * 2 + ["e"] * 2
+    y = np.array([0.0] * 5 + [1.0] * 8)
+    x = rng.normal(size=(13, 5)) + 3 * y[:, None]
+    with np.errstate(all="raise", under="ignore"):
+        assert fit_predict(x, y, x, "classification", 0, groups=names).hyperparameter > INVERSE_PENALTIES[0]
 
 
 def test_separable_classes_converge_at_every_penalty():
