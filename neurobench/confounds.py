@@ -23,7 +23,7 @@ __all__ = ["MIN_KNOWN", "confound_scores", "covariate_columns", "site_leak"]
 Array = NDArray[np.float64]
 
 MIN_KNOWN = 20
-"""Held-out subjects with a known covariate below which nothing is said about it."""
+"""Held-out subjects (or families) with a known covariate below which nothing is said about it."""
 
 
 def covariate_columns(participants: pd.DataFrame) -> dict[str, NDArray[Any]]:
@@ -41,7 +41,12 @@ def covariate_columns(participants: pd.DataFrame) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _designs(predictions: pd.DataFrame) -> dict[str, Array]:
+def _enough(known: NDArray[np.bool_], family: NDArray[np.int64] | None) -> bool:
+    """Whether (subjects,) ``known`` are enough: of relatives, who are drawn together, a family counts once."""
+    return int(known.sum() if family is None else np.unique(family[known]).size) >= MIN_KNOWN
+
+
+def _designs(predictions: pd.DataFrame, family: NDArray[np.int64] | None) -> dict[str, Array]:
     """Return (subjects, columns) of every covariate that varies and of all together; NaN where it is not known."""
     truth = predictions["truth"].to_numpy(float)
     designs: dict[str, Array] = {}
@@ -58,7 +63,7 @@ def _designs(predictions: pd.DataFrame) -> dict[str, Array]:
             columns = values.to_numpy(float)[:, None]
             known = np.asarray(np.isfinite(columns[:, 0]))
         # By range: the s.d. of equal numbers may be a rounding error and not 0.
-        if known.sum() < MIN_KNOWN or columns.shape[1] == 0 or not np.ptp(columns[known], axis=0).any():
+        if not _enough(known, family) or columns.shape[1] == 0 or not np.ptp(columns[known], axis=0).any():
             continue
         if columns.shape[1] == 1 and abs(stats.pearsonr(columns[known, 0], truth[known]).statistic) > 1 - 1e-9:
             continue  # The target itself.
@@ -91,14 +96,14 @@ def confound_scores(
         everybody.
     """
     y, p = predictions["truth"].to_numpy(float), predictions["prediction"].to_numpy(float)
-    if len(y) < MIN_KNOWN or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):
-        return {}
     family = family_numbers(predictions["family"]) if "family" in predictions else None
+    if not _enough(np.ones(len(y), bool), family) or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):
+        return {}
     draws = np.concatenate([np.ones((1, len(y))), bootstrap_weights(len(y), n_bootstrap, seed, family)])
     scores = {"r[truth]": _score(_correlation(_covariances(np.column_stack([y, p]), draws), 0, 1), 0.0)}
-    for name, columns in _designs(predictions).items():
+    for name, columns in _designs(predictions, family).items():
         known = np.logical_and.reduce(np.isfinite(columns), 1)
-        if known.sum() < MIN_KNOWN:
+        if not _enough(known, family):
             continue
         covariance = _covariances(np.column_stack([y, p, np.where(known[:, None], columns, 0.0)]), draws * known)
         if columns.shape[1] == 1 and name not in ("sex", "site"):
@@ -119,6 +124,7 @@ def _covariances(columns: Array, weights: Array) -> Array:
     """Return (draws, columns, columns) weighted covariances of (subjects, columns)."""
     q = columns.shape[1]
     total = weights.sum(1)
+    total[total == 0] = np.nan  # A draw without anybody whose covariates are known says nothing.
     centred = columns - columns.mean(0)  # Against cancellation; the weighted mean is taken off below.
     mean = weights @ centred / total[:, None]
     second = (weights @ (centred[:, :, None] * centred[:, None, :]).reshape(len(columns), -1)).reshape(-1, q, q)

@@ -169,3 +169,27 @@ def test_missing_features_stay_missing():
     found = by_site(x, people, train)
     assert np.isnan(found[3, 1])
     assert np.isfinite(np.delete(found.ravel(), 3 * 3 + 1)).all()
+
+
+def test_relatives_count_once_where_covariates_are_few() -> None:
+    """Two families of 25: their bootstrap would draw one of them again and again and call it an interval."""
+    table = predictions(50).assign(family=["A"] * 25 + ["B"] * 25)
+    table.loc[25:, "mean_fd"] = np.nan
+    assert confound_scores(table, seed=0, n_bootstrap=50) == {}
+    # Thirty families, of which one alone has a scan length for its many people.
+    table = predictions(60).assign(family=["A"] * 31 + [f"f{i}" for i in range(29)], duration_s=np.nan)
+    table.loc[:30, "duration_s"] = np.linspace(300, 400, 31)
+    found = confound_scores(table, seed=0, n_bootstrap=50)
+    assert "r[age]" in found
+    assert "r[duration_s]" not in found
+
+
+def test_a_feature_that_no_training_subject_has_disturbs_no_other() -> None:
+    rng = np.random.default_rng(0)
+    people = pd.DataFrame({"site": np.repeat(["a", "b"], 20), "age": rng.uniform(20, 80, 40)})
+    x, train = rng.normal(size=(40, 3)), np.arange(40) % 4 > 0
+    gone = x.copy()
+    gone[train, 1] = np.nan
+    found = by_site(gone, people, train)
+    np.testing.assert_array_equal(found[:, [0, 2]], by_site(x, people, train)[:, [0, 2]])
+    assert np.isnan(found[train, 1]).all()
