@@ -269,6 +269,24 @@ def test_many_noise_features_ask_for_a_strong_penalty():
     assert strong >= 100 > 1 >= weak
 
 
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_the_same_features_ten_times_over_predict_the_same(kind, monkeypatch):
+    """A wide network is not refused the penalty that a narrow one may choose (20,000 features here are 40)."""
+    monkeypatch.setattr(adaptation, "N_FEATURES", 40)
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(80, 40)), rng.permutation(np.resize([0.0, 1.0], 80))
+    once, often = (fit_predict(np.tile(x, k), y, np.tile(x, k), kind, 0) for k in (1, 10))
+    assert once.hyperparameter == (ALPHAS[-1] if kind == "regression" else INVERSE_PENALTIES[0])
+    assert often.hyperparameter == pytest.approx(once.hyperparameter * (10 if kind == "regression" else 0.1))
+    np.testing.assert_allclose(often.values, once.values, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("n_features", "decades"), [(7, 0), (20_000, 0), (20_001, 1), (200_000, 1), (200_001, 2)])
+def test_penalties_reach_as_far_as_there_are_features(n_features, decades):
+    rows = np.full((4, 2), np.sqrt(n_features / 2))
+    assert adaptation._more_decades(rows) == decades
+
+
 @pytest.mark.parametrize("columns", [0, 3])
 def test_without_information_the_training_mean_or_even_odds(columns):
     x, new = np.ones((30, columns)), np.ones((4, columns))
