@@ -162,8 +162,8 @@ class _Task(Paired):
         """Return a difference as a row of the table of comparisons."""
         found = self.difference(terms, len(seeds))
         # A row is above chance if all its seeds are, as tables say; of several rows one is enough.
-        above = np.array([[row not in self.silent for row in pair] for pair in terms])
-        heard = above.reshape(len(seeds), -1, 2).all(0).any(0).tolist()
+        above = np.array([[row not in self.silent for row in pair] for pair in terms]).reshape(len(seeds), -1, 2)
+        heard = [bool(above[..., i].all(0).any()) for i in (0, 1)]
         fair = not self.unequal(first, second)
         winner = winner_of((first, second), found["low"], found["high"], self.higher, heard) if fair else ""
         return self._where(by, first, second) | found | {"winner": winner}
