@@ -52,6 +52,7 @@ CHEATS = [
         r"opened .*sub-009\.npy, which is no recording.*fitted on test rows",
     ),
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
+    ("scaled_over_everybody", "lists-and-reads", "without the recordings of others it has other data"),
     ("task_of_a_covariate", "target-of-its-column", "target is made of age, and `column` says 'fluid_intelligence'"),
     ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri\)"),
     ("peeks_at_age", "signal-only", r"hold a column of the participants table.*\(fmri\).*\(meg\)"),
