@@ -7,6 +7,7 @@ r .07 against .45).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ ALPHAS = tuple(10.0**e for e in range(-3, 6))
 
 INVERSE_PENALTIES = tuple(10.0**e for e in range(-4, 4))
 """Inverse penalties C of the logistic probe."""
+
+N_FEATURES = 20_000
+"""Features up to which those are strong enough. Every tenfold asks for penalties a decade stronger: a feature that is
+there ten times is penalised a tenth as much, and a wide network would be refused what a narrow one may choose."""
 
 WIDTHS = (4.0, 2.0, 1.0, 0.5)
 """Widths of the Gaussian kernel, in median distances between training subjects; the widest is nearly linear."""
@@ -397,9 +402,11 @@ def _grouped_folds(
     n_inner = min(N_INNER, *(int(h) for h in holds.sum(0)))
     if n_inner < 2:
         return np.full(len(y), -1)
-    # Groups that hold the same classes are dealt out in turn, so that every fold leaves both classes to train on.
+    # Groups that hold the same classes are dealt out in turn, those with both in the middle: the groups of either class
+    # follow one another, so that no fold gets them all and every fold leaves both classes to train on.
     kinds = holds @ np.array([1, 2])
-    order = np.concatenate([rng.permutation(np.flatnonzero(kinds == k)) for k in np.unique(kinds)])
+    drawn = {int(k): rng.permutation(np.flatnonzero(kinds == k)) for k in np.unique(kinds)}
+    order = np.concatenate([drawn[k] for k in (1, 3, 2) if k in drawn])
     fold = np.empty(len(names), np.int64)
     fold[order] = np.arange(len(names)) % n_inner
     return fold[place]
@@ -518,22 +525,32 @@ def _inner_folds(y: Array, kind: Kind, rng: np.random.Generator) -> NDArray[np.i
 
 def _ridge(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> tuple[Prediction, float]:
     """Return the prediction of the best penalty, and its inner error."""
-    errors = _held_out_errors(a, y, inner)
+    penalties = ALPHAS + tuple(ALPHAS[-1] * 10.0**e for e in range(1, _more_decades(a) + 1))
+    errors = _held_out_errors(a, y, inner, penalties)
     # Of equal penalties the strongest: with nothing to choose from, nothing is claimed.
-    best = len(ALPHAS) - 1 - int(np.argmin(errors[::-1]))
+    best = len(penalties) - 1 - int(np.argmin(errors[::-1]))
     mean = y.mean()
-    shrunk = (a.T @ (y - mean)) / ((a * a).sum(0) + ALPHAS[best])
-    return Prediction(b @ shrunk + mean, ALPHAS[best]), float(errors[best])
+    shrunk = (a.T @ (y - mean)) / ((a * a).sum(0) + penalties[best])
+    return Prediction(b @ shrunk + mean, penalties[best]), float(errors[best])
 
 
-def _held_out_errors(a: Array, y: Array, inner: NDArray[np.int64]) -> Array:
-    """Return (alphas,) squared errors of every inner fold, each predicted by a ridge on the others, without any refit.
+def _more_decades(a: Array) -> int:
+    """Return by how many decades the strongest penalty grows beyond :data:`ALPHAS` and :data:`INVERSE_PENALTIES`.
+
+    Features are in s.d., so that the mean square of a row is their number, however the rows were rotated.
+    """
+    n_features = float((a * a).sum()) / len(a)
+    return max(0, math.ceil(math.log10(max(1.0, n_features) / N_FEATURES) - 1e-9))
+
+
+def _held_out_errors(a: Array, y: Array, inner: NDArray[np.int64], penalties: Sequence[float] = ALPHAS) -> Array:
+    """Return (penalties,) squared errors of every inner fold, each predicted by a ridge on the others, without a refit.
 
     What a linear smoother H says of rows h when it is fitted without them follows from the fit to all rows: the error
     is (1 − H)ₕₕ⁻¹ of the residual there. (Intercept and features alike: with the intercept unpenalised, H is 1/n
     everywhere plus the ridge's own.) The columns of ``a`` are centred and orthogonal, so H is known for every penalty.
     """
-    n, alphas = len(y), np.array(ALPHAS)
+    n, alphas = len(y), np.array(penalties)
     errors = np.zeros(len(alphas))
     if inner.max() < 0:
         return errors
@@ -563,20 +580,22 @@ def _logistic(a: Array, y: Array, b: Array, inner: NDArray[np.int64]) -> tuple[P
     for c in (0.0, 1.0):
         count = (included * (y == c)).sum(1, keepdims=True)
         weights += included * (y == c) * included.sum(1, keepdims=True) / (2 * count)
-    coefficients, converged = _logistic_path(a, y, weights)
+    more = tuple(INVERSE_PENALTIES[0] / 10.0**e for e in range(_more_decades(a), 0, -1))
+    penalties = more + INVERSE_PENALTIES
+    coefficients, converged = _logistic_path(a, y, weights, penalties)
     design = np.column_stack([a, np.ones(len(a))])
     balance = weights[-1]
-    losses = np.zeros(len(INVERSE_PENALTIES))
+    losses = np.zeros(len(penalties))
     for i in range(n_inner):
         held = inner == i
         score = coefficients[:, i] @ design[held].T
         losses += (balance[held] * (np.logaddexp(0, score) - y[held] * score)).sum(1)
     best = int(np.argmin(losses))
     values = expit(np.column_stack([b, np.ones(len(b))]) @ coefficients[best, -1])
-    return Prediction(values, INVERSE_PENALTIES[best] if n_inner else None, converged), float(losses[best])
+    return Prediction(values, penalties[best] if n_inner else None, converged), float(losses[best])
 
 
-def _logistic_path(a: Array, y: Array, weights: Array) -> tuple[Array, bool]:
+def _logistic_path(a: Array, y: Array, weights: Array, penalties: Sequence[float]) -> tuple[Array, bool]:
     """Solve weighted logistic regressions of the same rows, from the strongest penalty to the weakest.
 
     Newton steps by preconditioned conjugate gradients, each penalty started from the one before: the columns of a
@@ -586,6 +605,8 @@ def _logistic_path(a: Array, y: Array, weights: Array) -> tuple[Array, bool]:
     ----------
     a, y, weights
         (rows, features); (rows,); (problems, rows).
+    penalties
+        Inverse ones C, rising.
 
     Returns
     -------
@@ -605,7 +626,7 @@ def _logistic_path(a: Array, y: Array, weights: Array) -> tuple[Array, bool]:
         loss: Array = (c * weights * (np.logaddexp(0, score) - y * score)).sum(1) + (penalised * beta**2).sum(1) / 2
         return loss
 
-    for c in INVERSE_PENALTIES:
+    for c in penalties:
         value = objective(beta, c)
         for _ in range(MAX_NEWTON):
             p = expit(beta @ design.T)

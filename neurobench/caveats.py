@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurobench.confounds import MISSING_UNITS
 from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
 from neurobench.paired import difference_of
@@ -309,6 +310,9 @@ def _label_and_covariates(task: str, record: Record) -> Iterator[Caveat]:
             "looks as if it read the target.",
             task,
         )
+    for note in record.notes:
+        if note.startswith(MISSING_UNITS):
+            yield Caveat("warning", "missing-units", f"{note[0].upper()}{note[1:]}.", task)
 
 
 def _label_and_site(task: str, truth: NDArray[np.float64], site: NDArray[Any]) -> Iterator[Caveat]:

@@ -153,17 +153,17 @@ class _Task(Paired):
         return backbones, masks, cells
 
     def heard(self) -> bool:
-        """Whether any pretrained row is above chance, or was not asked."""
-        return any(
-            row not in self.silent for k, rows in self.of.items() if k.kind == "pretrained" for row in rows.values()
-        )
+        """Whether any pretrained row is above chance in all its seeds, or was not asked."""
+        return any(self.silent.isdisjoint(rows.values()) for key, rows in self.of.items() if key.kind == "pretrained")
 
     def contrast(
         self, terms: Sequence[tuple[Row, Row]], by: By, first: str, second: str, seeds: Sequence[int]
     ) -> dict[str, Any]:
         """Return a difference as a row of the table of comparisons."""
         found = self.difference(terms, len(seeds))
-        heard = [any(pair[i] not in self.silent for pair in terms) for i in (0, 1)]
+        # A row is above chance if all its seeds are, as tables say; of several rows one is enough.
+        above = np.array([[row not in self.silent for row in pair] for pair in terms]).reshape(len(seeds), -1, 2)
+        heard = [bool(above[..., i].all(0).any()) for i in (0, 1)]
         fair = not self.unequal(first, second)
         winner = winner_of((first, second), found["low"], found["high"], self.higher, heard) if fair else ""
         return self._where(by, first, second) | found | {"winner": winner}
@@ -358,7 +358,7 @@ def winner_of(rows: Sequence[str], low: float, high: float, higher: bool, heard:
     higher
         Whether higher is better.
     heard
-        Whether each of them is above chance, or was not asked.
+        Whether each of them is above chance, with every seed, or was not asked.
     """
     if not (low > 0 or high < 0):
         return ""

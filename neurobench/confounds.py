@@ -7,7 +7,7 @@ enters otherwise, and a report says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,21 @@ from scipy import stats
 from neurobench.contracts import COVARIATES
 from neurobench.scoring import N_BOOTSTRAP, MetricScore, bootstrap_weights, family_numbers, percentile_interval
 
-__all__ = ["MIN_KNOWN", "confound_scores", "covariate_columns", "site_leak"]
+__all__ = ["MIN_KNOWN", "MISSING_UNITS", "confound_scores", "covariate_columns", "missing_units", "site_leak"]
 
 Array = NDArray[np.float64]
 
 MIN_KNOWN = 20
-"""Held-out subjects with a known covariate below which nothing is said about it."""
+"""Held-out subjects (or families) with a known covariate below which nothing is said about it."""
+
+MIN_MISSING = 5
+"""People with a unit, and without it, below which nothing is said of whether that goes with the target."""
+
+MISSING_P = 0.001
+"""Adjusted p-value below which it is said."""
+
+MISSING_UNITS = "units are missing where the target is another one"
+"""Start of the note that says so."""
 
 
 def covariate_columns(participants: pd.DataFrame) -> dict[str, NDArray[Any]]:
@@ -41,7 +50,12 @@ def covariate_columns(participants: pd.DataFrame) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _designs(predictions: pd.DataFrame) -> dict[str, Array]:
+def _enough(known: NDArray[np.bool_], family: NDArray[np.int64] | None) -> bool:
+    """Whether (subjects,) ``known`` are enough: of relatives, who are drawn together, a family counts once."""
+    return int(known.sum() if family is None else np.unique(family[known]).size) >= MIN_KNOWN
+
+
+def _designs(predictions: pd.DataFrame, family: NDArray[np.int64] | None) -> dict[str, Array]:
     """Return (subjects, columns) of every covariate that varies and of all together; NaN where it is not known."""
     truth = predictions["truth"].to_numpy(float)
     designs: dict[str, Array] = {}
@@ -58,7 +72,7 @@ def _designs(predictions: pd.DataFrame) -> dict[str, Array]:
             columns = values.to_numpy(float)[:, None]
             known = np.asarray(np.isfinite(columns[:, 0]))
         # By range: the s.d. of equal numbers may be a rounding error and not 0.
-        if known.sum() < MIN_KNOWN or columns.shape[1] == 0 or not np.ptp(columns[known], axis=0).any():
+        if not _enough(known, family) or columns.shape[1] == 0 or not np.ptp(columns[known], axis=0).any():
             continue
         if columns.shape[1] == 1 and abs(stats.pearsonr(columns[known, 0], truth[known]).statistic) > 1 - 1e-9:
             continue  # The target itself.
@@ -91,14 +105,14 @@ def confound_scores(
         everybody.
     """
     y, p = predictions["truth"].to_numpy(float), predictions["prediction"].to_numpy(float)
-    if len(y) < MIN_KNOWN or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):
-        return {}
     family = family_numbers(predictions["family"]) if "family" in predictions else None
+    if not _enough(np.ones(len(y), bool), family) or np.ptp(p) <= 1e-12 * max(1.0, float(np.abs(p).max())):
+        return {}
     draws = np.concatenate([np.ones((1, len(y))), bootstrap_weights(len(y), n_bootstrap, seed, family)])
     scores = {"r[truth]": _score(_correlation(_covariances(np.column_stack([y, p]), draws), 0, 1), 0.0)}
-    for name, columns in _designs(predictions).items():
+    for name, columns in _designs(predictions, family).items():
         known = np.logical_and.reduce(np.isfinite(columns), 1)
-        if known.sum() < MIN_KNOWN:
+        if not _enough(known, family):
             continue
         covariance = _covariances(np.column_stack([y, p, np.where(known[:, None], columns, 0.0)]), draws * known)
         if columns.shape[1] == 1 and name not in ("sex", "site"):
@@ -119,6 +133,7 @@ def _covariances(columns: Array, weights: Array) -> Array:
     """Return (draws, columns, columns) weighted covariances of (subjects, columns)."""
     q = columns.shape[1]
     total = weights.sum(1)
+    total[total == 0] = np.nan  # A draw without anybody whose covariates are known says nothing.
     centred = columns - columns.mean(0)  # Against cancellation; the weighted mean is taken off below.
     mean = weights @ centred / total[:, None]
     second = (weights @ (centred[:, :, None] * centred[:, None, :]).reshape(len(columns), -1)).reshape(-1, q, q)
@@ -180,3 +195,41 @@ def site_leak(predictions: pd.DataFrame, *, seed: int, n_bootstrap: int = N_BOOT
         recalls.append(np.divide(own @ right, n, out=np.full(len(n), np.nan), where=n > 0))
     values = np.mean(recalls, axis=0)  # NaN where a draw holds nobody of a site: those draws say nothing.
     return _score(values, 1 / len(sites))
+
+
+# ---------------------------------------------------------------- units that are not there
+
+
+def missing_units(present: NDArray[np.bool_], target: Array, names: Sequence[str]) -> str:
+    """Return what a reader must know if units are missing where the target is another one; empty if not so.
+
+    A network makes other tokens of the units that are there where one is missing, and a probe can read that: an
+    untrained transformer told patients without one unit of twenty from controls with an AUROC of .73.
+
+    Parameters
+    ----------
+    present
+        (subjects, units) whether everything of a subject has the unit.
+    target
+        (subjects,).
+    names
+        Of the units.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for u in range(present.shape[1]):
+        if MIN_MISSING <= present[:, u].sum() <= len(present) - MIN_MISSING:
+            groups.setdefault(present[:, u].tobytes(), []).append(u)
+    if not groups or target.min() == target.max():
+        return ""
+    found = [(stats.mannwhitneyu(target[(own := present[:, u[0]])], target[~own]).pvalue, u) for u in groups.values()]
+    p, units = min(found, key=lambda x: float(x[0]))
+    adjusted = min(1.0, float(p) * len(groups))
+    if adjusted >= MISSING_P:
+        return ""
+    n = int((~present[:, units[0]]).sum())
+    others = f" and {len(units) - 1} more" if len(units) > 1 else ""
+    return (
+        f"{MISSING_UNITS}: {names[units[0]]}{others}, in {n} of {len(present)} "
+        f"subjects (Mann–Whitney, Bonferroni p {adjusted:.1g}). A network shows which units it was given, so that this "
+        "can be read as if it were signal"
+    )

@@ -115,6 +115,9 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
 
             def score(whole: pd.DataFrame) -> scoring.Score:
                 found = scoring.score_subject_task(task, whole, seed=self.seed)
+                present = self._has_units([str(s) for s in target.index])
+                if note := confounds.missing_units(present, np.asarray(target), self.cohort.units.names):
+                    found = replace(found, notes=(*found.notes, note))
                 return scoring.with_refits(
                     found,
                     task,
@@ -141,6 +144,13 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
             times = 1 + n_refits / 4 if self.probe(row) != "attentive" else ATTENTIVE_TIMES * (1 + n_refits)
             work = Work("evaluation", len(self.cohort.subjects) * times)
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
+
+    def _has_units(self, subjects: Sequence[str]) -> NDArray[np.bool_]:
+        """Return (subjects, units) whether all recordings of a subject have a unit."""
+        own: dict[str, list[NDArray[np.bool_]]] = {}
+        for recording in self.cohort.recordings:
+            own.setdefault(recording.subject, []).append(recording.present)
+        return np.stack([np.logical_and.reduce(own[s]) for s in subjects])
 
     def _training_work(self, row: Row, n_rows: int) -> Work:
         """Return the work of training on a target with all folds but one, for every fold.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,13 @@ class FeatureSteps(PretrainingSteps):
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             built = cls(**baseline.arguments)
-            hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
             cohort = self.rows_of(task).scaled if of_windows else self.cohort
             train = self.rows_of(task).of(fold.train) if of_windows else fold.train
-            built.fit(_without_targets(cohort, train, hidden))
-            everyone = _without_targets(cohort, cohort.subjects, hidden)
+            # Features that are the same for every task must not know a column: any of them is somebody's target.
+            target = _target_column(self.task(task))
+            known = [c for c in COVARIATES if c != target] if cls.depends_on_task else []
+            built.fit(_with_columns(cohort, train, known))
+            everyone = _with_columns(cohort, cohort.subjects, known)
             _save_features(folder, everyone.subjects, built.transform(everyone))
 
         what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
@@ -206,13 +209,13 @@ class FeatureSteps(PretrainingSteps):
         return self.embedding_step(*row.pretraining, fold)
 
 
-def _without_targets(cohort: Cohort, subjects: tuple[str, ...], target: str) -> Cohort:
-    """Return the cohort of some subjects, with the covariates that are not the target and no other column."""
-    columns = [c for c in COVARIATES if c in cohort.participants and c != target]
+def _with_columns(cohort: Cohort, subjects: tuple[str, ...], columns: Sequence[str]) -> Cohort:
+    """Return the cohort of some subjects, with some columns of the participants table and no other."""
     chosen = set(subjects)
+    known = [c for c in columns if c in cohort.participants]
     return replace(
         cohort,
-        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], columns],
+        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], known],
         recordings=tuple(r for r in cohort.recordings if r.subject in chosen),
     )
 

@@ -44,8 +44,10 @@ def by_site(features: Array, participants: pd.DataFrame, train: NDArray[np.bool_
     features = np.array(features, float)
     site = participants["site"].where(participants["site"].notna(), "").astype(str).to_numpy()
     kept = _covariates(participants, train, target)
-    mean = np.nanmean(features[train], 0) if train.any() else np.zeros(features.shape[1])
-    filled = np.where(np.isnan(features), mean, features)
+    missing = np.isnan(features)
+    # A feature that no training subject has stays missing in training, and no probe is given it.
+    n = np.maximum((~missing[train]).sum(0), 1)
+    filled = np.where(missing, np.where(missing, 0.0, features)[train].sum(0) / n, features)
     known = [s for s in np.unique(site[train]) if s and (site[train] == s).sum() >= MIN_SITE]
     if len(known) < 2:
         return features
@@ -63,7 +65,7 @@ def by_site(features: Array, participants: pd.DataFrame, train: NDArray[np.bool_
         own = residual[fitted & (site == s)].std(0)
         scale[site == s] = np.divide(pooled, own, out=np.ones_like(own), where=own > 1e-12)
     harmonised = grand + kept @ of_kept + residual * scale
-    return np.where(np.isnan(features) | ~inside[:, None], features, harmonised)
+    return np.where(missing | ~inside[:, None], features, harmonised)
 
 
 def _covariates(participants: pd.DataFrame, train: NDArray[np.bool_], target: str) -> Array:

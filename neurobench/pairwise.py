@@ -218,7 +218,7 @@ def _pair(file: PairwiseRecord, x: _Difference, known: Mapping[str, Record]) -> 
         return None
     ours, theirs = _common(a, b, known)
     rows = [known[ours[0]], known[theirs[0]]]
-    heard = [any(known[i].above_chance is not False for i in ids) for ids in (ours, theirs)]
+    heard = [all(known[i].above_chance is not False for i in ids) for ids in (ours, theirs)]
     apart = {r.row: ", ".join(r.apart) for r in rows if r.backbone}
     names = (rows[0].row, rows[1].row)
     higher = rows[0].metrics[rows[0].headline].higher_is_better

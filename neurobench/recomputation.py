@@ -94,13 +94,24 @@ def recompute(task: Task, record: Record, held_out: pd.DataFrame) -> Score:
         if isinstance(task, RetrievalTask):
             return retrieval_scoring.score_retrieval_task(task, held_out, seed=seed)
         if isinstance(task, EvokedTask):
-            return evoked_scores.score_evoked(task, _evoked(held_out, record.row), record.row, seed=seed)
+            scores = _evoked(held_out, record.row)
+            families = _families(held_out, scores.people)
+            return evoked_scores.score_evoked(task, scores, record.row, seed=seed, families=families)
         if isinstance(task, ReconstructionTask):
             sums = _Sums.of(held_out, record)
-            return scoring.score_reconstruction(task, sums, record.row, sums.headline, seed=seed)
+            families = _families(held_out, sums.subjects)
+            return scoring.score_reconstruction(task, sums, record.row, sums.headline, seed=seed, families=families)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"predictions cannot be scored on {record.task.label}: {error}.") from None
     raise DataError(f"predictions of {record.task.label} cannot be scored again: it is of no known kind.")
+
+
+def _families(table: pd.DataFrame, subjects: Sequence[str]) -> list[str] | None:
+    """Return whom the run drew together, under the names it drew them by; None where nobody has a family."""
+    if "family" not in table:
+        return None
+    family = dict(zip(table["participant_id"].astype(str), table["family"], strict=True))
+    return [f"family {family[s]}" if family[s] else f"subject {s}" for s in subjects]
 
 
 def _evoked(table: pd.DataFrame, row: str) -> evoked.EvokedScores:

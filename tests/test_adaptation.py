@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
@@ -226,6 +228,31 @@ def test_inner_folds_keep_families_together(kind, probe):
         fit_predict(x, y, x, kind, 0, groups=["a", "b", "c"])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(st.sampled_from(["0", "1", "01"]), min_size=3, max_size=14),
+    seed=st.integers(0, 5),
+)
+def test_every_inner_fold_leaves_both_classes_to_train_on(groups, seed):
+    """Families (or people, of windows) of one class and of both, in any mixture."""
+    y = np.array([float(c) for g in groups for c in g])
+    names = [f"g{i}" for i, g in enumerate(groups) for _ in g]
+    fold = adaptation._grouped_folds(y, names, np.random.default_rng(seed))
+    assert all(len({f for f, n in zip(fold, names, strict=True) if n == name}) == 1 for name in names)
+    for i in range(fold.max() + 1):
+        assert set(y[fold != i]) == {0.0, 1.0}
+
+
+def test_a_penalty_is_chosen_where_few_families_hold_one_class():
+    """One family of the smaller class alone, one with both, three of the other: two inner folds."""
+    rng = np.random.default_rng(0)
+    names = ["a"] * 3 + ["b"] * 4 + ["c"] * 2 + ["d"] * 2 + ["e"] * 2
+    y = np.array([0.0] * 5 + [1.0] * 8)
+    x = rng.normal(size=(13, 5)) + 3 * y[:, None]
+    with np.errstate(all="raise", under="ignore"):
+        assert fit_predict(x, y, x, "classification", 0, groups=names).hyperparameter > INVERSE_PENALTIES[0]
+
+
 def test_separable_classes_converge_at_every_penalty():
     y = np.repeat([0.0, 1.0], 10)
     found = fit_predict(
@@ -240,6 +267,24 @@ def test_many_noise_features_ask_for_a_strong_penalty():
     strong = fit_predict(x, RNG.normal(size=80), x, "regression", 0).hyperparameter
     weak = fit_predict(x[:, :2], x[:, 0] + 0.01 * RNG.normal(size=80), x[:, :2], "regression", 0).hyperparameter
     assert strong >= 100 > 1 >= weak
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_the_same_features_ten_times_over_predict_the_same(kind, monkeypatch):
+    """A wide network is not refused the penalty that a narrow one may choose (20,000 features here are 40)."""
+    monkeypatch.setattr(adaptation, "N_FEATURES", 40)
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(80, 40)), rng.permutation(np.resize([0.0, 1.0], 80))
+    once, often = (fit_predict(np.tile(x, k), y, np.tile(x, k), kind, 0) for k in (1, 10))
+    assert once.hyperparameter == (ALPHAS[-1] if kind == "regression" else INVERSE_PENALTIES[0])
+    assert often.hyperparameter == pytest.approx(once.hyperparameter * (10 if kind == "regression" else 0.1))
+    np.testing.assert_allclose(often.values, once.values, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("n_features", "decades"), [(7, 0), (20_000, 0), (20_001, 1), (200_000, 1), (200_001, 2)])
+def test_penalties_reach_as_far_as_there_are_features(n_features, decades):
+    rows = np.full((4, 2), np.sqrt(n_features / 2))
+    assert adaptation._more_decades(rows) == decades
 
 
 @pytest.mark.parametrize("columns", [0, 3])

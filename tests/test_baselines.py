@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,14 +13,17 @@ from scipy import signal as sps
 from scipy.io import loadmat
 
 from neurobench.adaptation import fit_predict
+from neurobench.components import ComponentSpec
 from neurobench.errors import DataError
-from neurobench.records import Cohort, DatasetCard, Recording, SignalSpec, UnitTable
+from neurobench.feature_steps import FeatureSteps
+from neurobench.records import Cohort, DatasetCard, Fold, Recording, SignalSpec, UnitTable
 from neurobench.tokens import statistics
 from neurobench_baselines.connectome import Connectome, fisher_z
 from neurobench_baselines.covariates import Covariates
 from neurobench_baselines.mean import Mean
 from neurobench_baselines.raw_signal import RawSignal, features, without_trend
 from neurobench_baselines.tangent import Tangent
+from neurobench_tasks.age import Age
 
 CARD = DatasetCard("Simulated noise", "fmri", "none", "none", "", "", "", "1", "all")
 ALL = [Mean, Covariates, RawSignal, Connectome, Tangent]
@@ -243,3 +248,52 @@ def test_connectome_knows_age_on_real_recordings(shared_data, tmp_path):
         predicted[fold == f] = fit_predict(rows[fold != f], y[fold != f], rows[fold == f], "regression", 0).values
     assert np.corrcoef(predicted, y)[0, 1] > 0.4
     assert np.abs(predicted - y).mean() < 4.2
+
+
+class Peeks(RawSignal):
+    """Keeps what it was told of people."""
+
+    name = "peeks"
+    told: ClassVar[list[tuple[str, ...]]] = []
+
+    def fit(self, cohort):
+        self.told.append(tuple(cohort.participants))
+
+    def transform(self, cohort):
+        self.told.append(tuple(cohort.participants))
+        return np.zeros((len(cohort.subjects), 1))
+
+
+class Declares(Peeks):
+    """Says that it differs from task to task."""
+
+    depends_on_task = True
+
+
+@pytest.mark.parametrize(("cls", "told"), [(Peeks, ()), (Declares, ("sex", "site", "mean_fd"))])
+def test_a_run_tells_no_baseline_the_target(cls, told, noise, tmp_path):
+    """One that serves every task is told no column: any of them is the target of one."""
+    n = len(noise.subjects)
+    people = noise.participants.assign(
+        age=40.0, sex="F", site="a", mean_fd=0.1, full_iq=100.0, diagnosis=np.resize(["x", "y"], n)
+    )
+    run = SimpleNamespace(
+        remembered={},
+        registry=SimpleNamespace(get=lambda kind, name: cls),
+        cohort=replace(noise, participants=people),
+        component=lambda spec: {},
+        task=lambda spec: Age(),
+        of_windows=lambda spec: False,
+        _fold_identity=lambda fold: {},
+        _title=lambda what, fold: what,
+        _n_values=1.0,
+    )
+    Peeks.told.clear()
+    step = FeatureSteps.baseline_step(
+        run,
+        ComponentSpec("baseline", "peeks"),
+        Fold(0, noise.subjects[:4], noise.subjects[4:]),
+        ComponentSpec("task", "age"),
+    )
+    step.compute(tmp_path, lambda done, total: None, None)
+    assert Peeks.told == [told, told]

@@ -8,6 +8,7 @@ import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from neurobench.comparisons import (
     _of_same_network,
     across_tasks,
     compare_all,
+    compare_rows,
     rank_ranges,
     transfer,
 )
@@ -186,6 +188,39 @@ def test_seed_spread_stands_apart_and_together():
     assert found["difference"] == pytest.approx(np.mean(each))
     assert found["sd_seeds"] == pytest.approx(np.std(each, ddof=1))
     assert found["se_combined"] > 1.5 * found["se_subjects"]
+
+
+@pytest.mark.parametrize("second_seed", [True, False])
+def test_a_row_with_a_seed_that_is_not_above_chance_is_never_better(second_seed):
+    """Its own table says no signal: the better row has to be above chance with every seed."""
+    tables = {
+        f"{row}{seed}": people(80, shift, seed=seed) for row, shift in (("a", 0.0), ("b", 9.0)) for seed in (0, 1)
+    }
+    rows = pd.DataFrame(
+        {
+            "id": list(tables),
+            "row": [x[0] for x in tables],
+            "seed": [int(x[1]) for x in tables],
+            "kind": ["pretrained", "pretrained", "baseline", "baseline"],
+            "backbone": ["n", "n", "", ""],
+            "mask": "",
+            "metric": "mae",
+            "unit": "years",
+            "higher_is_better": False,
+            "apart": "",
+            "above_chance": [True, second_seed, True, True],
+            "split": "subjects",
+            "transductive": False,
+            "protocol": "p",
+        }
+    )
+    evidence = SimpleNamespace(dataset="people", source="real", predictions=tables.get)
+    found = compare_rows(evidence, "age", rows)
+    (line,) = found.table[found.table["by"] == "baseline"].to_dict("records")
+    assert line["high"] < 0
+    assert line["p_holm"] < 0.05
+    assert line["winner"] == ("a" if second_seed else "")
+    assert found.wins == ({("a", "b")} if second_seed else frozenset())
 
 
 def test_a_row_whose_draws_are_remembered_is_kept_so_that_no_other_one_gets_them():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from neurobench.confounds import confound_scores, site_leak
+from neurobench import caveats
+from neurobench.confounds import confound_scores, missing_units, site_leak
 from neurobench.harmonisation import by_site
 
 
@@ -169,3 +172,53 @@ def test_missing_features_stay_missing():
     found = by_site(x, people, train)
     assert np.isnan(found[3, 1])
     assert np.isfinite(np.delete(found.ravel(), 3 * 3 + 1)).all()
+
+
+def test_relatives_count_once_where_covariates_are_few() -> None:
+    """Two families of 25: their bootstrap would draw one of them again and again and call it an interval."""
+    table = predictions(50).assign(family=["A"] * 25 + ["B"] * 25)
+    table.loc[25:, "mean_fd"] = np.nan
+    assert confound_scores(table, seed=0, n_bootstrap=50) == {}
+    # Thirty families, of which one alone has a scan length for its many people.
+    table = predictions(60).assign(family=["A"] * 31 + [f"f{i}" for i in range(29)], duration_s=np.nan)
+    table.loc[:30, "duration_s"] = np.linspace(300, 400, 31)
+    found = confound_scores(table, seed=0, n_bootstrap=50)
+    assert "r[age]" in found
+    assert "r[duration_s]" not in found
+
+
+def test_a_feature_that_no_training_subject_has_disturbs_no_other() -> None:
+    rng = np.random.default_rng(0)
+    people = pd.DataFrame({"site": np.repeat(["a", "b"], 20), "age": rng.uniform(20, 80, 40)})
+    x, train = rng.normal(size=(40, 3)), np.arange(40) % 4 > 0
+    gone = x.copy()
+    gone[train, 1] = np.nan
+    found = by_site(gone, people, train)
+    np.testing.assert_array_equal(found[:, [0, 2]], by_site(x, people, train)[:, [0, 2]])
+    assert np.isnan(found[train, 1]).all()
+
+
+def test_units_that_are_missing_where_the_target_is_another_one_are_named() -> None:
+    rng = np.random.default_rng(0)
+    patient, age = rng.permutation(np.resize([0.0, 1.0], 60)), rng.uniform(20, 80, 60)
+    present = np.ones((60, 4), bool)
+    names = ("frontal", "insula", "vermis", "crus")
+    assert missing_units(present, patient, names) == ""
+    present[rng.permutation(60)[:20], 0] = False  # For everybody alike.
+    assert missing_units(present, patient, names) == missing_units(present, age, names) == ""
+    present[patient == 1, 2:] = False
+    said = missing_units(present, patient, names)
+    assert "vermis and 1 more, in 30 of 60 subjects" in said
+    record = SimpleNamespace(confounds={}, notes=["prevalence of patient: 30 of 60", said])
+    assert [c.code for c in caveats._label_and_covariates("diagnosis", record)] == ["missing-units"]
+    assert missing_units(present, np.ones(60), names) == ""
+    present[:, 1] = age < 60
+    assert "insula" in missing_units(present, age, names)
+
+
+def test_missing_units_are_found_by_chance_in_few_cohorts() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        missing_units(rng.random((60, 20)) < 0.7, rng.normal(size=60), [str(i) for i in range(20)]) for _ in range(50)
+    ]
+    assert sum(map(bool, found)) <= 1

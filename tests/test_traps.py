@@ -99,6 +99,16 @@ def test_one_person_under_two_ids(tmp_path: Path, told: bool) -> None:
         assert not [c for c in found if c.code == "families"]
 
 
+@pytest.mark.slow
+def test_units_that_are_missing_for_patients(tmp_path: Path) -> None:
+    root = traps.units_missing_for_patients(tmp_path / "data")
+    table, found = run(root, tmp_path / "out", task="diagnosis", folds=2)
+    # The trap works: a network that was never trained knows who lacks a region.
+    assert score(table, "transformer · untrained", "diagnosis")["above_chance"]
+    assert not score(table, "connectome", "diagnosis")["above_chance"]
+    assert "region03, in 20 of 40 subjects" in said(found, "missing-units", "diagnosis")
+
+
 def test_a_mask_that_hides_background(tmp_path: Path) -> None:
     root = traps.few_people(tmp_path / "data")
     _, found = run(

@@ -101,3 +101,14 @@ def few_people(root: Path, n: int = 24) -> Path:
     rng = np.random.default_rng(5)
     people = _people(rng, n)
     return _write(root, people, [rng.standard_normal((N_UNITS, N_TIMES)) for _ in range(n)])
+
+
+def units_missing_for_patients(root: Path, n: int = 40) -> Path:
+    """Write noise without any effect, and no signal of one region for patients."""
+    rng = np.random.default_rng(6)
+    people = _people(rng, n)
+    people["diagnosis"] = rng.permutation(np.resize(["control", "patient"], n))
+    series = [rng.standard_normal((N_UNITS, N_TIMES)) for _ in range(n)]
+    for one, label in zip(series, people["diagnosis"], strict=True):
+        one[3] = np.nan if label == "patient" else one[3]
+    return _write(root, people, series)

@@ -140,12 +140,18 @@ def subject_by_subject(cls: type[Baseline], registry: Registry | None, full: boo
 
 
 def signal_only(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
-    """A window's features follow from its signal: not from the file that it was cut from, nor from its name."""
+    """Features follow from the signal: not from the participants table, a window's file, or its name."""
     if cls.depends_on_task:
         raise Skip("knows the participants table, and is left out where people are looked for")
     problems = []
     with _cohorts(cls) as cohorts, tempfile.TemporaryDirectory() as folder:
         for modality, cohort in cohorts:
+            if not _same_without_columns(cls, cohort):
+                problems.append(
+                    f"features hold a column of the participants table, which is the target of a task, and a run "
+                    f"hides it: set `depends_on_task` to be given the covariates that are not the target ({modality})"
+                )
+                continue
             length = cohort.samples_per_window
             cut = [neutral(r, (7 * i) % (r.n_times - length), length) for i, r in enumerate(cohort.recordings)]
             moved = []
@@ -160,8 +166,18 @@ def signal_only(cls: type[Baseline], registry: Registry | None, full: bool) -> s
                     f"the features of a window change when it lies in a file of its own: they hold something of the "
                     f"file, such as its length or name, which is the same in all windows of a recording ({modality})"
                 )
-    demand(problems, "Read `recording.open()`, and nothing else of the file.")
+    demand(problems, "Read `recording.open()`, and nothing else.")
     return ""
+
+
+def _same_without_columns(cls: type[Baseline], cohort: Cohort) -> bool:
+    """Whether features are the same without the participants table; a baseline that fails without it needs it."""
+    told = np.asarray(_fitted(cls, cohort).transform(cohort))
+    bare = part_of(cohort, cohort.subjects, ())
+    try:
+        return _same(told, np.asarray(_fitted(cls, bare).transform(bare)))
+    except LookupError:
+        return False
 
 
 def deterministic(cls: type[Baseline], registry: Registry | None, full: bool) -> str:

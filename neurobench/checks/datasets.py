@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import CheckError, DataError
 from neurobench.identity import file_digest
 from neurobench.plugins import Registry
-from neurobench.records import DatasetCard, SignalKind
+from neurobench.records import DatasetCard, RecordingFile, SignalKind
 
 Variant = Literal["default", "null", "confounded"]
 
@@ -136,7 +137,7 @@ def twin_variants(cls: type[Dataset], registry: Registry | None, full: bool) -> 
 
 
 def lists_and_reads(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
-    """The twin goes through the reader: participants, unique ids, plausible signals, no error."""
+    """The twin goes through the reader: participants, unique ids, plausible signals of their own files, no error."""
     problems = []
     n = 6 if full else 3
     with _simulated(cls, n_subjects=n) as (dataset, root):
@@ -158,8 +159,27 @@ def lists_and_reads(cls: type[Dataset], registry: Registry | None, full: bool) -
             problems.append("listing twice gives another order")
         for file in files:
             problems += _reading_problems(dataset, file)
+        if files:
+            problems += _not_alone(cls, dataset, root, files)
     demand(problems[:8])
     return f"{len(files)} recordings of {len(people)} participants"
+
+
+def _not_alone(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence[RecordingFile]) -> list[str]:
+    """Say if a recording is another one once those of other people are gone: they may be test subjects."""
+    first = files[0]
+    before = dataset.read(first).data
+    own = {f.path for f in files if f.subject == first.subject}
+    for path in {f.path for f in files} - own:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    alone: Dataset = build(cls)
+    try:
+        found = next((f for f in alone.list_recordings(root).recordings if f.id == first.id), None)
+    except DataError:
+        return []
+    if found is None or np.array_equal(alone.read(found).data, before, equal_nan=True):
+        return []
+    return [f"{first.id}: without the recordings of others it has other data: something is fitted on everybody"]
 
 
 def _reading_problems(dataset: Dataset, file: Any) -> list[str]:

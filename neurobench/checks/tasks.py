@@ -12,7 +12,15 @@ import pandas as pd
 import torch
 
 from neurobench.checks.common import Check, Skip, build, demand, watched_files
-from neurobench.contracts import EvokedTask, ReconstructionTask, RetrievalTask, SubjectTask, Task, WindowTask
+from neurobench.contracts import (
+    COVARIATES,
+    EvokedTask,
+    ReconstructionTask,
+    RetrievalTask,
+    SubjectTask,
+    Task,
+    WindowTask,
+)
 from neurobench.errors import CheckError, NeurobenchError
 from neurobench.evoked import evaluate, find_responses
 from neurobench.evoked_scores import score_evoked
@@ -123,6 +131,31 @@ def target_row_by_row(cls: type[Task], registry: Registry | None, full: bool) ->
         problems.append("a participant alone gets another class: classes are numbered by what is in the table")
     demand(
         problems[:1] if len(problems) > 1 else problems, "Fix cut-offs, scales and the order of classes in the plugin."
+    )
+    return ""
+
+
+def target_of_its_column(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """The target follows from `column` alone among the covariates: baselines are given the others."""
+    task = _subject_task(cls)
+    people = _participants(task).assign(mean_fd=0.1, duration_s=300.0)
+    before = task.target(people).to_numpy(float)
+    given = []
+    for name in COVARIATES:
+        if name == task.column:
+            continue
+        # Everybody gets the value of somebody else, which is another one, or a number of their own.
+        other = people[name].shift(1, fill_value=people[name].iloc[-1])
+        if people[name].nunique() == 1:
+            other = pd.Series(np.linspace(0.05, 900.0, len(people)), people.index)
+        if not np.array_equal(
+            build(cls).target(people.assign(**{name: other})).to_numpy(float), before, equal_nan=True
+        ):
+            given.append(name)
+    demand(
+        [f"the target is made of {' and '.join(given)}, and `column` says {task.column!r}"] if given else [],
+        "Baselines are given every covariate but `column`: they would know the answer. Name the column that it is made "
+        "of, and predict what it holds.",
     )
     return ""
 
@@ -489,6 +522,7 @@ CHECKS: dict[str, Check] = {
     "metrics": metrics,
     "target": target,
     "target-row-by-row": target_row_by_row,
+    "target-of-its-column": target_of_its_column,
     "perfect-and-shuffled": perfect_and_shuffled,
     "refusal": refusal,
     "evaluation-masks": evaluation_masks,
