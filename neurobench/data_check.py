@@ -20,6 +20,7 @@ from sklearn.tree import DecisionTreeClassifier
 from neurobench.alignment import same_signal, some
 from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
 from neurobench.errors import DataError
+from neurobench.listing import listed
 from neurobench.preparation import usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
 
@@ -134,7 +135,7 @@ def check_data(
     """
     if not root.is_dir():
         raise DataError(f"the folder {root} does not exist.", next_step="Give its place with --data-dir.")
-    listing = dataset.list_recordings(root)
+    listing = listed(dataset, root)
     findings = list(listing.findings)
     files = list(listing.recordings)
     read: dict[str, _Read] = {}

@@ -27,6 +27,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import DataError, NeurobenchError
 from neurobench.filtering import Temporal
 from neurobench.identity import digest, file_digest
+from neurobench.listing import listed
 from neurobench.records import Cohort, Finding, RawRecording, RecordingFile, SignalSpec, UnitTable
 from neurobench.store import Store
 from neurobench.tokens import statistics
@@ -258,7 +259,7 @@ def prepare(
             f"the folder {root} of dataset {label} does not exist.",
             next_step=f"Give its place: --data-dir {dataset.name}=PATH.",
         )
-    listing = dataset.list_recordings(root)
+    listing = listed(dataset, root)
     if not listing.recordings:
         raise DataError(
             f"no recording that can be used was found for {label} under {root}." + reasons(listing.findings),
