@@ -12,7 +12,7 @@ import pytest
 from neurobench.data_check import check_data
 from neurobench.errors import DataError
 from neurobench.listing import listed
-from neurobench.preparation import prepare
+from neurobench.preparation import prepare, usable_units
 from neurobench.store import Store
 from neurobench_datasets.meg_headache import MegHeadache
 from neurobench_datasets.parcels import Parcels
@@ -101,3 +101,13 @@ def test_a_file_that_may_not_be_read_is_no_crash(folder: Path, monkeypatch: pyte
     with pytest.raises(DataError, match=r"participants\.tsv cannot be read: Permission denied") as caught:
         listed(Parcels(), folder)
     assert "right to read" in caught.value.next_step
+
+
+def test_a_recording_of_constants_is_not_used(folder: Path, tmp_path: Path) -> None:
+    flat = np.tile(np.linspace(0.1, 7.3, 12), (100, 1))
+    np.save(folder / "timeseries" / "sub-03.npy", flat)
+    assert not usable_units(flat.T)[1].any()
+    spec = Parcels().spec
+    cohort = prepare(Parcels(), "parcels", folder, store=Store(tmp_path / "out"), spec=spec, code={}, source="real")
+    assert "sub-03" not in cohort.subjects
+    assert {f.subject for f in cohort.findings if f.code == "too-few-units"} == {"sub-03"}
