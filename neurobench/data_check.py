@@ -23,7 +23,7 @@ from neurobench.alignment import MIN_UNITS, same_signal, some
 from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
 from neurobench.errors import DataError
 from neurobench.folders import explained, ids_that_differ, renamed_columns, spreadsheet_findings
-from neurobench.listing import listed
+from neurobench.listing import listed, passed_over
 from neurobench.preparation import usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
 
@@ -145,12 +145,14 @@ def check_data(
         raise DataError(f"the folder {root} does not exist.", next_step="Give its place with --data-dir.")
     try:
         listing = listed(dataset, root)
+        if not listing.recordings and not any(f.level == "error" for f in listing.findings):
+            told = {f.code: f.message for f in reversed(listing.findings) if f.level != "info"}
+            raise DataError(
+                f"{root} holds no recording that {label or dataset.name} can use. {some(list(told.values()))}"
+            )
     except DataError as error:
-        raise explained(error, dataset, root, others or {}) from error
-    if not listing.recordings and not any(f.level == "error" for f in listing.findings):
-        told = dict.fromkeys(f.message for f in listing.findings if f.level != "info")
-        nothing = DataError(f"{root} holds no recording that {label or dataset.name} can use. {some(list(told), 2)}")
-        raise explained(nothing, dataset, root, others or {})
+        missed = [f.message for f in passed_over(root, ())]
+        raise explained(error, dataset, root, others or {}, missed) from error
     findings = list(listing.findings)
     files = list(listing.recordings)
     read: dict[str, _Read] = {}

@@ -21,6 +21,9 @@ __all__ = ["explained", "ids_that_differ", "renamed_columns", "spreadsheet_findi
 MOST_ENTRIES = 20_000
 """Files and folders that are looked at to find out what is meant."""
 
+MOST_ABOVE, MOST_BELOW = 5_000, 20
+"""Files of a folder above, and folders below, that are tried as the folder that was meant."""
+
 MOST_TABLES = 50
 MOST_BYTES = 20_000_000
 
@@ -38,7 +41,9 @@ ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
 """What standard columns are called in other releases, without signs and capitals."""
 
 
-def explained(error: DataError, dataset: Dataset, root: Path, others: Mapping[str, Dataset]) -> DataError:
+def explained(
+    error: DataError, dataset: Dataset, root: Path, others: Mapping[str, Dataset], noticed: Sequence[str] = ()
+) -> DataError:
     """Return an error of a folder that a dataset can make nothing of, with what was probably meant.
 
     Parameters
@@ -49,6 +54,8 @@ def explained(error: DataError, dataset: Dataset, root: Path, others: Mapping[st
         What was asked for.
     others
         Datasets that may fit better, by what a user writes.
+    noticed
+        What is known of the folder already.
     """
     fitting = _fitting(root, others)
     likely = error.likely
@@ -57,12 +64,12 @@ def explained(error: DataError, dataset: Dataset, root: Path, others: Mapping[st
     elif place := _other_place(dataset, root):
         likely = f"--data-dir {place}"
     tables = dict(_tables(root))
-    noticed = [f.message for f in spreadsheet_findings(root)]
+    noticed = [*noticed, *(f.message for f in spreadsheet_findings(root))]
     if not fitting:
         noticed += [f.message for p, t in tables.items() for f in renamed_columns(t.columns, p.name, ("t_r",))]
         noticed += [text for p, t in tables.items() if (text := _several_rows(p, t))]
         noticed += [f.message for f in ids_that_differ(root)]
-    more = "".join(f" {text}." for text in dict.fromkeys(noticed))
+    more = "".join(f" {text}." for text in dict.fromkeys(noticed) if text not in error.what)
     what = f"{' '.join(error.what.split()).rstrip(' .')}. {_contents(root)}{more}"
     # What the dataset would have next is not what somebody with another's files needs.
     return DataError(what, allowed=error.allowed, likely=likely, next_step="" if fitting else error.next_step)
@@ -77,18 +84,22 @@ def _fitting(root: Path, others: Mapping[str, Dataset]) -> list[str]:
     return sorted((label for label, n in found.items() if n), key=lambda label: (-found[label], len(label)))
 
 
-def _n_recordings(dataset: Dataset, root: Path) -> int:
+def _n_recordings(dataset: Dataset, root: Path, inside: Path | None = None) -> int:
+    """Return how many recordings a dataset finds under a folder, those that lie inside another one if it is given."""
     try:
-        return len(dataset.list_recordings(root).recordings)
+        found = dataset.list_recordings(root).recordings
     except Exception:  # Whatever it is, this dataset makes nothing of the folder either.
         return 0
+    return sum(inside is None or inside in r.path.parents for r in found)
 
 
 def _other_place(dataset: Dataset, root: Path) -> Path | None:
     """Return the folder above, or one directly inside, of which the dataset makes something; None if there is none."""
-    inside = [p for p in _entries(root) if p.is_dir() and not p.name.startswith(".")]
-    places = [root.parent] if len(list(_walk(root.parent))) < MOST_ENTRIES else []
-    return next((p for p in (*places, *inside[:20]) if _n_recordings(dataset, p)), None)
+    above = root.parent
+    if sum(1 for _ in _walk(above)) < MOST_ABOVE and _n_recordings(dataset, above, inside=root):
+        return above
+    below = [p for p in _entries(root) if p.is_dir() and not p.name.startswith(".")]
+    return next((p for p in below[:MOST_BELOW] if _n_recordings(dataset, p)), None)
 
 
 def _entries(folder: Path) -> list[Path]:

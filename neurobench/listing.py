@@ -16,7 +16,7 @@ from neurobench.errors import DataError
 from neurobench.identity import file_digest
 from neurobench.records import Finding, Listing, RecordingFile
 
-__all__ = ["CODE", "listed"]
+__all__ = ["CODE", "listed", "passed_over"]
 
 CODE = file_digest(Path(__file__))
 
@@ -47,11 +47,11 @@ def listed(dataset: Dataset, root: Path) -> Listing:
     people, noticed = _known(listing.participants)
     noticed += _ages(people)
     return replace(
-        listing, participants=people, findings=(*listing.findings, *_passed_over(root, listing.recordings), *noticed)
+        listing, participants=people, findings=(*listing.findings, *passed_over(root, listing.recordings), *noticed)
     )
 
 
-def _passed_over(root: Path, recordings: Sequence[RecordingFile]) -> list[Finding]:
+def passed_over(root: Path, recordings: Sequence[RecordingFile]) -> list[Finding]:
     """Return a finding for every folder that a search passes over without a word: closed ones, and links to folders."""
     closed: list[OSError] = []
     linked: list[Path] = []

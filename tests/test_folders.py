@@ -76,6 +76,20 @@ def test_one_folder_too_deep_or_too_high(folder: Path) -> None:
     assert refusal(folder.parent).likely == f"--data-dir {folder}"
 
 
+def test_another_cohort_beside_is_not_taken_for_the_folder_that_is_meant(folder: Path) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    (folder / "participants.tsv").rename(folder.parent / "participants.tsv")
+    (folder / "timeseries").rename(folder.parent / "timeseries")
+    assert refusal(other).likely == ""
+
+
+def test_links_to_folders_are_said(folder: Path) -> None:
+    (folder / "timeseries").rename(folder.parent / "elsewhere")
+    (folder / "roi").symlink_to(folder.parent / "elsewhere")
+    assert "1 folders are links, and what lies in them is not looked at: roi" in refusal(folder).what
+
+
 def workbook(root: Path) -> None:
     (root / "participants.tsv").rename(root / "participants.xlsx")
     (root / "participants.xlsx").write_bytes(b"PK\x03\x04" + bytes(99))
