@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neurobench.commands import AsJson, DataDir, DatasetName, Out, PluginFiles, Verbose, build, guarded, open_registry
+
+if TYPE_CHECKING:
+    from neurobench.components import ComponentSpec
+    from neurobench.contracts import Dataset
+    from neurobench.plugins import Registry
 
 __all__ = ["data"]
 
@@ -32,7 +37,12 @@ def data_check(
     """
     from neurobench import console
     from neurobench.config import RunConfig, expand
+    from neurobench.errors import ConfigError
 
+    if not data_dir:
+        raise ConfigError(
+            f"no folder is given to look at for dataset {dataset!r}.", next_step="Give its place: --data-dir PATH."
+        )
     config = RunConfig.from_options(dataset=dataset, data_dir=data_dir, source="real", plugin_files=plugin)
     registry = open_registry(config.plugin_files)
     grid = expand(config, registry, data_only=True)
@@ -51,7 +61,14 @@ def data_check(
             stage = progress.stage(f"check {spec.label}") if progress else contextlib.nullcontext(lambda *_: None)
             with stage as advance:
                 report = check_data(
-                    built, folder, label=spec.label, tasks=tasks, deep=deep, workers=workers, advance=advance
+                    built,
+                    folder,
+                    label=spec.label,
+                    tasks=tasks,
+                    others=_others(spec, registry),
+                    deep=deep,
+                    workers=workers,
+                    advance=advance,
                 )
     except DataError as error:
         console.print_error(error, side)
@@ -74,6 +91,20 @@ def data_check(
         raise typer.Exit(2)
     if strict and any(f.level != "info" for f in report.findings):
         raise typer.Exit(1)
+
+
+def _others(spec: ComponentSpec, registry: Registry) -> dict[str, Dataset]:
+    """Return the other datasets, those that can read either with each of their signals, by what a user writes."""
+    from neurobench.errors import NeurobenchError
+
+    found: dict[str, Dataset] = {}
+    for name, cls in registry.datasets.items():
+        for label, parameters in ((name, {}), (f"{name}[signal=meg]", {"signal": "meg"})):
+            # A dataset without that signal has no such parameter, or refuses the value.
+            with contextlib.suppress(NeurobenchError, TypeError):
+                found[label] = cls(**parameters)
+    found.pop(spec.label, None)
+    return found
 
 
 @data.command("prepare")

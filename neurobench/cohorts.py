@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from neurobench import alignment, preparation
+from neurobench import alignment, listing, preparation
 from neurobench.alignment import unit_table
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.identity import digest, file_digest
+from neurobench.listing import listed
 from neurobench.preparation import prepare, target_sfreq
 from neurobench.records import Cohort, DatasetCard, Event, Finding, Recording, SignalSpec
 from neurobench.store import Entry, Store
@@ -65,7 +66,7 @@ class CohortSource:
             "dataset": dict(self.code),
             "spec": asdict(self.spec),
             "where": where,
-            "code": [CODE, alignment.CODE, preparation.CODE],
+            "code": [CODE, alignment.CODE, listing.CODE, preparation.CODE],
         }
 
     def _twin_identity(self) -> dict[str, Any]:
@@ -85,10 +86,10 @@ class CohortSource:
             If there is no recording.
         """
         root = twin(self, store) if self.root is None else self.root
-        listing = self.dataset.list_recordings(root)
-        if not listing.recordings:
+        found = listed(self.dataset, root).recordings
+        if not found:
             raise DataError(f"no recording that can be used was found for {self.label} under {root}.")
-        return target_sfreq(listing.recordings, self.spec.sfreq)
+        return target_sfreq(found, self.spec.sfreq)
 
     def stored(self, store: Store) -> Cohort | None:
         """Return the cohort if it is stored whole, or None."""

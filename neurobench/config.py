@@ -48,6 +48,10 @@ __all__ = [
 ]
 
 
+GPU = ("cuda", "full")
+"""What is meant by ``gpu`` as a device and as a profile; by its letters it would be the CPU."""
+
+
 @dataclass(frozen=True)
 class Combination:
     """One cell of the grid: what is pretrained once a fold."""
@@ -345,7 +349,8 @@ def _wrong_values(config: RunConfig) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"--{name.replace('_', '-')} cannot be {value!r}.",
                 allowed=", ".join(filter(None, allowed)),
-                likely=closest(str(value), allowed),
+                likely=next((a for a in GPU if str(value).lower() == "gpu" and a in allowed), "")
+                or closest(str(value), allowed),
             )
     if not 0 < config.ratio < 1:
         yield ConfigError(f"--ratio cannot be {config.ratio}.", allowed="a number between 0 and 1, such as 0.5")

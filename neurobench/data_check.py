@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +19,11 @@ from scipy.stats.contingency import association
 from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
-from neurobench.alignment import same_signal, some
+from neurobench.alignment import MIN_UNITS, same_signal, some
 from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
 from neurobench.errors import DataError
+from neurobench.folders import explained, ids_that_differ, renamed_columns, spreadsheet_findings
+from neurobench.listing import listed, passed_over
 from neurobench.preparation import usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
 
@@ -96,6 +100,8 @@ class _Read:
     duration_s: float = float("nan")
     events: tuple[Event, ...] = ()
     content: str = ""
+    units: tuple[str, ...] = ()
+    n_usable: int = 0
 
 
 def check_data(
@@ -104,6 +110,7 @@ def check_data(
     *,
     label: str = "",
     tasks: Mapping[str, Task] | None = None,
+    others: Mapping[str, Dataset] | None = None,
     deep: bool = False,
     workers: int = 1,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -120,6 +127,8 @@ def check_data(
         The dataset as asked for.
     tasks
         Tasks to say of whether the folder can be used for them, by name.
+    others
+        Datasets that are tried where this one makes nothing of the folder, by what a user writes.
     deep
         Read every recording too, to its end, not only the tables and names.
     workers
@@ -134,7 +143,16 @@ def check_data(
     """
     if not root.is_dir():
         raise DataError(f"the folder {root} does not exist.", next_step="Give its place with --data-dir.")
-    listing = dataset.list_recordings(root)
+    try:
+        listing = listed(dataset, root)
+        if not listing.recordings and not any(f.level == "error" for f in listing.findings):
+            told = {f.code: f.message for f in reversed(listing.findings) if f.level != "info"}
+            raise DataError(
+                f"{root} holds no recording that {label or dataset.name} can use. {some(list(told.values()))}"
+            )
+    except DataError as error:
+        missed = [f.message for f in passed_over(root, ())]
+        raise explained(error, dataset, root, others or {}, missed) from error
     findings = list(listing.findings)
     files = list(listing.recordings)
     read: dict[str, _Read] = {}
@@ -145,6 +163,11 @@ def check_data(
         for file in files:
             findings += read[file.id].findings
     kept = [f for f in files if f.id not in read or read[f.id].usable]
+    if read:
+        left_out = _left_out(kept, read, dataset.spec.window_s)
+        findings += left_out
+        places = {f.path for f in left_out}
+        kept = [f for f in kept if str(f.path) not in places]
     noticed, lost = same_signal(
         [(f.subject, read[f.id].content if f.id in read else f.id, str(f.path)) for f in kept], listing.participants
     )
@@ -163,6 +186,12 @@ def check_data(
     if n_found and n_lost > LOST * n_found:
         text = f"{n_lost} of {n_found} recordings cannot be used: what is left may be another group of people"
         findings.append(Finding("warning", "many-lost", text, fix="mend what the errors name before comparing groups"))
+    findings += spreadsheet_findings(root)
+    if any(f.code == "unknown-id" for f in findings):
+        findings += ids_that_differ(root)
+    findings += renamed_columns(people.columns, "the participants table")
+    findings += _unread(people, files, findings)
+    findings += _mixed(kept, root)
     findings += _codes_left(present)
     findings += _predictable(present, kept, seconds)
     shown = present.drop(columns="duration_s", errors="ignore")
@@ -172,7 +201,7 @@ def check_data(
         len(present),
         len(kept),
         len(files),
-        _by_site(present, kept),
+        _by_site(present, kept, read),
         pd.DataFrame([_describe_column(shown[c]) for c in shown.columns]),
         _by_task(dataset, label or dataset.name, present, kept, read, tasks or {}),
         card.title,
@@ -214,21 +243,84 @@ def _read_one(dataset: Dataset, file: RecordingFile) -> _Read:
         text = f"{len(names)} of {len(finite)} units are constant or not finite: {some(names)}"
         findings.append(noticed("warning", "unusable-units", text, "they are left out of this recording"))
     content = hashlib.sha256(np.ascontiguousarray(raw.data).data).hexdigest()
-    return _Read(tuple(findings), True, raw.data.shape[1] / raw.sfreq, raw.events, content)
+    n_usable = int((finite & varying).sum())
+    return _Read(
+        tuple(findings), True, raw.data.shape[1] / raw.sfreq, raw.events, content, tuple(raw.units.names), n_usable
+    )
+
+
+def _left_out(files: Sequence[RecordingFile], read: Mapping[str, _Read], window_s: float) -> list[Finding]:
+    """Return a finding for every recording that can be read and that a run leaves out, by the rules of a run."""
+    counts = Counter(read[f.id].units for f in files)
+    common = max(counts, key=lambda names: (counts[names], len(names)), default=())
+    findings = []
+    for file in files:
+        seen = read[file.id]
+        shared = len(set(seen.units) & set(common)) / len(common)
+        if shared < MIN_UNITS:
+            text = f"{len(seen.units)} units, of which {shared:.0%} are among the {len(common)} of most recordings"
+            fix = "keep recordings of one sensor layout or parcellation in one folder"
+            code, said = "units-differ", f"{text} ({some(common)})"
+        elif seen.n_usable < MIN_UNITS * len(common):
+            code, said = "too-few-units", f"only {seen.n_usable} of {len(common)} units are usable"
+            fix = "look at how this recording was made"
+        elif seen.duration_s < window_s / 2:
+            code, said = "too-short", f"{seen.duration_s:.4g} s is less than half a window of {window_s:g} s"
+            fix = "use a shorter window: --window-s"
+        else:
+            continue
+        findings.append(Finding("error", code, said, fix=fix, subject=file.subject, path=str(file.path)))
+    return findings
+
+
+def _unread(people: pd.DataFrame, files: Sequence[RecordingFile], findings: Sequence[Finding]) -> list[Finding]:
+    """Return a finding for files that bear the id of somebody without a recording, and that nobody has looked at."""
+    told = {f.path for f in findings} | {str(f.path) for f in files}
+    without = {str(i).removeprefix("sub-") for i in people.index} - {f.subject.removeprefix("sub-") for f in files}
+    names = []
+    for folder in sorted({f.path.parent for f in files}):
+        for path in sorted(folder.iterdir()):
+            begins = re.match(r"(?:sub-)?([A-Za-z0-9]+)", path.name)
+            if begins and begins[1] in without and path.suffix != ".json" and str(path) not in told:
+                names.append(path.name)
+    if not names:
+        return []
+    text = f"{len(names)} files of people without a recording are of a kind that is not read: {some(names)}"
+    return [Finding("warning", "unread-files", text, fix="`neurobench info` of the dataset says what is read")]
+
+
+def _mixed(files: Sequence[RecordingFile], root: Path) -> list[Finding]:
+    """Return findings for what is taken together though names and folders say that it differs."""
+    findings = []
+    labels: dict[str, set[str]] = {}
+    for file in files:
+        if task := re.search(r"_task-([A-Za-z0-9]+)", file.path.name):
+            labels.setdefault(file.state, set()).add(task[1])
+    for state, tasks in labels.items():
+        if len(tasks) > 1:
+            text = f"recordings of the tasks {', '.join(sorted(tasks))} all count as the state {state}"
+            findings.append(Finding("warning", "mixed-tasks", text, fix="take out those that are not meant"))
+    inside = ["derivatives" in (f.path.relative_to(root).parts if f.path.is_relative_to(root) else ()) for f in files]
+    if 0 < sum(inside) < len(files):
+        text = f"{sum(inside)} of {len(files)} recordings are those under derivatives/, the others lie beside it"
+        fix = "give the folder of the derivatives, or one without them"
+        findings.append(Finding("warning", "mixed-derivatives", text, fix=fix))
+    return findings
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _by_site(people: pd.DataFrame, files: Sequence[RecordingFile]) -> pd.DataFrame:
-    """Return one row a site and state, with how many subjects of each diagnosis there are."""
+def _by_site(people: pd.DataFrame, files: Sequence[RecordingFile], read: Mapping[str, _Read]) -> pd.DataFrame:
+    """Return one row a site and state: how many subjects of each diagnosis, and of what was read units and seconds."""
     site = people["site"].astype("object") if "site" in people else pd.Series("", people.index)
     diagnosis = people["diagnosis"].astype("object") if "diagnosis" in people else None
     rows = [
         {"site": str(site.get(f.subject) or ""), "state": f.state, "subject": f.subject, "sfreq": f.sfreq}
+        | ({"units": len(read[f.id].units), "seconds": read[f.id].duration_s} if f.id in read else {})
         for f in files
     ]
-    frame = pd.DataFrame(rows, columns=["site", "state", "subject", "sfreq"])
+    frame = pd.DataFrame(rows, columns=["site", "state", "subject", "sfreq", *(("units", "seconds") if read else ())])
     grouped = frame.groupby(["site", "state"])
     table = grouped.agg(
         subjects=("subject", "nunique"),
@@ -236,6 +328,9 @@ def _by_site(people: pd.DataFrame, files: Sequence[RecordingFile]) -> pd.DataFra
         min_hz=("sfreq", "min"),
         max_hz=("sfreq", "max"),
     ).reset_index()
+    for name in ("units", "seconds") if read and len(frame) else ():
+        low, high = grouped[name].min().to_numpy(), grouped[name].max().to_numpy()
+        table[name] = [f"{a:.4g}" if a == b else f"{a:.4g}–{b:.4g}" for a, b in zip(low, high, strict=True)]
     if diagnosis is not None:
         named = frame.drop_duplicates(["site", "state", "subject"])
         label = named["subject"].map(diagnosis).map(lambda v: "unlabelled" if v is None or pd.isna(v) else str(v))

@@ -88,13 +88,20 @@ class CheckError(NeurobenchError):
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Return the most similar of ``known``, or an empty string.
+    """Return the most similar of ``known``, whatever its capitals and signs, or an empty string.
 
     >>> closest("mamb", ["mamba", "transformer"])
     'mamba'
+    >>> closest("ADHD-200", ["adhd200", "camcan"])
+    'adhd200'
     """
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else ""
+    plain = {_letters(k): k for k in known}
+    matches = difflib.get_close_matches(_letters(name), plain, n=1, cutoff=0.5)
+    return plain[matches[0]] if matches else ""
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum()) or name
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str = "") -> UnknownNameError:

@@ -51,6 +51,7 @@ def parse_yaml(text: str) -> Any:
                 depth += name.endswith("StartToken") - name.endswith("EndToken")
             if depth > DEEPEST:
                 raise RecursionError
+        _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader))
         value = yaml.safe_load(text)
         # Half a character, or a number of thousands of digits, is not in any message or hash.
         json.dumps(value, default=str, ensure_ascii=False).encode()
@@ -59,3 +60,18 @@ def parse_yaml(text: str) -> Any:
     except (yaml.YAMLError, AttributeError, LookupError, OverflowError, TypeError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
     return value
+
+
+def _refuse_twice(node: Any) -> None:
+    """Raise ValueError for a name that a mapping holds twice: the parser takes the last one without a word."""
+    values = getattr(node, "value", None)
+    if not isinstance(values, list):
+        return
+    pairs = [pair for pair in values if isinstance(pair, tuple)]
+    seen: set[str] = set()
+    for name in (key.value for key, _ in pairs if isinstance(key.value, str)):
+        if name in seen:
+            raise ValueError(f"it says {name[:40]!r} twice; keep one of them")
+        seen.add(name)
+    for inner in [value for _, value in pairs] or values:
+        _refuse_twice(inner)

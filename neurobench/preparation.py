@@ -27,6 +27,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import DataError, NeurobenchError
 from neurobench.filtering import Temporal
 from neurobench.identity import digest, file_digest
+from neurobench.listing import listed
 from neurobench.records import Cohort, Finding, RawRecording, RecordingFile, SignalSpec, UnitTable
 from neurobench.store import Store
 from neurobench.tokens import statistics
@@ -79,7 +80,13 @@ def usable_units(data: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool
     sd = np.array(
         [np.std(row, axis=0, dtype=np.float64).max() if ok else 0.0 for row, ok in zip(data, finite, strict=True)]
     )
-    return finite, _varying(sd)
+    return finite, _varying(sd) & _changing(data)
+
+
+def _changing(data: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return (units,) whether a unit has more than one value; rounding gives the s.d. of 0.1, 0.1, … one above 0."""
+    changing: NDArray[np.bool_] = (data != data[:, :1]).any(axis=tuple(range(1, data.ndim)))
+    return changing
 
 
 def _varying(sd: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -151,7 +158,7 @@ def write_prepared(raw: RawRecording, spec: SignalSpec, folder: Path) -> None:
     is_volume = raw.data.ndim == 3
     temporal = Temporal(raw.data.shape[1], raw.sfreq, spec.sfreq, spec.band_hz, raw.regressors)
     step = max(1, BLOCK_VALUES // max(1, raw.data[0].size))
-    finite = np.ones(len(order), bool)
+    finite, changing = np.ones(len(order), bool), np.ones(len(order), bool)
     collected: list[tuple[NDArray[np.float32], ...]] = []
     stored: NDArray[Any] | None = None
     factor = 1.0
@@ -162,6 +169,8 @@ def write_prepared(raw: RawRecording, spec: SignalSpec, folder: Path) -> None:
             finite[low : low + step] = known
             if not known.all():
                 block = np.where(known.reshape((-1,) + (1,) * (block.ndim - 1)), block, 0)
+        # A filter makes noise of rounding of a constant, which no threshold tells from a recording where all are.
+        changing[low : low + step] = _changing(block)
         filtered = temporal(block)
         if stored is None:
             shape = (len(order), *filtered.shape[1:])
@@ -179,7 +188,7 @@ def write_prepared(raw: RawRecording, spec: SignalSpec, folder: Path) -> None:
     stored.flush()  # type: ignore[attr-defined]
     del stored
     mean, sd, robust = (np.concatenate(parts) for parts in zip(*collected, strict=True))
-    varying = _varying(sd.astype(np.float64))
+    varying = _varying(sd.astype(np.float64)) & changing
     meta = {
         "units": units.describe(),
         "present": (finite & varying).tolist(),
@@ -258,7 +267,7 @@ def prepare(
             f"the folder {root} of dataset {label} does not exist.",
             next_step=f"Give its place: --data-dir {dataset.name}=PATH.",
         )
-    listing = dataset.list_recordings(root)
+    listing = listed(dataset, root)
     if not listing.recordings:
         raise DataError(
             f"no recording that can be used was found for {label} under {root}." + reasons(listing.findings),

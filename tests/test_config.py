@@ -247,6 +247,8 @@ def test_everything_wrong_with_a_suite_is_said_at_once(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a: [", "is no YAML"),
+        ("backbones: [mamba]\nbackbones: [transformer]", "it says 'backbones' twice"),
+        ("masks: [{roi: 1, roi: 2}]", "it says 'roi' twice"),
         ("- net", "holds no settings"),
         ("out: !!python/object/apply:os.getcwd []", "is no YAML"),
         ("out: here", "'out' is no setting"),

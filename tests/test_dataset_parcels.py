@@ -92,6 +92,13 @@ def test_tables_that_cannot_be_used(folder: Path, content: str, says: str) -> No
         Parcels().list_recordings(folder)
 
 
+def test_a_comma_as_decimal_sign_moves_no_value_into_another_column(folder: Path) -> None:
+    (folder / "participants.tsv").unlink()
+    (folder / "participants.csv").write_text("participant_id,age,sex\nsub-01,20,5,F\nsub-02,30,5,M\n")
+    with pytest.raises(DataError, match="more cells than its header"):
+        Parcels(t_r=2.0).list_recordings(folder)
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no participants\.tsv"):
         Parcels().list_recordings(tmp_path)
@@ -142,6 +149,21 @@ def test_ambiguous_orientation_says_how_to_settle_it(folder: Path) -> None:
         Parcels().list_recordings(folder)
     data = Parcels(orientation="times_first")
     assert data.read(data.list_recordings(folder).recordings[0]).data.shape == (5, 60)
+
+
+def test_several_parcellations_are_not_taken_for_volumes(folder: Path) -> None:
+    for i in (1, 2, 3):
+        (folder / "timeseries" / f"sub-0{i}.npy").unlink()
+        for atlas, n in (("AAL", 7), ("Schaefer100", 5)):
+            name = f"sub-0{i}_task-rest_atlas-{atlas}_timeseries.npy"
+            np.save(folder / "timeseries" / name, series(i, 60, n))
+    with pytest.raises(DataError, match=r"2 parcellations: AAL \(3 files\), Schaefer100 \(3 files\)") as caught:
+        Parcels().list_recordings(folder)
+    assert "Keep the files of one" in caught.value.next_step
+    write_regions(folder)
+    listing = Parcels().list_recordings(folder)
+    read = [r for r in listing.recordings if "Schaefer100" in r.path.name]
+    assert Parcels().read(read[0]).data.shape == (5, 60)
 
 
 def test_text_files_with_header_and_index(folder: Path) -> None:

@@ -102,6 +102,8 @@ def list_series(
     if regions is not None:
         digest = hashlib.sha256(regions.read_bytes()).hexdigest()
         units = cached_units(regions, digest, 0)
+    if units is None and not orientation:
+        _one_parcellation([m[3] for m in matched])
     way, n_regions = decide_orientation(
         [m[4] for m in matched], 0 if units is None else len(units), orientation, component
     )
@@ -123,6 +125,24 @@ def list_series(
         )
         findings.append(Finding("warning", "no-timeseries", text + (" …" if len(without) > 4 else "")))
     return tuple(sorted(recordings, key=lambda r: r.id)), findings
+
+
+def _one_parcellation(paths: list[Path]) -> None:
+    """Refuse files of several parcellations: what all of them share is then their volumes, not their regions.
+
+    Raises
+    ------
+    DataError
+        If names of files say so, as XCP-D's do (``atlas-``, ``seg-``).
+    """
+    said = Counter(m[1] for p in paths if (m := re.search(r"_(?:atlas|seg|parc)-([A-Za-z0-9]+)", p.stem)))
+    if len(said) > 1:
+        told = ", ".join(f"{name} ({n} files)" for name, n in sorted(said.items()))
+        raise DataError(
+            f"{paths[0].parent} holds time series of {len(said)} parcellations: {told}.",
+            allowed="regions of one parcellation in one order",
+            next_step="Keep the files of one there, or name its regions in regions.tsv, which leaves out the others.",
+        )
 
 
 def read_listed_series(file: RecordingFile, *, variable: str, n_units: int) -> RawRecording:

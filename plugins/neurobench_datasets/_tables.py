@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,15 @@ def read_table(path: Path) -> pd.DataFrame:
     first = text.lstrip("\r\n").split("\n", 1)[0]
     separator = max("\t,;", key=first.count)
     try:
-        frame = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+        with warnings.catch_warnings():
+            # Cells beyond the header would be dropped, and those before them stand under the wrong names.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except pd.errors.ParserWarning as error:
+        raise DataError(
+            f"{path.name} has rows with more cells than its header, so that values stand under wrong names.",
+            next_step="Is the decimal sign a comma, as between the cells? Save it again with tabs or semicolons.",
+        ) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         raise DataError(f"{path.name} is not a table: {error}.") from error
     frame.columns = pd.Index([str(c).strip() for c in frame.columns])

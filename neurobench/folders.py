@@ -1,0 +1,284 @@
+"""What is probably meant by a folder that a dataset makes nothing of: another dataset, another folder, a table that a
+spreadsheet wrote, ids that lost their zeros."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from neurobench.alignment import some
+from neurobench.contracts import Dataset
+from neurobench.errors import DataError
+from neurobench.records import Finding
+
+__all__ = ["explained", "ids_that_differ", "renamed_columns", "spreadsheet_findings"]
+
+MOST_ENTRIES = 20_000
+"""Files and folders that are looked at to find out what is meant."""
+
+MOST_ABOVE, MOST_BELOW = 5_000, 20
+"""Files of a folder above, and folders below, that are tried as the folder that was meant."""
+
+MOST_TABLES = 50
+MOST_BYTES = 20_000_000
+
+TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
+
+ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
+    "age": ("ageatscan", "ageatvisit", "agescan", "scanage", "ageyears", "ageinyears", "ageinyrs", "interviewage"),
+    "sex": ("gender", "biologicalsex"),
+    "diagnosis": ("dx", "dxgroup", "group", "diagnosticgroup", "clinicalgroup", "patientgroup"),
+    "site": ("siteid", "center", "centre", "institution", "studysite", "scanner"),
+    "mean_fd": ("funcmeanfd", "meanfd", "fdmean", "fd", "meanframewisedisplacement", "meanfdpower"),
+    "t_r": ("tr", "repetitiontime", "tros", "trs"),
+    "fluid_intelligence": ("cattell", "pmat24acr", "gf", "fluidcog"),
+}
+"""What standard columns are called in other releases, without signs and capitals."""
+
+
+def explained(
+    error: DataError, dataset: Dataset, root: Path, others: Mapping[str, Dataset], noticed: Sequence[str] = ()
+) -> DataError:
+    """Return an error of a folder that a dataset can make nothing of, with what was probably meant.
+
+    Parameters
+    ----------
+    error
+        The dataset's own.
+    dataset, root
+        What was asked for.
+    others
+        Datasets that may fit better, by what a user writes.
+    noticed
+        What is known of the folder already.
+    """
+    fitting = _fitting(root, others)
+    likely = error.likely
+    if fitting:
+        likely = " or ".join(f"neurobench data check {label} --data-dir {root}" for label in fitting[:2])
+    elif place := _other_place(dataset, root):
+        likely = f"--data-dir {place}"
+    tables = dict(_tables(root))
+    noticed = [*noticed, *(f.message for f in spreadsheet_findings(root))]
+    if not fitting:
+        noticed += [f.message for p, t in tables.items() for f in renamed_columns(t.columns, p.name, ("t_r",))]
+        noticed += [text for p, t in tables.items() if (text := _several_rows(p, t))]
+        noticed += [f.message for f in ids_that_differ(root)]
+    more = "".join(f" {text}." for text in dict.fromkeys(noticed) if text not in error.what)
+    what = f"{' '.join(error.what.split()).rstrip(' .')}. {_contents(root)}{more}"
+    # What the dataset would have next is not what somebody with another's files needs.
+    return DataError(what, allowed=error.allowed, likely=likely, next_step="" if fitting else error.next_step)
+
+
+# ---------------------------------------------------------------- another dataset, another folder
+
+
+def _fitting(root: Path, others: Mapping[str, Dataset]) -> list[str]:
+    """Return those of other datasets that find recordings in a folder, the one that finds most first."""
+    found = {label: _n_recordings(dataset, root) for label, dataset in others.items()}
+    return sorted((label for label, n in found.items() if n), key=lambda label: (-found[label], len(label)))
+
+
+def _n_recordings(dataset: Dataset, root: Path, inside: Path | None = None) -> int:
+    """Return how many recordings a dataset finds under a folder, those that lie inside another one if it is given."""
+    try:
+        found = dataset.list_recordings(root).recordings
+    except Exception:  # Whatever it is, this dataset makes nothing of the folder either.
+        return 0
+    return sum(inside is None or inside in r.path.parents for r in found)
+
+
+def _other_place(dataset: Dataset, root: Path) -> Path | None:
+    """Return the folder above, or one directly inside, of which the dataset makes something; None if there is none."""
+    above = root.parent
+    if sum(1 for _ in _walk(above)) < MOST_ABOVE and _n_recordings(dataset, above, inside=root):
+        return above
+    below = [p for p in _entries(root) if p.is_dir() and not p.name.startswith(".")]
+    return next((p for p in below[:MOST_BELOW] if _n_recordings(dataset, p)), None)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield files under a folder, of at most so many entries."""
+    n = 0
+    for place, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        n += 1
+        for name in sorted(files):
+            n += 1
+            if n > MOST_ENTRIES:
+                return
+            yield Path(place) / name
+
+
+def _contents(root: Path) -> str:
+    """Return in one sentence what lies in a folder."""
+    names = []
+    for path in _entries(root):
+        if path.name.startswith("."):
+            continue
+        kinds = (
+            Counter(p.suffix or "without suffix" if p.is_file() else "in folders" for p in _entries(path))
+            if path.is_dir()
+            else Counter()
+        )
+        told = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(2))
+        names.append(f"{path.name}/ ({told or 'empty'})" if path.is_dir() else path.name)
+    return f"It holds {some(names, 6)}." if names else "It is empty."
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _table_files(root: Path) -> list[Path]:
+    """Return tables under a folder that may be about people: none of a single person's, and no time series."""
+    found = []
+    for path in _walk(root):
+        inside = path.relative_to(root).parts[:-1]
+        if path.suffix.lower() not in TABLES or any(p.startswith("sub-") or p == "timeseries" for p in inside):
+            continue
+        if path.name.startswith("sub-"):
+            continue
+        found.append(path)
+        if len(found) == MOST_TABLES:
+            break
+    return found
+
+
+def _tables(root: Path) -> Iterator[tuple[Path, pd.DataFrame]]:
+    """Yield tables under a folder as text, those that can be read."""
+    for path in _table_files(root):
+        if path.suffix.lower() not in (".csv", ".tsv") or _form(path):
+            continue
+        try:
+            if path.stat().st_size <= MOST_BYTES:
+                yield path, _read(path)
+        except (OSError, ValueError):
+            continue
+
+
+def _read(path: Path) -> pd.DataFrame:
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    separator = max("\t,;", key=text.lstrip().split("\n", 1)[0].count)
+    rows = [[cell.strip().strip('"') for cell in line.split(separator)] for line in text.splitlines() if line.strip()]
+    if not rows:
+        raise ValueError("no rows")
+    width = len(rows[0])
+    columns = pd.Index([c or f"column {i}" for i, c in enumerate(rows[0], 1)], dtype=object)
+    return pd.DataFrame([(r + [""] * width)[:width] for r in rows[1:]], columns=columns, dtype=object)
+
+
+def _form(path: Path) -> str:
+    """Return what a table is instead of text with separators; empty if nothing is seen."""
+    try:
+        with open(path, "rb") as f:
+            head = f.read(8)
+    except OSError:
+        return ""
+    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        return "is a spreadsheet's workbook: save it as CSV (UTF-8)"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is in UTF-16, a spreadsheet's “Unicode text”: save it as CSV (UTF-8)"
+    if head.lower().startswith(b"sep="):
+        return "begins with a spreadsheet's line sep=: remove that line"
+    return ""
+
+
+def spreadsheet_findings(root: Path) -> list[Finding]:
+    """Return a finding for every table that a spreadsheet left in a form that is not read, or read as text."""
+    findings = []
+    for path in _table_files(root):
+        if form := _form(path):
+            findings.append(Finding("warning", "table-form", f"{path.name} {form}", path=str(path)))
+    for path, table in _tables(root):
+        commas = [str(c) for c in table.columns if _decimal_commas(table[c])]
+        if commas:
+            text = f"{path.name} has commas as decimal sign in {some(commas)}: write points, or these are no numbers"
+            findings.append(Finding("warning", "table-form", text, path=str(path)))
+    return findings
+
+
+def _decimal_commas(column: pd.Series[str]) -> bool:
+    known = column[column != ""]
+    return len(known) > 0 and float(known.str.fullmatch(r"-?\d+,\d+").mean()) > 0.5
+
+
+def renamed_columns(columns: Sequence[str] | pd.Index, where: str, wanted: Sequence[str] = ()) -> list[Finding]:
+    """Return a finding for every standard column that is not there, and may be there under another name."""
+    named = {re.sub(r"[^a-z0-9]", "", str(c).lower()): str(c) for c in columns}
+    there = {str(c).lower() for c in columns}
+    findings = []
+    for name in wanted or ALSO_CALLED:
+        likely = next((named[other] for other in ALSO_CALLED[name] if other in named), "")
+        if likely and name not in there:
+            text = f"{where} has no column {name}; {likely} may be it"
+            findings.append(Finding("info", "column-name", text, fix="rename those that are what they seem"))
+    return findings
+
+
+def _several_rows(path: Path, table: pd.DataFrame) -> str:
+    """Return that most identifiers of a table have several rows; empty if they have not."""
+    column = next((c for c in table.columns if re.fullmatch(r"(?i).*(subject|participant).*|.*\bid", str(c))), None)
+    if column is None or table.empty:
+        return ""
+    rows = table[table[column] != ""].groupby(column).size()
+    if len(rows) == 0 or (rows > 1).mean() < 0.5:
+        return ""
+    return f"{path.name} has several rows of {int((rows > 1).sum())} ids (one a session?): keep one a person"
+
+
+# ---------------------------------------------------------------- ids
+
+
+def ids_that_differ(root: Path) -> list[Finding]:
+    """Return how the ids of a table come to be those of the files' names, where they are not yet."""
+    stems = [re.sub(r"\.nii$", "", p.stem) for p in _walk(root) if p.suffix.lower() not in (".json", *TABLES[2:])]
+    tables = [(p, t) for p, t in _tables(root) if len(t)]
+    stems = [s for s in stems if s not in {p.stem for p, _ in tables} and re.search(r"\d", s)][:500]
+    if not stems:
+        return []
+    for path, table in tables:
+        hits = {str(c): _share(_beginnings(stems), set(table[c])) for c in table.columns}
+        best = max(hits, key=lambda c: hits[c])
+        if hits[best] > 0.5:
+            if best.lower() in ("participant_id", "scandir id"):
+                return []
+            text = f"names of files begin with what column {best} of {path.name} holds"
+            return [Finding("warning", "ids-differ", f"{text}: call that column participant_id")]
+    for path, table in tables:
+        for column in table.columns:
+            numbers = {str(int(n)) for v in table[column] for n in re.findall(r"\d{3,18}", v)[:1]}
+            told = [{str(int(n)) for n in re.findall(r"\d{3,18}", s)} for s in stems]
+            if _share(told, numbers) > 0.5:
+                example = next(v for v in table[column] if re.search(r"\d{3}", v))
+                text = (
+                    f"column {column} of {path.name} holds ids such as {example}, and names of files are such as "
+                    f"{stems[0]}: write ids as names of files begin, with their zeros and letters"
+                )
+                return [Finding("warning", "ids-differ", text, path=str(path))]
+    return []
+
+
+def _beginnings(stems: Sequence[str]) -> list[set[str]]:
+    """Return of each name what may be an id at its beginning, with and without ``sub-``."""
+    found = []
+    for stem in stems:
+        bare = stem.removeprefix("sub-")
+        ends = [m.start() for m in re.finditer(r"[^A-Za-z0-9]", bare)] + [len(bare)]
+        found.append({t for e in ends for t in (bare[:e], f"sub-{bare[:e]}")})
+    return found
+
+
+def _share(candidates: Sequence[set[str]], known: set[str]) -> float:
+    return sum(bool(c & known) for c in candidates) / len(candidates)
