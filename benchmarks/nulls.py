@@ -37,7 +37,7 @@ from neurobench.metrics import CLASSIFICATION_METRICS, WINDOW_METRICS, regressio
 from neurobench.paired import Paired, row_of
 from neurobench.records import Cohort, Recording
 from neurobench.results import environment
-from neurobench.scoring import score_subject_task
+from neurobench.scoring import N_PERMUTATIONS, score_subject_task
 from neurobench.splits import make_folds
 from neurobench.window_scoring import score_window_task, window_predictions
 
@@ -169,7 +169,8 @@ def difference_repeat(metric: str, repeat: int, n: int) -> dict[str, float]:
     paired = Paired(n, seed=repeat)
     found = paired.difference([(a, b)])
     interval, p = found["low"] > 0 or found["high"] < 0, found["p"] < 0.05
-    null = np.abs(a.exchanged(b, paired.swap)).round(12)  # type: ignore[arg-type]
+    swap = np.concatenate(list(paired.swaps(N_PERMUTATIONS, "swap", n)))
+    null = np.abs(a.exchanged(b, swap)).round(12)  # type: ignore[arg-type]
     observed = abs(a.exchanged(b, np.zeros((1, n), bool))[0]).round(12)  # type: ignore[arg-type]
     mid = ((null > observed).sum() + (null == observed).sum() / 2 + 0.5) / (len(null) + 1)
     reached = np.cumsum(np.unique(null, return_counts=True)[1][::-1]) / len(null)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +21,7 @@ from scipy import stats
 
 from neurobench.errors import ConfigError, closest
 from neurobench.evidence import Evidence
-from neurobench.paired import N_MORE, POWER, Paired, Row, families_of, needed, row_of
+from neurobench.paired import N_MORE, POWER, Paired, Row, Terms, families_of, needed, row_of
 from neurobench.results import load_evidence
 from neurobench.scoring import holm, percentile_interval
 
@@ -93,6 +93,17 @@ class _Key:
     mask: str
 
 
+@dataclass(frozen=True)
+class _Contrast:
+    """A difference that is asked for: pairs of rows, as many a seed, and what it is called."""
+
+    terms: Terms
+    by: By
+    first: str
+    second: str
+    n_seeds: int
+
+
 class _Task(Paired):
     """The rows of one (cohort, task), every seed of them.
 
@@ -156,17 +167,25 @@ class _Task(Paired):
         """Whether any pretrained row is above chance in all its seeds, or was not asked."""
         return any(self.silent.isdisjoint(rows.values()) for key, rows in self.of.items() if key.kind == "pretrained")
 
-    def contrast(
-        self, terms: Sequence[tuple[Row, Row]], by: By, first: str, second: str, seeds: Sequence[int]
-    ) -> dict[str, Any]:
-        """Return a difference as a row of the table of comparisons."""
-        found = self.difference(terms, len(seeds))
+    def contrasts(self, asked: Iterable[_Contrast]) -> list[dict[str, Any]]:
+        """Return differences as rows of the table of comparisons."""
+        every = list(asked)
+        found = self.differences([(x.terms, x.n_seeds) for x in every])
+        return [
+            self._where(x.by, x.first, x.second)
+            | numbers
+            | {"winner": self.winner(x.first, x.second, x.terms, x.n_seeds, numbers["low"], numbers["high"])}
+            for x, numbers in zip(every, found, strict=True)
+        ]
+
+    def winner(self, first: str, second: str, terms: Terms, n_seeds: int, low: float, high: float) -> str:
+        """Return which of two rows is better, or nothing, see :func:`winner_of`."""
+        if self.unequal(first, second):
+            return ""
         # A row is above chance if all its seeds are, as tables say; of several rows one is enough.
-        above = np.array([[row not in self.silent for row in pair] for pair in terms]).reshape(len(seeds), -1, 2)
+        above = np.array([[row not in self.silent for row in pair] for pair in terms]).reshape(n_seeds, -1, 2)
         heard = [bool(above[..., i].all(0).any()) for i in (0, 1)]
-        fair = not self.unequal(first, second)
-        winner = winner_of((first, second), found["low"], found["high"], self.higher, heard) if fair else ""
-        return self._where(by, first, second) | found | {"winner": winner}
+        return winner_of((first, second), low, high, self.higher, heard)
 
     def unequal(self, first: str, second: str) -> str:
         """Return what two rows or backbones do not have in common, see :func:`unequal_terms`."""
@@ -186,8 +205,8 @@ class _Task(Paired):
 
     # ------------------------------------------------------------ tables
 
-    def between(self, by: Literal["backbone", "mask"]) -> Iterator[dict[str, Any]]:
-        """Yield the difference of every two backbones (averaged over masks), or of every two masks."""
+    def between(self, by: Literal["backbone", "mask"]) -> Iterator[_Contrast]:
+        """Yield every two backbones (averaged over masks), or every two masks."""
         backbones, masks, cells = self.grid()
         names, others = (backbones, masks) if by == "backbone" else (masks, backbones)
 
@@ -199,9 +218,9 @@ class _Task(Paired):
             seeds = _common([cell(n, o) for n in (first, second) for o in others])
             if seeds and others:
                 terms = [(cell(first, o)[s], cell(second, o)[s]) for s in seeds for o in others]
-                yield self.contrast(terms, by, first, second, seeds)
+                yield _Contrast(terms, by, first, second, len(seeds))
 
-    def against(self, by: Literal["untrained", "baseline"]) -> Iterator[dict[str, Any]]:
+    def against(self, by: Literal["untrained", "baseline"]) -> Iterator[_Contrast]:
         """Yield every pretrained row against its backbone untrained or as given, or the best baseline or filler."""
         controls = {
             k: v
@@ -218,7 +237,8 @@ class _Task(Paired):
                 if key.kind == "pretrained":
                     seeds = _common([rows, theirs])
                     if seeds:
-                        yield self.contrast([(rows[s], theirs[s]) for s in seeds], by, key.row, other.row, seeds)
+                        terms = [(rows[s], theirs[s]) for s in seeds]
+                        yield _Contrast(terms, by, key.row, other.row, len(seeds))
 
     def interaction(self) -> tuple[list[dict[str, Any]], float]:
         """Return for every cell what neither its backbone nor its mask explains, and one p-value for all of them.
@@ -288,21 +308,27 @@ class _Task(Paired):
     def pairs(self) -> list[Pair]:
         """Return the difference of every two rows over the seeds that both have."""
         every = list(itertools.combinations(self.of.items(), 2))
+        seeds = [_common([rows, theirs]) for (_, rows), (_, theirs) in every]
+        terms = [
+            [(rows[s], theirs[s]) for s in own] for ((_, rows), (_, theirs)), own in zip(every, seeds, strict=True)
+        ]
+        names = [(a.row, b.row) for ((a, _), (b, _)), own in zip(every, terms, strict=True) if own]
+        terms = [own for own in terms if own]
+        spans, p = self.spans(terms), self.p_values(terms)
+        winners = [
+            self.winner(*n, t, len(t), low, high) for n, t, (_, low, high, _) in zip(names, terms, spans, strict=True)
+        ]
         # Holm's smallest p must be able to fall below .05: what no exchange reached is exchanged anew, as often as the
         # number of pairs asks for.
         enough = exchanges_of(len(every))
+        if enough > N_MORE:
+            anew = [i for i, winner in enumerate(winners) if winner and p[i] < 1.5 / N_MORE]
+            for i, finer in zip(anew, self.exchange_p([terms[i] for i in anew], enough), strict=True):
+                p[i] = finer
         pairs = []
-        for (a, rows), (b, theirs) in every:
-            seeds = _common([rows, theirs])
-            if seeds:
-                terms = [(rows[s], theirs[s]) for s in seeds]
-                found = self.contrast(terms, "baseline", a.row, b.row, seeds)
-                p = found["p"]
-                if found["winner"] and enough > N_MORE and p < 1.5 / N_MORE:
-                    p = self.exchange_p(terms, enough)
-                ids = [tuple(self.ids[rows[s]] for s in seeds) for rows in (rows, theirs)]
-                numbers = (found["difference"], found["low"], found["high"], p, found["se_subjects"])
-                pairs.append(Pair(a.row, b.row, found["winner"], ids[0], ids[1], *numbers, self.n))
+        for i, (difference, low, high, se) in enumerate(spans):
+            ids = [tuple(self.ids[pair[k]] for pair in terms[i]) for k in (0, 1)]
+            pairs.append(Pair(*names[i], winners[i], ids[0], ids[1], difference, low, high, p[i], se, self.n))
         return pairs
 
 
@@ -556,7 +582,8 @@ def compare_rows(
             if one == "interaction":
                 own, omnibus = built.interaction()
             else:
-                own = list(built.between(one) if one in ("backbone", "mask") else built.against(one))  # type: ignore[arg-type]
+                asked = built.between(one) if one in ("backbone", "mask") else built.against(one)  # type: ignore[arg-type]
+                own = built.contrasts(asked)
             records += own
         table = _with_holm(pd.DataFrame(records, columns=list(COLUMNS)))
         for one in by:

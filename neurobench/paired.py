@@ -7,15 +7,17 @@ few matrix products.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from neurobench import retrieval_scoring, window_scoring
 from neurobench.errors import DataError, closest
@@ -28,6 +30,7 @@ __all__ = [
     "POWER",
     "Paired",
     "Row",
+    "Terms",
     "difference_of",
     "differences_to",
     "families_of",
@@ -39,8 +42,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-PART = 2_000
-"""Exchanges at a time where many are drawn."""
+PART, PAIRS_AT_ONCE = 2_000, 50
+"""Exchanges at a time where many are drawn; differences whose intervals are computed at a time."""
 
 POWER = 2.8
 """Standard errors that a difference needs to be found with a power of .8 at 5 %: 1.96 + .84."""
@@ -63,6 +66,17 @@ class _Ratios:
     below: Array
     offset: float = 0.0
     sign: float = 1.0
+
+    @cached_property
+    def measure(self) -> tuple[Any, ...]:
+        """What is equal for rows of which everybody counts as much: their difference is a sum over subjects."""
+        return self.below.shape, self.below.tobytes(), self.offset, self.sign
+
+    @cached_property
+    def shares(self) -> Array | None:
+        """(subjects,) what each adds to the value; None where a part has nobody."""
+        total = self.below.sum(1, keepdims=True)
+        return self.sign * (self.above / total).mean(0) if (total > 1e-12).all() else None
 
     def values(self, weights: Array) -> Array:
         """Return (draws,) of (draws, subjects) weights; NaN where a part has nobody."""
@@ -97,15 +111,20 @@ class _Area:
 
     def exchanged(self, other: _Area, swap: NDArray[np.bool_]) -> Array:
         """Return (draws,) differences with the subjects in (draws, subjects) ``swap`` exchanged between the two."""
-        ours, theirs = np.where(swap, other.ranks, self.ranks), np.where(swap, self.ranks, other.ranks)
-        return self._area(ours) - self._area(theirs)
-
-    def _area(self, scores: Array) -> Array:
         positive = self.truth > 0.5
-        n, m = positive.sum(), (~positive).sum()
-        ranks = stats.rankdata(scores, axis=1)
-        area: Array = (ranks[:, positive].sum(1) - n * (n + 1) / 2) / (n * m)
-        return area
+        n = int(positive.sum()) * int((~positive).sum())
+        # Of a positive and a negative either row's score may count: four tables of who is ahead, ties counting half.
+        oo, ot, to, tt = (
+            np.heaviside(a.ranks[positive][:, None] - b.ranks[~positive], 0.5)
+            for a in (self, other)
+            for b in (self, other)
+        )
+        p, q = swap[:, positive].astype(float), swap[:, ~positive].astype(float)
+        both = ((p @ (oo - ot - to + tt)) * q).sum(1)
+        ours = oo.sum() + p @ (to - oo).sum(1) + q @ (ot - oo).sum(0) + both
+        theirs = tt.sum() + p @ (ot - tt).sum(1) + q @ (to - tt).sum(0) + both
+        found: Array = ours / n - theirs / n
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +152,9 @@ class _General:
 
 
 Row = _Ratios | _Area | _General | window_scoring.WindowRow
+
+Terms = Sequence[tuple[Row, Row]]
+"""Pairs of rows whose mean difference is asked for."""
 
 
 def row_of(metric: str, held_out: pd.DataFrame) -> Row:
@@ -230,44 +252,61 @@ class Paired:
         self.n, self.seed = n_subjects, seed
         self.weights = bootstrap_weights(n_subjects, N_BOOTSTRAP, seed, family) if n_subjects else np.zeros((0, 0))
         self.family = family
-        self.swap = self._exchanges(
-            N_PERMUTATIONS, np.random.default_rng(seed_for(seed, "permutation", "swap", n_subjects))
-        )
-        self._more: dict[int, list[NDArray[np.bool_]]] = {}
         self._drawn: dict[Row, tuple[float, Array, Array]] = {}
 
-    def _p(self, terms: Sequence[tuple[Row, Row]]) -> float:
-        """Return the share of exchanges that reach the mean difference over pairs, (b + 1) / (m + 1)."""
-        n = self._reached(terms, [self.swap])
-        return self.exchange_p(terms, N_MORE) if n <= FEW else (n + 1) / (N_PERMUTATIONS + 1)
+    def p_values(self, many: Sequence[Terms]) -> list[float]:
+        """Return for each mean difference over pairs the share of exchanges that reach it, (b + 1) / (m + 1)."""
+        reached = self._reached(many, self.swaps(N_PERMUTATIONS, "swap", self.n))
+        few = np.flatnonzero(reached <= FEW).tolist()
+        p = (reached + 1) / (N_PERMUTATIONS + 1)
+        p[few] = self.exchange_p([many[i] for i in few], N_MORE)
+        return [float(x) for x in p]
 
-    def exchange_p(self, terms: Sequence[tuple[Row, Row]], n_draws: int) -> float:
-        """Return the p-value of :meth:`difference` from fresh exchanges, as many as asked for.
+    def exchange_p(self, many: Sequence[Terms], n_draws: int) -> list[float]:
+        """Return the p-values of differences from fresh exchanges, as many as asked for.
 
         Parameters
         ----------
-        terms
-            Pairs of rows.
+        many
+            Pairs of rows of each difference.
         n_draws
-            Exchanges; the same ones for every pair of rows, drawn and used in parts, so that they need little memory.
+            Exchanges; the same ones for every difference, used in parts, so that they need little memory.
         """
-        if n_draws not in self._more:
-            sizes = [min(PART, n_draws - start) for start in range(0, n_draws, PART)]
-            rng = np.random.default_rng(seed_for(self.seed, "permutation", "swap-more", self.n, n_draws))
-            self._more[n_draws] = [self._exchanges(size, rng) for size in sizes]
-        return (self._reached(terms, self._more[n_draws]) + 1) / (n_draws + 1)
+        reached = self._reached(many, self.swaps(n_draws, "swap-more", self.n, n_draws)) if many else np.zeros(0)
+        return [float(x) for x in (reached + 1) / (n_draws + 1)]
 
-    def _exchanges(self, n: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Return (n, subjects) True where a subject is exchanged; members of a family go together."""
-        drawn = rng.random((n, self.n)) < 0.5
-        return drawn if self.family is None else drawn[:, self.family]
+    def swaps(self, n_draws: int, *words: str | int) -> Iterator[NDArray[np.bool_]]:
+        """Yield (part of the draws, subjects) True where a subject is exchanged; members of a family go together."""
+        for drawn in _halves(self.n, n_draws, seed_for(self.seed, "permutation", *words)):
+            yield drawn if self.family is None else drawn[:, self.family]
 
-    def _reached(self, terms: Sequence[tuple[Row, Row]], swaps: Sequence[NDArray[np.bool_]]) -> int:
-        """Return how many exchanges reach the mean difference over pairs; what is not defined does."""
+    def _reached(self, many: Sequence[Terms], swaps: Iterable[NDArray[np.bool_]]) -> NDArray[np.int64]:
+        """Return how many exchanges reach each mean difference over pairs; what is not defined does."""
+        sums = [all(_is_sum(a, b) for a, b in terms) for terms in many]
+        rows = list(dict.fromkeys(row for i, terms in enumerate(many) if sums[i] for pair in terms for row in pair))
+        place = {row: k for k, row in enumerate(rows)}
+        shares = np.array([row.shares for row in rows])  # type: ignore[union-attr]
         # The difference without any exchange, in the form that the null has: of ranks, where those are exchanged.
-        observed = abs(float(np.mean([_exchanged(a, b, np.zeros((1, self.n), bool))[0] for a, b in terms])))
-        nulls = (np.mean([_exchanged(a, b, swap) for a, b in terms], 0) for swap in swaps)
-        return sum(int(np.sum(~(np.abs(null) < observed - 1e-12))) for null in nulls)
+        none = np.zeros((1, self.n), bool)
+        whole = shares.sum(-1)
+        observed = [
+            float(np.mean([whole[place[a]] - whole[place[b]] for a, b in terms]))
+            if sums[i]
+            else float(np.mean([_exchanged(a, b, none)[0] for a, b in terms]))
+            for i, terms in enumerate(many)
+        ]
+        reached = np.zeros(len(many), np.int64)
+        for swap in swaps:
+            # Who is exchanged counts for the other row: twice what they add, one product for all pairs of rows.
+            moved = shares @ (2.0 * swap.T) if rows else shares
+            for i, terms in enumerate(many):
+                if sums[i]:
+                    each = [moved[place[b]] - moved[place[a]] for a, b in terms]
+                    null = observed[i] + (each[0] if len(each) == 1 else np.mean(each, 0))
+                else:
+                    null = np.mean([_exchanged(a, b, swap) for a, b in terms], 0)
+                reached[i] += np.count_nonzero(~(np.abs(null) < abs(observed[i]) - 1e-12))
+        return reached
 
     def drawn(self, row: Row) -> tuple[float, Array, Array]:
         """Return value, (draws,) bootstrap values and (folds,) values of a row, computed once."""
@@ -278,41 +317,67 @@ class Paired:
             self._drawn[row] = value, row.values(self.weights), row.values(folds)
         return self._drawn[row]
 
-    def difference(self, terms: Sequence[tuple[Row, Row]], n_seeds: int = 1) -> dict[str, Any]:
-        """Return the mean difference over pairs of rows: first minus second, with everything that is known of it.
+    def spans(self, many: Sequence[Terms]) -> list[tuple[float, float, float, float]]:
+        """Return of each mean difference over pairs its value, the ends of its interval, and its standard error."""
+        found = []
+        for start in range(0, len(many), PAIRS_AT_ONCE):
+            terms = many[start : start + PAIRS_AT_ONCE]
+            drawn = [[(self.drawn(a), self.drawn(b)) for a, b in pairs] for pairs in terms]
+            values = [float(np.mean([a[0] - b[0] for a, b in pairs])) for pairs in drawn]
+            draws = np.array([np.mean([a[1] - b[1] for a, b in pairs], 0) for pairs in drawn])
+            defined = np.isfinite(draws).all(1)
+            low, high, se = np.full((3, len(terms)), math.nan)
+            low[defined], high[defined] = np.percentile(draws[defined], [2.5, 97.5], axis=1)
+            se[defined] = draws[defined].std(1)
+            for i in np.flatnonzero(~defined):
+                known = draws[i][np.isfinite(draws[i])]
+                if len(known):
+                    low[i], high[i] = np.percentile(known, [2.5, 97.5])
+                    se[i] = known.std()
+            found += list(zip(values, low.tolist(), high.tolist(), se.tolist(), strict=True))
+        return found
+
+    def difference(self, terms: Terms, n_seeds: int = 1) -> dict[str, Any]:
+        """Return the mean difference over pairs of rows, see :meth:`differences`."""
+        return self.differences([(terms, n_seeds)])[0]
+
+    def differences(self, many: Sequence[tuple[Terms, int]]) -> list[dict[str, Any]]:
+        """Return mean differences over pairs of rows: first minus second, with everything that is known of them.
 
         Parameters
         ----------
-        terms
-            Pairs of rows; as many a seed, in seeds' order.
-        n_seeds
-            Number of seeds.
+        many
+            Of each its pairs of rows, as many a seed, in seeds' order; and the number of seeds.
         """
-        drawn = [(self.drawn(a), self.drawn(b)) for a, b in terms]
-        each = np.array([a[0] - b[0] for a, b in drawn])
-        draws = np.stack([a[1] - b[1] for a, b in drawn])
-        folds = np.stack([a[2] - b[2] for a, b in drawn])
-        difference, mean = float(each.mean()), draws.mean(0)
-        known = mean[np.isfinite(mean)]
-        low, high = (float(x) for x in np.percentile(known, [2.5, 97.5])) if len(known) else (math.nan, math.nan)
-        by_seed = each.reshape(n_seeds, -1).mean(1)
-        by_fold = folds.reshape(n_seeds, -1, folds.shape[1]).mean(1).ravel()
-        se = float(known.std()) if len(known) else math.nan
-        together = self.combined_error(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1)) if n_seeds > 1 else math.nan
-        return {
-            "difference": difference,
-            "low": low,
-            "high": high,
-            "p": self._p(terms),
-            "p_nadeau_bengio": nadeau_bengio(by_fold, folds.shape[1]),
-            "detectable": POWER * se,
-            "n_subjects": self.n,
-            "n_needed": needed(difference, se, self.n),
-            "n_seeds": n_seeds,
-            "sd_seeds": float(by_seed.std(ddof=1)) if n_seeds > 1 else math.nan,
-            "se_subjects": se,
-            "se_combined": together,
-        }
+        found = []
+        every = [terms for terms, _ in many]
+        for (terms, n_seeds), span, p in zip(many, self.spans(every), self.p_values(every), strict=True):
+            difference, low, high, se = span
+            drawn = [(self.drawn(a), self.drawn(b)) for a, b in terms]
+            by_seed = np.array([a[0] - b[0] for a, b in drawn]).reshape(n_seeds, -1).mean(1)
+            folds = np.stack([a[2] - b[2] for a, b in drawn])
+            by_fold = folds.reshape(n_seeds, -1, folds.shape[1]).mean(1).ravel()
+            together = math.nan
+            if n_seeds > 1:
+                draws = np.stack([a[1] - b[1] for a, b in drawn])
+                together = self.combined_error(draws.reshape(n_seeds, -1, draws.shape[1]).mean(1))
+            found.append(
+                {
+                    "difference": difference,
+                    "low": low,
+                    "high": high,
+                    "p": p,
+                    "p_nadeau_bengio": nadeau_bengio(by_fold, folds.shape[1]),
+                    "detectable": POWER * se,
+                    "n_subjects": self.n,
+                    "n_needed": needed(difference, se, self.n),
+                    "n_seeds": n_seeds,
+                    "sd_seeds": float(by_seed.std(ddof=1)) if n_seeds > 1 else math.nan,
+                    "se_subjects": se,
+                    "se_combined": together,
+                }
+            )
+        return found
 
     def combined_error(self, draws: Array) -> float:
         """Return the standard error when seeds are drawn with the subjects, of (seeds, draws) bootstrap values."""
@@ -357,6 +422,20 @@ def families_of(held_out: pd.DataFrame) -> NDArray[np.int64] | None:
     return family_numbers(by_subject.sort_index())
 
 
+def _is_sum(a: Row, b: Row) -> bool:
+    """Whether the difference of two rows is a sum over subjects, whoever is exchanged."""
+    same = isinstance(a, _Ratios) and isinstance(b, _Ratios) and a.measure == b.measure
+    return same and a.shares is not None and b.shares is not None  # type: ignore[union-attr]
+
+
+@functools.lru_cache(maxsize=4)
+def _halves(n_subjects: int, n_draws: int, seed: int) -> tuple[NDArray[np.bool_], ...]:
+    """Return (draws, subjects) True for a random half, in parts: the same for all tasks of as many subjects."""
+    rng = np.random.default_rng(seed)
+    sizes = [min(PART, n_draws - start) for start in range(0, n_draws, PART)]
+    return tuple(rng.random((size, n_subjects)) < 0.5 for size in sizes)
+
+
 def _exchanged(a: Row, b: Row, swap: NDArray[np.bool_]) -> Array:
     assert type(a) is type(b)
     return a.exchanged(b, swap)  # type: ignore[arg-type]
@@ -388,7 +467,7 @@ def nadeau_bengio(differences: Array, n_folds: int) -> float:
     error = math.sqrt((1 / len(known) + 1 / (n_folds - 1)) * float(known.var(ddof=1)))
     if error == 0:
         return 1.0 if known.mean() == 0 else 0.0
-    return float(2 * stats.t.sf(abs(known.mean()) / error, len(known) - 1))
+    return float(2 * special.stdtr(len(known) - 1, -abs(known.mean()) / error))
 
 
 def needed(difference: float, se: float, n: int) -> float:

@@ -356,10 +356,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number by Holm's method, in the order given."""
     if len(p_values) == 0:
         return []
-    # Imported here: it takes a second or two, and most commands adjust nothing.
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(x) for x in multipletests(p_values, method="holm")[1]]
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return [float(x) for x in adjusted]
 
 
 # ---------------------------------------------------------------- reconstruction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import weakref
@@ -106,10 +107,23 @@ def test_more_exchanges_agree_with_a_thousand_and_go_further():
     paired = Paired(100)
     p = paired.difference([pair])["p"]
     assert 0.001 < p < 0.5
-    assert paired.exchange_p([pair], 5_000) == pytest.approx(p, rel=0.35)
+    assert paired.exchange_p([[pair]], 5_000)[0] == pytest.approx(p, rel=0.35)
     far = row_of("mae", people(100, 12.0, seed=1)), row_of("mae", people(100, seed=2))
     assert paired.difference([far])["p"] == pytest.approx(1 / 10_001)
-    assert paired.exchange_p([far], 50_000) == pytest.approx(1 / 50_001)
+    assert paired.exchange_p([[far]], 50_000)[0] == pytest.approx(1 / 50_001)
+
+
+@pytest.mark.parametrize("metric", ["mae", "balanced_accuracy", "r2"])
+def test_sums_over_subjects_are_exchanged_at_once_as_they_are_one_by_one(metric):
+    classes = metric == "balanced_accuracy"
+    rows = [row_of(metric, people(30, s, seed=s, classes=classes)) for s in (1, 2, 3)]
+    paired = Paired(30)
+    many = [[(a, b)] for a, b in itertools.combinations(rows, 2)] + [[(rows[0], rows[1]), (rows[0], rows[2])]]
+    swap = np.concatenate(list(paired.swaps(500, "swap-more", 30, 500)))
+    for terms, p in zip(many, paired.exchange_p(many, 500), strict=True):
+        null = np.mean([a.exchanged(b, swap) for a, b in terms], 0)
+        nobody = np.mean([a.exchanged(b, np.zeros((1, 30), bool)) for a, b in terms])
+        assert p == ((np.abs(null) >= abs(nobody) - 1e-12).sum() + 1) / 501
 
 
 def test_area_under_exchange_is_that_of_the_exchanged_scores():

@@ -21,6 +21,9 @@ REAL = {"abide-parcels": "abide_aal116", "rpn-parcels": "rpn_mist122"}
 ROWS = {
     "twins": {"dataset": "adhd200", "backbone": "transformer", "mask": "random_tube", "task": "age,reconstruction"},
     "camcan-aging": {"backbone": "transformer", "mask": "none", "task": "age"},
+    "adhd200-masking": {"backbone": "transformer", "mask": "none", "task": "diagnosis"},
+    "neurostorm": {"backbone": "mamba", "mask": "none", "task": "diagnosis,age"},
+    "rhamba": {"backbone": "hybrid[layout=mamba]", "mask": "none", "task": "diagnosis"},
     "abide-parcels": {"backbone": "transformer", "mask": "none", "task": "diagnosis,age"},
     "rpn-parcels": {"backbone": "transformer", "mask": "none", "task": "sex,age"},
 }
@@ -34,8 +37,14 @@ def published(suite: str) -> dict[tuple[str, str, str, int], Record]:
     return {(r.dataset.label, r.row, r.task.label, r.protocol.seed): r for r in records}
 
 
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all: what suites share, such as prepared volumes and their baselines, is computed once."""
+    return tmp_path_factory.mktemp("published")
+
+
 @pytest.mark.parametrize("suite", [name for name in ROWS if (RESULTS / name).is_dir()])
-def test_published_rows_are_found_again(suite: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_published_rows_are_found_again(suite: str, out: Path, request: pytest.FixtureRequest) -> None:
     """Within the tolerance of ``neurobench verify --rerun``; a quarter of an interval for what was trained."""
     theirs = published(suite)
     example = next(iter(theirs.values()))
@@ -47,9 +56,9 @@ def test_published_rows_are_found_again(suite: str, tmp_path: Path, request: pyt
     else:
         where = {"profile": example.protocol.profile, "source": "simulated"}
     options: dict[str, Any] = {**where, **ROWS[suite], "attribution": False}
-    table = neurobench.run(suite=ROOT / "benchmarks" / f"{suite}.yaml", out=tmp_path, **options)
+    table = neurobench.run(suite=ROOT / "benchmarks" / f"{suite}.yaml", out=out, **options)
     assert set(table["status"]) == {"ok"}
-    found = [read_record(tmp_path / "records" / f"{i}.json") for i in table["id"]]
+    found = [read_record(out / "records" / f"{i}.json") for i in table["id"]]
     missed = []
     for ours in found:
         record = theirs[ours.dataset.label, ours.row, ours.task.label, ours.protocol.seed]
