@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
+from collections import Counter
 from pathlib import Path
 
 import nibabel
@@ -12,7 +14,7 @@ import pytest
 import scipy.io
 from mne.io.constants import FIFF
 
-from benchmarks.fuzz import fuzz, readers
+from benchmarks.fuzz import Campaign, fuzz, keep, only_text, readers
 from neurobench.errors import DataError
 from neurobench_datasets._atlases import Atlas, load_labels
 from neurobench_datasets._bold_images import BoldFile
@@ -24,7 +26,7 @@ from neurobench_datasets._roi_series import read_series
 @pytest.mark.parametrize("name", readers())
 def test_valid_samples_are_read(name: str, tmp_path: Path) -> None:
     reader = readers()[name]
-    (tmp_path / reader.file).write_bytes(reader.samples[0])
+    reader.place(tmp_path, reader.samples[0])
     reader.read(tmp_path)
 
 
@@ -51,6 +53,34 @@ def test_a_crash_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = module.fuzz("x", 50).found
     assert found
     assert all("KeyError at" in place or "?" in place for place in found)
+
+
+def test_pieces_of_a_campaign_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    errors = Counter({"DataError": 4})
+    keep("x", Campaign(10, n_read=6, seconds=1.6, slowest_s=0.2, errors=errors), 0, path)
+    keep("x", Campaign(20, n_read=16, seconds=3.1, slowest_s=0.1, errors=errors), 1, path)
+    kept = json.loads(path.read_text(encoding="utf-8"))["x"]
+    assert (kept["files"], kept["read"], kept["refused"], kept["seeds"]) == (30, 22, {"DataError": 8}, [0, 1])
+    assert (kept["seconds"], kept["slowest_s"]) == (5, 0.2)
+    # The same seed is the same files.
+    keep("x", Campaign(20, n_read=20), 1, path)
+    assert json.loads(path.read_text(encoding="utf-8"))["x"]["files"] == 20
+
+
+@pytest.mark.parametrize(
+    ("page", "usual", "found"),
+    [
+        ("<p><img src=x onerror=alert(1)></p>", "<p>x</p>", "img"),
+        ('<p onmouseover="x">', "<p>x</p>", "onmouseover"),
+        ('<a href="http://elsewhere">x</a>', "x", "'a'"),
+        ('<a href=" java\nscript:alert(1)">x</a>', '<a href="x">x</a>', "runs"),
+    ],
+)
+def test_a_name_that_is_more_than_text_is_found(page: str, usual: str, found: str) -> None:
+    only_text(["<p>&lt;img&gt;</p>"], ["<p>x</p>"])
+    with pytest.raises(AssertionError, match=found):
+        only_text([page], [usual])
 
 
 @pytest.mark.parametrize("compressed", [False, True])
