@@ -5,8 +5,8 @@
 Files are valid samples, mutated: bits flipped, pieces cut, doubled, moved and replaced by what breaks parsers; of JSON
 also its values, so that what comes after the parser is reached, and sums are made right again where there are any. The
 only errors that may come out are neurobench's own; everything else is a bug, and so is a file that takes longer than
-:data:`LIMIT_S`, or more than :data:`LIMIT_BYTES`. ``--save`` keeps what was run in ``benchmarks/results/fuzz.json``.
-Exit code 1: something was found.
+:data:`LIMIT_S`, or more than :data:`LIMIT_BYTES`. ``--save`` keeps what was run in ``benchmarks/results/fuzz.json``;
+campaigns of several seeds add up there, so that a long one can be run in pieces. Exit code 1: something was found.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import copy
 import datetime
+import fcntl
 import functools
 import gc
 import hashlib
@@ -34,12 +35,12 @@ import types
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import mne
 import numpy as np
 import pandas as pd
 import scipy.io
@@ -48,7 +49,9 @@ from nibabel import Nifti1Image
 from rich.progress import track
 from safetensors.numpy import save
 
+from benchmarks.fuzz_samples import CTF, bold, clinic, covariance, ctf, fieldtrip, fif, filled
 from benchmarks.performance.board import invented
+from neurobench.attestation import Rerun
 from neurobench.bundle import FORMAT, MANIFEST
 from neurobench.bundle_reader import _NEEDED, Contents, parse_folds, parse_table, read_bundle
 from neurobench.clusters import settings_of
@@ -56,28 +59,37 @@ from neurobench.config import load_suite
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.evidence import Evidence, read_cohort
 from neurobench.identity import digest
-from neurobench.leaderboard import markdown, read_board
+from neurobench.leaderboard import _comparisons, _reruns, markdown, read_board
 from neurobench.leaderboard_site import _files
 from neurobench.learners import Filling
+from neurobench.pairwise import PairwiseRecord, name_of
+from neurobench.parsing import parse_json
 from neurobench.plugins import Registry, load_registry
 from neurobench.pretraining import Recipe, Training
 from neurobench.records import RecordingFile
+from neurobench.report import Report
+from neurobench.report_writing import _html
 from neurobench.results import Record, content_hash, read_record, record_text
 from neurobench.store import Checkpoint, Store
-from neurobench.upkeep import check, merge
+from neurobench.upkeep import _needed, check, merge
 from neurobench.verification import verify
 from neurobench_backbones._weights import read_weights
 from neurobench_datasets._adhd200_phenotypes import read_phenotypes
 from neurobench_datasets._atlases import Atlas, load_labels, read_names
+from neurobench_datasets._bold_images import read_bold
 from neurobench_datasets._bold_layouts import _sidecar_time
+from neurobench_datasets._bold_layouts import repetition_time as bold_time
 from neurobench_datasets._confounds import _motion
+from neurobench_datasets._description import FILE, described
 from neurobench_datasets._meg_events import _written
 from neurobench_datasets._meg_files import read_meg_file
+from neurobench_datasets._meg_noise import noise_covariance
 from neurobench_datasets._meg_sidecars import bad_channels, noise_file
 from neurobench_datasets._roi_series import read_regions, read_series
 from neurobench_datasets._series_folder import repetition_time
 from neurobench_datasets._tables import read_table
 from neurobench_datasets.camcan import read_cattell, read_participants
+from neurobench_datasets.parcels import Parcels
 from neurobench_tasks._embeddings import read_embeddings
 
 KEPT = Path(__file__).parent / "results" / "fuzz.json"
@@ -136,7 +148,7 @@ class Reader:
     Parameters
     ----------
     file
-        Name that a sample is written under.
+        Where a sample is written, relative to a folder.
     samples
         Valid files.
     read
@@ -145,6 +157,8 @@ class Reader:
         Makes sums right again after a JSON value was changed.
     in_place
         Whether half of the damage leaves everything where it is: of formats that say where their parts lie.
+    beside
+        Whole files that lie beside it.
     """
 
     file: str
@@ -152,6 +166,15 @@ class Reader:
     read: Callable[[Path], Any]
     sealed: Callable[[Any], Any] = lambda plain: plain
     in_place: bool = False
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+
+    def place(self, folder: Path, content: bytes) -> None:
+        """Write a sample into a folder, and what lies beside it where it is not there yet."""
+        for name, data in ({n: b for n, b in self.beside.items() if n != self.file} | {self.file: content}).items():
+            path = folder / name
+            if name == self.file or not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
 
 
 def changed(rng: np.random.Generator, plain: Any) -> Any:
@@ -244,6 +267,7 @@ def overwritten(rng: np.random.Generator, sample: bytes) -> bytes:
 # ---------------------------------------------------------------- what is read
 
 
+@functools.cache
 def readers() -> dict[str, Reader]:
     """Return every reader by name."""
     rng = np.random.default_rng(0)
@@ -273,7 +297,9 @@ def readers() -> dict[str, Reader]:
             "participants.tsv", (people, adhd, camcan), lambda f: read_table(f / "participants.tsv")
         ),
         "adhd200": Reader("NYU_phenotypic.csv", (adhd,), lambda f: read_phenotypes(f, [])),
-        "camcan": Reader("standard_data.csv", (camcan, people), _camcan),
+        "camcan": Reader(
+            "dataman/useraccess/processed/me/standard_data.csv", (camcan, people), lambda f: read_participants(f, [])
+        ),
         "cattell": Reader("Cattell_summary.txt", (cattell,), lambda f: read_cattell(f, [])),
         "labels": Reader("labels.csv", (names, regions), lambda f: read_names(f / "labels.csv")),
         "labels-text": Reader("labels.txt", (lut,), lambda f: read_names(f / "labels.txt")),
@@ -307,6 +333,14 @@ def _of_results(record: Record) -> dict[str, Reader]:
     np.savez(arrays, allow_pickle=False, r2=np.eye(3), masks=np.array(["a", "b"]))
     pd.DataFrame({"participant_id": people, "fold": 0, "truth": [1.0, 2, 3, 4]}).to_parquet(frame)
     sealed = (json.dumps(_sealed(plain)).encode(),)
+    step = {"stage": "pretraining", "identity": {"backbone": "net", "seed": 0}}
+    identity = json.dumps({"evaluation": {"task": "age"}, "steps": {"0" * 64: step}, "asked": {"seed": 0}}).encode()
+    head = record.metrics[record.headline].value
+    rerun = Rerun(
+        record=record.id, content_hash=record.content_hash, metric=record.headline, said=head, found=head, allowed=0.1,
+        by="me", on="2026-01-01", environment={"python": "3.11"},
+    ).as_text.encode()  # fmt: skip
+    clinical, compared = clinic()
     return {
         "verify": Reader("record.json", sealed, _verify, _sealed),
         "board": Reader("record.json", sealed, _board, _sealed),
@@ -317,6 +351,11 @@ def _of_results(record: Record) -> dict[str, Reader]:
         ),
         "arrays": Reader("traces.npz", (arrays.getvalue(),), lambda f: _beside(f, "traces.npz")),
         "parquet": Reader("predictions.parquet", (frame.getvalue(),), lambda f: _beside(f, "predictions.parquet")),
+        "identity": Reader("identity.json", (identity,), lambda f: _identity(f, sealed[0])),
+        "rerun": Reader("rerun.json", (rerun,), lambda f: _rerun(f, record)),
+        "comparisons": Reader("comparisons.json", (compared.encode(),), lambda f: _compared(f, clinical)),
+        "site": Reader("name.txt", HOSTILE, _site),
+        "report": Reader("name.txt", HOSTILE, _report),
         "tar": Reader("out.tar", (_tar(b'{"format": 1}'),), _merge),
     }
 
@@ -328,6 +367,7 @@ def _of_recordings() -> dict[str, Reader]:
     events = b"onset\tduration\ttrial_type\tvalue\n0.5\t0\taudio\t1\n1.5\tn/a\tvisual\t2.0\n"
     channels = b"name\ttype\tstatus\nMEG0111\tMEGMAG\tgood\nMEG0112\tMEGGRADPLANAR\tbad\n"
     motion = b"# roll pitch yaw dS dL dP\n" + b"0.1 0.2 -0.1 0.01 0.02 0.03\n" * 4
+    description = b'{"Name": "A", "Authors": ["B", "C"], "DatasetDOI": "doi:10.123/x", "ReferencesAndLinks": ["D"]}'
     image = io.BytesIO()
     volume = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     Nifti1Image(volume, np.diag([3.0, 3, 3, 1])).to_stream(image)
@@ -347,26 +387,38 @@ def _of_recordings() -> dict[str, Reader]:
         "motion": Reader("rp.1D", (motion,), lambda f: _motion(f / "rp.1D", ("motion",))),
         "fif": Reader(
             f"{name}.fif",
-            (_fif(),),
+            (fif(),),
             lambda f: read_meg_file(RecordingFile("01", f / f"{name}.fif", 200.0)),
             in_place=True,
         ),
+        **{f"ctf-{end}": _ctf(end) for end in CTF},
+        "fieldtrip": Reader("x.mat", (fieldtrip(),), lambda f: read_meg_file(RecordingFile("01", f / "x.mat", 200.0))),
+        "noise": Reader(
+            "x-cov.fif", (covariance(),), lambda f: noise_covariance.__wrapped__(f / "x-cov.fif", 0), in_place=True
+        ),
+        "description": Reader(FILE, (description,), lambda f: described(Parcels.card, f)),
+        "bold": Reader("x_bold.nii", (bold(),), _bold, in_place=True, beside={"atlas.nii": image.getvalue()}),
+        "bold-header": Reader("x_bold.nii", (bold(),), lambda f: bold_time(f / "x_bold.nii", f), in_place=True),
         "atlas": Reader(
             "atlas.nii", (image.getvalue(),), lambda f: load_labels.__wrapped__(Atlas(f / "atlas.nii", None, ""))
         ),
     }
 
 
-@functools.cache
-def _fif() -> bytes:
-    """Return a recording of two sensors and a trigger channel."""
-    kinds = {"MEG0111": "mag", "MEG0112": "grad", "STI101": "stim"}
-    values = np.random.default_rng(0).standard_normal((3, 100)) * 1e-13
-    values[2] = np.repeat([0, 5, 0, 3, 0], 20)
-    with tempfile.TemporaryDirectory() as folder, mne.use_log_level("ERROR"):
-        raw = mne.io.RawArray(values, mne.create_info(list(kinds), 200.0, list(kinds.values())))
-        raw.save(Path(folder) / "x_raw.fif")
-        return (Path(folder) / "x_raw.fif").read_bytes()
+def _ctf(end: str) -> Reader:
+    """Return the reader of a CTF folder of which one file is damaged."""
+    files = {f"x.ds/{CTF[e]}": content for e, content in ctf().items()}
+    name = f"x.ds/{CTF[end]}"
+
+    def read(folder: Path) -> Any:
+        return read_meg_file(RecordingFile("01", folder / "x.ds", 200.0))
+
+    return Reader(name, (files[name],), read, in_place=end in ("res4", "meg4"), beside=files)
+
+
+def _bold(folder: Path) -> Any:
+    file = RecordingFile("01", folder / "x_bold.nii", 0.5, beside={"atlas": folder / "atlas.nii"})
+    return read_bold(file, signal="parcels", confounds=())
 
 
 def _of_tensors() -> dict[str, Reader]:
@@ -449,6 +501,124 @@ def _named(content: bytes) -> str:
     return said[1].decode() if said else "0" * 64
 
 
+def _identity(folder: Path, record: bytes) -> Any:
+    content = (folder / "identity.json").read_bytes()
+    name = _named(record)
+    files = {f"records/{name}.json": record, f"identities/{name}.json": content}
+    (folder / "identities").mkdir(exist_ok=True)
+    (folder / "identities" / f"{name}.json").write_bytes(content)
+    found = verify(Contents(files, {"n_records": 1, "files": {n: {} for n in files}}, ()), _registry())
+    return found, _needed(folder)
+
+
+def _rerun(folder: Path, record: Record) -> Any:
+    place = folder / "reruns"
+    place.mkdir(exist_ok=True)
+    (place / f"{record.id}.json").write_bytes((folder / "rerun.json").read_bytes())
+    return _reruns(place, {record.id: record})
+
+
+def _compared(folder: Path, records: Mapping[str, Record]) -> Any:
+    """Read comparisons as a board does, under the name that they should have where they can have one."""
+    content = (folder / "comparisons.json").read_bytes()
+    name = "0" * 64
+    with contextlib.suppress(ValueError):
+        name = name_of(PairwiseRecord.of(parse_json(content)))
+    place = folder / "comparisons"
+    place.mkdir(exist_ok=True)
+    for old in place.iterdir():
+        old.unlink()
+    (place / f"{name}.json").write_bytes(content)
+    files = {f"records/{i}.json": record_text(r).encode() for i, r in records.items()}
+    files[f"comparisons/{name}.json"] = content
+    verify(Contents(files, {"n_records": len(records), "files": {n: {} for n in files}}, ()), _registry())
+    return _comparisons(place, records)
+
+
+# ---------------------------------------------------------------- names from outside in what is shown
+
+HOSTILE = (
+    b"<script>alert(1)</script>",
+    b'"><img src=x onerror=alert(1)>',
+    b"' onmouseover='alert(1)' x='",
+    b"javascript:alert(1)",
+    b"</style></title></textarea><svg onload=alert(1)>",
+    b"a{{ 7 * 7 }}{% for x in y %}<!-- ]]> &lt;script&gt; &#60;b&#62;",
+    b"see [x](javascript:alert(1)) | a |\n\n# b `<b>`",
+    b"../../x/%2e%2e/\\x?<a href=data:text/html,x>",
+)
+"""Names that would be more than text where they are not taken for it."""
+
+
+class _Tags(HTMLParser):
+    """The tags of a page with the names of their attributes, and its addresses that run something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: Counter[tuple[str, ...]] = Counter()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found[(tag, *(k for k, _ in attrs))] += 1
+        for key, value in attrs:
+            address = re.sub(r"[\x00-\x20]", "", value or "").lower()
+            if key in ("href", "src", "action") and re.match("(javascript|vbscript|data:text)", address):
+                self.found["runs", address[:20]] += 1
+
+
+def _name(folder: Path) -> str:
+    """Return a name, as long as a record may have one, that no half character keeps from being written."""
+    return (folder / "name.txt").read_bytes().decode("utf-8", "replace")[:200]
+
+
+def only_text(pages: Sequence[str], usual: Sequence[str]) -> None:
+    """Raise AssertionError unless pages have the tags that they have with an ordinary name."""
+    for page, with_ordinary in zip(pages, usual, strict=True):
+        if more := _Tags(page).found - _Tags(with_ordinary).found:
+            raise AssertionError(f"a name became more than text: {next(iter(more))}")
+
+
+def _pages(folder: Path, name: str) -> list[str]:
+    """Return the pages of a board of two records that say a name wherever they may say one."""
+    place = folder / "results" / "invented"
+    place.mkdir(parents=True, exist_ok=True)
+    for old in place.iterdir():
+        old.unlink()
+    said: dict[str, Any] = {f"data__{k}": name for k in ("title", "revision", "licence", "access", "variant", "signal")}
+    said |= {"environment": {"python": name, "neurobench-fm": name, "command": name}, "best_baseline": name}
+    said |= {"protocol__profile": name, "protocol__recipe": {name: name}, "notes": [name], "data__provenance": [name]}
+    for kind, row in (("pretrained", f"{name} · {name}"), ("baseline", name)):
+        record = invented(row, kind, task=name, dataset=name, **said)
+        (place / f"{record.id}.json").write_text(record_text(record), encoding="utf-8")
+    return [text for file, text in _files(read_board(folder / "results")) if file.endswith(".html")]
+
+
+def _site(folder: Path) -> None:
+    only_text(_pages(folder, _name(folder)), _usual_pages())
+
+
+@functools.cache
+def _usual_pages() -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return _pages(Path(folder), "x")
+
+
+def _report(folder: Path) -> None:
+    name = _name(folder)
+    only_text([_html(_report_of(name))], [_usual_report()])
+
+
+def _report_of(name: str) -> Report:
+    """Return a report whose every text is a name; anchors are neurobench's own, and numbers."""
+    report: Report = filled(Report, name)
+    return replace(report, sections=[replace(s, anchor="cohort-1") for s in report.sections])
+
+
+@functools.cache
+def _usual_report() -> str:
+    return _html(_report_of("x"))
+
+
 @functools.cache
 def _registry() -> Registry:
     return load_registry()
@@ -493,13 +663,6 @@ def _tar(marker: bytes) -> bytes:
 
 def _merge(folder: Path) -> Any:
     return merge(folder / "into", [folder / "out.tar"])
-
-
-def _camcan(folder: Path) -> Any:
-    place = folder / "dataman" / "useraccess" / "processed" / "me"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "standard_data.csv").write_bytes((folder / "standard_data.csv").read_bytes())
-    return read_participants(folder, [])
 
 
 def _bundle(record: str) -> bytes:
@@ -623,7 +786,7 @@ def fuzz(name: str, n: int, seed: int = 0) -> Campaign:
         before = signal.signal(signal.SIGPROF, _late)
         for _ in range(n):
             content = damaged(rng, reader)
-            (folder / reader.file).write_bytes(content)
+            reader.place(folder, content)
             started = time.process_time()
             try:
                 signal.setitimer(signal.ITIMER_PROF, 2 * LIMIT_S)
@@ -665,21 +828,49 @@ def guided(name: str, n: int, seed: int) -> None:
     (folder / "tokens").write_text("".join(f'"{_escaped(t)}"\n' for t in TOKENS if 0 < len(t) < 60), encoding="ascii")
 
     def read(content: bytes) -> None:
-        (folder / "read" / reader.file).write_bytes(content)
+        reader.place(folder / "read", content)
         with contextlib.suppress(NeurobenchError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reader.read(folder / "read")
 
-    for sample in reader.samples:
-        read(sample)  # What is imported on the way is guided by as well.
-    for function in [f for f in gc.get_objects() if isinstance(f, types.FunctionType)]:
-        if function.__module__ and function.__module__.startswith(GUIDED):
+    reached: set[types.CodeType] = set()
+    rng = np.random.default_rng(seed)
+    sys.setprofile(lambda frame, *_: reached.add(frame.f_code))
+    for content in (*reader.samples, *(damaged(rng, reader) for _ in range(100))):
+        read(content)
+    sys.setprofile(None)
+    # Of everything that is imported only what a file reaches: to prepare a function takes longer than to read a file.
+    for function in [f for f in gc.get_objects() if type(f) is types.FunctionType and f.__code__ in reached]:
+        if str(function.__module__).startswith(GUIDED):
             atheris.instrument_func(function)
     print(f"{name}: samples and what is found in {folder}", flush=True)
     limits = [f"-runs={n}", f"-seed={seed + 1}", "-max_len=65536", f"-timeout={2 * LIMIT_S:.0f}", "-verbosity=1"]
     files = [f"-dict={folder / 'tokens'}", f"-artifact_prefix={folder}/", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *limits, *files, str(folder / "samples")], read)
     atheris.Fuzz()
+
+
+def keep(name: str, done: Campaign, seed: int, path: Path = KEPT) -> None:
+    """Add what was run to what is kept: another seed is other files; a seed that was run before begins anew."""
+    with open(path, "a+", encoding="utf-8") as file:
+        # Campaigns of other readers may run beside this one.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = json.loads(file.read() or "{}")
+        before = kept.get(name, {})
+        if seed in before.get("seeds", []):
+            before = {}
+        kept[name] = {
+            "date": datetime.date.today().isoformat(),
+            "files": before.get("files", 0) + done.n,
+            "seeds": [*before.get("seeds", []), seed],
+            "read": before.get("read", 0) + done.n_read,
+            "refused": dict(sorted((done.errors + Counter(before.get("refused", {}))).items())),
+            "seconds": before.get("seconds", 0) + round(done.seconds),
+            "slowest_s": max(before.get("slowest_s", 0.0), round(done.slowest_s, 2)),
+        }
+        file.truncate(0)
+        file.write(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
 def _escaped(token: bytes) -> str:
@@ -691,7 +882,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("reader", nargs="*", choices=[*readers(), []], help="Without: all of them.")
     parser.add_argument("--n", type=int, default=100_000, help="Files for each.")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="Another seed is other files.")
     parser.add_argument(
         "--engine", choices=["random", "atheris"], default="random", help="atheris: coverage guides it; one reader."
     )
@@ -716,18 +907,7 @@ def main() -> None:
             print(f"  {place}\n  {done.found[place][:300]!r}", flush=True)
         broken |= bool(places)
         if options.save and not places:
-            # Read again each time: campaigns of other readers may run beside this one.
-            kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
-            kept[name] = {
-                "date": datetime.date.today().isoformat(),
-                "files": done.n,
-                "seeds": [options.seed],
-                "read": done.n_read,
-                "refused": dict(sorted(done.errors.items())),
-                "seconds": round(done.seconds),
-                "slowest_s": round(done.slowest_s, 2),
-            }
-            KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            keep(name, done, options.seed)
     sys.exit(broken)
 
 

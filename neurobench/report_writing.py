@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -39,6 +41,11 @@ def write_report(report: Report, table: pd.DataFrame, folder: Path) -> list[Path
 
 
 def _html(report: Report) -> str:
+    return str(_template().render(report=report, flush_right=_flush_right, belief=BELIEF, experts=EXPERTS))
+
+
+@functools.cache
+def _template() -> Any:
     import jinja2
 
     templates = jinja2.Environment(
@@ -48,9 +55,7 @@ def _html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("report.html.j2").render(
-        report=report, flush_right=_flush_right, belief=BELIEF, experts=EXPERTS
-    )
+    return templates.get_template("report.html.j2")
 
 
 _NUMBER = re.compile(r"[<+−-]?\s?\d*\.?\d+%?( ?[a-zA-Z]{1,3})?( \(.*\)| to .*| ± .*)?|–|")

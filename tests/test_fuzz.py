@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
+from collections import Counter
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import scipy.io
 from mne.io.constants import FIFF
 
-from benchmarks.fuzz import fuzz, readers
+from benchmarks.fuzz import Campaign, fuzz, keep, only_text, readers
 from neurobench.errors import DataError
 from neurobench_datasets._atlases import Atlas, load_labels
+from neurobench_datasets._bold_images import BoldFile
 from neurobench_datasets._mat import damage
 from neurobench_datasets._meg_open import open_raw
 from neurobench_datasets._roi_series import read_series
@@ -22,7 +26,7 @@ from neurobench_datasets._roi_series import read_series
 @pytest.mark.parametrize("name", readers())
 def test_valid_samples_are_read(name: str, tmp_path: Path) -> None:
     reader = readers()[name]
-    (tmp_path / reader.file).write_bytes(reader.samples[0])
+    reader.place(tmp_path, reader.samples[0])
     reader.read(tmp_path)
 
 
@@ -51,6 +55,34 @@ def test_a_crash_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("KeyError at" in place or "?" in place for place in found)
 
 
+def test_pieces_of_a_campaign_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    errors = Counter({"DataError": 4})
+    keep("x", Campaign(10, n_read=6, seconds=1.6, slowest_s=0.2, errors=errors), 0, path)
+    keep("x", Campaign(20, n_read=16, seconds=3.1, slowest_s=0.1, errors=errors), 1, path)
+    kept = json.loads(path.read_text(encoding="utf-8"))["x"]
+    assert (kept["files"], kept["read"], kept["refused"], kept["seeds"]) == (30, 22, {"DataError": 8}, [0, 1])
+    assert (kept["seconds"], kept["slowest_s"]) == (5, 0.2)
+    # The same seed is the same files.
+    keep("x", Campaign(20, n_read=20), 1, path)
+    assert json.loads(path.read_text(encoding="utf-8"))["x"]["files"] == 20
+
+
+@pytest.mark.parametrize(
+    ("page", "usual", "found"),
+    [
+        ("<p><img src=x onerror=alert(1)></p>", "<p>x</p>", "img"),
+        ('<p onmouseover="x">', "<p>x</p>", "onmouseover"),
+        ('<a href="http://elsewhere">x</a>', "x", "'a'"),
+        ('<a href=" java\nscript:alert(1)">x</a>', '<a href="x">x</a>', "runs"),
+    ],
+)
+def test_a_name_that_is_more_than_text_is_found(page: str, usual: str, found: str) -> None:
+    only_text(["<p>&lt;img&gt;</p>"], ["<p>x</p>"])
+    with pytest.raises(AssertionError, match=found):
+        only_text([page], [usual])
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(
     "value", [np.eye(3), {"a": {"b": [1, 2]}}, "text", np.zeros((0, 3)), 1j * np.eye(2), np.eye(2) > 0]
@@ -69,6 +101,54 @@ def test_an_unknown_type_in_a_matlab_file_is_said_and_does_not_end_the_process(t
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x\.mat is damaged \(an element of type 31329\)"):
         read_series(path)
+
+
+def test_a_damaged_fieldtrip_recording_does_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.mat"
+    values = {"label": np.array(["a", "b"], object), "time": np.arange(9.0), "trial": np.ones((2, 9)), "fsample": 200.0}
+    scipy.io.savemat(path, {"data": values})
+    open_raw(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(np.array([9, 144], "<u4").tobytes())
+    content[at : at + 4] = b"\x61\x7a\x00\x00"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.mat is damaged \(an element of type 31329\)"):
+        open_raw(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "number of markers"),
+        ("NUMBER OF MARKERS:\n2\nNAME:\na\nNUMBER OF SAMPLES:\n0\nLIST OF SAMPLES:\nTRIAL\n", "name"),
+        ("NUMBER OF MARKERS:\n1\nNAME:\nNUMBER OF SAMPLES:\n9\nLIST OF SAMPLES:\n", "number of samples"),
+        ("NUMBER OF MARKERS:\n1\nNAME:\na\nNUMBER OF SAMPLES:\n9\n", "list of samples"),
+    ],
+)
+def test_markers_of_a_ctf_folder_that_are_cut_off_are_said(text: str, says: str, tmp_path: Path) -> None:
+    # MNE looks for the next line without end.
+    folder = tmp_path / "x.ds"
+    folder.mkdir()
+    (folder / "MarkerFile.mrk").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"MarkerFile\.mrk ends before its {says}"):
+        open_raw(folder)
+
+
+def test_numbers_of_hundreds_of_digits_are_no_series(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"a,b\n1,2\n{'9' * 400},3\n", encoding="utf-8")
+    with pytest.raises(DataError, match="holds text where numbers are expected, such as '9999"):
+        read_series(path)
+
+
+def test_a_recording_of_a_few_bytes_that_says_gigabytes_is_not_made_room_for(tmp_path: Path) -> None:
+    path = tmp_path / "x_bold.nii"
+    nibabel.Nifti1Image(np.zeros((2, 3, 4, 50), np.int16), np.diag([3.0, 3, 3, 1])).to_filename(path)
+    content = bytearray(path.read_bytes())
+    content[42:48] = struct.pack("<3h", 30000, 30000, 30000)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x_bold\.nii cannot be read: .*its header says \d+ bytes of voxels"):
+        BoldFile.open(path)
 
 
 def test_an_image_of_a_few_bytes_that_says_gigabytes_is_not_made_room_for(tmp_path: Path) -> None:

@@ -12,12 +12,10 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +24,7 @@ import yaml
 from rich.text import Text
 from typer.testing import CliRunner
 
+from benchmarks.fuzz_samples import filled
 from benchmarks.performance.board import invented
 from neurobench import console, upkeep
 from neurobench.cli import app
@@ -327,26 +326,6 @@ QUOTED = f'"><img src=x onerror=alert(1)>{EVIL}[x](javascript:alert(1))|'
 """What opens a tag, ends an attribute, makes a link and opens a column."""
 
 
-def _hostile(kind: Any) -> Any:
-    """Return a value of a type whose every text is hostile, down to the last field of what a report shows."""
-    if get_origin(kind) is Literal:
-        return get_args(kind)[0]
-    if get_origin(kind) in (UnionType, Union):
-        return _hostile(get_args(kind)[0])
-    if get_origin(kind) is tuple:
-        return tuple(_hostile(k) for k in get_args(kind))
-    if get_origin(kind) is Sequence:
-        return [_hostile(get_args(kind)[0])]
-    if get_origin(kind) is Mapping:
-        return {0: QUOTED}
-    if get_origin(kind) is frozenset:
-        return frozenset({0})
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{f.name: _hostile(hints[f.name]) for f in fields(kind) if f.init})
-    return {str: QUOTED, bytes: b"", bool: True, int: 0}[kind]
-
-
 def _tags(html: str) -> list[tuple[str, dict[str, str | None]]]:
     found: list[tuple[str, dict[str, str | None]]] = []
     parser = HTMLParser()
@@ -357,7 +336,7 @@ def _tags(html: str) -> list[tuple[str, dict[str, str | None]]]:
 
 def test_every_text_of_a_report_is_text(tmp_path: Path) -> None:
     # Names of datasets, sites, columns, classes, regions, suites, plugins and notes all come to one of these fields.
-    report = _hostile(Report)
+    report = filled(Report, QUOTED)
     # Anchors are neurobench's own: they are numbers.
     report = replace(report, sections=[replace(s, anchor="cohort-1") for s in report.sections])
     html, markdown, _ = write_report(report, pd.DataFrame({"row": [QUOTED], "record": [""]}), tmp_path)

@@ -68,12 +68,10 @@ class BoldFile:
         DataError
             If it is no 4-D image with a place in space.
         """
-        import nibabel as nib
-
         if why := explain_unreadable(path, whole=False):
             raise DataError(f"{path.name} {why}.")
         try:
-            image: Any = nib.load(path)
+            image: Any = open_image(path)
         except Exception as error:
             raise unreadable(path, error) from error
         if image.ndim != 4 or image.shape[3] < MIN_TIMES:

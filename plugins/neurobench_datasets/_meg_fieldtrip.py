@@ -15,6 +15,7 @@ import scipy
 from mne.io.constants import FIFF
 
 from neurobench import DataError
+from neurobench_datasets._mat import damage
 
 PARTS = ("label", "time", "trial")
 METRES = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001}
@@ -43,7 +44,12 @@ def open_fieldtrip(path: Path) -> Any:
         If the file is no continuous FieldTrip recording, saying what it is.
     """
     try:
+        # Of version 5 scipy takes lengths on trust, and a damaged file could end the process.
+        if scipy.io.matlab.matfile_version(path)[0] == 1 and (why := damage(path)):
+            raise DataError(f"{path.name} {why}.", next_step="Copy or save it again.")
         content = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
+    except DataError:
+        raise
     except NotImplementedError as error:
         raise DataError(
             f"{path.name} is a MATLAB file of version 7.3.", next_step="Save it again: save(…, '-v7')."

@@ -80,6 +80,8 @@ def open_raw(path: Path) -> Any:
                 return mne.io.read_raw_bti(signal, config_fname=path / "config", head_shape_fname=shape)
             if path.suffix == ".fif":
                 _has_an_end(path)
+            if path.suffix == ".ds":
+                _has_its_markers(path)
             raw = mne.io.read_raw(path, preload=False, **options)
             return _plausible(raw) if fif else raw
     except DataError:
@@ -105,6 +107,27 @@ def _has_an_end(path: Path) -> None:
                     raise ValueError("its parts lead in a circle")
                 came_to.add(to)
             f.seek(at := to)
+
+
+def _has_its_markers(folder: Path) -> None:
+    """Raise ValueError if the markers of a CTF folder are cut off: MNE would look for the rest of them without end."""
+    path = folder / "MarkerFile.mrk"
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+
+        def after(title: str) -> str:
+            for line in lines:
+                if line.startswith(title):
+                    return next(lines, "")
+            raise ValueError(f"{path.name} ends before its {title.rstrip(':').lower()}")
+
+        for _ in range(int(after("NUMBER OF MARKERS:"))):
+            after("NAME:")
+            n_samples = int(after("NUMBER OF SAMPLES:"))
+            after("LIST OF SAMPLES:")
+            for _ in zip(range(n_samples), lines, strict=False):
+                pass
 
 
 def _plausible(raw: Any) -> Any:

@@ -147,7 +147,10 @@ def _counting(cells: list[str]) -> bool:
 def _is_index(title: str | None, column: pd.Series) -> bool:
     """Whether a first column names or counts rows: by its text, by its title, or because it counts."""
     if not pd.api.types.is_numeric_dtype(column):
-        return bool(pd.to_numeric(column, errors="coerce").isna().all())
+        try:
+            return bool(pd.to_numeric(column, errors="coerce").isna().all())
+        except OverflowError:
+            return False  # Whole numbers of hundreds of digits, which the columns are refused for.
     words = ("", "index", "node", "region", "roi", "label", "volume", "time", "tr", "unnamed")
     if title is not None and re.split(r"[/:_ ]", title.lower())[0] in words:
         return True
