@@ -352,7 +352,7 @@ class Writes(Broken):
         (Dropped, "same-seed-same-bytes", "chance is left on"),
         (Numpy, "same-seed-same-bytes", r"the same seed builds different weights: passes\.0\.out\.bias"),
         (Secret, "weights-move", "after the weights are moved"),
-        (Wrong, "output", r"shape \(3, 12, 1, 32\), not \(3, 12, 5, 32\).*float64.*NaN"),
+        (Wrong, "output", r"returns \(batch, units, 1, width\), not \(batch, units, patches, width\); .*float64.*NaN"),
         (Taken, "builds", r"sets self\.value, which TokenBackbone embeds with"),
         (Taken, "output", r"raised NotImplementedError"),
         (Writes, "inputs-are-left-alone", "writes into `signal`"),
@@ -362,6 +362,66 @@ def test_a_broken_backbone_fails_where_it_is_broken(cls, check: str, message: st
     (result,) = check_component(cls, only=check)
     assert result.outcome == "failed"
     assert re.search(message, result.message), result.message
+
+
+class Double(BatchNormed):
+    """Wrong in four ways, the first of which torch alone would tell of."""
+
+    def mix(self, tokens, table):
+        torch.manual_seed(3)
+        table.position.zero_()
+        return super().mix(tokens, table).double().transpose(1, 2)
+
+
+def test_a_wrong_type_and_exchanged_axes_hide_nothing_else() -> None:
+    told = {check: check_component(Double, only=check)[0] for check in (*TOLD, "weights-move")}
+    for check, message in TOLD.items():
+        assert message in told[check].message
+    assert told["weights-move"].outcome == "passed"
+
+
+TOLD = {
+    "output": "returns (batch, patches, units, width), not (batch, units, patches, width); `mix` returns torch.float64",
+    "subjects-do-not-mix": "mixed in train mode",
+    "same-seed-same-bytes": "a call sets the seed of torch",
+    "inputs-are-left-alone": "a call writes into `table.position`.",
+}
+
+
+class Half(Broken):
+    """Returns half of every token."""
+
+    def mix(self, tokens, table):
+        return super().mix(tokens, table)[..., ::2]
+
+
+class Unasked(Broken):
+    """Has a signature of its own."""
+
+    def mix(self, tokens):
+        return tokens
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Half, "`mix` returns (batch, units, patches, 16), not (batch, units, patches, width)."),
+        (Unasked, "`mix(self, tokens)` cannot be called as it is: too many positional arguments."),
+    ],
+)
+def test_what_cannot_be_put_right_is_told_in_one_sentence(cls, message: str) -> None:
+    told = [check_component(cls, only=check)[0] for check in ("output", "no-state", "reach", "inputs-are-left-alone")]
+    assert [r.message for r in told] == [message, message, message, ""]
+
+
+def test_a_slow_import_is_told_and_fails_nothing() -> None:
+    loaded = registry()
+    key = ("mask", "random")
+    plugin, files = loaded.sources[key]
+    slow = replace(loaded, sources={**loaded.sources, key: (replace(plugin, import_s=7.0), files)})
+    (result,) = check_component(Random, registry=slow, only="metadata")
+    assert result.outcome == "passed"
+    assert "importing it takes 7.0 s, for which every command waits" in result.message
 
 
 # ---------------------------------------------------------------- baselines, tasks, datasets
