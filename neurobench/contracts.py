@@ -767,7 +767,7 @@ class Baseline(Component, ABC):
     """Modalities it applies to; ``meg`` means sensors."""
 
     depends_on_task: ClassVar[bool] = False
-    """Whether features differ from task to task (covariates leave out the target)."""
+    """Whether features differ from task to task: only then are covariates told, all but the target."""
 
     probe: ClassVar[Literal["linear", "kernel"]] = "linear"
     """``kernel``: scored by the common probe on a Gaussian kernel of its features, whatever a run asks for."""
@@ -776,8 +776,8 @@ class Baseline(Component, ABC):
     def fit(self, cohort: Cohort) -> None:
         """Learn from the training subjects.
 
-        ``cohort`` holds the training subjects only, and of their participants table only the columns of
-        :data:`COVARIATES` that are not the target.
+        ``cohort`` holds the training subjects only. Their participants table has no column, or with
+        ``depends_on_task`` those of :data:`COVARIATES` that are not the target.
         """
 
     @abstractmethod

@@ -139,11 +139,12 @@ class FeatureSteps(PretrainingSteps):
 
         def compute(folder: Path, advance: Advance, checkpoint: Checkpoint) -> None:
             built = cls(**baseline.arguments)
-            hidden = _target_column(self.task(task)) if cls.depends_on_task else ""
+            # What serves every task may know no covariate: each is the target of some task.
+            told = [c for c in COVARIATES if cls.depends_on_task and c != _target_column(self.task(task))]
             cohort = self.rows_of(task).scaled if of_windows else self.cohort
             train = self.rows_of(task).of(fold.train) if of_windows else fold.train
-            built.fit(_without_targets(cohort, train, hidden))
-            everyone = _without_targets(cohort, cohort.subjects, hidden)
+            built.fit(_told(cohort, train, told))
+            everyone = _told(cohort, cohort.subjects, told)
             _save_features(folder, everyone.subjects, built.transform(everyone))
 
         what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
@@ -206,13 +207,13 @@ class FeatureSteps(PretrainingSteps):
         return self.embedding_step(*row.pretraining, fold)
 
 
-def _without_targets(cohort: Cohort, subjects: tuple[str, ...], target: str) -> Cohort:
-    """Return the cohort of some subjects, with the covariates that are not the target and no other column."""
-    columns = [c for c in COVARIATES if c in cohort.participants and c != target]
+def _told(cohort: Cohort, subjects: tuple[str, ...], columns: list[str]) -> Cohort:
+    """Return the cohort of some subjects, with no other columns of the participants table than those."""
     chosen = set(subjects)
+    there = [c for c in columns if c in cohort.participants]
     return replace(
         cohort,
-        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], columns],
+        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], there],
         recordings=tuple(r for r in cohort.recordings if r.subject in chosen),
     )
 

@@ -51,6 +51,11 @@ CHEATS = [
         "training-subjects-only",
         r"opened .*sub-009\.npy, which is no recording.*fitted on test rows",
     ),
+    (
+        "reads_the_age",
+        "features",
+        r"reads 'age' of the participants table, which is the target.*depends_on_task = True",
+    ),
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
     ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri\)"),
     ("neighbours_in_gallery", "retrieval", r"is looked for 0 s from one in the gallery.*the filter alone"),

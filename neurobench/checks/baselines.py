@@ -29,19 +29,19 @@ TOLERANCE = 1e-6
 
 @contextmanager
 def _cohorts(cls: type[Baseline], n_subjects: int = 10) -> Iterator[list[tuple[str, Cohort]]]:
-    """Yield a simulated cohort of every modality that the baseline applies to, without targets."""
+    """Yield a simulated cohort of every modality that the baseline applies to, told what a run would tell."""
     unknown = set(cls.modalities) - set(SPECIMENS)
     if unknown or not cls.modalities:
         raise CheckError(f"`modalities` is {cls.modalities!r}.", allowed=f"some of {', '.join(SPECIMENS)}")
     with tempfile.TemporaryDirectory() as folder:
         yield [
-            (m, _no_targets(simulated_cohort(Path(folder) / m, n_subjects=n_subjects, **SPECIMENS[m])))
+            (m, _told(cls, simulated_cohort(Path(folder) / m, n_subjects=n_subjects, **SPECIMENS[m])))
             for m in cls.modalities
         ]
 
 
-def _no_targets(cohort: Cohort) -> Cohort:
-    return part_of(cohort, cohort.subjects, COVARIATES)
+def _told(cls: type[Baseline], cohort: Cohort) -> Cohort:
+    return part_of(cohort, cohort.subjects, COVARIATES if cls.depends_on_task else ())
 
 
 def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
@@ -66,8 +66,16 @@ def features(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
     with _cohorts(cls) as cohorts:
         for modality, cohort in cohorts:
             train, test = _halves(cohort)
-            baseline = _fitted(cls, train)
-            rows = [np.asarray(baseline.transform(c)) for c in (train, test)]
+            try:
+                baseline = _fitted(cls, train)
+                rows = [np.asarray(baseline.transform(c)) for c in (train, test)]
+            except KeyError as error:
+                if error.args[0] not in COVARIATES:
+                    raise
+                raise CheckError(
+                    f"reads {error.args[0]!r} of the participants table, which is the target of some task.",
+                    next_step="With `depends_on_task = True` it is told the covariates, all but a task's target.",
+                ) from error
             incomplete = {r.subject for r in cohort.recordings if not r.present.all()}
             for row, subjects in zip(rows, (train.subjects, test.subjects), strict=True):
                 if row.ndim != 2 or len(row) != len(subjects):
