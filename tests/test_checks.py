@@ -45,7 +45,7 @@ CHEATS = [
     ),
     ("mixes_subjects", "subjects-do-not-mix", "subjects of a batch are mixed in eval mode.*alone"),
     ("sees_hidden", "hidden-values-stay-hidden", "hidden values reach the tokens in eval mode"),
-    ("scaled_on_test", "subject-by-subject", r"something is fitted on test subjects in `transform` \(fmri\).*\(meg\)"),
+    ("scaled_on_test", "subject-by-subject", r"something is fitted on test subjects in `transform` \(fmri; meg\)"),
     (
         "fitted_on_test_rows",
         "training-subjects-only",
@@ -57,7 +57,7 @@ CHEATS = [
         r"reads 'age' of the participants table, which is the target.*depends_on_task = True",
     ),
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
-    ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri\)"),
+    ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri; meg\)"),
     ("neighbours_in_gallery", "retrieval", r"is looked for 0 s from one in the gallery.*the filter alone"),
     ("mask_global_state", "table-and-generator-only", "global state of random, numpy or torch"),
     ("mask_counts_calls", "table-and-generator-only", "depends on the calls before it: state is kept"),
@@ -391,6 +391,28 @@ TOLD = {
     "same-seed-same-bytes": "a call sets the seed of torch",
     "inputs-are-left-alone": "a call writes into `table.position`.",
 }
+
+
+class Seeded(Random):
+    """Sets the seed before it draws from its generator."""
+
+    def elements(self, window, n_hidden, rng):
+        np.random.seed(0)  # noqa: NPY002
+        return super().elements(window, n_hidden, rng)
+
+
+class Forgetful(Random):
+    """Forgets to return."""
+
+    def elements(self, window, n_hidden, rng):
+        super().elements(window, n_hidden, rng)
+
+
+def test_a_mask_that_sets_a_seed_or_returns_nothing_is_told() -> None:
+    (seeded,) = check_component(Seeded, only="table-and-generator-only")
+    assert seeded.message.startswith("drawing a mask sets the seed of numpy for everybody.")
+    (nothing,) = check_component(Forgetful, only="elements-are-flat-indices")
+    assert nothing.message.startswith("`elements` returns None")
 
 
 class Half(Broken):

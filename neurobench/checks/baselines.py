@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurobench.checks.common import Check, Skip, build, demand, other_global_state, watched_files
+from neurobench.checks.common import Check, Skip, build, demand, other_global_state, seeds_set_by, watched_files
 from neurobench.contracts import COVARIATES, Baseline
 from neurobench.errors import CheckError
 from neurobench.plugins import Registry
@@ -191,6 +192,8 @@ def deterministic(cls: type[Baseline], registry: Registry | None, full: bool) ->
                     problems.append(
                         f"features depend on an earlier `fit` or `transform`: state is carried ({modality})"
                     )
+            seeds = seeds_set_by(functools.partial(_fitted(cls, train).transform, test))
+            problems += [f"the seed of {name} is set for everybody ({modality})" for name in seeds]
     demand(problems)
     return ""
 

@@ -49,9 +49,18 @@ class Skip(Exception):
 
 
 def demand(problems: list[str], next_step: str = "") -> None:
-    """Raise a CheckError that tells all problems, if there are any."""
-    if problems:
-        text = "; ".join(dict.fromkeys(problems))
+    """Raise a CheckError that tells all problems, if there are any; one that is in many places is told once."""
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        what, _, where = problem.rpartition(" (") if problem.endswith(")") else (problem, "", "")
+        places.setdefault(what, []).append(where)
+    told = []
+    for what, found in places.items():
+        some = list(dict.fromkeys(w.removesuffix(")") for w in found if w))
+        more = f"; and {len(some) - 2} more" if len(some) > 2 else ""
+        told.append(f"{what} ({'; '.join(some[:2])}{more})" if some else what)
+    if told:
+        text = "; ".join(told)
         raise CheckError(text if text.endswith(".") else f"{text}.", next_step=next_step)
 
 
