@@ -635,10 +635,16 @@ def _parameters(component: Any) -> list[str]:
 
 def _kinds_of(name: str, registry: Registry) -> list[Kind]:
     """Return the kinds in which something is called ``name``; nothing at all is an error."""
+    from neurobench.plugins import FILE
+
     kinds = [cast("Kind", k) for k in KINDS]
     found = [k for k in kinds if name in registry.of(k)] or [k for k in kinds if (k, name) in registry.unusable]
     if not found:
-        raise unknown_name("component", name, {n for k in kinds for n in registry.of(k)})
+        own = [n for p in registry.plugins if p.distribution.startswith(FILE) for _, n in p.provides]
+        there = f"What the file given with --plugin provides is called {' and '.join(own)}." if own else ""
+        if name.endswith(".py"):
+            there = f"Give the name of what it provides: `neurobench check NAME --plugin {name}`."
+        raise unknown_name("component", name, {n for k in kinds for n in registry.of(k)}, there)
     return found
 
 

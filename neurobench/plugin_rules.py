@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import pluggy
@@ -46,29 +46,31 @@ def wrong_class(kind: Kind, component: object) -> str:
     base = KINDS[kind]
     if not isinstance(component, type) or not issubclass(component, base):
         return f"returns {component!r} as a {kind}, which is no subclass of {base.__name__}"
-    where = f"class {component.__qualname__}"
+    problems = []
     name = getattr(component, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        return f"{where} has the name {name!r}; allowed: lower-case letters, digits and _, a letter first"
+        problems.append(f"has the name {name!r}; allowed: lower-case letters, digits and _, a letter first")
     summary = getattr(component, "summary", None)
     if not isinstance(summary, str) or not summary.strip() or "\n" in summary:
-        return f"{where} has no summary; it needs one line of text"
+        problems.append("has no summary; it needs one line of text")
     if inspect.isabstract(component):
-        return f"{where} does not implement {', '.join(sorted(getattr(component, '__abstractmethods__', ())))}"
-    return _wrong_parameters(kind, component, where)
+        missing = sorted(getattr(component, "__abstractmethods__", ()))
+        meant = [n for m in missing if (n := closest(m, vars(component).keys() - {"__init__"}))]
+        problems.append(f"does not implement {', '.join(missing)}{f' (is {meant[0]!r} meant?)' if meant else ''}")
+    problems += _wrong_parameters(kind, component)
+    return f"class {component.__qualname__}: {'; '.join(problems)}" if problems else ""
 
 
-def _wrong_parameters(kind: Kind, component: type[Component], where: str) -> str:
+def _wrong_parameters(kind: Kind, component: type[Component]) -> Iterator[str]:
     given = {"self", "spec"} if kind == "backbone" else {"self"}
     for n, p in inspect.signature(component.__init__, eval_str=True).parameters.items():
         if p.kind is p.KEYWORD_ONLY:
-            if p.annotation not in (bool, int, float, str):
-                return f"{where}: parameter {n!r} must be annotated with int, float, str or bool"
-            if p.default is p.empty:
-                return f"{where}: parameter {n!r} has no default"
             accepted = (int, float) if p.annotation is float else (p.annotation,)
-            if type(p.default) not in accepted:
-                return f"{where}: parameter {n!r} has the default {p.default!r}, which is no {p.annotation.__name__}"
+            if p.annotation not in (bool, int, float, str):
+                yield f"parameter {n!r} must be annotated with int, float, str or bool"
+            elif p.default is p.empty:
+                yield f"parameter {n!r} has no default"
+            elif type(p.default) not in accepted:
+                yield f"parameter {n!r} has the default {p.default!r}, which is no {p.annotation.__name__}"
         elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and n not in given and p.default is p.empty:
-            return f"{where}: the constructor argument {n!r} must be keyword-only, with a default"
-    return ""
+            yield f"the constructor argument {n!r} must be keyword-only, with a default"

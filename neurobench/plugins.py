@@ -6,6 +6,7 @@ never takes the others down; whoever asks for what it provides sees its own erro
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +24,7 @@ from types import ModuleType
 from typing import Any, Literal, cast
 
 import pluggy
+import torch
 
 from neurobench import hookspecs
 from neurobench.contracts import Backbone, Baseline, Component, Dataset, Figure, MaskingStrategy, Task
@@ -36,6 +39,8 @@ GROUP = "neurobench"
 BLOCK = "NEUROBENCH_BLOCK_PLUGINS"
 ONLY = "NEUROBENCH_ONLY_PLUGINS"
 TRACE = "NEUROBENCH_TRACE_PLUGINS"
+FILE = "file:"
+"""How the distribution of a plugin begins that comes from a file given with --plugin."""
 
 _log = logging.getLogger("neurobench.plugins")
 
@@ -58,6 +63,8 @@ class PluginInfo:
         ``available``, ``unavailable`` (something is missing on this machine), ``broken`` or ``blocked``.
     reason
         Why it is not available and what to do about it.
+    import_s
+        How long it took to import, in seconds: every command waits for it.
     """
 
     distribution: str
@@ -67,6 +74,7 @@ class PluginInfo:
     provides: tuple[tuple[Kind, str], ...]
     state: State
     reason: str = ""
+    import_s: float = 0.0
 
     @property
     def id(self) -> str:
@@ -227,7 +235,7 @@ def _from_file(path: Path) -> _Candidate:
             raise
         return module
 
-    return _Candidate(f"file:{path.stem}", "", path.stem, load, name, path)
+    return _Candidate(f"{FILE}{path.stem}", "", path.stem, load, name, path)
 
 
 # ---------------------------------------------------------------- judging
@@ -251,7 +259,7 @@ def _last_frame(error: BaseException, candidate: _Candidate) -> str:
 
 
 def _how_to_disable(candidate: _Candidate) -> str:
-    if candidate.distribution.startswith("file:"):
+    if candidate.distribution.startswith(FILE):
         return "Correct the file, or leave it out of --plugin."
     return f"To go on without it: {BLOCK}={candidate.id}"
 
@@ -322,11 +330,26 @@ def _components(manager: pluggy.PluginManager, plugin: object) -> list[tuple[Kin
         for classes in manager.subset_hook_caller(caller.name, others)():
             if not isinstance(classes, list | tuple):
                 raise _Invalid(f"{caller.name} returned {type(classes).__name__}, not a list of classes")
-            for component in classes:
-                if wrong := wrong_class(kind, component):
-                    raise _Invalid(wrong)
-                found.append((kind, component))
+            found += [(kind, component) for component in classes]
+    if wrong := [text for kind, component in found if (text := wrong_class(kind, component))]:
+        raise _Invalid("; ".join(wrong))
     return found
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Keep what a plugin prints out of a command's output, and refuse one that sets what everybody computes with."""
+
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        changed = (torch.get_default_dtype(), torch.is_grad_enabled()) != (dtype, grad)
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+    if changed:
+        raise _Invalid("changes torch's default dtype or grad mode for everybody when it is imported")
 
 
 @dataclass(frozen=True)
@@ -335,21 +358,25 @@ class _Loaded:
     module: ModuleType
     components: list[tuple[Kind, type[Component]]]
     unavailable: Mapping[tuple[Kind, str], str]
+    import_s: float
 
     def info(self) -> PluginInfo:
         provides = tuple((kind, c.name) for kind, c in self.components)
+        state: State = "available"
+        reason = " ".join(f"{n}: {r}" for (_, n), r in self.unavailable.items())
         if provides and len(self.unavailable) == len(provides):
-            return self.candidate.info("unavailable", " ".join(dict.fromkeys(self.unavailable.values())), provides)
-        return self.candidate.info(
-            "available", " ".join(f"{n}: {r}" for (_, n), r in self.unavailable.items()), provides
-        )
+            state, reason = "unavailable", " ".join(dict.fromkeys(self.unavailable.values()))
+        return replace(self.candidate.info(state, reason, provides), import_s=self.import_s)
 
 
 def _load(candidate: _Candidate, manager: pluggy.PluginManager) -> _Loaded | PluginInfo:
     """Import and register one plugin; whatever goes wrong becomes its state."""
     plugin: object = None
     try:
-        plugin = candidate.load()
+        started = time.perf_counter()
+        with _importing():
+            plugin = candidate.load()
+        import_s = time.perf_counter() - started
         module = _module_of(plugin)
         candidate = replace(candidate, file=_file_of(module))
         manager.register(plugin, name=candidate.id)
@@ -357,7 +384,7 @@ def _load(candidate: _Candidate, manager: pluggy.PluginManager) -> _Loaded | Plu
             raise _Invalid(wrong)
         components = _components(manager, plugin)
         missing = {(kind, c.name): reason for kind, c in components if (reason := c.unavailable())}
-        return _Loaded(candidate, module, components, missing)
+        return _Loaded(candidate, module, components, missing, import_s)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a plugin does not decide when neurobench ends
@@ -383,7 +410,10 @@ def _collisions(loaded: Sequence[_Loaded]) -> dict[str, PluginInfo]:
         if len(items) > 1:
             ids = [i.candidate.id for i in items]
             both = " and ".join(dict.fromkeys(ids))
+            # Who names a file wants that one: what can be blocked in its favour is what is installed.
             one = "remove one of them" if len(set(ids)) == 1 else f"block one of them, such as {BLOCK}={ids[-1]}"
+            if len(set(ids)) > 1 and ids[-1].startswith(FILE):
+                one = f"give the file's another name, leave out --plugin, or set {BLOCK}={ids[0]}"
             for item in items:
                 reason = f"{kind} {name!r} is provided by {both}: neither can be used. To choose, {one}."
                 broken[item.candidate.id] = replace(item.info(), state="broken", reason=reason)
@@ -416,6 +446,8 @@ def load_registry(
     ------
     ConfigError
         If a plugin file does not exist, or a name to block or to load alone is no plugin's.
+    PluginError
+        If a plugin file cannot be used: who names one wants it. Installed plugins only say so (``plugins``).
     """
     if block is None:
         block = _listed(BLOCK)
@@ -464,6 +496,9 @@ def load_registry(
             elif info.state == "available":
                 found[kind][component.name] = component
                 sources[key] = (info, _source_files(item.module, component))
+    if wrong := [i for i in infos if i.distribution.startswith(FILE) and i.state in ("broken", "unavailable")]:
+        names = " and ".join(str(i.file) for i in wrong)
+        raise PluginError(f"the plugin in {names} cannot be used.", next_step=" ".join(i.reason for i in wrong))
     for info in infos:
         if info.state != "available":
             for kind, name in info.provides:

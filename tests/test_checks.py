@@ -45,17 +45,21 @@ CHEATS = [
     ),
     ("mixes_subjects", "subjects-do-not-mix", "subjects of a batch are mixed in eval mode.*alone"),
     ("sees_hidden", "hidden-values-stay-hidden", "hidden values reach the tokens in eval mode"),
-    ("scaled_on_test", "subject-by-subject", r"something is fitted on test subjects in `transform` \(fmri\).*\(meg\)"),
+    ("scaled_on_test", "subject-by-subject", r"something is fitted on test subjects in `transform` \(fmri; meg\)"),
     (
         "fitted_on_test_rows",
         "training-subjects-only",
         r"opened .*sub-009\.npy, which is no recording.*fitted on test rows",
     ),
+    (
+        "reads_the_age",
+        "features",
+        r"reads 'age' of the participants table, which is the target.*depends_on_task = True",
+    ),
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
     ("scaled_over_everybody", "lists-and-reads", "without the recordings of others it has other data"),
     ("task_of_a_covariate", "target-of-its-column", "target is made of age, and `column` says 'fluid_intelligence'"),
-    ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri\)"),
-    ("peeks_at_age", "signal-only", r"hold a column of the participants table.*\(fmri\).*\(meg\)"),
+    ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri; meg\)"),
     ("neighbours_in_gallery", "retrieval", r"is looked for 0 s from one in the gallery.*the filter alone"),
     ("mask_global_state", "table-and-generator-only", "global state of random, numpy or torch"),
     ("mask_counts_calls", "table-and-generator-only", "depends on the calls before it: state is kept"),
@@ -355,7 +359,7 @@ class Writes(Broken):
         (Dropped, "same-seed-same-bytes", "chance is left on"),
         (Numpy, "same-seed-same-bytes", r"the same seed builds different weights: passes\.0\.out\.bias"),
         (Secret, "weights-move", "after the weights are moved"),
-        (Wrong, "output", r"shape \(3, 12, 1, 32\), not \(3, 12, 5, 32\).*float64.*NaN"),
+        (Wrong, "output", r"returns \(batch, units, 1, width\), not \(batch, units, patches, width\); .*float64.*NaN"),
         (Taken, "builds", r"sets self\.value, which TokenBackbone embeds with"),
         (Taken, "output", r"raised NotImplementedError"),
         (Writes, "inputs-are-left-alone", "writes into `signal`"),
@@ -365,6 +369,88 @@ def test_a_broken_backbone_fails_where_it_is_broken(cls, check: str, message: st
     (result,) = check_component(cls, only=check)
     assert result.outcome == "failed"
     assert re.search(message, result.message), result.message
+
+
+class Double(BatchNormed):
+    """Wrong in four ways, the first of which torch alone would tell of."""
+
+    def mix(self, tokens, table):
+        torch.manual_seed(3)
+        table.position.zero_()
+        return super().mix(tokens, table).double().transpose(1, 2)
+
+
+def test_a_wrong_type_and_exchanged_axes_hide_nothing_else() -> None:
+    told = {check: check_component(Double, only=check)[0] for check in (*TOLD, "weights-move")}
+    for check, message in TOLD.items():
+        assert message in told[check].message
+    assert told["weights-move"].outcome == "passed"
+
+
+TOLD = {
+    "output": "returns (batch, patches, units, width), not (batch, units, patches, width); `mix` returns torch.float64",
+    "subjects-do-not-mix": "mixed in train mode",
+    "same-seed-same-bytes": "a call sets the seed of torch",
+    "inputs-are-left-alone": "a call writes into `table.position`.",
+}
+
+
+class Seeded(Random):
+    """Sets the seed before it draws from its generator."""
+
+    def elements(self, window, n_hidden, rng):
+        np.random.seed(0)  # noqa: NPY002
+        return super().elements(window, n_hidden, rng)
+
+
+class Forgetful(Random):
+    """Forgets to return."""
+
+    def elements(self, window, n_hidden, rng):
+        super().elements(window, n_hidden, rng)
+
+
+def test_a_mask_that_sets_a_seed_or_returns_nothing_is_told() -> None:
+    (seeded,) = check_component(Seeded, only="table-and-generator-only")
+    assert seeded.message.startswith("drawing a mask sets the seed of numpy for everybody.")
+    (nothing,) = check_component(Forgetful, only="elements-are-flat-indices")
+    assert nothing.message.startswith("`elements` returns None")
+
+
+class Half(Broken):
+    """Returns half of every token."""
+
+    def mix(self, tokens, table):
+        return super().mix(tokens, table)[..., ::2]
+
+
+class Unasked(Broken):
+    """Has a signature of its own."""
+
+    def mix(self, tokens):
+        return tokens
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Half, "`mix` returns (batch, units, patches, 16), not (batch, units, patches, width)."),
+        (Unasked, "`mix(self, tokens)` cannot be called as it is: too many positional arguments."),
+    ],
+)
+def test_what_cannot_be_put_right_is_told_in_one_sentence(cls, message: str) -> None:
+    told = [check_component(cls, only=check)[0] for check in ("output", "no-state", "reach", "inputs-are-left-alone")]
+    assert [r.message for r in told] == [message, message, message, ""]
+
+
+def test_a_slow_import_is_told_and_fails_nothing() -> None:
+    loaded = registry()
+    key = ("mask", "random")
+    plugin, files = loaded.sources[key]
+    slow = replace(loaded, sources={**loaded.sources, key: (replace(plugin, import_s=7.0), files)})
+    (result,) = check_component(Random, registry=slow, only="metadata")
+    assert result.outcome == "passed"
+    assert "importing it takes 7.0 s, for which every command waits" in result.message
 
 
 # ---------------------------------------------------------------- baselines, tasks, datasets

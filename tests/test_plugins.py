@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from neurobench.cli import app
@@ -306,3 +307,51 @@ def test_built_ins_are_called_as_their_files_and_entry_points() -> None:
         assert info.provides == ((kind, suffix),)
         assert info.file is not None
         assert info.file.stem == suffix
+
+
+def test_a_named_file_that_cannot_be_used_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    for name, code in (("one", "def broken(:\n"), ("two", MASK.format(name="two").replace("def register", "def r"))):
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    with pytest.raises(
+        PluginError, match=r"one\.py and .*two\.py cannot be used.*one\.py:1.*'r_masks', which is no hook"
+    ):
+        load(plugin_files=[tmp_path / "one.py", tmp_path / "two.py"])
+    said = CliRunner().invoke(app, ["check", "one", "--plugin", str(tmp_path / "one.py")])
+    assert said.exit_code == 2
+    assert "SyntaxError" in said.output
+    assert "is not registered" not in said.output
+
+
+def test_everything_wrong_with_a_class_is_told(install: Install) -> None:
+    code = MASK.format(name="Stripes").replace("every: int = 2", "every=2").replace("def elements", "def element")
+    install("third-stripes", {"third_stripes.py": code}, {"mask-stripes": "third_stripes"})
+    reason = plugin(load(), "mask-stripes").reason
+    assert "the name 'Stripes'" in reason
+    assert "does not implement elements (is 'element' meant?)" in reason
+    assert "parameter 'every' must be annotated" in reason
+
+
+def test_an_import_prints_nothing_into_the_output_and_sets_nothing_for_everybody(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud = MASK.format(name="loud") + "print('hello')\n"
+    double = MASK.format(name="double") + "import torch\ntorch.set_default_dtype(torch.float64)\n"
+    install(
+        "third-loud",
+        {"third_loud.py": loud, "third_double.py": double},
+        {"mask-loud": "third_loud", "mask-double": "third_double"},
+    )
+    registry = load()
+    assert list(registry.masks) == ["loud"]
+    assert capsys.readouterr() == ("", "hello\n")
+    assert "changes torch's default dtype" in plugin(registry, "mask-double").reason
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_file_whose_component_is_called_otherwise_says_how(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MASK.format(name="stripes"), encoding="utf-8")
+    said = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["check", "mine", "--plugin", str(file)])
+    assert "What the file given with --plugin provides is called stripes." in said.output
+    said = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["check", "mine.py"])
+    assert "`neurobench check NAME --plugin mine.py`" in said.output

@@ -102,9 +102,11 @@ def check_component(
     results = []
     if (reason := _why_unavailable(cls)) and not only:
         return [CheckResult(name, check, "skipped", reason) for check in found]
+    usable = backbones.mended(cls) if issubclass(cls, Backbone) else cls
     for check, function in found.items():
         if only in ("", check):
-            results.append(_judged(cls, name, check, *_run(function, cls, registry, full)))
+            seen = cls if check in common.CHECKS else usable
+            results.append(_judged(cls, name, check, *_run(function, seen, registry, full)))
     for check in sorted(set(cls.expected_failures) - set(found)) if not only else ():
         message = f"expected_failures names a check {check!r} that does not exist; there are {', '.join(found)}"
         results.append(CheckResult(name, check, "failed", message))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
+import itertools
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from neurobench import pretraining
-from neurobench.checks.common import SPEC, Check, build, demand, other_global_state, raised, watched_files
+from neurobench.checks.common import SPEC, Check, build, demand, other_global_state, raised, seeds_set_by, watched_files
 from neurobench.contracts import PARAMETERS_PER_PASS, Backbone, TokenBackbone
 from neurobench.errors import CheckError
 from neurobench.learners import Drawn, Filling
@@ -71,11 +76,14 @@ def _hidden(batch: Batch, seed: int = 0) -> torch.Tensor:
     return chosen & batch.table.valid
 
 
-def _call(backbone: Any, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
-    """Call a backbone as the runner does: hidden values are zeroed, the raw ones still exist around the call."""
+def _call(backbone: Any, batch: Batch, hidden: torch.Tensor, global_seed: int = 0) -> torch.Tensor:
+    """Call a backbone as the runner does: hidden values are zeroed, the raw ones still exist around the call.
+
+    What it writes into and what it draws is a finding of the checks that are about that, and of no other one.
+    """
     signal = batch.signal.masked_fill(hidden[..., None], 0.0)
-    with torch.no_grad():
-        tokens: torch.Tensor = backbone(signal, hidden, batch.table)
+    with torch.no_grad(), other_global_state(global_seed):
+        tokens: torch.Tensor = backbone(signal, hidden.clone(), batch.table.map(torch.clone))
     return tokens
 
 
@@ -91,6 +99,83 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
         raise CheckError(f"the output has shape {tuple(b.shape)} where it had {tuple(a.shape)}.")
     scale = float(a.std()) if a.numel() > 1 else 1.0
     return float((a - b).abs().max()) / max(scale, 1e-6)
+
+
+# ---------------------------------------------------------------- one slip must not hide the rest
+
+AXES = ("batch", "units", "patches", "width")
+
+
+@functools.lru_cache(maxsize=1)
+def mended(cls: type[Backbone]) -> type[Backbone]:
+    """Return the class, or one whose tokens have the type and the axes that were asked for if its own have not.
+
+    Torch's first error about them would be all that any check finds. ``output`` tells what was put right; what cannot
+    be is told by every check that needs tokens, in the same words.
+    """
+    method = "mix" if issubclass(cls, TokenBackbone) and cls.forward is TokenBackbone.forward else "forward"
+    own = getattr(cls, method)
+    wrong: dict[str, None] = {}
+    back: list[Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor] | None] = []
+
+    def refuse(what: str = "") -> NoReturn:
+        if what:
+            wrong[what] = None
+        raise CheckError(f"{'; '.join(wrong)}.")
+
+    def put_right(self: Any, first: torch.Tensor, *rest: Any) -> torch.Tensor:
+        try:
+            inspect.signature(own).bind(self, first, *rest)
+        except TypeError as error:
+            refuse(f"`{method}{inspect.signature(own)}` cannot be called as it is: {error}")
+        tokens, wanted = own(self, first, *rest), (*first.shape[:3], self.spec.width)
+        if not isinstance(tokens, torch.Tensor):
+            refuse(f"`{method}` returns {type(tokens).__name__}, not a tensor ({', '.join(AXES)})")
+        if not back and tuple(tokens.shape) != wanted:
+            wrong[f"`{method}` returns ({_axes(tokens.shape, wanted)}), not ({', '.join(AXES)})"] = None
+            back.append(_way_back(tuple(tokens.shape), wanted))
+        if tokens.dtype != first.dtype:
+            wrong[f"`{method}` returns {tokens.dtype} and was given {first.dtype}"] = None
+        if not torch.isfinite(tokens).all():
+            if not any("NaN" in w for w in wrong):
+                missing = "" if rest[-1].valid.all() else " where units or patches are missing"
+                wrong[f"`{method}` returns NaN or infinity{missing}"] = None
+            tokens = torch.nan_to_num(tokens, 0.0, 1.0, -1.0)
+        if back:
+            # Without a way back, the words are those of the first call, whatever the sizes are now.
+            tokens = back[0](tokens, wanted) if back[0] else refuse()
+        return tokens.to(first.dtype)
+
+    right = type(cls.__name__, (cls,), {method: put_right, "__module__": cls.__module__, "wrong": wrong})
+    with contextlib.suppress(Exception):  # whatever is raised, each check meets it again
+        for gaps in (False, True):
+            batch = _batch(gaps=gaps)
+            _call(build(right).eval(), batch, _hidden(batch))
+    return right if wrong else cls
+
+
+def _axes(shape: torch.Size, wanted: tuple[int, ...]) -> str:
+    """Name the axes of a shape, those that were joined too; a number is none of them."""
+    names: dict[int, str] = {}
+    for n in range(1, 4):
+        for some in itertools.combinations(range(4), n):
+            names.setdefault(
+                functools.reduce(operator.mul, (wanted[i] for i in some)), " × ".join(AXES[i] for i in some)
+            )
+    return ", ".join(names.get(size, str(size)) for size in shape)
+
+
+def _way_back(
+    shape: tuple[int, ...], wanted: tuple[int, ...]
+) -> Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor] | None:
+    """Return what makes the wanted shape of one whose axes were exchanged or joined, or None where nothing can."""
+    if sorted(shape) == sorted(wanted):
+        order = [shape.index(size) for size in wanted]
+        return lambda tokens, _: tokens.permute(order)
+    ends = [list(itertools.accumulate(sizes, operator.mul)) for sizes in (shape, wanted)]
+    if ends[0][-1:] == ends[1][-1:] and set(ends[0]) <= set(ends[1]):
+        return lambda tokens, now: tokens.reshape(now)
+    return None
 
 
 # ---------------------------------------------------------------- shapes and sizes
@@ -138,7 +223,7 @@ def builds(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
 
 def output(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     """Tokens of the right shape and type, finite, for one unit, one patch, gaps and padding, in both modes."""
-    problems: list[str] = []
+    problems: list[str] = list(getattr(cls, "wrong", ()))
     failures: dict[str, list[str]] = {}
     shapes = SHAPES + (((116, 7, 10, 8, 2), (40, 2, 16, 32, 1)) if full else ())
     for n_units, n_groups, n_patches, n_features, n_batch in shapes:
@@ -154,15 +239,17 @@ def output(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
                 try:
                     tokens = _call(backbone, batch, hidden)
                 except Exception as error:  # every shape is tried, and all that fail are told
+                    if isinstance(error, CheckError) and problems:
+                        continue
                     failures.setdefault(f"raised {raised(error, cls)}", []).append(where)
                     continue
                 wanted = (*batch.table.valid.shape, spec.width)
                 if tuple(tokens.shape) != wanted:
                     problems.append(f"the output has shape {tuple(tokens.shape)}, not {wanted} ({where})")
                 if tokens.dtype != torch.float32:
-                    problems.append(f"the output is {tokens.dtype}, not torch.float32 ({where})")
+                    failures.setdefault(f"the output is {tokens.dtype}, not torch.float32,", []).append(where)
                 if not torch.isfinite(tokens).all():
-                    problems.append(f"the output holds NaN or infinity ({where})")
+                    failures.setdefault("the output holds NaN or infinity", []).append(where)
     if len(failures) == 1 and not problems and len(next(iter(failures.values()))) > 1:
         raise CheckError(next(iter(failures)))  # wherever it is called: as the other checks say it
     problems += [
@@ -255,10 +342,15 @@ def reach(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
 def _influence(backbone: Any, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
     """Return (units, patches) size of the gradient of the outputs at hidden places with respect to each token."""
     signal = batch.signal.masked_fill(hidden[..., None], 0.0).requires_grad_()
-    tokens = backbone(signal, hidden, batch.table)[hidden]
+    tokens = backbone(signal, hidden.clone(), batch.table.map(torch.clone))[hidden]
     weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad((tokens * weights).sum(), signal, allow_unused=True)
-    return torch.zeros(hidden.shape[1:]) if gradient is None else gradient[0].abs().amax(-1)
+    if gradient is None:
+        raise CheckError(
+            "no gradient gets from the output back to the signal.",
+            next_step="Do not detach tokens, nor compute with them in numpy or in integers.",
+        )
+    return gradient[0].abs().amax(-1)
 
 
 def _place(where: torch.Tensor) -> str:
@@ -291,8 +383,8 @@ def subjects_do_not_mix(cls: type[Backbone], registry: Registry | None, full: bo
         signal = batch.signal.masked_fill(hidden[..., None], 0.0).requires_grad_()
         tokens = backbone(signal, hidden, batch.table)[0]
         weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
-        (gradient,) = torch.autograd.grad((tokens * weights).sum(), signal)
-        if (leak := float(gradient[1:].abs().max())) > 0:
+        (gradient,) = torch.autograd.grad((tokens * weights).sum(), signal, allow_unused=True)
+        if gradient is not None and (leak := float(gradient[1:].abs().max())) > 0:
             problems.append(
                 f"subjects of a batch are mixed in {mode} mode: the tokens of one window depend on another window "
                 f"(gradient {leak:.1e})"
@@ -328,7 +420,7 @@ def no_state(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
             problems.append(
                 f"state is carried between batches: after {what} the tokens differ by {difference:.1e} s.d."
             )
-    demand([p.rstrip(".") for p in problems], "Keep nothing on `self` in `forward`, running statistics included.")
+    demand(problems, "Keep nothing on `self` in `forward`, running statistics included.")
     return ""
 
 
@@ -549,7 +641,8 @@ def _prompted_tokens(cls: type[Backbone], changed: dict[str, Any]) -> None:
     demand(problems, "A `forward` of its own has to mix the prompts in.")
     signal = batch.signal.masked_fill(hidden[..., None], 0.0)
     tokens = backbone.train()(signal, hidden, batch.table)[valid]
-    (tokens * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    if tokens.requires_grad:
+        (tokens * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     if [p for p in added if p.grad is None or not (p.grad.flatten(1) if p.ndim > 1 else p.grad).abs().max() > 0]:
         problems.append("no gradient reaches the prompts")
     written = [n for n, t in before.items() if not torch.equal(t, backbone.state_dict()[n])]
@@ -627,22 +720,26 @@ def order_of_units(cls: type[Backbone], registry: Registry | None, full: bool) -
 def same_seed_same_bytes(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
     """The same seed builds the same weights and gives the same tokens, whatever other generators hold."""
     problems = []
-    states = []
-    for global_seed in (1, 2):
-        with other_global_state(global_seed):
-            states.append(_built(cls, shaken=False).state_dict())
+    backbone, batch = _built(cls), _batch()
+    states = [build(cls, backbone.spec, legacy_seed=seed).state_dict() for seed in (1, 2)]
     different = [k for k in states[0] if not torch.equal(states[0][k], states[1][k])]
     if different:
         problems.append(f"the same seed builds different weights: {', '.join(different[:5])}")
-    backbone, batch = _built(cls), _batch()
     hidden = _hidden(batch)
     tokens = []
     for global_seed in (1, 2):
-        with other_global_state(global_seed):
-            tokens.append(_call(backbone, batch, hidden))
+        tokens.append(_call(backbone, batch, hidden, global_seed))
     if not torch.equal(*tokens):
         problems.append(f"in eval mode two calls differ by {_difference(*tokens):.1e} s.d.: chance is left on")
-    demand(problems, "Initialise with torch's generator; use chance (dropout) in train mode only.")
+    for what, action in (
+        ("the constructor", lambda: cls(backbone.spec, **dict(cls.check_with))),
+        ("a call", lambda: backbone.train()(batch.signal, hidden, batch.table)),
+    ):
+        problems += [f"{what} sets the seed of {name} for everybody" for name in seeds_set_by(action)]
+    chance = ": until then other checks may take chance for an influence" if any("call" in p for p in problems) else ""
+    demand(
+        problems, f"Initialise with torch's generator, set no seed, use chance (dropout) in train mode only{chance}."
+    )
     return ""
 
 
@@ -679,7 +776,8 @@ def inputs_are_left_alone(cls: type[Backbone], registry: Registry | None, full: 
     backbone = _built(cls)
     given = dict(_tensors(batch, hidden))
     before = {name: tensor.clone() for name, tensor in given.items()}
-    with watched_files() as seen, torch.no_grad():
+    # What it returns is for the other checks.
+    with watched_files() as seen, torch.no_grad(), contextlib.suppress(CheckError):
         backbone(batch.signal, hidden, batch.table)
     problems = [f"a call writes into `{n}`" for n, tensor in given.items() if not torch.equal(before[n], tensor)]
     problems += [f"a call {what}" for what in dict.fromkeys(seen)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurobench.checks.common import Check, Skip, build, demand, other_global_state, watched_files
+from neurobench.checks.common import Check, Skip, build, demand, other_global_state, seeds_set_by, watched_files
 from neurobench.contracts import COVARIATES, Baseline
 from neurobench.errors import CheckError
 from neurobench.plugins import Registry
@@ -29,19 +30,19 @@ TOLERANCE = 1e-6
 
 @contextmanager
 def _cohorts(cls: type[Baseline], n_subjects: int = 10) -> Iterator[list[tuple[str, Cohort]]]:
-    """Yield a simulated cohort of every modality that the baseline applies to, without targets."""
+    """Yield a simulated cohort of every modality that the baseline applies to, told what a run would tell."""
     unknown = set(cls.modalities) - set(SPECIMENS)
     if unknown or not cls.modalities:
         raise CheckError(f"`modalities` is {cls.modalities!r}.", allowed=f"some of {', '.join(SPECIMENS)}")
     with tempfile.TemporaryDirectory() as folder:
         yield [
-            (m, _no_targets(simulated_cohort(Path(folder) / m, n_subjects=n_subjects, **SPECIMENS[m])))
+            (m, _told(cls, simulated_cohort(Path(folder) / m, n_subjects=n_subjects, **SPECIMENS[m])))
             for m in cls.modalities
         ]
 
 
-def _no_targets(cohort: Cohort) -> Cohort:
-    return part_of(cohort, cohort.subjects, COVARIATES)
+def _told(cls: type[Baseline], cohort: Cohort) -> Cohort:
+    return part_of(cohort, cohort.subjects, COVARIATES if cls.depends_on_task else ())
 
 
 def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
@@ -66,8 +67,16 @@ def features(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
     with _cohorts(cls) as cohorts:
         for modality, cohort in cohorts:
             train, test = _halves(cohort)
-            baseline = _fitted(cls, train)
-            rows = [np.asarray(baseline.transform(c)) for c in (train, test)]
+            try:
+                baseline = _fitted(cls, train)
+                rows = [np.asarray(baseline.transform(c)) for c in (train, test)]
+            except KeyError as error:
+                if error.args[0] not in COVARIATES:
+                    raise
+                raise CheckError(
+                    f"reads {error.args[0]!r} of the participants table, which is the target of some task.",
+                    next_step="With `depends_on_task = True` it is told the covariates, all but a task's target.",
+                ) from error
             incomplete = {r.subject for r in cohort.recordings if not r.present.all()}
             for row, subjects in zip(rows, (train.subjects, test.subjects), strict=True):
                 if row.ndim != 2 or len(row) != len(subjects):
@@ -146,12 +155,6 @@ def signal_only(cls: type[Baseline], registry: Registry | None, full: bool) -> s
     problems = []
     with _cohorts(cls) as cohorts, tempfile.TemporaryDirectory() as folder:
         for modality, cohort in cohorts:
-            if not _same_without_columns(cls, cohort):
-                problems.append(
-                    f"features hold a column of the participants table, which is the target of a task, and a run "
-                    f"hides it: set `depends_on_task` to be given the covariates that are not the target ({modality})"
-                )
-                continue
             length = cohort.samples_per_window
             cut = [neutral(r, (7 * i) % (r.n_times - length), length) for i, r in enumerate(cohort.recordings)]
             moved = []
@@ -168,16 +171,6 @@ def signal_only(cls: type[Baseline], registry: Registry | None, full: bool) -> s
                 )
     demand(problems, "Read `recording.open()`, and nothing else.")
     return ""
-
-
-def _same_without_columns(cls: type[Baseline], cohort: Cohort) -> bool:
-    """Whether features are the same without the participants table; a baseline that fails without it needs it."""
-    told = np.asarray(_fitted(cls, cohort).transform(cohort))
-    bare = part_of(cohort, cohort.subjects, ())
-    try:
-        return _same(told, np.asarray(_fitted(cls, bare).transform(bare)))
-    except LookupError:
-        return False
 
 
 def deterministic(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
@@ -199,6 +192,8 @@ def deterministic(cls: type[Baseline], registry: Registry | None, full: bool) ->
                     problems.append(
                         f"features depend on an earlier `fit` or `transform`: state is carried ({modality})"
                     )
+            seeds = seeds_set_by(functools.partial(_fitted(cls, train).transform, test))
+            problems += [f"the seed of {name} is set for everybody ({modality})" for name in seeds]
     demand(problems)
     return ""
 

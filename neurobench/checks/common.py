@@ -23,10 +23,23 @@ from neurobench.records import BackboneSpec
 from neurobench.resources import wrong_with
 from neurobench.specimens import simulated_connectivity
 
-__all__ = ["CHECKS", "Check", "Skip", "build", "demand", "other_global_state", "raised", "watched_files"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Skip",
+    "build",
+    "demand",
+    "other_global_state",
+    "raised",
+    "seeds_set_by",
+    "watched_files",
+]
 
 Check = Callable[[Any, Registry | None, bool], str]
 """Takes a class, the registry and whether to run in full; returns a remark, or raises CheckError or Skip."""
+
+SLOW_IMPORT_S = 0.5
+"""Importing torch, pandas and all built-in plugins together takes a few times as long."""
 
 SPEC = BackboneSpec(n_units=12, n_groups=3, n_patches=5, n_features=6, width=32, n_layers=1)
 
@@ -36,9 +49,19 @@ class Skip(Exception):
 
 
 def demand(problems: list[str], next_step: str = "") -> None:
-    """Raise a CheckError that tells all problems, if there are any."""
-    if problems:
-        raise CheckError("; ".join(dict.fromkeys(problems)) + ".", next_step=next_step)
+    """Raise a CheckError that tells all problems, if there are any; one that is in many places is told once."""
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        what, _, where = problem.rpartition(" (") if problem.endswith(")") else (problem, "", "")
+        places.setdefault(what, []).append(where)
+    told = []
+    for what, found in places.items():
+        some = list(dict.fromkeys(w.removesuffix(")") for w in found if w))
+        more = f"; and {len(some) - 2} more" if len(some) > 2 else ""
+        told.append(f"{what} ({'; '.join(some[:2])}{more})" if some else what)
+    if told:
+        text = "; ".join(told)
+        raise CheckError(text if text.endswith(".") else f"{text}.", next_step=next_step)
 
 
 def raised(error: Exception, cls: type[Component]) -> str:
@@ -47,7 +70,8 @@ def raised(error: Exception, cls: type[Component]) -> str:
     own = [f for f in frames if f.filename == inspect.getsourcefile(cls)]
     frame = (own or frames)[-1]
     kind = "" if isinstance(error, NeurobenchError) else f"{type(error).__name__}: "
-    return f"{kind}{error} (in {frame.name}, {frame.filename}:{frame.lineno})"
+    what = str(error).partition(" Hint: enable anomaly detection")[0]
+    return f"{kind}{what} (in {frame.name}, {frame.filename}:{frame.lineno})"
 
 
 # ---------------------------------------------------------------- files that are opened
@@ -116,14 +140,26 @@ def other_global_state(seed: int) -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
-def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0, **changed: Any) -> Any:
+def seeds_set_by(action: Callable[[], Any]) -> list[str]:
+    """Return the generators that are in one state after an action whatever state they were in before."""
+    after: list[dict[str, Any]] = []
+    for seed in (1, 2):
+        with other_global_state(seed):
+            action()
+            legacy = np.random.get_state(legacy=False)  # noqa: NPY002
+            after.append({"torch": torch.get_rng_state(), "numpy": legacy["state"], "random": random.getstate()})
+    return [name for name, state in after[0].items() if str(state) == str(after[1][name])]
+
+
+def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0, legacy_seed: int = 0, **changed: Any) -> Any:
     """Build a component with its defaults, ``check_with`` and over them ``changed``.
 
-    A backbone is given sizes and a seed, and connectivity if it asks for it.
+    A backbone is given sizes and a seed of torch's generator, and connectivity if it asks for it; the generators of
+    random and numpy, which it must not draw from, are at ``legacy_seed``.
     """
     if not issubclass(cls, Backbone):
         return cls(**dict(cls.check_with) | changed)
-    with torch.random.fork_rng(devices=[]):
+    with other_global_state(legacy_seed):
         torch.manual_seed(seed)
         backbone = cls(spec, **dict(cls.check_with) | changed)
     if backbone.uses_connectivity:
@@ -135,7 +171,7 @@ def build(cls: type[Any], spec: BackboneSpec = SPEC, seed: int = 0, **changed: A
 
 
 def metadata(cls: type[Component], registry: Registry | None, full: bool) -> str:
-    """Name, one-line summary and version are there."""
+    """Name, one-line summary and version are there; says (and never fails) if importing it takes long."""
     problems = []
     name, summary = getattr(cls, "name", None), getattr(cls, "summary", None)
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -154,7 +190,14 @@ def metadata(cls: type[Component], registry: Registry | None, full: bool) -> str
     if not (inspect.getdoc(cls) or "").strip():
         problems.append("the class has no docstring")
     demand(problems)
-    return ""
+    sources = registry.sources.items() if registry is not None else ()
+    import_s = max((plugin.import_s for (_, n), (plugin, _) in sources if n == name), default=0.0)
+    if import_s < SLOW_IMPORT_S:
+        return ""
+    return (
+        f"importing it takes {import_s:.1f} s, for which every command waits, whatever it is about: import what is "
+        "slow where it is used"
+    )
 
 
 def parameters(cls: type[Component], registry: Registry | None, full: bool) -> str:

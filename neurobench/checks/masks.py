@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurobench.checks.common import Check, Skip, build, demand, other_global_state, watched_files
+from neurobench.checks.common import Check, Skip, build, demand, other_global_state, seeds_set_by, watched_files
 from neurobench.contracts import MaskingStrategy
 from neurobench.errors import CheckError, ConfigError
 from neurobench.masking import budget, draw
@@ -50,6 +50,8 @@ def _possible(cls: type[MaskingStrategy], full: bool) -> Iterator[tuple[str, Mas
 def _elements(strategy: MaskingStrategy, window: WindowTable, ratio: float, seed: int) -> list[NDArray[np.int64]]:
     """Return what a strategy yields, stopped where it would go on for ever."""
     made = strategy.elements(window, budget(window, ratio), np.random.default_rng(seed))
+    if made is None:
+        raise CheckError("`elements` returns None: it has to yield elements, or return an iterable of them.")
     limit = 4 * window.valid.size + 8
     elements = list(itertools.islice(made, limit + 1))
     if len(elements) > limit:
@@ -72,7 +74,7 @@ def elements_are_flat_indices(cls: type[MaskingStrategy], registry: Registry | N
             elif array.size and (array.min() < 0 or array.max() >= window.valid.size):
                 wrong = array.max() if array.max() >= window.valid.size else array.min()
                 problems.append(f"yields token {wrong}, and the table has 0 to {window.valid.size - 1} ({what})")
-    demand(problems[:5])
+    demand(problems)
     return ""
 
 
@@ -96,7 +98,7 @@ def equal_budget(cls: type[MaskingStrategy], registry: Registry | None, full: bo
                 problems.append(f"nothing stays visible ({what}, ratio {ratio:g})")
             if ratio == 0.5 and window.n_valid:
                 hidden_share.append(drawn.hidden.sum() / window.n_valid)
-    demand(problems[:5], "Yield whole elements until all tokens that can be hidden have been yielded.")
+    demand(problems, "Yield whole elements until all tokens that can be hidden have been yielded.")
     return f"hides {np.mean(hidden_share):.0%} of the tokens to score 50 %"
 
 
@@ -175,7 +177,12 @@ def table_and_generator_only(cls: type[MaskingStrategy], registry: Registry | No
         with other_global_state(1):
             if not _same(first, _elements(build(cls), twin, 0.5, 3)):
                 problems.append(f"an equal table in other objects gets another mask ({what})")
-    demand(problems[:5], "Draw from `rng` alone, keep nothing on `self` between calls, read nothing.")
+    what, strategy, window = next(_possible(cls, full))
+    problems += [
+        f"drawing a mask sets the seed of {name} for everybody"
+        for name in seeds_set_by(lambda: _elements(strategy, window, 0.5, 3))
+    ]
+    demand(problems, "Draw from `rng` alone, keep nothing on `self` between calls, read nothing.")
     return ""
 
 
@@ -220,7 +227,7 @@ def refusals_explain(cls: type[MaskingStrategy], registry: Registry | None, full
                 problems.append(
                     f"`impossible` says only {text!r} ({what}): say what is missing and what to use instead"
                 )
-    demand(problems[:5])
+    demand(problems)
     return ""
 
 
