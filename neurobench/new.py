@@ -22,7 +22,7 @@ EXAMPLES = {
     "backbone": "neurobench run --backbone {name},mamba --mask roi,random_tube --dataset adhd200",
     "mask": "neurobench run --backbone mamba --mask {name},random_tube --dataset adhd200",
     "dataset": "neurobench run --backbone mamba --mask roi --dataset {name}   # its simulated twin",
-    "task": "neurobench run --backbone mamba --mask roi --dataset parcels --data-dir FOLDER --task {name}",
+    "task": "neurobench run --backbone mamba --mask roi --dataset adhd200 --task {name}",
     "baseline": "neurobench run --backbone mamba --mask roi --dataset adhd200   # one row more in every table",
     "figure": "neurobench report neurobench-results                            # one picture more in every report",
 }
