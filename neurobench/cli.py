@@ -431,6 +431,10 @@ def run(
         registry = open_registry(config.plugin_files)
         grid = expand(config, registry)
     if detach:
+        if config.elsewhere:
+            from neurobench import clusters
+
+            clusters.check(config)
         detached(config.out, as_json=as_json)
         return
     with side.status("loading plugins") if shown else contextlib.nullcontext():
@@ -457,7 +461,9 @@ def run(
         else:
             console.print_plan(screen, planned, quiet=quiet)
         return
-    with stopped_by_signals(), console.Terminal(side) if shown else contextlib.nullcontext() as progress:
+    unseen = quiet or as_json or as_lines
+    bars = console.Terminal(side) if shown else contextlib.nullcontext(None if unseen else console.Lines(side))
+    with stopped_by_signals(), bars as progress:
         result = runner.execute(grid, registry, progress=progress)
     if as_json:
         console.print_json(

@@ -141,13 +141,14 @@ def detached(out: Path, *, as_json: bool) -> None:
     One that fails at once says so here, with its own exit code.
     """
     from neurobench import console, runs
-    from neurobench.store import Store
+    from neurobench.store import Store, disk_errors
 
     # What is wrong with the folder is said here.
     Store(out)
     run = runs.new_id()
     folder = runs.folder_of(out, run)
-    folder.mkdir(parents=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True)
     screen, side = console.make_console(), console.make_console(stderr=True)
     output = folder / "output.txt"
     words = [sys.executable, *(w for w in sys.orig_argv[1:] if w != "--detach")]

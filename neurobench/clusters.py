@@ -15,8 +15,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import re
+import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,7 +30,7 @@ from typing import Any
 
 import neurobench
 from neurobench import runs
-from neurobench.errors import ConfigError, NeurobenchError, StoreError
+from neurobench.errors import ConfigError, NeurobenchError, StoreError, closest
 from neurobench.execution import Here, Outcome, Workers, describe
 from neurobench.identity import digest, file_digest
 from neurobench.interrupts import Abandoned
@@ -37,10 +40,15 @@ from neurobench.parsing import parse_yaml
 from neurobench.progress import Advance, Silent
 from neurobench.resources import Needs, described
 
-__all__ = ["BATCH_SYSTEMS", "DaskWorkers", "Waiting", "cluster_of", "connect", "settings_of"]
+__all__ = ["BATCH_SYSTEMS", "DaskWorkers", "Jobs", "Waiting", "check", "cluster_of", "connect", "settings_of"]
 
-BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
-"""Batch systems and what dask-jobqueue calls them."""
+BATCH_SYSTEMS = {
+    "slurm": ("SLURMCluster", "Slurm"),
+    "pbs": ("PBSCluster", "PBS"),
+    "sge": ("SGECluster", "SGE"),
+    "lsf": ("LSFCluster", "LSF"),
+}
+"""Batch systems, what dask-jobqueue calls them, and what people do."""
 
 UNPROFILED = "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=${DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED:-False}"
 """Line of a job's script, by which a worker does not look at what it is at a hundred times a second.
@@ -56,6 +64,57 @@ LOOK_S = 1.0
 
 PATIENCE_S = 10.0
 """Seconds that steps wait for a worker before the run says so."""
+
+ANSWER_S = 10.0
+"""Seconds in which somebody has to listen at the address of a scheduler: it may be starting at the same time."""
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot compute, before recordings are prepared for it; nothing is asked of a batch system.
+
+    Raises
+    ------
+    ConfigError
+        If nobody listens at the address, the batch system is not there, or its file asks for what cannot be.
+    """
+    if config.scheduler:
+        _listens(config.scheduler)
+    elif config.cluster:
+        asked, _, _ = _asked_for(config)
+        command = asked.job_cls.submit_command.split()[0]
+        if shutil.which(command) is None:
+            raise ConfigError(
+                f"--cluster {config.cluster}: there is no `{command}` on this machine.",
+                next_step="Start the run where jobs are submitted from.",
+            )
+
+
+def _listens(address: str) -> None:
+    comm = _imported("distributed.comm")
+    try:
+        host, port = comm.get_address_host_port(address)
+    except ValueError as error:
+        raise _nobody(address, f"it is no address: {error}") from None
+    if comm.parse_address(address)[0] not in ("tcp", "tls"):
+        return
+    give_up = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=ANSWER_S).close()
+            return
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() >= give_up:
+                raise _nobody(address, str(error.strerror or error)) from None
+        time.sleep(0.5)
+
+
+def _nobody(address: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"--scheduler {address}: no Dask scheduler answers there ({why}).",
+        allowed="the address of a running one, such as tcp://10.0.0.1:8786",
+        next_step="Start one with `dask scheduler`, and workers with `dask worker ADDRESS --nthreads 1`; or leave "
+        "--scheduler out, and this machine computes.",
+    )
 
 
 def connect(config: RunConfig, note: Callable[[str], None] = lambda message: None) -> DaskWorkers:
@@ -78,14 +137,11 @@ def connect(config: RunConfig, note: Callable[[str], None] = lambda message: Non
         try:
             client = distributed.Client(config.scheduler, timeout="20s", set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
-            raise ConfigError(
-                f"--scheduler {config.scheduler}: no Dask scheduler answers there ({type(error).__name__}).",
-                allowed="the address of a running one, such as tcp://10.0.0.1:8786",
-                next_step="Start one with `dask scheduler`, and workers with `dask worker ADDRESS --nthreads 1`.",
-            ) from None
+            raise _nobody(config.scheduler, type(error).__name__) from None
         return DaskWorkers(config, client, note)
-    cluster, at_most = cluster_of(config)
-    return DaskWorkers(config, distributed.Client(cluster, set_as_default=False), note, cluster, at_most)
+    jobs = Jobs(BATCH_SYSTEMS[config.cluster][1])
+    cluster, at_most = cluster_of(config, jobs)
+    return DaskWorkers(config, distributed.Client(cluster, set_as_default=False), note, cluster, at_most, jobs)
 
 
 def _imported(module: str) -> Any:
@@ -97,7 +153,7 @@ def _imported(module: str) -> Any:
     return found
 
 
-def cluster_of(config: RunConfig) -> tuple[Any, int]:
+def cluster_of(config: RunConfig, jobs: Jobs) -> tuple[Any, int]:
     """Return a cluster of dask-jobqueue and how many workers it has at most.
 
     Ask a batch system for workers by dask-jobqueue, as the file ``config.cluster_config`` says.
@@ -105,32 +161,27 @@ def cluster_of(config: RunConfig) -> tuple[Any, int]:
     The YAML file holds what the class of dask-jobqueue takes (``queue``, ``cores``, ``memory``, ``walltime``, …), and
     ``jobs``: how many jobs at most, adapted to what there is to do. Each job is one worker with one process a core,
     unless ``processes`` says otherwise, and each process computes one step after the other. Before the walltime is over
-    workers leave by themselves: what is under way goes on elsewhere, and does not count as died.
+    workers leave by themselves: what is under way goes on elsewhere, and does not count as died. ``jobs`` is told which
+    of them the batch system took.
 
     Raises
     ------
     ConfigError
         If the file cannot be read, or holds what the class does not take.
     """
-    assert config.cluster_config is not None, "expand refuses --cluster without its file"
-    settings = settings_of(config.cluster_config)
-    n_jobs = settings.pop("jobs", None)
-    if not isinstance(n_jobs, int) or n_jobs < 1:
-        raise ConfigError(
-            f"{config.cluster_config}: jobs is {n_jobs!r}.", allowed="a whole number from 1: how many jobs at most"
-        )
-    jobqueue = _imported("dask_jobqueue")
-    settings.setdefault("processes", settings.get("cores", 1))
+    asked, settings, n_jobs = _asked_for(config)
     extra = _lines(config, settings, "worker_extra_args")
     if not any(e.startswith("--lifetime") for e in extra) and (walltime := _walltime_s(config, settings)):
         settings["worker_extra_args"] = extra + _lifetime(walltime)
     settings["job_script_prologue"] = [*_lines(config, settings, "job_script_prologue"), UNPROFILED]
     try:
-        cluster = getattr(jobqueue, BATCH_SYSTEMS[config.cluster])(**settings)
+        cluster = asked(**settings, job_cls=jobs.told_by(asked.job_cls))
     except (TypeError, ValueError) as error:
+        # dask-jobqueue adds a list of everything that it was given.
+        why = " ".join(str(error).partition(" Very likely this unexpected parameter")[0].split())
         raise ConfigError(
-            f"{config.cluster_config}: dask-jobqueue does not take it: {error}.",
-            next_step=f"See the parameters of dask_jobqueue.{BATCH_SYSTEMS[config.cluster]}.",
+            f"{config.cluster_config}: dask-jobqueue does not take it: {why.rstrip('.')}.",
+            next_step=f"See the parameters of dask_jobqueue.{asked.__name__}.",
         ) from None
     cluster.adapt(minimum_jobs=1, maximum_jobs=n_jobs)
     return cluster, n_jobs * settings["processes"]
@@ -142,6 +193,88 @@ def _lines(config: RunConfig, settings: Mapping[str, Any], name: str) -> list[st
 
     own = dask.config.get(f"jobqueue.{config.cluster}.{name.replace('_', '-')}", None)
     return [str(line) for line in settings.get(name, own) or []]
+
+
+def _asked_for(config: RunConfig) -> tuple[Any, dict[str, Any], int]:
+    """Return the class of a cluster, what it is to be given, and how many jobs there are at most."""
+    path = config.cluster_config
+    assert path is not None, "expand refuses --cluster without its file"
+    settings = settings_of(path)
+    n_jobs = settings.pop("jobs", None)
+    counts = {"jobs": n_jobs} | {k: settings[k] for k in ("cores", "processes") if k in settings}
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            what = "how many jobs at most" if name == "jobs" else f"{name} of a job"
+            has = "is missing" if count is None else f"is {count!r}"
+            raise ConfigError(f"{path}: {name} {has}.", allowed=f"a whole number from 1: {what}")
+    asked = getattr(_imported("dask_jobqueue"), BATCH_SYSTEMS[config.cluster][0])
+    known = _parameters(asked) | _parameters(asked.job_cls)
+    for name in settings.keys() - known:
+        usual = ("queue", "account", "cores", "memory", "walltime", "processes", "jobs", "job_extra_directives")
+        raise ConfigError(
+            f"{path}: {name!r} is no setting of {BATCH_SYSTEMS[config.cluster][1]}'s jobs.",
+            allowed=f"{', '.join(usual)}, and what else dask_jobqueue.{asked.__name__} takes",
+            likely=closest(name, known | {"jobs"}),
+        )
+    settings.setdefault("processes", settings.get("cores", 1))
+    _walltime_s(config, settings)
+    assert n_jobs is not None
+    return asked, settings, n_jobs
+
+
+def _parameters(asked: Any) -> set[str]:
+    """Return what a class and those that it is made from take, but for what is not the user's to give."""
+    made = [vars(base)["__init__"] for base in inspect.getmro(asked) if "__init__" in vars(base)]
+    found = {name for one in made for name in inspect.signature(one).parameters}
+    return found - {"self", "args", "kwargs", "job_cls", "scheduler", "asynchronous", "loop"}
+
+
+class Jobs:
+    """Which jobs a batch system took, and why it did not take another.
+
+    Parameters
+    ----------
+    system
+        What people call it.
+
+    Attributes
+    ----------
+    n_taken
+        Jobs that it took.
+    refusal
+        What it said when it did not take one, last; empty: it took all.
+    """
+
+    def __init__(self, system: str) -> None:
+        self.system = system
+        self.n_taken = 0
+        self.refusal = ""
+
+    def told_by(self, job: Any) -> Any:
+        """Return a class of dask-jobqueue's jobs that tells this one how their submission ended.
+
+        One that is refused counts as started, or it would be a traceback of the event loop and nothing else.
+        """
+        process = _imported("distributed.deploy.spec").ProcessInterface
+
+        class Told(job):  # type: ignore[misc]
+            async def start(told) -> None:
+                try:
+                    await super().start()
+                except (RuntimeError, OSError, ValueError) as error:
+                    self.refusal = _said(error)
+                    await process.start(told)
+                else:
+                    self.n_taken += 1
+
+        Told.__name__ = job.__name__
+        return Told
+
+
+def _said(error: Exception) -> str:
+    """Return what a command that was refused said; dask-jobqueue tells all about it."""
+    told = str(error).partition("stderr:\n")[2] or str(error)
+    return " ".join(told.split()) or type(error).__name__
 
 
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -270,6 +403,8 @@ class DaskWorkers(Workers):
         To be closed in the end; None: it belongs to somebody else.
     at_most
         Workers that the cluster starts if there is enough to do.
+    jobs
+        What became of the jobs of the cluster.
     """
 
     def __init__(
@@ -279,8 +414,9 @@ class DaskWorkers(Workers):
         note: Callable[[str], None] = lambda message: None,
         cluster: Any = None,
         at_most: int = 0,
+        jobs: Jobs | None = None,
     ) -> None:
-        self.client, self.cluster, self.at_most = client, cluster, at_most
+        self.client, self.cluster, self.at_most, self.jobs = client, cluster, at_most, jobs
         # Relative to where this process is, which is not where a worker is.
         device: Any = resolve_device(config.device, elsewhere=True).type
         self.config = replace(
@@ -306,7 +442,15 @@ class DaskWorkers(Workers):
         return [w.get("resources") or {} for w in self.client.scheduler_info(n_workers=-1)["workers"].values()]
 
     def _keep_watch(self, waiting: Waiting, note: Callable[[str], None]) -> None:
+        told = ""
         while not self._closing.wait(LOOK_S):
+            if self.jobs is not None and self.jobs.refusal and self.jobs.n_taken == 0:
+                for future in list(self._asked):
+                    future.cancel()
+                continue
+            if self.jobs is not None and self.jobs.refusal != told:
+                told = self.jobs.refusal
+                note(f"{self.jobs.system} did not take another job, and the run goes on with those it took: {told}")
             # A scheduler that does not answer is the client's business, which tries again or gives steps up.
             with contextlib.suppress(OSError, TimeoutError, RuntimeError):
                 self._offered = self._look()
@@ -351,7 +495,7 @@ class DaskWorkers(Workers):
         Raises
         ------
         NeurobenchError
-            If the scheduler is gone, and with it what was under way.
+            If the scheduler is gone, and with it what was under way, or no job was taken that would compute it.
         """
         from distributed import KilledWorker
 
@@ -364,6 +508,11 @@ class DaskWorkers(Workers):
             )
             return Outcome(frozenset(), describe(died))
         except CancelledError:
+            if self.jobs is not None and self.jobs.refusal and self.jobs.n_taken == 0:
+                raise NeurobenchError(
+                    f"{self.jobs.system} does not take the job: {self.jobs.refusal}",
+                    next_step="Change what --cluster-config asks for, and run the same command again.",
+                ) from None
             raise NeurobenchError(
                 "the connection to the Dask scheduler was lost, and with it the steps that were under way.",
                 next_step="Nothing finished is lost: run the same command again, with a scheduler that runs.",

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from neurobench import logs
 from neurobench.errors import ConfigErrors, NeurobenchError
-from neurobench.progress import TimeLeft
+from neurobench.progress import Silent, TimeLeft
 from neurobench.tables import duration, missing, plural, results_table
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SIMULATED",
+    "Lines",
     "Terminal",
     "ended",
     "make_console",
@@ -542,6 +543,13 @@ def time_left(seconds: float | None, *, learned: bool) -> str:
     return f"about {shown} left" if learned else f"about {shown}, first guess"
 
 
+class _Share(ProgressColumn):
+    """The share that is done, where it is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.percentage:>3.0f} %", style="dim")
+
+
 class _Left(ProgressColumn):
     """The time left: a grid's own estimate, or what follows from how fast a stage has been so far."""
 
@@ -551,6 +559,25 @@ class _Left(ProgressColumn):
         # A stage of a few seconds is over before its estimate is worth reading.
         remaining = task.time_remaining if (task.elapsed or 0.0) > 3.0 else None
         return Text("" if not remaining else f"about {duration(max(1, round(remaining)))} left", style="dim")
+
+
+class Lines(Silent):
+    """Progress where there is no terminal: no bars, and a line for what failed and for what has to be known."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def failed(self, label: str, error: str) -> None:
+        """Print what failed."""
+        self._print(f"failed: {label}: {error}")
+
+    def note(self, message: str) -> None:
+        """Print a line."""
+        self._print(message)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.file.flush()
 
 
 class Terminal:
@@ -563,7 +590,7 @@ class Terminal:
                 "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
             ),
             BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f} %", style="dim", markup=False),
+            _Share(),
             _Left(table_column=Column(no_wrap=True)),
             console=console,
             expand=True,

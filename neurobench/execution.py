@@ -19,13 +19,14 @@ import math
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.queues import SimpleQueue
 
 import joblib
@@ -404,6 +405,7 @@ def on_workers(
                 if job is not None:
                     schedule.put_back(job)
                 workers.renew(broken)
+                executor.progress.note("a process ended without a word; its steps are tried again, one at a time.")
         finished = True
     finally:
         # After Ctrl-C or a full disk nobody waits for what is under way; what is half-written is swept at the next
@@ -664,6 +666,11 @@ class Processes(Workers):
         context = multiprocessing.get_context(able)
         if able == "forkserver":
             context.set_forkserver_preload([__name__])
+            # It inherits what is blocked: Ctrl-C while it imports is this process's, and no traceback of it. Starting
+            # the tracker would let it through again.
+            resource_tracker.ensure_running()
+            with _blocked(signal.SIGINT):
+                forkserver.ensure_running()
         # Processes that replace others are dealt the same GPUs again.
         gpus = context.SimpleQueue()
         for gpu in dealt(visible_gpus(), self.jobs):
@@ -709,9 +716,21 @@ class Processes(Workers):
             self._pool.shutdown()
 
 
+@contextlib.contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    """Have a signal wait; here it comes afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(config: RunConfig, gpus: SimpleQueue[str]) -> None:
     """Make this process ready to compute steps."""
     global _here
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # Before anything asks CUDA: what it sees first is what it keeps.
     if gpu := gpus.get():
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -63,6 +63,9 @@ WHAT: tuple[str, ...] = get_args(What)
 FIRST = ("time", "level", "what", "message", "run", "host", "pid")
 """Fields that every line has, in this order; where it belongs and what is to be said of it follow."""
 
+FIGURES = ("n_subjects", "step", "loss", "tokens_per_s", "n_computed", "n_stored", "n_failed")
+"""Fields that are told in words, too."""
+
 _log = logging.getLogger(__name__)
 # What is told here goes where :func:`kept` and :func:`shown` say, and not to whatever handlers a caller's program has.
 _log.setLevel(logging.INFO)
@@ -186,7 +189,8 @@ def sentence(line: Mapping[str, Any]) -> str:
     """Return a line of the log in words, without when and where."""
     about = line.get("label") or line.get("dataset") or ""
     said = [str(line.get("what", "message")), str(about), str(line.get("message", ""))]
-    said += [f"{name} {line[name]}" for name in ("step", "loss", "tokens_per_s") if name in line]
+    said += [str(line["command"])] if "command" in line else []
+    said += [f"{name} {line[name]}" for name in FIGURES if name in line]
     said += [f"{line['seconds']:.1f} s"] if isinstance(line.get("seconds"), float) else []
     return " · ".join(s for s in (*said, " ".join(str(line.get("error", "")).split())) if s)
 

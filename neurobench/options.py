@@ -383,7 +383,7 @@ _NOT_OF_A_SUITE = ("data_dirs", "source", "device", "plugin_files", *_OF_THE_MAC
 def _jobs(value: int | str | None) -> int | None:
     if value is None or str(value) == "auto":
         return None if value is None else 0
-    if not str(value).isdecimal():
+    if not str(value).isdecimal() or int(value) < 1:
         raise ConfigError(f"--jobs cannot be {str(value)!r}.", allowed="a whole number from 1, or auto")
     return int(value)
 

@@ -11,6 +11,9 @@ from typing import Protocol
 
 __all__ = ["Advance", "Done", "Progress", "Silent", "TimeLeft"]
 
+TRUST = 0.05
+"""Share of a grid of which the steps have to be computed before they alone say how long the others take."""
+
 Advance = Callable[[int, int], None]
 """Called with what is done of a stage, and its total."""
 
@@ -69,7 +72,9 @@ class Silent:
 class TimeLeft:
     """Honest time left of a grid: the estimate, corrected by how long its steps really took.
 
-    Steps that were found stored take no time, and teach nothing about those that are left.
+    Steps that were found stored take no time, and teach nothing about those that are left. A first step that has to
+    wait for processes to start teaches little: until :data:`TRUST` of the grid was computed, the estimate stands for
+    the rest of that share.
     """
 
     total: float
@@ -100,5 +105,6 @@ class TimeLeft:
         """Return the seconds left: 0 for longer than expected, None where nothing is left or known."""
         if self.total <= 0 or self.done >= self.total:
             return None
-        factor = self.spent / self.estimated if self.estimated > 0 else 1.0
+        untold = max(0.0, TRUST * self.total - self.estimated)
+        factor = (self.spent + untold) / (self.estimated + untold)
         return max(0.0, (self.total - self.done) * factor - (self.clock() - self.since))

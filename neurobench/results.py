@@ -437,7 +437,13 @@ def records_table(out: str | Path) -> pd.DataFrame:
     folder = Path(out) / "records"
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not paths:
-        raise StoreError(f"{out} holds no records.", next_step="Run `neurobench run` with --out set to it first.")
+        lacks = partial(out)
+        raise StoreError(
+            " ".join([f"{out} holds no records.", *lacks]),
+            next_step=f"`neurobench status {out}` shows how far it is."
+            if lacks
+            else "Run `neurobench run` with --out set to it first.",
+        )
     newest: dict[str, tuple[Record, Path]] = {}
     for path in paths:
         record = read_record(path)

@@ -124,6 +124,8 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
 def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) -> RunResult:
     started = time.perf_counter()
     elsewhere = grid.config.elsewhere
+    if elsewhere:
+        clusters.check(grid.config)
     device = resolve_device(grid.config.device, elsewhere=elsewhere)
     executor = Executor(store, progress)
     rows: list[dict[str, Any]] = []

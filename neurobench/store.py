@@ -73,7 +73,8 @@ def disk_errors(path: Path, *, inside: bool = False) -> Iterator[None]:
             ) from error
         if _is_refused(error) and not (inside and _is_elsewhere(error, path)):
             raise StoreError(
-                f"{path} cannot be written: {error.strerror}.", next_step="Choose another folder with --out."
+                f"{path} cannot be written: {error.strerror}.",
+                next_step="Make it writable, or choose another folder: --out of a run, --to of a report.",
             ) from error
         raise
 
@@ -491,21 +492,23 @@ class Store:
             beside.mkdir(parents=True)
             try:
                 yield beside
+                files = [f for f in sorted(beside.rglob("*")) if f.is_file()]
                 manifest = {
                     "stage": stage,
                     "key": key,
                     "label": label,
                     "identity": identity,
-                    "files": {
-                        str(f.relative_to(beside)): [file_digest(f), f.stat().st_size]
-                        for f in sorted(beside.rglob("*"))
-                        if f.is_file()
-                    },
+                    "files": {str(f.relative_to(beside)): [file_digest(f), f.stat().st_size] for f in files},
                     "seconds": round(checkpoint.seconds if checkpoint else time.perf_counter() - started, 3),
                     "work": None if work is None else dict(work),
                     "written": moment(),
                 }
-                (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+                told = beside / "manifest.json"
+                told.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+                for file in files:
+                    # safetensors keeps what it writes to the user alone: a colleague could not read a shared folder.
+                    with contextlib.suppress(OSError):
+                        file.chmod(told.stat().st_mode)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 present = self._open(target)
                 if present is None or not self._as_written(present):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import signal
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import dask
+import dask_jobqueue
 import distributed
 import pandas as pd
 import pytest
@@ -341,13 +343,30 @@ def test_workers_leave_before_their_walltime_is_over() -> None:
 # ---------------------------------------------------------------- refusals
 
 
-def test_nobody_at_the_address_is_said(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("tcp://127.0.0.1:1", "Connection refused"), ("nonsense", "it is no address: missing port")],
+)
+def test_nobody_at_the_address_is_said_before_anything_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    monkeypatch.setattr(clusters, "ANSWER_S", 0.01)
+    config = RunConfig.from_options(backbone="mamba", mask="roi", out=tmp_path / "out", scheduler=address)
+    registry = load_registry()
+    with pytest.raises(ConfigError, match=rf"no Dask scheduler answers there \({said}.*dask scheduler"):
+        runner.execute(expand(config, registry), registry)
+    assert not list((tmp_path / "out/store").glob("twin/*"))
+
+
+def test_a_scheduler_that_does_not_say_who_it_is_is_nobody(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def client(address: str, **options: Any) -> Any:
         raise OSError(f"timed out: {address}")
 
     monkeypatch.setattr(distributed, "Client", client)
-    with pytest.raises(ConfigError, match=r"no Dask scheduler answers there \(OSError\).*dask scheduler"):
-        execute(data, tmp_path / "out", scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers there \(OSError\)"):
+        clusters.connect(RunConfig(scheduler="tcp://127.0.0.1:1"))
 
 
 @pytest.mark.parametrize(
@@ -402,8 +421,10 @@ def test_senseless_options_are_refused_before_work_starts(options: dict[str, str
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("jobs: 2\nqeue: short\n", "dask-jobqueue does not take it"),
-        ("queue: short\n", "jobs is None"),
+        ("jobs: 2\nqeue: short\n", "'qeue' is no setting of Slurm's jobs. Did you mean 'queue'"),
+        ("jobs: 2\ncores: 1\nmemory: lots\n", "does not take it: Could not interpret 'lots' as a byte unit."),
+        ("jobs: 2\ncores: four\n", "cores is 'four'. Allowed: a whole number from 1"),
+        ("queue: short\n", "jobs is missing"),
         ("- a list\n", "holds no settings"),
         ("a: [", "is no YAML"),
         ("jobs: 2\nwalltime: 10:00:00\n", "walltime is 36000, which is what YAML reads from a time without quotes"),
@@ -415,13 +436,87 @@ def test_a_wrong_cluster_file_is_said(tmp_path: Path, content: str | None, said:
     if content is not None:
         path.write_text(content)
     with pytest.raises(NeurobenchError, match=said):
-        clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+        clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), clusters.Jobs("Slurm"))
+
+
+CLUSTER = """
+cores: 1
+memory: 1GB
+jobs: 2
+scheduler_options: {dashboard_address: ":0"}
+"""
+
+
+def test_a_machine_without_the_batch_system_is_said_before_anything_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    with pytest.raises(ConfigError, match="--cluster slurm: there is no `sbatch` on this machine"):
+        clusters.check(RunConfig(cluster="slurm", cluster_config=tmp_path / "cluster.yaml"))
+
+
+@pytest.mark.slow
+def test_a_job_that_the_batch_system_refuses_ends_the_run_with_what_it_said(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: shrt' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    with pytest.raises(NeurobenchError, match="Slurm does not take the job: sbatch: error: invalid partition") as said:
+        execute(data, tmp_path / "out", cluster="slurm", cluster_config=tmp_path / "cluster.yaml")
+    assert "--cluster-config" in said.value.next_step
+    assert not [r for r in caplog.records if r.name in ("tornado.application", "concurrent.futures")]
+
+
+class FakeJob:
+    """A job of which the first is taken and no other."""
+
+    n_asked = 0
+
+    async def start(self) -> None:
+        FakeJob.n_asked += 1
+        if FakeJob.n_asked > 1:
+            raise RuntimeError("Command exited with non-zero exit code.\nstderr:\nQOSMaxSubmitJobPerUserLimit\n")
+
+
+def test_a_run_goes_on_with_the_jobs_that_were_taken_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def started(job: Any) -> None:
+        pass
+
+    monkeypatch.setattr("distributed.deploy.spec.ProcessInterface.start", started)
+    monkeypatch.setattr(clusters, "LOOK_S", 0.01)
+    jobs = clusters.Jobs("Slurm")
+    told = jobs.told_by(FakeJob)
+    for _ in range(3):
+        asyncio.run(told().start())
+    assert jobs.n_taken == 1
+    said: list[str] = []
+    config = RunConfig(out=tmp_path, cluster="slurm", cluster_config=tmp_path / "cluster.yaml")
+    workers = clusters.DaskWorkers(config, FakeClient({}), said.append, jobs=jobs)
+    try:
+        future = workers.submit("fake", 0, [("pretraining", "0" * 64)], {})
+        wait_until(lambda: said)
+        time.sleep(0.05)
+        assert not future.done()
+    finally:
+        workers.close(at_once=True)
+    assert said == [
+        "Slurm did not take another job, and the run goes on with those it took: QOSMaxSubmitJobPerUserLimit"
+    ]
 
 
 def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     class Cluster:
+        job_cls = dask_jobqueue.SLURMCluster.job_cls
+
         def __init__(self, **settings: Any) -> None:
             asked.update(settings)
 
@@ -431,8 +526,10 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "dask_jobqueue", SimpleNamespace(SLURMCluster=Cluster))
     path = tmp_path / "cluster.yaml"
     path.write_text('queue: short\ncores: 4\nmemory: 8GB\nwalltime: "01:00:00"\njobs: 3\n')
-    _, at_most = clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+    jobs = clusters.Jobs("Slurm")
+    _, at_most = clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert at_most == 12
+    assert issubclass(asked.pop("job_cls"), Cluster.job_cls)
     assert asked.pop("worker_extra_args") == ["--lifetime", "3000s", "--lifetime-stagger", "150s"]
     assert asked.pop("job_script_prologue") == [clusters.UNPROFILED]
     assert asked == {
@@ -445,12 +542,12 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
         "maximum_jobs": 3,
     }
     path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\nworker_extra_args: ["--lifetime=9m"]\n')
-    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"] == ["--lifetime=9m"], "who says when workers leave is obeyed"
     path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\n')
     own = {"jobqueue.slurm.worker-extra-args": ["--nanny"], "jobqueue.slurm.job-script-prologue": ["module load x"]}
     with dask.config.set(own):
-        clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path))
+        clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"][0] == "--nanny", "what dask-jobqueue is configured with is kept"
     assert asked["job_script_prologue"] == ["module load x", clusters.UNPROFILED]
 

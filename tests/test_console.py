@@ -264,6 +264,36 @@ def test_time_left_learns_from_what_was_computed_only() -> None:
     assert words() == ""
 
 
+def test_a_first_step_that_waited_for_a_process_does_not_promise_days() -> None:
+    now = 0.0
+    left = TimeLeft(100.0, clock=lambda: now)
+    now = 60.0
+    left.step(0.01, True)
+    assert left.seconds() == pytest.approx(99.99 * 65 / 5, rel=0.01), "20 minutes, not a week"
+
+
+def test_without_a_terminal_what_failed_and_what_has_to_be_known_are_lines() -> None:
+    out = Console(file=io.StringIO(), width=20, force_terminal=False)
+    lines = console.Lines(out)
+    with lines.grid(10.0) as done, lines.stage("a stage"):
+        done(10.0, True)
+        lines.at_work(["another"])
+        lines.failed("age · net", "DataError: no [table]")
+        lines.note("no worker is there, and the run waits for one.")
+    assert text(out).splitlines() == [
+        "failed: age · net: DataError: no [table]",
+        "no worker is there, and the run waits for one.",
+    ]
+
+
+def test_what_has_no_end_has_no_share() -> None:
+    out = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    with console.Terminal(out) as progress, progress.stage("waits"):
+        progress.at_work(["elsewhere"])
+        progress._bars.refresh()
+    assert "%" not in text(out)
+
+
 def test_progress_shows_the_innermost_stage() -> None:
     out = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
     with console.Terminal(out) as progress, progress.grid(10.0) as done:

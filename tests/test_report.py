@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import neurobench
+from neurobench import runs
 from neurobench.cli import app
 from neurobench.report_cohort import _alike
 from neurobench.results import load_results, read_record
@@ -179,6 +181,11 @@ def test_nothing_to_report_is_said(tmp_path: Path):
     found = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert found.exit_code == 1
     assert "holds no records" in found.output
+    now = time.time()
+    runs.write_state(tmp_path, runs.State("r", "", "elsewhere", 1, "", "", started=now, heard=now, n_rows=9))
+    found = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert "run r is still under way; the records of 0 of its 9 rows are written" in " ".join(found.output.split())
+    assert "neurobench status" in found.output
 
 
 @pytest.mark.slow

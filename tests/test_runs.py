@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 import neurobench
 from neurobench import console, heartbeat, runs
 from neurobench.cli import app
-from neurobench.cli_runs import stopped_by_signals
+from neurobench.cli_runs import detached, stopped_by_signals
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.heartbeat import Heartbeat
 from neurobench.identity import digest
@@ -315,6 +316,21 @@ def test_what_is_partial_is_said(out: Path) -> None:
     assert runs.partial(out) == []
     runs.write_state(out, state(id="0"))
     assert runs.partial(out) == ["Partial: run 0 is still under way; none of its records are written yet."]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_a_run_is_detached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.parent.name == "runs":
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(StoreError, match="cannot be written: Read-only file system"):
+        detached(tmp_path / "out", as_json=False)
 
 
 # ---------------------------------------------------------------- signals

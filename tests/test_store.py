@@ -57,6 +57,16 @@ def test_an_entry_is_found_again(tmp_path: Path) -> None:
     assert store.get("stage", {"a": 2}) is None
 
 
+def test_who_may_read_a_manifest_may_read_what_it_names(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    with store.write("stage", IDENTITY, "a label") as folder:
+        save_file({"a": torch.zeros(2)}, folder / "weights.safetensors")
+    entry = store.get("stage", IDENTITY)
+    assert entry is not None
+    modes = {entry.file(name).stat().st_mode for name in ("weights.safetensors", "manifest.json")}
+    assert len(modes) == 1
+
+
 def test_a_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
 
@@ -311,7 +321,7 @@ def test_a_folder_that_cannot_be_written_is_said() -> None:
         with nobody_special():
             reading = Store(folder / "out")
             assert reading.get("stage", IDENTITY) is not None
-            with pytest.raises(StoreError, match=r"cannot be written.*Choose another folder with --out"):
+            with pytest.raises(StoreError, match=r"cannot be written.*choose another folder: --out"):
                 put(reading, {"a": 2})
             with pytest.raises(StoreError, match="cannot be written"), reading.lock("stage", {"a": 2}):
                 pass
