@@ -56,8 +56,9 @@ from neurobench.config import load_suite
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.evidence import Evidence, read_cohort
 from neurobench.identity import digest
-from neurobench.leaderboard import markdown, read_board
+from neurobench.leaderboard import read_board
 from neurobench.leaderboard_site import _files
+from neurobench.leaderboard_text import markdown
 from neurobench.learners import Filling
 from neurobench.plugins import Registry, load_registry
 from neurobench.pretraining import Recipe, Training

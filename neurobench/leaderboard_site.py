@@ -24,22 +24,9 @@ from scipy import stats
 import neurobench
 from neurobench.errors import StoreError
 from neurobench.identity import digest
-from neurobench.leaderboard import (
-    KINDS,
-    LEVELS,
-    Board,
-    Line,
-    Table,
-    as_json,
-    facts,
-    flat,
-    gain,
-    markdown,
-    rank_text,
-    read_board,
-    skill_text,
-    words,
-)
+from neurobench.leaderboard import read_board
+from neurobench.leaderboard_tables import KINDS, LEVELS, Board, Line, Table
+from neurobench.leaderboard_text import as_json, facts, flat, gain, markdown, rank_text, skill_text, words
 from neurobench.objectives import parse_objective
 from neurobench.plugins import Registry, load_registry
 from neurobench.report_results import CONFOUNDS
