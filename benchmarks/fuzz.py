@@ -59,8 +59,9 @@ from neurobench.config import load_suite
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.evidence import Evidence, read_cohort
 from neurobench.identity import digest
-from neurobench.leaderboard import _comparisons, _reruns, markdown, read_board
+from neurobench.leaderboard import _comparisons, _reruns, read_board
 from neurobench.leaderboard_site import _files
+from neurobench.leaderboard_text import markdown
 from neurobench.learners import Filling
 from neurobench.pairwise import PairwiseRecord, name_of
 from neurobench.parsing import parse_json

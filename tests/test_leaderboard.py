@@ -21,8 +21,10 @@ from neurobench import leaderboard
 from neurobench.bundle import make_bundle, write_bundle
 from neurobench.cli import app
 from neurobench.errors import StoreError
-from neurobench.leaderboard import BoardError, gain, markdown, read_board, words
-from neurobench.leaderboard_site import MANIFEST, Axis, build_leaderboard
+from neurobench.leaderboard import BoardError, read_board
+from neurobench.leaderboard_plots import Axis
+from neurobench.leaderboard_site import MANIFEST, build_leaderboard
+from neurobench.leaderboard_text import gain, markdown, words
 from neurobench.plausibility import impossible
 from neurobench.plugins import load_registry
 from neurobench.publication import Placed, add_records

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.performance.board import invented, place, predictions, with_value
-from neurobench.leaderboard import DECLARED, BoardError, gain, read_board, words
+from neurobench.leaderboard import BoardError, read_board
 from neurobench.leaderboard_site import build_leaderboard
+from neurobench.leaderboard_text import DECLARED, gain, words
 from neurobench.pairwise import MIN_SUBJECTS, PairwiseRecord, name_of, pairwise_record, problems
 from neurobench.plugins import load_registry
 from neurobench.publication import add_records

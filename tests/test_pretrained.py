@@ -23,8 +23,9 @@ from neurobench.comparisons import compare_all
 from neurobench.components import parse_component
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigErrors, DataError, PluginError
-from neurobench.leaderboard import markdown, read_board
+from neurobench.leaderboard import read_board
 from neurobench.leaderboard_site import build_leaderboard
+from neurobench.leaderboard_text import markdown
 from neurobench.plugins import Registry, load_registry
 from neurobench.pretraining import build
 from neurobench.records import BackboneSpec
