@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 from mne.io.constants import FIFF
 
 from benchmarks.fuzz import Campaign, fuzz, keep, only_text, readers
@@ -114,6 +115,33 @@ def test_a_damaged_fieldtrip_recording_does_not_end_the_process(tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x\.mat is damaged \(an element of type 31329\)"):
         open_raw(path)
+
+
+def test_a_text_without_its_characters_does_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.mat"
+    scipy.io.savemat(path, {"data": {"label": np.array(["MEG0111", "MEG0112"], object)}})
+    content = path.read_bytes()
+    # The name of the matrix, which is empty, swallows them.
+    name, text = struct.pack("<2I", 1, 0), struct.pack("<2I", 16, 7)
+    path.write_bytes(content.replace(name + text, struct.pack("<2I", 1, 16) + text, 1))
+    assert path.read_bytes() != content
+    with pytest.raises(DataError, match=r"x\.mat is damaged \(a matrix of class 4 of 0 parts\)"):
+        open_raw(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": {"b": "q", "c": np.array([], object)}},
+        np.array([1, "x", {"a": []}], object),
+        "",
+        scipy.sparse.eye_array(3),
+    ],
+    ids=["structure", "cells", "empty text", "sparse"],
+)
+def test_what_matlab_nests_is_whole(tmp_path: Path, value: object) -> None:
+    scipy.io.savemat(tmp_path / "x.mat", {"value": value})
+    assert damage(tmp_path / "x.mat") == ""
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,16 @@ import zlib
 from pathlib import Path
 
 MATRIX, COMPRESSED = 14, 15
+INT8, INT32 = 1, 5
 
 SIZES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8, 16: 1, 17: 2, 18: 4}
 """Bytes of a value, by type of element: integers, floats and text."""
+
+CELL, STRUCT, OBJECT, OPAQUE = 1, 2, 3, 17
+"""Classes of matrices that hold matrices."""
+
+PARTS = {4: ((False,),), 5: ((False,) * 3, (False,) * 4), 16: ((True,),)}
+"""What text, sparse matrices and functions may hold: whether each of their elements is a matrix."""
 
 NUMERIC = range(6, 16)
 """Classes of matrices that hold numbers, and nothing but one or two elements of them after flags, shape and name."""
@@ -82,6 +89,12 @@ def _check_matrix(content: bytes, order: str, depth: int) -> None:
     if len(elements) < 3:
         raise ValueError("a matrix without flags, shape or name")
     (flags, flag_bytes), (shape, shape_bytes), (name, _) = elements[:3]
+    if flags == 6 and len(flag_bytes) == 8 and struct.unpack(f"{order}I", flag_bytes[:4])[0] & 0xFF == OPAQUE:
+        # An object of MATLAB's own classes has no shape: three names, and a matrix.
+        if [t for t, _ in elements[1:]] != [INT8, INT8, INT8, MATRIX]:
+            raise ValueError("an object that is no three names and a matrix")
+        _check_matrix(elements[4][1], order, depth + 1)
+        return
     if flags != 6 or len(flag_bytes) != 8 or shape != 5 or len(shape_bytes) % 4 or name not in (1, 16):
         raise ValueError("a matrix without flags, shape or name")
     kind = struct.unpack(f"{order}I", flag_bytes[:4])[0] & 0xFF
@@ -95,6 +108,26 @@ def _check_matrix(content: bytes, order: str, depth: int) -> None:
         wanted = math.prod(dims)
         if not 1 <= len(rest) <= 2 or any(t not in SIZES or len(b) != wanted * SIZES[t] for t, b in rest):
             raise ValueError(f"a matrix of shape {dims} that does not hold {wanted} numbers")
+    if kind in PARTS and tuple(t == MATRIX for t, _ in rest) not in PARTS[kind]:
+        raise ValueError(f"a matrix of class {kind} of {len(rest)} parts")
+    if kind in (CELL, STRUCT, OBJECT):
+        wanted = math.prod(dims)
+        if kind != CELL:
+            # An object names its class first.
+            wanted *= _n_fields(rest := rest[kind == OBJECT :], order)
+            rest = rest[2:]
+        if len(rest) != wanted or any(t != MATRIX for t, _ in rest):
+            raise ValueError(f"a matrix of shape {dims} that does not hold {wanted} matrices")
     for inner, piece in rest:
         if inner == MATRIX:
             _check_matrix(piece, order, depth + 1)
+
+
+def _n_fields(rest: list[tuple[int, bytes]], order: str) -> int:
+    """Return how many fields a structure has, by the length that all their names have and by the names."""
+    if len(rest) < 2 or rest[0][0] != INT32 or len(rest[0][1]) != 4 or rest[1][0] != INT8:
+        raise ValueError("a structure without names of fields")
+    (length,) = struct.unpack(f"{order}i", rest[0][1])
+    if length < 1 or len(rest[1][1]) % length:
+        raise ValueError(f"names of fields of {length} bytes in {len(rest[1][1])}")
+    return len(rest[1][1]) // length
