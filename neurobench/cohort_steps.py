@@ -187,6 +187,11 @@ class CohortSteps:
             self._tokenizers[fold.index] = tokens.Tokenizer(self.cohort, scaler)
         return self._tokenizers[fold.index]
 
+    def release(self) -> None:
+        """Let go of signal; what is asked for again is read again."""
+        self._tokenizers.clear()
+        self._masks.clear()
+
     @once
     def component(self, spec: ComponentSpec) -> dict[str, Any]:
         """Return what identifies a component: name, parameters, distribution, version, digest of its source."""

@@ -22,6 +22,7 @@ import queue
 import signal
 import sys
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -80,7 +81,7 @@ WORTH_S = 30.0
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
 
-BUNDLE_S = 1.0
+BUNDLE_S = 2.0
 """Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
 
 AHEAD_S = 1.5
@@ -566,6 +567,12 @@ class _Schedule:
 
 # ---------------------------------------------------------------- in another process
 
+Steps = dict[tuple[str, str], tuple[Row, Step]]
+"""By stage and key, the steps of a (dataset, seed), each with the first row that needs it."""
+
+LISTED = 8
+"""(dataset, seed) whose steps a process keeps listed: it goes to and fro between the few that are under way."""
+
 
 class Here:
     """What a process that computes steps for another keeps between them: the grid, and the cohort it is at work on.
@@ -589,7 +596,7 @@ class Here:
         self.executor = Executor(self.store, Silent())
         self.at: tuple[str, int] | None = None
         self.cohorts: tuple[str, CohortSource, dict[str, Cohort]] | None = None
-        self.steps: dict[tuple[str, str], tuple[Row, Step]] = {}
+        self.listed: OrderedDict[tuple[str, int], tuple[CohortRun, Steps]] = OrderedDict()
         logs.keep(config.out, config.run, config.log_format)
 
     def compute(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:
@@ -617,27 +624,40 @@ class Here:
 
     def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
         """Return one of the steps of a (dataset, seed), with the first row that needs it."""
-        if self.at != (dataset, seed):
-            # One cohort's signal in memory at a time.
-            self.at, self.steps = None, {}
-            spec = next(d for d in self.grid.datasets if d.label == dataset)
-            if self.cohorts is None or self.cohorts[0] != dataset:
-                self.cohorts = None
-                if (found := stored_cohorts(spec, self.grid, self.registry, self.store)) is not None:
-                    self.cohorts = dataset, *found
-            if self.cohorts is not None:
-                _, source, cohorts = self.cohorts
-                fetch = self.executor.fetch
-                run = CohortRun.among(cohorts, dataset, source, self.grid, self.registry, seed, self.device, fetch)
-                for row, step in run.steps():
-                    self.steps.setdefault((step.stage, step.key), (row, step))
-                self.at = dataset, seed
-        if (stage, key) not in self.steps:
+        if (found := self._steps(dataset, seed).get((stage, key))) is None:
             raise NeurobenchError(
                 f"the files of {dataset}, or a plugin, changed while the grid was running.",
                 next_step="Run the same command again: what is finished is kept.",
             )
-        return self.steps[stage, key]
+        return found
+
+    def _steps(self, dataset: str, seed: int) -> Steps:
+        """Return the steps of a (dataset, seed); none if its cohort is not stored any more."""
+        if self.at != (dataset, seed):
+            # One cohort's signal in memory at a time; what its steps are takes longer to find out than to keep.
+            if self.at is not None and self.at in self.listed:
+                self.listed[self.at][0].release()
+            self.at = None
+            if self.cohorts is None or self.cohorts[0] != dataset:
+                self.cohorts = None
+                self.listed.clear()
+                spec = next(d for d in self.grid.datasets if d.label == dataset)
+                if (found := stored_cohorts(spec, self.grid, self.registry, self.store)) is None:
+                    return {}
+                self.cohorts = dataset, *found
+            if (dataset, seed) not in self.listed:
+                _, source, cohorts = self.cohorts
+                fetch = self.executor.fetch
+                run = CohortRun.among(cohorts, dataset, source, self.grid, self.registry, seed, self.device, fetch)
+                steps: Steps = {}
+                for row, step in run.steps():
+                    steps.setdefault((step.stage, step.key), (row, step))
+                self.listed[dataset, seed] = run, steps
+                if len(self.listed) > LISTED:
+                    self.listed.popitem(last=False)
+            self.listed.move_to_end((dataset, seed))
+            self.at = dataset, seed
+        return self.listed[dataset, seed][1]
 
 
 _here: Here | None = None

@@ -112,6 +112,11 @@ class FeatureSteps(PretrainingSteps):
     def _rows_of(self) -> dict[ComponentSpec, Rows]:
         return {}
 
+    def release(self) -> None:
+        """Let go of signal, of windows that tasks tell apart too."""
+        super().release()
+        self._rows_of.clear()
+
     def window_rows(self, task: ComponentSpec) -> WindowRows:
         """Return the windows that a task tells apart."""
         rows = self.rows_of(task)

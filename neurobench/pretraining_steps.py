@@ -202,6 +202,11 @@ class PretrainingSteps(CohortSteps):
             o.cohort.dataset: tokens.Tokenizer(o.cohort, tokens.Scaler.fit(o.cohort, o.people)) for o in self.outside
         }
 
+    def release(self) -> None:
+        """Let go of signal, of other cohorts too."""
+        super().release()
+        self.__dict__.pop("_outside_tokenizers", None)
+
     def _training_windows(self, fold: Fold) -> list[tokens.TrainingWindows]:
         """Return the windows of every cohort that a network is pretrained on in a fold, in the order asked for."""
         sources: list[tuple[tokens.Tokenizer, Sequence[str], tuple[float, float]]] = []

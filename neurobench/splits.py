@@ -107,14 +107,20 @@ def _strata(participants: pd.DataFrame) -> NDArray[np.float64]:
     """Return (subjects, strata) membership in everything that is balanced; the first stratum is everybody."""
     columns = {c: participants[c] for c in ("site", "diagnosis", "sex") if c in participants}
     columns |= {c: _bins(participants[c]) for c in ("age", "fluid_intelligence") if c in participants}
-    tables = [pd.DataFrame({"everybody": np.ones(len(participants))}, index=participants.index)]
+    strata = [np.ones((len(participants), 1))]
     for name, values in columns.items():
         labels = values.astype("string")
-        tables.append(pd.get_dummies(labels, prefix=name, dtype=float))
+        strata.append(_membership(labels))
         if name in ("diagnosis", "age", "fluid_intelligence") and "site" in columns:
-            joint = columns["site"].astype("string") + " × " + labels
-            tables.append(pd.get_dummies(joint, prefix=f"site_{name}", dtype=float))
-    return pd.concat(tables, axis=1).to_numpy(float)
+            strata.append(_membership(columns["site"].astype("string") + " × " + labels))
+    return np.hstack(strata)
+
+
+def _membership(labels: pd.Series[str]) -> NDArray[np.float64]:
+    """Return (subjects, labels) who has which label, in their order; who has none is in no column."""
+    codes, known = pd.factorize(labels, sort=True)
+    membership: NDArray[np.float64] = (codes[:, None] == np.arange(len(known))).astype(float)
+    return membership
 
 
 def _stratified_tests(participants: pd.DataFrame, n_folds: int, seed: int) -> list[set[str]]:

@@ -28,6 +28,7 @@ from neurobench.identity import digest
 from neurobench.plugins import load_registry
 from neurobench.progress import Done, Silent, TimeLeft
 from neurobench.resources import Needs
+from neurobench.stages import CohortRun
 from neurobench.store import Store
 from tests import tiny_run
 from tests.fakes import write_folder
@@ -57,6 +58,32 @@ def bytes_of(out: Path) -> dict[str, str]:
         for name, (sha, _) in e.manifest["files"].items()
         if name != "pretraining.json"
     }
+
+
+def test_a_process_lists_the_steps_of_a_seed_once_and_lets_go_of_signal_that_it_leaves(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"seed": "0,1", "task": "age", "jobs": 1}
+    execute(data, tmp_path / "out", **asked)
+    listed: list[int] = []
+    among = CohortRun.among
+    monkeypatch.setattr(execution.logs, "keep", lambda *_: None)
+    monkeypatch.setattr(execution.CohortRun, "among", lambda *given: listed.append(given[5]) or among(*given))
+    here = execution.Here(tiny_run.config_of(data, tmp_path / "out", **asked))
+    first = here._steps("fake", 0)
+    run, _ = here.listed["fake", 0]
+    run.tokenizer(run.folds[0])
+    assert run._tokenizers
+    other = here._steps("fake", 1)
+    assert not run._tokenizers
+    assert other.keys() != first.keys()
+    assert here._steps("fake", 0) is first
+    assert listed == [0, 1]
+    monkeypatch.setattr(execution, "LISTED", 1)
+    here.listed.clear()
+    here._steps("fake", 1)
+    here._steps("fake", 0)
+    assert list(here.listed) == [("fake", 0)]
 
 
 def test_two_processes_write_the_bytes_of_one(data: Path, tmp_path: Path) -> None:

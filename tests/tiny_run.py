@@ -14,6 +14,13 @@ PLUGIN = Path(__file__).with_name("tiny_plugin.py")
 
 def execute(data: Path, out: Path, **options: Any) -> runner.RunResult:
     """Run three steps on a folder of fake recordings; ``options`` as of a run."""
+    config = config_of(data, out, **options)
+    registry = load_registry(config.plugin_files)
+    return runner.execute(expand(config, registry), registry)
+
+
+def config_of(data: Path, out: Path, **options: Any) -> RunConfig:
+    """Return what such a run is asked for."""
     settings: dict[str, Any] = {
         "backbone": "tiny",
         "mask": "roi",
@@ -23,6 +30,4 @@ def execute(data: Path, out: Path, **options: Any) -> runner.RunResult:
         "n_steps": 3,
         "plugin_files": PLUGIN,
     }
-    config = RunConfig.from_options(**settings | options)
-    registry = load_registry(config.plugin_files)
-    return runner.execute(expand(config, registry), registry)
+    return RunConfig.from_options(**settings | options)
