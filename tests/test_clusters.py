@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import dask
-import dask_jobqueue
 import distributed
 import pandas as pd
 import pytest
@@ -35,6 +34,9 @@ from neurobench.store import Store
 from tests import tiny_run
 from tests.fakes import write_folder
 from tests.test_execution import ROOT, bytes_of
+
+# As neurobench imports it: by itself it would take Ctrl-C from every test after this one.
+dask_jobqueue = clusters._imported("dask_jobqueue")
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*:pytest.PytestUnraisableExceptionWarning")
 
