@@ -312,9 +312,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "nulls.json")
     options = parser.parse_args()
     versions = {
-        k: v
-        for k, v in environment().items()
-        if k in ("python", "neurobench-fm", "numpy", "scipy", "scikit-learn", "statsmodels")
+        k: v for k, v in environment().items() if k in ("python", "neurobench-fm", "numpy", "scipy", "scikit-learn")
     }
     for part in options.only:
         started = time.perf_counter()

@@ -469,14 +469,11 @@ def _with_skill(record: Record, group: Sequence[Scored]) -> Record:
 
 def _beyond_covariates(group: Sequence[Scored]) -> dict[Scored, MetricRecord]:
     """Return the difference of each row to the one that knows the covariates alone, on the same subjects."""
-    covariates = next((s for s in group if s.record.row == COVARIATES_ROW and s.predictions is not None), None)
-    if covariates is None or covariates.predictions is None:
+    tables = {s: s.predictions for s in group if s.predictions is not None and not s.of_windows}
+    covariates = next((s for s in tables if s.record.row == COVARIATES_ROW), None)
+    if covariates is None:
         return {}
-    rows, tables = [], []
-    for s in group:
-        if s is not covariates and s.predictions is not None and not s.of_windows:
-            rows.append(s)
-            tables.append(s.predictions)
+    known = tables.pop(covariates)
     headline = covariates.record.headline
     metric = covariates.record.metrics[headline]
     return {
@@ -488,7 +485,7 @@ def _beyond_covariates(group: Sequence[Scored]) -> dict[Scored, MetricRecord]:
             higher_is_better=metric.higher_is_better,
             chance=0.0,
         )
-        for row, found in zip(rows, paired.differences_to(headline, tables, covariates.predictions), strict=True)
+        for row, found in zip(tables, paired.differences_to(headline, [*tables.values()], known), strict=True)
     }
 
 

@@ -6,6 +6,7 @@ about its question, a ``warning`` that a careful reviewer would object, an ``inf
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from neurobench.confounds import MISSING_UNITS
 from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
-from neurobench.paired import difference_of
+from neurobench.paired import POWER, Paired, families_of, row_of
 from neurobench.results import OFF_BUDGET, MetricRecord, Record
 from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
 from neurobench.tables import count, metric_name
@@ -421,12 +422,18 @@ def detectable(records: Sequence[Record], evidence: Evidence) -> tuple[float, in
     seed = min(r.protocol.seed for r in records)
     rows = [(r, p) for r in records if r.protocol.seed == seed and (p := evidence.predictions(r.id)) is not None]
     rows = [(r, p) for r, p in rows if "prediction" in p and p["prediction"].nunique() > len(p["fold"].unique())]
-    sizes = [difference_of(ra.headline, a, b)["detectable"] for i, (ra, a) in enumerate(rows) for _, b in rows[:i]]
-    if not sizes:
+    if not rows:
         return None
-    record = rows[0][0]
+    record, held_out = rows[0]
+    built = [row_of(record.headline, p) for _, p in rows]
+    same = [x for x in built if x.subjects == built[0].subjects]
+    paired = Paired(len(same[0].subjects), family=families_of(held_out))
+    spans = paired.spans([[pair] for pair in itertools.combinations(same, 2)])
+    if not spans:
+        return None
+    size = POWER * float(np.median([se for *_, se in spans]))
     unit = record.metrics[record.headline].unit
-    return float(np.median(sizes)), record.n_subjects, f" {unit}" if unit else "", metric_name(record.headline)
+    return size, record.n_subjects, f" {unit}" if unit else "", metric_name(record.headline)
 
 
 # ---------------------------------------------------------------- words

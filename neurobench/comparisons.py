@@ -320,7 +320,7 @@ class _Task(Paired):
         ]
         # Holm's smallest p must be able to fall below .05: what no exchange reached is exchanged anew, as often as the
         # number of pairs asks for.
-        enough = exchanges_of(len(every))
+        enough = exchanges_of(len(terms))
         if enough > N_MORE:
             anew = [i for i, winner in enumerate(winners) if winner and p[i] < 1.5 / N_MORE]
             for i, finer in zip(anew, self.exchange_p([terms[i] for i in anew], enough), strict=True):
@@ -813,8 +813,6 @@ def _needed_among(line: Mapping[str, Any], n_tested: int) -> float:
 
     Bonferroni's level, which is the one of Holm's first step: the number is on the safe side.
     """
-    from scipy import stats
-
     se, difference, n = float(line["detectable"]) / POWER, abs(float(line["difference"])), int(line["n_subjects"])
     reach = float(stats.norm.isf(0.05 / (2 * n_tested)) + stats.norm.isf(0.2))
     # It was not found with those that there are.

@@ -115,8 +115,7 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
 
             def score(whole: pd.DataFrame) -> scoring.Score:
                 found = scoring.score_subject_task(task, whole, seed=self.seed)
-                present = self._has_units([str(s) for s in target.index])
-                if note := confounds.missing_units(present, np.asarray(target), self.cohort.units.names):
+                if note := self._missing_units(spec):
                     found = replace(found, notes=(*found.notes, note))
                 return scoring.with_refits(
                     found,
@@ -144,6 +143,15 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
             times = 1 + n_refits / 4 if self.probe(row) != "attentive" else ATTENTIVE_TIMES * (1 + n_refits)
             work = Work("evaluation", len(self.cohort.subjects) * times)
         return Step("evaluation", self._title(f"{spec.label} · {row.label}"), identity, work, compute)
+
+    @once
+    def _missing_units(self, spec: ComponentSpec) -> str:
+        """Return what a reader must know of units that are missing with a task's target, the same for every row."""
+        task = self.task(spec)
+        assert isinstance(task, SubjectTask)
+        target = task.target(self.cohort.participants).dropna()
+        present = self._has_units([str(s) for s in target.index])
+        return confounds.missing_units(present, np.asarray(target), self.cohort.units.names)
 
     def _has_units(self, subjects: Sequence[str]) -> NDArray[np.bool_]:
         """Return (subjects, units) whether all recordings of a subject have a unit."""

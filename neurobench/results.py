@@ -569,7 +569,6 @@ def environment() -> dict[str, str]:
         "numpy",
         "scipy",
         "scikit-learn",
-        "statsmodels",
         "pandas",
     ):
         try:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from neurobench.checks import check_component, checks_of
-from neurobench.checks.common import other_global_state, watched_files
+from neurobench.checks.common import demand, other_global_state, watched_files
 from neurobench.contracts import (
     Backbone,
     Baseline,
@@ -393,6 +393,26 @@ TOLD = {
     "same-seed-same-bytes": "a call sets the seed of torch",
     "inputs-are-left-alone": "a call writes into `table.position`.",
 }
+
+
+class Detached(Broken):
+    """Lets no gradient through."""
+
+    def forward(self, signal, hidden, table):
+        return super().forward(signal, hidden, table).detach()
+
+
+def test_tokens_without_a_gradient_are_told_in_words() -> None:
+    (result,) = check_component(Detached, only="reach")
+    assert result.message.startswith("no gradient gets from the output back to the signal.")
+    (result,) = check_component(Detached, only="subjects-do-not-mix")
+    assert result.outcome == "passed"
+
+
+@pytest.mark.parametrize("problem", ["it calls f()", "it calls f() (meg)", "it writes into `table`"])
+def test_a_single_problem_is_told_as_it_is(problem: str) -> None:
+    with pytest.raises(CheckError, match=f"^{re.escape(problem)}[.]"):
+        demand([problem])
 
 
 class Seeded(Random):

@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from neurobench.caveats import detectable
 from neurobench.cli import app
 from neurobench.comparisons import (
     SCORES,
@@ -26,12 +27,13 @@ from neurobench.comparisons import (
     across_tasks,
     compare_all,
     compare_rows,
+    exchanges_of,
     rank_ranges,
     transfer,
 )
 from neurobench.errors import DataError
 from neurobench.metrics import auroc
-from neurobench.paired import Paired, mean_row, nadeau_bengio, needed, row_of
+from neurobench.paired import Paired, difference_of, mean_row, nadeau_bengio, needed, row_of
 from neurobench.scoring import holm
 
 
@@ -111,6 +113,22 @@ def test_more_exchanges_agree_with_a_thousand_and_go_further():
     far = row_of("mae", people(100, 12.0, seed=1)), row_of("mae", people(100, seed=2))
     assert paired.difference([far])["p"] == pytest.approx(1 / 10_001)
     assert paired.exchange_p([[far]], 50_000)[0] == pytest.approx(1 / 50_001)
+
+
+def test_the_detectable_difference_is_that_of_the_median_pair():
+    tables = {str(i): people(40, 2.0 * i, seed=i) for i in range(4)} | {"other": people(30, seed=9)}
+    metrics = {"mae": SimpleNamespace(unit="years")}
+    records = [
+        SimpleNamespace(id=i, headline="mae", n_subjects=40, metrics=metrics, protocol=SimpleNamespace(seed=0))
+        for i in tables
+    ]
+    evidence = SimpleNamespace(predictions=tables.get)
+    sizes = [difference_of("mae", tables[a], tables[b])["detectable"] for a, b in itertools.combinations("0123", 2)]
+    found = detectable(records, evidence)
+    assert found is not None
+    assert found[0] == pytest.approx(np.median(sizes))
+    assert found[1:3] == (40, " years")
+    assert detectable(records[:1], evidence) is None
 
 
 @pytest.mark.parametrize("metric", ["mae", "balanced_accuracy", "r2"])
@@ -204,29 +222,37 @@ def test_seed_spread_stands_apart_and_together():
     assert found["se_combined"] > 1.5 * found["se_subjects"]
 
 
+def table_of_rows(names: list[tuple[str, int]]) -> pd.DataFrame:
+    """Return rows and their seeds as the results of one task."""
+    return pd.DataFrame(
+        {
+            "row": [row for row, _ in names],
+            "seed": [seed for _, seed in names],
+            "backbone": "",
+            "mask": "",
+            "metric": "mae",
+            "unit": "years",
+            "higher_is_better": False,
+            "apart": "",
+            "above_chance": True,
+            "split": "subjects",
+            "transductive": False,
+            "protocol": "p",
+        }
+    )
+
+
 @pytest.mark.parametrize("second_seed", [True, False])
 def test_a_row_with_a_seed_that_is_not_above_chance_is_never_better(second_seed):
     """Its own table says no signal: the better row has to be above chance with every seed."""
     tables = {
         f"{row}{seed}": people(80, shift, seed=seed) for row, shift in (("a", 0.0), ("b", 9.0)) for seed in (0, 1)
     }
-    rows = pd.DataFrame(
-        {
-            "id": list(tables),
-            "row": [x[0] for x in tables],
-            "seed": [int(x[1]) for x in tables],
-            "kind": ["pretrained", "pretrained", "baseline", "baseline"],
-            "backbone": ["n", "n", "", ""],
-            "mask": "",
-            "metric": "mae",
-            "unit": "years",
-            "higher_is_better": False,
-            "apart": "",
-            "above_chance": [True, second_seed, True, True],
-            "split": "subjects",
-            "transductive": False,
-            "protocol": "p",
-        }
+    rows = table_of_rows([(x[0], int(x[1])) for x in tables]).assign(
+        id=list(tables),
+        kind=["pretrained", "pretrained", "baseline", "baseline"],
+        backbone=["n", "n", "", ""],
+        above_chance=[True, second_seed, True, True],
     )
     evidence = SimpleNamespace(dataset="people", source="real", predictions=tables.get)
     found = compare_rows(evidence, "age", rows)
@@ -235,6 +261,19 @@ def test_a_row_with_a_seed_that_is_not_above_chance_is_never_better(second_seed)
     assert line["p_holm"] < 0.05
     assert line["winner"] == ("a" if second_seed else "")
     assert found.wins == ({("a", "b")} if second_seed else frozenset())
+
+
+def test_pairs_are_exchanged_as_often_as_their_own_number_asks_for():
+    """Rows without a seed in common are no pair: who has the comparisons alone cannot count them."""
+    names = [(f"r{i:02d}", 0) for i in range(29)] + [("other", 1), ("another", 1)]
+    tables = {f"{row}/{seed}": people(20, 0.3 * i, seed=i) for i, (row, seed) in enumerate(names)}
+    tables["r00/0"]["prediction"] = tables["r00/0"]["truth"]
+    rows = table_of_rows(names).assign(kind="baseline", id=list(tables))
+    evidence = SimpleNamespace(dataset="people", source="real", predictions=tables.get)
+    pairs = compare_rows(evidence, "age", rows, by=()).pairs
+    assert len(pairs) == 29 * 28 / 2 + 1
+    least = min(x.p for x in pairs)
+    assert least == 1 / (exchanges_of(len(pairs)) + 1)
 
 
 def test_a_row_whose_draws_are_remembered_is_kept_so_that_no_other_one_gets_them():

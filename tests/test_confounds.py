@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from neurobench import caveats
+from neurobench import caveats, confounds
+from neurobench.components import ComponentSpec
 from neurobench.confounds import confound_scores, missing_units, site_leak
+from neurobench.evaluation_steps import EvaluationSteps
 from neurobench.harmonisation import by_site
+from neurobench_tasks.age import Age
 
 
 def predictions(n: int = 120, seed: int = 0) -> pd.DataFrame:
@@ -214,6 +217,28 @@ def test_units_that_are_missing_where_the_target_is_another_one_are_named() -> N
     assert missing_units(present, np.ones(60), names) == ""
     present[:, 1] = age < 60
     assert "insula" in missing_units(present, age, names)
+
+
+def test_a_unit_is_there_if_all_recordings_of_a_person_have_it() -> None:
+    had = {"s1": [(1, 1, 0), (1, 0, 0)], "s0": [(1, 1, 1)], "s2": [(0, 0, 0)]}
+    recordings = [SimpleNamespace(subject=s, present=np.array(p, bool)) for s, own in had.items() for p in own]
+    found = EvaluationSteps._has_units(SimpleNamespace(cohort=SimpleNamespace(recordings=recordings)), ["s0", "s1"])
+    assert found.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_missing_units_are_looked_for_once_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a volume that takes a second, which every row would take again."""
+    seen = []
+    monkeypatch.setattr(confounds, "missing_units", lambda present, target, names: seen.append(target) or "said")
+    people = pd.DataFrame({"age": [20.0, np.nan, 40.0]}, index=["s0", "s1", "s2"])
+    run = SimpleNamespace(
+        remembered={},
+        task=lambda spec: Age(),
+        cohort=SimpleNamespace(participants=people, units=SimpleNamespace(names=("a",))),
+        _has_units=lambda subjects: np.ones((len(subjects), 1), bool),
+    )
+    assert [EvaluationSteps._missing_units(run, ComponentSpec("task", "age")) for _ in range(3)] == ["said"] * 3
+    assert [t.tolist() for t in seen] == [[20.0, 40.0]]
 
 
 def test_missing_units_are_found_by_chance_in_few_cohorts() -> None:

@@ -542,6 +542,15 @@ def test_holm():
     assert holm([]) == []
 
 
+def test_holm_is_that_of_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 55):
+        p = np.maximum(rng.random(n) ** 3, 0.001).tolist()  # with ties, as of exchanges
+        np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
+
+
 def test_bootstrap_draws_are_the_same_for_every_row():
     a = bootstrap_weights(20, 100, 0)
     np.testing.assert_array_equal(a, bootstrap_weights(20, 100, 0))

@@ -342,15 +342,21 @@ def reach(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
 def _influence(backbone: Any, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
     """Return (units, patches) size of the gradient of the outputs at hidden places with respect to each token."""
     signal = batch.signal.masked_fill(hidden[..., None], 0.0).requires_grad_()
-    tokens = backbone(signal, hidden.clone(), batch.table.map(torch.clone))[hidden]
-    weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
-    (gradient,) = torch.autograd.grad((tokens * weights).sum(), signal, allow_unused=True)
+    gradient = _gradient(backbone(signal, hidden.clone(), batch.table.map(torch.clone))[hidden], signal)
     if gradient is None:
         raise CheckError(
             "no gradient gets from the output back to the signal.",
             next_step="Do not detach tokens, nor compute with them in numpy or in integers.",
         )
     return gradient[0].abs().amax(-1)
+
+
+def _gradient(tokens: torch.Tensor, signal: torch.Tensor) -> torch.Tensor | None:
+    """Return the gradient of a random sum of tokens with respect to the signal; None where nothing gets back to it."""
+    if not tokens.requires_grad:
+        return None
+    weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
+    return torch.autograd.grad((tokens * weights).sum(), signal, allow_unused=True)[0]
 
 
 def _place(where: torch.Tensor) -> str:
@@ -381,9 +387,7 @@ def subjects_do_not_mix(cls: type[Backbone], registry: Registry | None, full: bo
     for mode in ("eval", "train"):
         backbone = _built(cls).train(mode == "train")
         signal = batch.signal.masked_fill(hidden[..., None], 0.0).requires_grad_()
-        tokens = backbone(signal, hidden, batch.table)[0]
-        weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
-        (gradient,) = torch.autograd.grad((tokens * weights).sum(), signal, allow_unused=True)
+        gradient = _gradient(backbone(signal, hidden, batch.table)[0], signal)
         if gradient is not None and (leak := float(gradient[1:].abs().max())) > 0:
             problems.append(
                 f"subjects of a batch are mixed in {mode} mode: the tokens of one window depend on another window "
