@@ -91,6 +91,9 @@ def check(config: RunConfig) -> None:
 
 def _listens(address: str) -> None:
     comm = _imported("distributed.comm")
+    if comm.parse_address(address)[0] == "inproc":
+        # One in this process has no port.
+        return
     try:
         host, port = comm.get_address_host_port(address)
     except ValueError as error:
@@ -171,8 +174,9 @@ def cluster_of(config: RunConfig, jobs: Jobs) -> tuple[Any, int]:
     """
     asked, settings, n_jobs = _asked_for(config)
     extra = _lines(config, settings, "worker_extra_args")
-    if not any(e.startswith("--lifetime") for e in extra) and (walltime := _walltime_s(config, settings)):
-        settings["worker_extra_args"] = extra + _lifetime(walltime)
+    if not any("--lifetime" in e for e in extra) and (walltime := _walltime_s(config, settings)):
+        extra += _lifetime(walltime)
+    settings["worker_extra_args"] = extra
     settings["job_script_prologue"] = [*_lines(config, settings, "job_script_prologue"), UNPROFILED]
     try:
         cluster = asked(**settings, job_cls=jobs.told_by(asked.job_cls))
@@ -187,12 +191,19 @@ def cluster_of(config: RunConfig, jobs: Jobs) -> tuple[Any, int]:
     return cluster, n_jobs * settings["processes"]
 
 
-def _lines(config: RunConfig, settings: Mapping[str, Any], name: str) -> list[str]:
-    """Return a list of the file, or that of dask-jobqueue's own configuration where the file has none."""
+FORMERLY = {"worker_extra_args": "extra", "job_script_prologue": "env_extra"}
+"""What dask-jobqueue called settings before: it still takes those, but only where the new one is not given."""
+
+
+def _lines(config: RunConfig, settings: dict[str, Any], name: str) -> list[str]:
+    """Take a list out of the file's settings, or that of dask-jobqueue's own configuration where the file has none."""
     import dask
 
-    own = dask.config.get(f"jobqueue.{config.cluster}.{name.replace('_', '-')}", None)
-    return [str(line) for line in settings.get(name, own) or []]
+    for one in (name, FORMERLY[name]):
+        own = dask.config.get(f"jobqueue.{config.cluster}.{one.replace('_', '-')}", None)
+        if found := settings.pop(one, own):
+            return found.splitlines() if isinstance(found, str) else [str(line) for line in found]
+    return []
 
 
 def _asked_for(config: RunConfig) -> tuple[Any, dict[str, Any], int]:
@@ -209,7 +220,7 @@ def _asked_for(config: RunConfig) -> tuple[Any, dict[str, Any], int]:
             raise ConfigError(f"{path}: {name} {has}.", allowed=f"a whole number from 1: {what}")
     asked = getattr(_imported("dask_jobqueue"), BATCH_SYSTEMS[config.cluster][0])
     known = _parameters(asked) | _parameters(asked.job_cls)
-    for name in settings.keys() - known:
+    for name in sorted(settings.keys() - known):
         usual = ("queue", "account", "cores", "memory", "walltime", "processes", "jobs", "job_extra_directives")
         raise ConfigError(
             f"{path}: {name!r} is no setting of {BATCH_SYSTEMS[config.cluster][1]}'s jobs.",
@@ -273,7 +284,7 @@ class Jobs:
 
 def _said(error: Exception) -> str:
     """Return what a command that was refused said; dask-jobqueue tells all about it."""
-    told = str(error).partition("stderr:\n")[2] or str(error)
+    told = str(error).partition("stderr:\n")[2].strip() or str(error)
     return " ".join(told.split()) or type(error).__name__
 
 

@@ -80,7 +80,7 @@ class _Console(Console):
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """Return a console; in a pipe its lines are wide and plain."""
-    console = _Console(stderr=stderr, quiet=quiet, highlight=False, markup=False)
+    console = _Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console
@@ -517,13 +517,14 @@ def _counts(rows: Sequence[RowStatus]) -> list[Text]:
 
 def _rows(rows: Sequence[RowStatus]) -> RenderableType:
     """Return a line a row; of rich's tables one of ten thousand lines takes seconds."""
-    head = ("dataset", "seed", "row", "state", "stored", "at work")
+    head = ("dataset", "seed", "row", "kind", "state", "stored", "at work")
     cells = [
-        (r.dataset, str(r.seed), r.row, r.state, f"{r.n_stored} of {r.n_steps}", str(r.n_at_work or "")) for r in rows
+        (r.dataset, str(r.seed), r.row, r.kind, r.state, f"{r.n_stored} of {r.n_steps}", str(r.n_at_work or ""))
+        for r in rows
     ]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     text = Text(no_wrap=True, overflow="ignore")
-    for line, style in [(head, "dim"), *((c, STATES[c[3]]) for c in cells)]:
+    for line, style in [(head, "dim"), *((c, STATES[c[4]]) for c in cells)]:
         padded = "   ".join(c.ljust(w) for c, w in zip(line, widths, strict=True))
         text.append(f" {padded.rstrip()}\n", style=style)
     return text

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
+from neurobench.parsing import parse_json
+
 __all__ = [
     "WHAT",
     "JsonLines",
@@ -378,7 +380,7 @@ class Reader:
         if not text:
             return None
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             line = None
         if not isinstance(line, dict) or "time" not in line:

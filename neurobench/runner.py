@@ -189,8 +189,13 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
             progress.note(f"watch the cluster at {workers.dashboard}")
         return workers
 
-    total = sum(seconds(s) for of in todo for _, s in of.steps)
-    with progress.grid(total) as done, few_threads(grid.profile, device):
+    # Several processes are through together that much sooner; how many workers there will be elsewhere nobody knows.
+    total = sum(seconds(s) for of in todo for _, s in of.steps) / jobs
+    with progress.grid(total) as through, few_threads(grid.profile, device):
+
+        def done(estimated: float, computed: bool) -> None:
+            through(estimated / jobs, computed)
+
         if elsewhere or jobs > 1:
             ended = on_workers(todo, executor, seconds, done, start)
         else:

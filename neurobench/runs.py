@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neurobench.errors import ConfigError, StoreError, closest
+from neurobench.parsing import parse_json
 from neurobench.store import NO_STAGES, atomic_write, disk_errors
 
 __all__ = [
@@ -87,7 +88,8 @@ class State:
     error
         What made it fail.
     total_s, done_s, left_s
-        Estimated seconds of all its steps and of those that are through, and until the end; None: nothing is left.
+        Estimated seconds of all its steps and of those that are through, with its processes at work at once, and until
+        the end; None: nothing is left.
     learned
         Whether the time left follows from steps that were computed, and is no first guess.
     n_steps, n_computed, n_found, n_failed
@@ -158,7 +160,7 @@ def read_runs(out: Path) -> list[State]:
 def read_state(out: Path, run: str) -> State | None:
     """Return what a run said last; None if it cannot be read."""
     try:
-        return State(**json.loads((folder_of(out, run) / "state.json").read_text(encoding="utf-8")))
+        return State(**parse_json((folder_of(out, run) / "state.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -264,7 +266,7 @@ def write_plan(out: Path, run: str, rows: Sequence[PlannedRow]) -> None:
 
 def _read_plan(out: Path, run: str) -> list[PlannedRow]:
     try:
-        return [PlannedRow(*row) for row in json.loads((folder_of(out, run) / "plan.json").read_bytes())]
+        return [PlannedRow(*row) for row in parse_json((folder_of(out, run) / "plan.json").read_bytes())]
     except (OSError, ValueError, TypeError):
         return []
 

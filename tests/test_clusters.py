@@ -360,6 +360,10 @@ def test_nobody_at_the_address_is_said_before_anything_is_prepared(
     assert not list((tmp_path / "out/store").glob("twin/*"))
 
 
+def test_a_scheduler_in_this_process_has_no_port() -> None:
+    clusters.check(RunConfig(scheduler="inproc://10.0.0.1/1/2"))
+
+
 def test_a_scheduler_that_does_not_say_who_it_is_is_nobody(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +478,11 @@ def test_a_job_that_the_batch_system_refuses_ends_the_run_with_what_it_said(
     assert not [r for r in caplog.records if r.name in ("tornado.application", "concurrent.futures")]
 
 
+def test_a_job_that_is_refused_without_a_word_on_stderr_is_said_in_all_that_is_known() -> None:
+    error = RuntimeError("Exit code: 255\nCommand:\nbsub\nstdout:\nno such queue\nstderr:\n\n")
+    assert clusters._said(error) == "Exit code: 255 Command: bsub stdout: no such queue stderr:"
+
+
 class FakeJob:
     """A job of which the first is taken and no other."""
 
@@ -552,6 +561,13 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
         clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"][0] == "--nanny", "what dask-jobqueue is configured with is kept"
     assert asked["job_script_prologue"] == ["module load x", clusters.UNPROFILED]
+    path.write_text("cores: 1\njobs: 3\nenv_extra: [module load y]\nextra: [--no-dashboard]\n")
+    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
+    assert asked["job_script_prologue"] == ["module load y", clusters.UNPROFILED], "it has another name now"
+    assert asked["worker_extra_args"][0] == "--no-dashboard"
+    path.write_text("cores: 1\njobs: 3\njob_script_prologue: |\n  module load a\n  module load b\n")
+    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
+    assert asked["job_script_prologue"] == ["module load a", "module load b", clusters.UNPROFILED]
 
 
 @pytest.mark.parametrize(("own", "found"), [(None, "False"), ("True", "True")])

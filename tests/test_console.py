@@ -286,6 +286,14 @@ def test_without_a_terminal_what_failed_and_what_has_to_be_known_are_lines() -> 
     ]
 
 
+def test_names_between_colons_are_no_pictures() -> None:
+    out = console.make_console()
+    out.file = io.StringIO()
+    console.Lines(out).failed("age", "KeyError: 'site:100:one'")
+    out.print("[b]:ok:", markup=False)
+    assert text(out).splitlines() == ["failed: age: KeyError: 'site:100:one'", "[b]:ok:"]
+
+
 def test_what_has_no_end_has_no_share() -> None:
     out = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
     with console.Terminal(out) as progress, progress.stage("waits"):

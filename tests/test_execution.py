@@ -310,6 +310,26 @@ def test_all_steps_that_were_computed_together_teach_the_time_left(tmp_path: Pat
     assert (left.done, left.estimated, left.spent) == (pytest.approx(0.4), pytest.approx(0.3), 0.6)
 
 
+def test_several_processes_are_guessed_to_be_through_sooner(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids: list[TimeLeft] = []
+
+    class Guessed(TimeLeft):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            grids.append(self)
+
+    execute(data, tmp_path / "out", jobs=1)
+    monkeypatch.setattr("neurobench.heartbeat.TimeLeft", Guessed)
+    for jobs in (1, 4):
+        # Everything is stored, and nothing is started.
+        execute(data, tmp_path / "out", jobs=jobs)
+    alone, four = (left for left in grids if left.total)
+    assert four.total == pytest.approx(alone.total / 4)
+    assert (alone.done, four.done) == (pytest.approx(alone.total), pytest.approx(four.total))
+
+
 def test_a_step_waits_for_those_that_its_identity_names(tmp_path: Path) -> None:
     a, b = FakeStep("a"), FakeStep("b")
     both = FakeStep("both", (digest(a.identity), digest(b.identity)))

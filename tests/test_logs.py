@@ -102,15 +102,19 @@ def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
     assert (reader.n_broken, reader.n_unfinished()) == (0, 0)
 
 
+DEEP = b"[" * 100_000
+"""More lists in each other than the stack holds."""
+
+
 def test_files_are_read_together_by_time_and_broken_lines_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "r"
     folder.mkdir(parents=True)
     first, second = folder / "a-1.jsonl", folder / "b-2.jsonl"
-    first.write_bytes(b'{"time": "1", "what": "x"}\n{"time": "3"}\n{"ti\n[1]\n\xff\n{"time": "5"')
+    first.write_bytes(b'{"time": "1", "what": "x"}\n{"time": "3"}\n{"ti\n[1]\n\xff\n' + DEEP + b'\n{"time": "5"')
     second.write_bytes(b'{"time": "2"}\n')
     reader = logs.Reader(tmp_path)
     assert [line["time"] for line in reader.new()] == ["1", "2", "3"]
-    assert (reader.n_broken, reader.n_unfinished()) == (3, 1)
+    assert (reader.n_broken, reader.n_unfinished()) == (4, 1)
     with first.open("ab") as file:
         file.write(b"}\n")
     assert [line["time"] for line in reader.new()] == ["5"]

@@ -270,6 +270,27 @@ def test_a_grid_of_ten_thousand_is_looked_at_by_opening_three_files(out: Path, m
     assert len(said(found, all_rows=True).splitlines()) > 10_000, "a line a row"
 
 
+def test_rows_of_one_name_are_told_apart(out: Path) -> None:
+    rows = [runs.PlannedRow("fake", 0, "mean", kind, "", "", {"baseline": "0" * 12}) for kind in ("baseline", "filler")]
+    runs.write_state(out, one := state(n_rows=2, n_steps=2))
+    runs.write_plan(out, one.id, rows)
+    lines = [" ".join(line.split()) for line in said(runs.overview(out), all_rows=True).splitlines()]
+    assert "dataset seed row kind state stored at work" in lines
+    assert [line for line in lines if line.startswith("fake")] == [
+        "fake 0 mean baseline to come 0 of 1",
+        "fake 0 mean filler to come 0 of 1",
+    ]
+
+
+def test_what_is_nested_too_deeply_is_as_if_it_were_not_there(out: Path) -> None:
+    runs.write_state(out, one := state(n_rows=1))
+    deep = "[" * 100_000
+    (runs.folder_of(out, one.id) / "plan.json").write_text(deep)
+    assert runs.overview(out).rows == ()
+    (runs.folder_of(out, one.id) / "state.json").write_text(deep)
+    assert runs.read_runs(out) == []
+
+
 def test_two_runs_on_one_grid_are_one_table(out: Path) -> None:
     rows = planned(1, 3, 2, out)
     for name, at_work in (("a", [3]), ("b", [4])):
