@@ -501,7 +501,7 @@ def test_downloads_hold_what_the_tables_show(tmp_path: Path):
     assert [r["row"] for r in rows] == [line.name for line in table.lines]
     assert [r["score"] for r in rows] == [line.score for line in table.lines]
     assert [(r["rank_first"], r["rank_last"]) for r in rows] == [(1, 1), (2, 2)]
-    assert {r["verification"] for r in rows} == {"declared"}
+    assert {(r["verification"], r["rank_verification"]) for r in rows} == {("declared", "recomputed")}
     again = csv.DictReader(io.StringIO((data / "leaderboard.csv").read_text(encoding="utf-8")))
     assert [float(r["score"]) for r in again] == [r["score"] for r in rows]
 
