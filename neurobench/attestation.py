@@ -14,7 +14,16 @@ from pydantic import Field
 
 from neurobench.results import Record, Strict, environment
 
-__all__ = ["Rerun", "attest", "contradictions"]
+__all__ = ["TOLERANCE_FITTED", "TOLERANCE_TRAINED", "Rerun", "attest", "contradictions", "tolerated"]
+
+TOLERANCE_TRAINED = 0.25
+"""Share of the interval's width by which a backbone's headline may differ: training sums in another order elsewhere."""
+
+TOLERANCE_FITTED = 0.01
+"""The same of baselines and fillers, which have a closed form or one optimum."""
+
+WIDER = 2
+"""How many times as wide the interval of a repetition may be as that of the record."""
 
 OF_IT = ("neurobench-fm", "git_commit", "python", "platform", "torch", "numpy")
 """What is kept of the environment of a repetition."""
@@ -41,6 +50,14 @@ class Rerun(Strict):
             f"run again by {self.by or 'somebody who gave no name'} on {self.on} with neurobench {version}: "
             f"{self.metric} {self.found:.4g}, the record {self.said:.4g} (± {self.allowed:.2g} allowed)"
         )
+
+
+def tolerated(record: Record, metric: str) -> float:
+    """Return by how much a metric may differ if a record is run again, in its unit; 0 where it has no interval."""
+    found = record.metrics[metric]
+    if found.low is None or found.high is None:
+        return 0.0
+    return (TOLERANCE_TRAINED if record.backbone is not None else TOLERANCE_FITTED) * (found.high - found.low)
 
 
 def attest(record: Record, found: float, allowed: float) -> Rerun:
@@ -86,5 +103,7 @@ def contradictions(rerun: Rerun, record: Record) -> Iterator[str]:
         yield "it is of another record, or of this one before it was written anew"
     elif head is None or (rerun.metric, rerun.said) != (record.headline, head.value):
         yield "its number is not that of the record"
+    elif rerun.allowed > (most := WIDER * tolerated(record, record.headline)) + 1e-9:
+        yield f"it allows a difference of {rerun.allowed:.2g}, and the record's interval of at most {most:.2g}"
     elif abs(rerun.said - rerun.found) > rerun.allowed + 1e-6 * max(1.0, abs(rerun.said)):
         yield f"what was found, {rerun.found:.4g}, is further off than the {rerun.allowed:.2g} allowed"

@@ -112,7 +112,9 @@ class _Task(Paired):
     or weights from outside, neither is called better: their difference is one of budget or of people too.
     """
 
-    def __init__(self, evidence: Evidence, task: str, rows: pd.DataFrame, *, seed: int) -> None:
+    def __init__(
+        self, evidence: Evidence, task: str, rows: pd.DataFrame, *, seed: int, known: Mapping[tuple[str, str], Row]
+    ) -> None:
         self.evidence, self.task = evidence, task
         self.metric, self.unit = str(rows["metric"].iloc[0]), str(rows["unit"].iloc[0])
         self.higher = bool(rows["higher_is_better"].iloc[0])
@@ -128,14 +130,16 @@ class _Task(Paired):
             if "mask budget" in str(r.get("apart", "")):
                 self.left_out.append(f"{r['row']}: its mask is outside the common budget")
                 continue
-            held_out = evidence.predictions(r["id"])
-            if held_out is None:
-                self.left_out.append(f"{r['row']}: its held-out predictions are not in the folder")
-                continue
-            built = row_of(self.metric, held_out)
-            if first is None:
-                first, family = built, families_of(held_out)
-            elif built.subjects != first.subjects:
+            built = known.get((r["id"], self.metric))
+            if built is None or first is None:
+                held_out = evidence.predictions(r["id"])
+                if held_out is None:
+                    self.left_out.append(f"{r['row']}: its held-out predictions are not in the folder")
+                    continue
+                built = row_of(self.metric, held_out) if built is None else built
+                if first is None:
+                    first, family = built, families_of(held_out)
+            if built.subjects != first.subjects:
                 self.left_out.append(f"{r['row']} (seed {r['seed']}): it was scored on other subjects")
                 continue
             same.append((r, built, tuple(built.fold.tolist())))
@@ -545,6 +549,7 @@ def compare_rows(
     *,
     by: Sequence[By] = EVERY,
     seed: int = 0,
+    known: Mapping[tuple[str, str], Row] = {},
 ) -> Comparisons:
     """Compare the rows of one task whose evidence is at hand.
 
@@ -560,6 +565,8 @@ def compare_rows(
         What to compare.
     seed
         Of bootstrap and permutations.
+    known
+        Rows by (id of the record, metric) that somebody has built of the same predictions already.
     """
     first = rows.iloc[0]
     never = ""
@@ -576,7 +583,7 @@ def compare_rows(
     if never:
         sentences["all"] = never
     else:
-        built = _Task(evidence, task, rows, seed=seed)
+        built = _Task(evidence, task, rows, seed=seed, known=known)
         omnibus = math.nan
         for one in by:
             if one == "interaction":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,14 +20,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 
 from neurobench.attestation import Rerun, contradictions
+from neurobench.contracts import Task
 from neurobench.errors import DataError, StoreError
 from neurobench.identity import digest, file_digest
 from neurobench.leaderboard_tables import Board, Line, Ranking, Table
-from neurobench.paired import row_of
+from neurobench.paired import Row, row_of
 from neurobench.pairwise import (
     PairwiseRecord,
     compare_here,
@@ -39,7 +42,7 @@ from neurobench.pairwise import (
     tables_of,
 )
 from neurobench.parsing import parse_json
-from neurobench.plugins import Registry
+from neurobench.plugins import FILE, Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import Record, read_record
 from neurobench.store import atomic_write
@@ -49,6 +52,9 @@ __all__ = ["SUITE_NAME", "BoardError", "read_board"]
 
 SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Of a folder of records."""
+
+PARALLEL_FROM_S = 10.0
+"""Estimated seconds of work from which on other processes are started: each takes seconds to start."""
 
 
 class BoardError(StoreError):
@@ -295,19 +301,34 @@ def _recompute_all(rows: Sequence[_Rows], registry: Registry | None, cache: Path
     """
     code = _code(registry) if cache is not None and registry is not None else ""
     known = _read_cache(cache) if code and cache is not None else {}
-    kept: dict[str, Any] = {}
-    found = []
-    for x in rows:
-        key = digest([code, bool(x.withheld), *_bytes_of(x)]) if code and x.beside else ""
-        again = _from_plain(known.get(key)) if key else None
-        if again is None:
-            again = _recompute(x.suite.folder, x.beside, not x.withheld, registry) if x.beside else Recomputed()
-        if key:
-            kept[key] = asdict(again)
-        found.append(again)
+    keys = [digest([code, bool(x.withheld), *_bytes_of(x)]) if code and x.beside else "" for x in rows]
+    found = [_from_plain(known.get(key)) for key in keys]
+    todo = [n for n, x in enumerate(rows) if x.beside and found[n] is None]
+    for n, again in zip(todo, _recompute_each([rows[n] for n in todo], registry), strict=True):
+        found[n] = again
+    whole = [again or Recomputed() for again in found]
+    kept = {key: asdict(again) for key, again in zip(keys, whole, strict=True) if key}
     if cache is not None and kept and kept != known:
         atomic_write(cache, json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
-    return found
+    return whole
+
+
+def _recompute_each(rows: Sequence[_Rows], registry: Registry | None) -> Iterator[Recomputed]:
+    """Yield what predictions give, table by table; where that takes long, several at once in processes of their own."""
+    tasks = registry.tasks if registry else {}
+    # What was given as a file no other process can import.
+    alone = registry is not None and any(p.distribution.startswith(FILE) for p in registry.plugins)
+    workers = 1 if alone else joblib.cpu_count()
+    jobs = [(x.suite.folder, x.beside, not x.withheld, tasks) for x in rows]
+    started = time.perf_counter()
+    for n, job in enumerate(jobs):
+        expected = (time.perf_counter() - started) / n * (len(jobs) - n) if n else 0.0
+        if workers > 1 and expected > PARALLEL_FROM_S:
+            with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+                rest = (joblib.delayed(_recompute)(*job) for job in jobs[n:])
+                yield from joblib.Parallel(n_jobs=workers, return_as="generator")(rest)
+            return
+        yield _recompute(*job)
 
 
 def _bytes_of(rows: _Rows) -> Iterator[list[str]]:
@@ -362,7 +383,7 @@ class Recomputed:
     records: tuple[str, ...] = ()
 
 
-def _recompute(folder: Path, records: Sequence[Record], ranked: bool, registry: Registry | None) -> Recomputed:
+def _recompute(folder: Path, records: Sequence[Record], ranked: bool, tasks: Mapping[str, type[Task]]) -> Recomputed:
     """Return what the predictions of records of one table give.
 
     Raises
@@ -370,26 +391,36 @@ def _recompute(folder: Path, records: Sequence[Record], ranked: bool, registry: 
     BoardError
         If that is something else than the records say.
     """
-    fair = [r for r in records if "mask budget" not in r.apart] if ranked else []
-    for r in fair:
-        _check_headline(r, _beside(folder, r))
-    compared = compare_here(folder, fair) if fair else None
-    again = tuple(r.id for r in records if _recomputed(folder, r, registry))
-    return Recomputed(Ranking.of(compared) if compared else None, again)
+    rows: dict[tuple[str, str], Row] = {}
+    again = []
+    for r in records:
+        path = _beside(folder, r)
+        held_out = pd.read_parquet(path)
+        if ranked and "mask budget" not in r.apart and (row := _row_of(r, held_out, path)) is not None:
+            rows[r.id, r.headline] = row
+        if _recomputed(r, held_out, path, tasks):
+            again.append(r.id)
+    compared = compare_here(folder, records, rows) if ranked else None
+    return Recomputed(Ranking.of(compared) if compared else None, tuple(again))
 
 
 def _beside(suite: Path, record: Record) -> Path:
     return suite / "predictions" / f"{record.id}.parquet"
 
 
-def _check_headline(record: Record, path: Path) -> None:
-    """Refuse predictions that do not give the score of their record: a rank would be of something else."""
-    held_out = pd.read_parquet(path)
+def _row_of(record: Record, held_out: pd.DataFrame, path: Path) -> Row | None:
+    """Return predictions as a row that can be compared; None if their headline cannot.
+
+    Raises
+    ------
+    BoardError
+        If they do not give the score of their record: a rank would be of something else.
+    """
     try:
         row = row_of(record.headline, held_out)
         found = float(row.values(np.ones((1, len(row.subjects))))[0])
     except DataError:
-        return
+        return None
     except (KeyError, ValueError, TypeError) as error:
         raise BoardError(f"{path} cannot be read as predictions of {record.headline}: {error!r}.") from error
     said = record.metrics[record.headline].value
@@ -398,26 +429,24 @@ def _check_headline(record: Record, path: Path) -> None:
             f"{path} gives a {metric_name(record.headline)} of {found:.6g}, and its record says {said:.6g}.",
             next_step="Place the predictions that belong to the record, or neither.",
         )
+    return row
 
 
-def _recomputed(suite: Path, record: Record, registry: Registry | None) -> bool:
+def _recomputed(record: Record, held_out: pd.DataFrame, path: Path, tasks: Mapping[str, type[Task]]) -> bool:
     """Whether every metric, interval and p-value of a record was found again from its predictions.
 
-    Not where there are none, or where the task that scored them is not installed here in the same version.
+    Not where the task that scored them is not installed here in the same version.
 
     Raises
     ------
     BoardError
         If something else was found.
     """
-    path = _beside(suite, record)
-    if registry is None or not path.is_file() or record.task.name not in registry.tasks:
-        return False
-    cls = registry.tasks[record.task.name]
-    if cls.score_version != record.task.score_version:
+    cls = tasks.get(record.task.name)
+    if cls is None or cls.score_version != record.task.score_version:
         return False
     try:
-        again = recompute(cls(**record.task.parameters), record, pd.read_parquet(path))
+        again = recompute(cls(**record.task.parameters), record, held_out)
     except DataError:
         return False
     if wrong := list(differences(record.metrics, again.metrics, tolerance_of(record))):

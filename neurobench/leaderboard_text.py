@@ -94,6 +94,8 @@ def flat(table: Table, line: Line) -> dict[str, Any]:
         "ranked": line.rank is not None,
         "rank_first": line.rank[0] if line.rank else None,
         "rank_last": line.rank[1] if line.rank else None,
+        # A record may have been run again, and its rank still be what the submitter compared.
+        "rank_verification": None if line.rank is None else "declared" if table.travelled else "recomputed",
         "metric": r.headline,
         "unit": table.unit,
         "higher_is_better": table.higher,

@@ -34,7 +34,7 @@ from neurobench.errors import DataError
 from neurobench.evidence import Evidence
 from neurobench.identity import digest
 from neurobench.objectives import RECONSTRUCTION
-from neurobench.paired import N_MORE
+from neurobench.paired import N_MORE, Row
 from neurobench.results import ProtocolRecord, Record, Strict, as_row
 from neurobench.scoring import N_PERMUTATIONS
 
@@ -128,10 +128,13 @@ def tables_of(records: Sequence[Record]) -> list[list[Record]]:
 # ---------------------------------------------------------------- where the predictions are
 
 
-def compare_here(folder: Path, records: Sequence[Record]) -> Comparisons | None:
+def compare_here(
+    folder: Path, records: Sequence[Record], known: Mapping[tuple[str, str], Row] = {}
+) -> Comparisons | None:
     """Compare the records of one table whose predictions are in ``folder / "predictions"``; None: nothing to compare.
 
-    None as well where the headline cannot be compared, of a task that somebody else wrote.
+    None as well where the headline cannot be compared, of a task that somebody else wrote. ``known`` are rows that need
+    not be built of those predictions again, see :func:`neurobench.comparisons.compare_rows`.
     """
     beside = folder / "predictions"
     # Of two records of one row and seed the newer counts.
@@ -152,7 +155,7 @@ def compare_here(folder: Path, records: Sequence[Record]) -> Comparisons | None:
         cohort={},
     )
     try:
-        return compare_rows(evidence, records[0].task.label, evidence.table)
+        return compare_rows(evidence, records[0].task.label, evidence.table, known=known)
     except DataError:
         return None
 

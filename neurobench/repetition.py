@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neurobench import runner
+from neurobench.attestation import tolerated
 from neurobench.config import RunConfig, expand
 from neurobench.errors import NeurobenchError
 from neurobench.identity import digest
@@ -21,13 +22,7 @@ from neurobench.recomputation import same
 from neurobench.records import Finding
 from neurobench.results import Record, read_record
 
-__all__ = ["TOLERANCE_FITTED", "TOLERANCE_TRAINED", "Again", "repeat"]
-
-TOLERANCE_TRAINED = 0.25
-"""Share of the interval's width by which a backbone's headline may differ: training sums in another order elsewhere."""
-
-TOLERANCE_FITTED = 0.01
-"""The same of baselines and fillers, which have a closed form or one optimum."""
+__all__ = ["Again", "repeat"]
 
 
 @dataclass(frozen=True)
@@ -155,9 +150,7 @@ def _compare(record: Record, ours: Record) -> Again | Finding:
         return Finding(
             "error", "re-run", "run again, the simulated cohort is another one: its fingerprint is not the record's"
         )
-    share = TOLERANCE_TRAINED if record.backbone is not None else TOLERANCE_FITTED
-    width = (b.high - b.low) if b.high is not None and b.low is not None else 0.0
-    allowed = share * width
+    allowed = tolerated(ours, record.headline)
     if abs(a.value - b.value) <= allowed or same(a.value, b.value, 1e-6):
         return Again(b.value, allowed)
     return Finding(

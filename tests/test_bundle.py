@@ -708,6 +708,7 @@ def test_who_ran_records_again_is_kept_beside_them(ages: Files, tmp_path: Path, 
     plain = json.loads(beside.read_text())
     for change, says in (
         ({"found": plain["found"] + 1}, "further off"),
+        ({"found": plain["found"] + 1, "allowed": 2.0}, "it allows a difference of 2"),
         ({"said": 1.0}, "not that of the record"),
         ({"content_hash": "a"}, "another record"),
         ({"allowed": -1.0}, "allowed"),

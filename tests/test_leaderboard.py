@@ -8,16 +8,18 @@ import json
 import math
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 import neurobench
 from benchmarks.performance.board import invented, place, predictions, with_value
-from neurobench import leaderboard
+from neurobench import comparisons, leaderboard
 from neurobench.bundle import make_bundle, write_bundle
 from neurobench.cli import app
 from neurobench.errors import StoreError
@@ -348,6 +350,50 @@ def test_what_was_verified_is_kept_by_its_bytes(tmp_path: Path, monkeypatch):
         ranks()
 
 
+def test_predictions_are_read_and_built_once(tmp_path: Path, monkeypatch):
+    ranked(tmp_path, {"net · roi": 0.5, "net · random": 1.6, "ridge": 1.45, "mean": 3.0})
+    read, built = Counter(), []
+    read_parquet, row_of = pd.read_parquet, leaderboard.row_of
+    monkeypatch.setattr(pd, "read_parquet", lambda path: read.update([Path(path).stem]) or read_parquet(path))
+    for module in (leaderboard, comparisons):
+        monkeypatch.setattr(module, "row_of", lambda *a: built.append(a) or row_of(*a))
+    (table,) = read_board(tmp_path, load_registry()).tables
+    assert table.ranked
+    # Families are those of the first row's people, which are read for it again.
+    assert sorted(read.values()) == [1, 1, 1, 2]
+    assert len(built) == 4
+
+
+def test_rows_are_compared_on_one_metric_whatever_a_record_calls_its_headline(tmp_path: Path):
+    errors = {"net · roi": 0.5, "net · random": 1.6, "mean": 3.0}
+    ranked(tmp_path / "honest", errors)
+    ranked(tmp_path / "other", errors)
+    path = next(p for p in (tmp_path / "other" / "invented").glob("*.json") if read_record(p).row == "net · random")
+    record = read_record(path)
+    held_out = pd.read_parquet(path.parent / "predictions" / f"{record.id}.parquet")
+    gone = held_out["truth"] - held_out["prediction"]
+    r2 = 1 - float((gone**2).sum() / ((held_out["truth"] - held_out["train_mean"]) ** 2).sum())
+    head = record.metrics["mae"].model_copy(update={"value": r2, "low": r2, "high": r2, "higher_is_better": True})
+    changed = record.model_copy(update={"headline": "r2", "metrics": record.metrics | {"r2": head}}).hashed()
+    path.write_text(changed.as_text, encoding="utf-8")
+    honest, other = (read_board(tmp_path / name).tables[0] for name in ("honest", "other"))
+    assert {x.name: x.rank for x in other.lines} == {x.name: x.rank for x in honest.lines}
+
+
+@pytest.mark.slow
+def test_tables_that_are_verified_in_other_processes_are_the_same(tmp_path: Path, monkeypatch):
+    for n in range(4):
+        ranked(tmp_path, {"net · roi": 0.5, "mean": 3.0 + n}, task=f"task{n}")
+    whole = markdown(read_board(tmp_path, load_registry()))
+    monkeypatch.setattr(leaderboard, "PARALLEL_FROM_S", 0.0)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    assert markdown(read_board(tmp_path, load_registry())) == whole
+    beside = next((tmp_path / "invented" / "predictions").iterdir())
+    predictions(TRUTH, 1.0, 9)[0].to_parquet(beside, index=False)
+    with pytest.raises(BoardError, match="gives a MAE of"):
+        read_board(tmp_path, load_registry())
+
+
 def test_what_a_build_believes_comes_with_no_commit(tmp_path: Path, monkeypatch):
     ranked(tmp_path / "in" / "results", {"net · roi": 0.5, "mean": 3.0})
     build_leaderboard(tmp_path / "in" / "results")
@@ -455,7 +501,7 @@ def test_downloads_hold_what_the_tables_show(tmp_path: Path):
     assert [r["row"] for r in rows] == [line.name for line in table.lines]
     assert [r["score"] for r in rows] == [line.score for line in table.lines]
     assert [(r["rank_first"], r["rank_last"]) for r in rows] == [(1, 1), (2, 2)]
-    assert {r["verification"] for r in rows} == {"declared"}
+    assert {(r["verification"], r["rank_verification"]) for r in rows} == {("declared", "recomputed")}
     again = csv.DictReader(io.StringIO((data / "leaderboard.csv").read_text(encoding="utf-8")))
     assert [float(r["score"]) for r in again] == [r["score"] for r in rows]
 

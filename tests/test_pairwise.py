@@ -75,6 +75,8 @@ def test_ranks_are_those_that_predictions_give(tmp_path: Path):
     build_leaderboard(tmp_path / "closed" / "results")
     (page,) = (tmp_path / "closed" / "site" / "boards").glob("*.html")
     assert DECLARED in page.read_text(encoding="utf-8")
+    rows = json.loads((tmp_path / "closed" / "site" / "data" / "leaderboard.json").read_text(encoding="utf-8"))
+    assert {r["rank_verification"] for r in rows} == {"declared"}
     assert not list((tmp_path / "closed" / "results").rglob("*.parquet"))
 
 

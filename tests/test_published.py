@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import neurobench
-from neurobench.repetition import TOLERANCE_FITTED, TOLERANCE_TRAINED
+from neurobench.attestation import tolerated
 from neurobench.results import Record, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,8 +65,7 @@ def test_published_rows_are_found_again(suite: str, out: Path, request: pytest.F
         a, b = record.metrics[record.headline], ours.metrics[record.headline]
         assert a.value is not None
         assert b.value is not None
-        width = 0.0 if b.low is None or b.high is None else b.high - b.low
-        allowed = width * (TOLERANCE_FITTED if ours.backbone is None else TOLERANCE_TRAINED) + 1e-6
+        allowed = tolerated(ours, record.headline) + 1e-6
         if abs(a.value - b.value) > allowed:
             missed.append(f"{ours.row} on {ours.task.label}: {b.value:.4g}, not {a.value:.4g} ± {allowed:.2g}")
     assert not missed, missed
