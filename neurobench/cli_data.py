@@ -95,13 +95,11 @@ def data_check(
 
 def _others(spec: ComponentSpec, registry: Registry) -> dict[str, Dataset]:
     """Return the other datasets, those that can read either with each of their signals, by what a user writes."""
-    from neurobench.errors import NeurobenchError
-
     found: dict[str, Dataset] = {}
     for name, cls in registry.datasets.items():
         for label, parameters in ((name, {}), (f"{name}[signal=meg]", {"signal": "meg"})):
-            # A dataset without that signal has no such parameter, or refuses the value.
-            with contextlib.suppress(NeurobenchError, TypeError):
+            # A dataset without that signal has no such parameter, or refuses the value as its author chose to.
+            with contextlib.suppress(Exception):
                 found[label] = cls(**parameters)
     found.pop(spec.label, None)
     return found

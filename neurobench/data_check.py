@@ -22,7 +22,7 @@ from sklearn.tree import DecisionTreeClassifier
 from neurobench.alignment import MIN_UNITS, same_signal, some
 from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
 from neurobench.errors import DataError
-from neurobench.folders import explained, ids_that_differ, renamed_columns, spreadsheet_findings
+from neurobench.folders import entries, explained, ids_that_differ, renamed_columns, spreadsheet_findings
 from neurobench.listing import listed, passed_over
 from neurobench.preparation import usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
@@ -101,7 +101,7 @@ class _Read:
     events: tuple[Event, ...] = ()
     content: str = ""
     units: tuple[str, ...] = ()
-    n_usable: int = 0
+    usable_units: frozenset[str] = frozenset()
 
 
 def check_data(
@@ -243,26 +243,30 @@ def _read_one(dataset: Dataset, file: RecordingFile) -> _Read:
         text = f"{len(names)} of {len(finite)} units are constant or not finite: {some(names)}"
         findings.append(noticed("warning", "unusable-units", text, "they are left out of this recording"))
     content = hashlib.sha256(np.ascontiguousarray(raw.data).data).hexdigest()
-    n_usable = int((finite & varying).sum())
-    return _Read(
-        tuple(findings), True, raw.data.shape[1] / raw.sfreq, raw.events, content, tuple(raw.units.names), n_usable
-    )
+    units = tuple(raw.units.names)
+    usable = frozenset(name for name, ok in zip(units, finite & varying, strict=True) if ok)
+    return _Read(tuple(findings), True, raw.data.shape[1] / raw.sfreq, raw.events, content, units, usable)
 
 
 def _left_out(files: Sequence[RecordingFile], read: Mapping[str, _Read], window_s: float) -> list[Finding]:
     """Return a finding for every recording that can be read and that a run leaves out, by the rules of a run."""
     counts = Counter(read[f.id].units for f in files)
     common = max(counts, key=lambda names: (counts[names], len(names)), default=())
+    shares = {f.id: len(set(read[f.id].units) & set(common)) / len(common) for f in files}
+    kept = [read[f.id] for f in files if shares[f.id] >= MIN_UNITS]
+    # What is missing in most recordings is left out of the cohort, and is no fault of one.
+    times = Counter(name for seen in kept for name in seen.usable_units)
+    wanted = {name for name in common if times[name] >= MIN_UNITS * len(kept)}
     findings = []
     for file in files:
-        seen = read[file.id]
-        shared = len(set(seen.units) & set(common)) / len(common)
+        seen, shared = read[file.id], shares[file.id]
+        n_usable = len(seen.usable_units & wanted)
         if shared < MIN_UNITS:
             text = f"{len(seen.units)} units, of which {shared:.0%} are among the {len(common)} of most recordings"
             fix = "keep recordings of one sensor layout or parcellation in one folder"
             code, said = "units-differ", f"{text} ({some(common)})"
-        elif seen.n_usable < MIN_UNITS * len(common):
-            code, said = "too-few-units", f"only {seen.n_usable} of {len(common)} units are usable"
+        elif n_usable < max(1, MIN_UNITS * len(wanted)):
+            code, said = "too-few-units", f"only {n_usable} of {len(wanted)} units are usable"
             fix = "look at how this recording was made"
         elif seen.duration_s < window_s / 2:
             code, said = "too-short", f"{seen.duration_s:.4g} s is less than half a window of {window_s:g} s"
@@ -279,14 +283,15 @@ def _unread(people: pd.DataFrame, files: Sequence[RecordingFile], findings: Sequ
     without = {str(i).removeprefix("sub-") for i in people.index} - {f.subject.removeprefix("sub-") for f in files}
     names = []
     for folder in sorted({f.path.parent for f in files}):
-        for path in sorted(folder.iterdir()):
+        for path in entries(folder):
             begins = re.match(r"(?:sub-)?([A-Za-z0-9]+)", path.name)
             if begins and begins[1] in without and path.suffix != ".json" and str(path) not in told:
                 names.append(path.name)
     if not names:
         return []
     text = f"{len(names)} files of people without a recording are of a kind that is not read: {some(names)}"
-    return [Finding("warning", "unread-files", text, fix="`neurobench info` of the dataset says what is read")]
+    ends = ", ".join(sorted({f.path.suffix for f in files}))
+    return [Finding("warning", "unread-files", text, fix=f"save them as those that are read: {ends}")]
 
 
 def _mixed(files: Sequence[RecordingFile], root: Path) -> list[Finding]:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.records import Finding
 
-__all__ = ["explained", "ids_that_differ", "renamed_columns", "spreadsheet_findings"]
+__all__ = ["entries", "explained", "ids_that_differ", "renamed_columns", "spreadsheet_findings"]
 
 MOST_ENTRIES = 20_000
 """Files and folders that are looked at to find out what is meant."""
@@ -24,10 +25,11 @@ MOST_ENTRIES = 20_000
 MOST_ABOVE, MOST_BELOW = 5_000, 20
 """Files of a folder above, and folders below, that are tried as the folder that was meant."""
 
-MOST_TABLES = 50
-MOST_BYTES = 20_000_000
+MOST_TABLES, MOST_BYTES = 50, 20_000_000
+"""Tables that are looked at, and how large those that are read may be together."""
 
-TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
+WORKBOOKS = (".xlsx", ".xls", ".ods")
+TABLES = (".csv", ".tsv", *WORKBOOKS)
 
 ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
     "age": ("ageatscan", "ageatvisit", "agescan", "scanage", "ageyears", "ageinyears", "ageinyrs", "interviewage"),
@@ -98,11 +100,12 @@ def _other_place(dataset: Dataset, root: Path) -> Path | None:
     above = root.parent
     if sum(1 for _ in _walk(above)) < MOST_ABOVE and _n_recordings(dataset, above, inside=root):
         return above
-    below = [p for p in _entries(root) if p.is_dir() and not p.name.startswith(".")]
+    below = [p for p in entries(root) if p.is_dir() and not p.name.startswith(".")]
     return next((p for p in below[:MOST_BELOW] if _n_recordings(dataset, p)), None)
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
+    """Return what lies in a folder in order of names; nothing where it cannot be looked into."""
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -125,11 +128,11 @@ def _walk(root: Path) -> Iterator[Path]:
 def _contents(root: Path) -> str:
     """Return in one sentence what lies in a folder."""
     names = []
-    for path in _entries(root):
+    for path in entries(root):
         if path.name.startswith("."):
             continue
         kinds = (
-            Counter(p.suffix or "without suffix" if p.is_file() else "in folders" for p in _entries(path))
+            Counter(p.suffix or "without suffix" if p.is_file() else "in folders" for p in entries(path))
             if path.is_dir()
             else Counter()
         )
@@ -158,11 +161,13 @@ def _table_files(root: Path) -> list[Path]:
 
 def _tables(root: Path) -> Iterator[tuple[Path, pd.DataFrame]]:
     """Yield tables under a folder as text, those that can be read."""
+    left = MOST_BYTES
     for path in _table_files(root):
-        if path.suffix.lower() not in (".csv", ".tsv") or _form(path):
+        if path.suffix.lower() in WORKBOOKS or _form(path):
             continue
         try:
-            if path.stat().st_size <= MOST_BYTES:
+            if (size := path.stat().st_size) <= left:
+                left -= size
                 yield path, _read(path)
         except (OSError, ValueError):
             continue
@@ -176,7 +181,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise ValueError("no rows")
     width = len(rows[0])
     columns = pd.Index([c or f"column {i}" for i, c in enumerate(rows[0], 1)], dtype=object)
-    return pd.DataFrame([(r + [""] * width)[:width] for r in rows[1:]], columns=columns, dtype=object)
+    table = pd.DataFrame([(r + [""] * width)[:width] for r in rows[1:]], columns=columns, dtype=object)
+    return table.loc[:, ~columns.duplicated()]
 
 
 def _form(path: Path) -> str:
@@ -200,7 +206,9 @@ def spreadsheet_findings(root: Path) -> list[Finding]:
     findings = []
     for path in _table_files(root):
         if form := _form(path):
-            findings.append(Finding("warning", "table-form", f"{path.name} {form}", path=str(path)))
+            # A workbook under its own name may be anything; under that of a table it is in somebody's way.
+            level: Literal["info", "warning"] = "info" if path.suffix.lower() in WORKBOOKS else "warning"
+            findings.append(Finding(level, "table-form", f"{path.name} {form}", path=str(path)))
     for path, table in _tables(root):
         commas = [str(c) for c in table.columns if _decimal_commas(table[c])]
         if commas:
@@ -243,23 +251,24 @@ def _several_rows(path: Path, table: pd.DataFrame) -> str:
 
 def ids_that_differ(root: Path) -> list[Finding]:
     """Return how the ids of a table come to be those of the files' names, where they are not yet."""
-    stems = [re.sub(r"\.nii$", "", p.stem) for p in _walk(root) if p.suffix.lower() not in (".json", *TABLES[2:])]
+    stems = [re.sub(r"\.nii$", "", p.stem) for p in _walk(root) if p.suffix.lower() not in (".json", *WORKBOOKS)]
     tables = [(p, t) for p, t in _tables(root) if len(t)]
     stems = [s for s in stems if s not in {p.stem for p, _ in tables} and re.search(r"\d", s)][:500]
     if not stems:
         return []
+    beginnings = _beginnings(stems)
     for path, table in tables:
-        hits = {str(c): _share(_beginnings(stems), set(table[c])) for c in table.columns}
+        hits = {str(c): _share(beginnings, set(table[c])) for c in table.columns}
         best = max(hits, key=lambda c: hits[c])
         if hits[best] > 0.5:
             if best.lower() in ("participant_id", "scandir id"):
                 return []
             text = f"names of files begin with what column {best} of {path.name} holds"
             return [Finding("warning", "ids-differ", f"{text}: call that column participant_id")]
+    told = [{str(int(n)) for n in re.findall(r"\d{3,18}", s)} for s in stems]
     for path, table in tables:
         for column in table.columns:
             numbers = {str(int(n)) for v in table[column] for n in re.findall(r"\d{3,18}", v)[:1]}
-            told = [{str(int(n)) for n in re.findall(r"\d{3,18}", s)} for s in stems]
             if _share(told, numbers) > 0.5:
                 example = next(v for v in table[column] if re.search(r"\d{3}", v))
                 text = (

@@ -335,7 +335,7 @@ def _cohort(run: CohortRun) -> dict[str, Any]:
         entry = left_out.setdefault(f.code, {"level": f.level, "n": 0, "subjects": set(), "fix": f.fix, "example": ""})
         entry["n"] += 1
         entry["subjects"] |= {f.subject} - {""}
-        entry["example"] = entry["example"] or (f.message if named or not f.subject else "")
+        entry["example"] = entry["example"] or (f.message if named or not (f.subject or f.path) else "")
     flow = [
         {
             "code": code,

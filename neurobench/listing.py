@@ -56,6 +56,7 @@ def passed_over(root: Path, recordings: Sequence[RecordingFile]) -> list[Finding
     closed: list[OSError] = []
     linked: list[Path] = []
     for place, folders, _ in os.walk(root, onerror=closed.append):
+        folders[:] = [f for f in folders if not f.startswith(".") and f != "lost+found"]
         linked += [p for p in (Path(place, f) for f in folders) if p.is_symlink()]
     fix = "give yourself the right to read it: what lies in it is missing here"
     found = [
@@ -64,7 +65,9 @@ def passed_over(root: Path, recordings: Sequence[RecordingFile]) -> list[Finding
         )
         for e in closed
     ]
-    linked = [p for p in linked if not any(p in r.path.parents for r in recordings)]
+    # A recording may be a link to a folder itself, such as a CTF one.
+    looked_at = {p for r in recordings for p in (r.path, *r.path.parents)}
+    linked = [p for p in linked if p not in looked_at]
     if linked:
         text = (
             f"{len(linked)} folders are links, and what lies in them is not looked at: {some([p.name for p in linked])}"

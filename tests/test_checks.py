@@ -587,6 +587,18 @@ def test_a_broken_task_fails_where_it_is_broken(check: str, message: str) -> Non
     assert re.search(message, result.message), result.message
 
 
+class OfAdults(Sex):
+    """Is about some people only, whom a covariate names."""
+
+    def target(self, participants):
+        return super().target(participants).where(participants["age"] >= 30)
+
+
+def test_a_covariate_may_say_who_is_meant() -> None:
+    (result,) = check_component(OfAdults, only="target-of-its-column")
+    assert result.outcome == "passed", result.message
+
+
 class Folder(Dataset):
     """Takes any folder, and has a twin that is never the same."""
 
@@ -646,6 +658,12 @@ def test_watching_sees_files_and_not_imports(tmp_path) -> None:
     assert seen == [f"opened {tmp_path / 'a.txt'}"]
     (tmp_path / "a.txt").read_text()
     assert len(seen) == 1, "nothing is seen outside"
+
+
+def test_a_problem_is_told_once_with_its_places() -> None:
+    with pytest.raises(CheckError) as caught:
+        demand(["it calls f()", "x (a)", "x (b)", "x (a)", "y"])
+    assert caught.value.what == "it calls f(); x (a; b); y."
 
 
 def test_global_state_is_put_back() -> None:

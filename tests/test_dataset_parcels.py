@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.io import savemat
 
@@ -97,6 +98,15 @@ def test_a_comma_as_decimal_sign_moves_no_value_into_another_column(folder: Path
     (folder / "participants.csv").write_text("participant_id,age,sex\nsub-01,20,5,F\nsub-02,30,5,M\n")
     with pytest.raises(DataError, match="more cells than its header"):
         Parcels(t_r=2.0).list_recordings(folder)
+
+
+def test_a_separator_after_the_last_value_is_no_value(folder: Path) -> None:
+    people = pd.read_csv(folder / "participants.tsv", sep="\t")[["participant_id", "age"]].astype(str)
+    (folder / "participants.tsv").unlink()
+    rows = [",".join(row) + "," for row in people.itertuples(index=False)]
+    (folder / "participants.csv").write_text("\n".join(["participant_id,age", *rows]) + "\n")
+    ages = Parcels(t_r=2.0).list_recordings(folder).participants["age"]
+    assert list(ages.astype(float)) == list(people["age"].astype(float))
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

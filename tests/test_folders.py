@@ -168,9 +168,55 @@ def test_what_is_passed_over_in_a_folder_that_can_be_used(folder: Path) -> None:
     np.save(series / f"{IDS[1]}_task-rest.npy", np.zeros((100, 12)))
     told = found(folder)
     assert f"{IDS[0]}.NPY" in told["unread-files"]
+    assert next(f.fix for f in check_data(Parcels(), folder).findings if f.code == "unread-files").endswith(": .npy")
     assert "decimal sign in iq" in told["table-form"]
     assert told["column-name"] == "the participants table has no column sex; Gender may be it"
     assert told["mixed-tasks"] == "recordings of the tasks nback, rest all count as the state rest"
+
+
+def test_other_tables_of_a_good_folder_are_no_trouble(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "codebook.xlsx").write_bytes(b"PK\x03\x04" + bytes(99))
+    (folder / "scores.csv").write_text("id,score,score\n1,2,3\n")
+    (folder / "large.csv").write_text("a;b\n" + "1,5;2,5\n" * 99)
+    monkeypatch.setattr("neurobench.folders.MOST_BYTES", 1000)
+    report = check_data(Parcels(), folder)
+    told = {(f.level, f.code, f.message.partition(" ")[0]) for f in report.findings if f.code == "table-form"}
+    assert told == {("info", "table-form", "codebook.xlsx"), ("warning", "table-form", "large.csv")}
+    (folder / "also_large.csv").write_text("a;b\n" + "1,5;2,5\n" * 99)
+    told = {f.message.partition(" ")[0] for f in check_data(Parcels(), folder).findings if f.code == "table-form"}
+    assert told == {"codebook.xlsx", "also_large.csv"}
+
+
+def test_a_dataset_that_refuses_a_parameter_in_its_own_way_hurts_nobody(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from neurobench import hookimpl\n"
+        "from neurobench_datasets.parcels import Parcels\n\n\n"
+        "class Own(Parcels):\n"
+        '    """Has a signal of its own."""\n\n'
+        '    name = "own"\n\n'
+        '    def __init__(self, *, signal: str = "parcels"):\n'
+        "        super().__init__()\n"
+        '        if signal != "parcels":\n'
+        '            raise ValueError(f"no {signal}")\n\n\n'
+        "@hookimpl\n"
+        "def register_datasets():\n"
+        "    return [Own]\n"
+    )
+    asked = ["data", "check", "parcels", "--data-dir", str(folder), "--plugin", str(own)]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+
+
+def test_units_that_nearly_nobody_has_are_no_fault_of_a_recording(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(IDS):
+        series = rng.standard_normal((100 + i % 2, 12))
+        series[:, 5 if i else 0 :] = 0.0
+        np.save(folder / "timeseries" / f"{name}.npy", series)
+    report = check_data(Parcels(), folder, deep=True)
+    told = {f.subject: f.message for f in report.findings if f.level == "error"}
+    assert told == {IDS[0]: "only 0 of 5 units are usable"}
 
 
 def test_deep_leaves_out_what_a_run_leaves_out(folder: Path) -> None:

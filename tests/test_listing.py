@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from neurobench import gather
 from neurobench.data_check import check_data
 from neurobench.errors import DataError
-from neurobench.listing import listed
+from neurobench.listing import listed, passed_over
 from neurobench.preparation import prepare, usable_units
+from neurobench.records import Finding, RecordingFile
+from neurobench.specimens import simulated_cohort
 from neurobench.store import Store
 from neurobench_datasets.meg_headache import MegHeadache
 from neurobench_datasets.parcels import Parcels
@@ -91,6 +96,27 @@ def test_folders_that_are_closed_or_links_are_said(folder: Path, monkeypatch: py
     found = {f.code: f.message for f in listed(Parcels(), folder).findings}
     assert found["no-permission"] == "NYU cannot be opened: Permission denied"
     assert "KKI" in found["linked-folder"]
+
+
+def test_folders_that_hold_no_recordings_and_links_that_are_recordings_are_not_said(tmp_path: Path) -> None:
+    for name in (".git/annex", "lost+found/x", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    for link in (".git/link", "lost+found/link", "sub-01_meg.ds"):
+        (tmp_path / link).symlink_to(tmp_path / "elsewhere")
+    assert passed_over(tmp_path, [RecordingFile("01", tmp_path / "sub-01_meg.ds", 600.0)]) == []
+    assert [f.code for f in passed_over(tmp_path, ())] == ["linked-folder"]
+
+
+def test_no_folder_of_a_person_is_an_example_where_only_aggregates_may_leave(tmp_path: Path) -> None:
+    cohort = simulated_cohort(tmp_path)
+    found = Finding("warning", "linked-folder", "1 folders are links: sub-003", path="sub-003")
+    told = []
+    for may_leave in ("aggregates", "all"):
+        card = replace(cohort.card, may_leave=may_leave)
+        grid = SimpleNamespace(config=SimpleNamespace(variant="default"))
+        run = SimpleNamespace(cohort=replace(cohort, card=card, findings=(found,)), grid=grid)
+        told.append(gather._cohort(run)["findings"][0]["example"])
+    assert told == ["", found.message]
 
 
 def test_a_file_that_may_not_be_read_is_no_crash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def demand(problems: list[str], next_step: str = "") -> None:
     """Raise a CheckError that tells all problems, if there are any; one that is in many places is told once."""
     places: dict[str, list[str]] = {}
     for problem in problems:
-        what, _, where = problem.rpartition(" (") if " (" in problem and problem[-1] == ")" else (problem, "", "")
+        in_a_place = " (" in problem and problem.endswith(")")
+        what, _, where = problem.rpartition(" (") if in_a_place else (problem, "", "")
         places.setdefault(what, []).append(where)
     told = []
     for what, found in places.items():

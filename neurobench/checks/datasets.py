@@ -171,7 +171,7 @@ def _not_alone(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence
     before = dataset.read(first).data
     own = {f.path for f in files if f.subject == first.subject}
     for path in {f.path for f in files} - own:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     alone: Dataset = build(cls)
     try:
         found = next((f for f in alone.list_recordings(root).recordings if f.id == first.id), None)

@@ -29,7 +29,7 @@ NUMERIC = range(6, 16)
 
 CLASSES = range(1, 18)
 
-DEEPEST = 16
+DEEPEST = 100
 
 
 def damage(path: Path) -> str:

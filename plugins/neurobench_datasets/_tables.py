@@ -152,15 +152,16 @@ def read_table(path: Path) -> pd.DataFrame:
     first = text.lstrip("\r\n").split("\n", 1)[0]
     separator = max("\t,;", key=first.count)
     try:
-        with warnings.catch_warnings():
-            # Cells beyond the header would be dropped, and those before them stand under the wrong names.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", pd.errors.ParserWarning)
             frame = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
-    except pd.errors.ParserWarning as error:
-        raise DataError(
-            f"{path.name} has rows with more cells than its header, so that values stand under wrong names.",
-            next_step="Is the decimal sign a comma, as between the cells? Save it again with tabs or semicolons.",
-        ) from error
+        # Cells beyond the header were dropped: of values, those before them stand under wrong names.
+        rows = csv.reader(io.StringIO(text), delimiter=separator) if said else ()
+        if any("".join(row[len(frame.columns) :]).strip() for row in rows):
+            raise DataError(
+                f"{path.name} has rows with more cells than its header, so that values stand under wrong names.",
+                next_step="Is the decimal sign a comma, as between the cells? Save it again with tabs or semicolons.",
+            )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         raise DataError(f"{path.name} is not a table: {error}.") from error
     frame.columns = pd.Index([str(c).strip() for c in frame.columns])
