@@ -828,7 +828,8 @@ def _needed_among(line: Mapping[str, Any], n_tested: int) -> float:
 
 def _words(by: str, table: pd.DataFrame, n_tested: int, unequal: Callable[[str, str], str]) -> str:
     """Return what comparisons of one kind come to; those on unequal terms are told apart, without a winner."""
-    why = pd.Series([unequal(r["first"], r["second"]) for r in table.to_dict("records")], table.index, dtype=str)
+    pairs = zip(table["first"], table["second"], strict=True)
+    why = pd.Series([unequal(first, second) for first, second in pairs], table.index, dtype=str)
     equal = table[why == ""]
     said = [_equal_words(by, equal, n_tested)] if len(equal) else []
     unit = f" {table['unit'].iloc[0]}" if table["unit"].iloc[0] else ""
