@@ -560,6 +560,9 @@ class _Tags(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "wbr" and not attrs:
+            # Where a page lets a long name be broken, which depends on the name and does nothing else.
+            return
         self.found[(tag, *(k for k, _ in attrs))] += 1
         for key, value in attrs:
             address = re.sub(r"[\x00-\x20]", "", value or "").lower()

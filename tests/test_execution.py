@@ -203,6 +203,8 @@ def test_jobs_are_a_number_or_auto() -> None:
 def test_processes_are_started_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = load_registry()
     monkeypatch.setattr(execution.joblib, "cpu_count", lambda: 4)
+    # Whatever else is in this machine's memory.
+    monkeypatch.setattr(execution, "BYTES_A_JOB", 1)
 
     def jobs(seconds: float, **options: Any) -> int:
         config = RunConfig.from_options(backbone="mamba", mask="roi", dataset="camcan", device="cpu", **options)
