@@ -17,6 +17,7 @@ from mne.io.constants import FIFF
 
 from benchmarks.fuzz import Campaign, fuzz, keep, only_text, readers
 from neurobench.errors import DataError
+from neurobench_datasets import _meg_files
 from neurobench_datasets._atlases import Atlas, load_labels
 from neurobench_datasets._bold_images import BoldFile
 from neurobench_datasets._mat import damage
@@ -227,3 +228,18 @@ def test_a_fif_header_that_cannot_be_is_said(tag: int, value: bytes, says: str, 
     (tmp_path / "x_raw.fif").write_bytes(content)
     with pytest.raises(DataError, match=rf"x_raw\.fif is cut off or damaged .*({says})"):
         open_raw(tmp_path / "x_raw.fif")
+
+
+@pytest.mark.parametrize(
+    ("name", "n_trials", "says"),
+    [("Average", "12", "class Average in ClassFile.cls"), ("Average", "0", ""), ("BAD" + "f" * 100_000, "3", "")],
+)
+def test_the_classes_of_a_ctf_folder_are_read_in_one_pass(tmp_path: Path, name: str, n_trials: str, says: str) -> None:
+    folder = tmp_path / "x.ds"
+    folder.mkdir()
+    text = f"NUMBER OF CLASSES:\n1\n\n\nNAME:\n{name}\nCOMMENT:\n\n\nNUMBER OF TRIALS:\n{n_trials}\n\n\n"
+    (folder / "ClassFile.cls").write_text(text)
+    assert _meg_files._averaged_ctf(None, folder) == says
+    # Begun, and never ended.
+    (folder / "ClassFile.cls").write_text(text.split("NUMBER OF TRIALS")[0] * 1000)
+    assert _meg_files._averaged_ctf(None, folder) == ""

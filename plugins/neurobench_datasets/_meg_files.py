@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import unicodedata
@@ -485,9 +486,16 @@ def _averaged_ctf(raw: Any, path: Path) -> str:
     classes = path / "ClassFile.cls"
     if not (path.is_dir() and path.name.endswith(".ds") and classes.is_file()):
         return ""
-    text = classes.read_text(encoding="latin-1")
-    named = re.findall(r"NAME:\s*\n(\S+)(?:.|\n)*?NUMBER OF TRIALS:\s*\n(\d+)", text)
-    return next((f"class {name} in ClassFile.cls" for name, n in named if name == "Average" and int(n) > 0), "")
+    lines = (line.strip() for line in classes.read_text(encoding="latin-1").split("\n"))
+    name = ""
+    for key, value in itertools.pairwise(line for line in lines if line):
+        if key == "NAME:":
+            name = name or value.split()[0]
+        elif key == "NUMBER OF TRIALS:" and (number := re.match(r"\d+", value)):
+            if name == "Average" and number[0].strip("0"):
+                return f"class {name} in ClassFile.cls"
+            name = ""
+    return ""
 
 
 def _sites(info: Any, picks: NDArray[np.int64]) -> NDArray[np.int64]:
