@@ -20,7 +20,7 @@ from neurobench.identity import digest, file_digest
 from neurobench.records import Cohort, Event, Finding, Listing, Recording, RecordingFile, SignalSpec, UnitTable
 from neurobench.store import Entry
 
-__all__ = ["assemble", "reasons", "same_signal", "some", "unit_table"]
+__all__ = ["assemble", "reasons", "same_signal", "shared_units", "some", "unit_table"]
 
 MIN_UNITS = 0.5
 """A recording with fewer usable units than this fraction is left out; a unit missing in more recordings is too."""
@@ -200,19 +200,24 @@ def same_signal(
     return findings, lost
 
 
+def shared_units(names: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[float]]:
+    """Return the units that most of some recordings have, and the share of them that each recording has."""
+    counts = Counter(map(tuple, names))
+    common = max(counts, key=lambda own: (counts[own], len(own)))
+    return common, [len(set(own) & set(common)) / len(common) for own in names]
+
+
 def _common_units(
     entries: list[tuple[RecordingFile, Entry, dict[str, Any]]], findings: list[Finding]
 ) -> tuple[UnitTable, list[tuple[RecordingFile, Entry, dict[str, Any]]]]:
     """Return the unit table that most recordings have, and the recordings that fit it."""
     if not entries:
         raise DataError("no recording could be read." + reasons(findings))
-    counts = Counter(tuple(m["units"]["names"]) for _, _, m in entries)
-    common = max(counts, key=lambda names: (counts[names], len(names)))
+    common, shares = shared_units([m["units"]["names"] for _, _, m in entries])
     reference = next(m for _, _, m in entries if tuple(m["units"]["names"]) == common)
     keep = []
-    for file, entry, meta in entries:
+    for (file, entry, meta), shared in zip(entries, shares, strict=True):
         own = meta["units"]["names"]
-        shared = len(set(own) & set(common)) / len(common)
         if shared < MIN_UNITS or meta["n_voxels"] != reference["n_voxels"]:
             findings.append(
                 Finding(

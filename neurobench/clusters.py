@@ -91,14 +91,15 @@ def check(config: RunConfig) -> None:
 
 def _listens(address: str) -> None:
     comm = _imported("distributed.comm")
-    if comm.parse_address(address)[0] == "inproc":
+    scheme = comm.parse_address(address)[0]
+    if scheme == "inproc":
         # One in this process has no port.
         return
     try:
         host, port = comm.get_address_host_port(address)
     except ValueError as error:
         raise _nobody(address, f"it is no address: {error}") from None
-    if comm.parse_address(address)[0] not in ("tcp", "tls"):
+    if scheme not in ("tcp", "tls"):
         return
     give_up = time.monotonic() + ANSWER_S
     while True:
@@ -260,6 +261,11 @@ class Jobs:
         self.system = system
         self.n_taken = 0
         self.refusal = ""
+
+    @property
+    def all_refused(self) -> bool:
+        """Whether it did not take a single one."""
+        return bool(self.refusal) and self.n_taken == 0
 
     def told_by(self, job: Any) -> Any:
         """Return a class of dask-jobqueue's jobs that tells this one how their submission ended.
@@ -427,7 +433,9 @@ class DaskWorkers(Workers):
         at_most: int = 0,
         jobs: Jobs | None = None,
     ) -> None:
-        self.client, self.cluster, self.at_most, self.jobs = client, cluster, at_most, jobs
+        self.client, self.cluster, self.at_most = client, cluster, at_most
+        # Of somebody else's cluster nobody tells: none is refused.
+        self.jobs = jobs or Jobs("")
         # Relative to where this process is, which is not where a worker is.
         device: Any = resolve_device(config.device, elsewhere=True).type
         self.config = replace(
@@ -455,11 +463,11 @@ class DaskWorkers(Workers):
     def _keep_watch(self, waiting: Waiting, note: Callable[[str], None]) -> None:
         told = ""
         while not self._closing.wait(LOOK_S):
-            if self.jobs is not None and self.jobs.refusal and self.jobs.n_taken == 0:
+            if self.jobs.all_refused:
                 for future in list(self._asked):
                     future.cancel()
                 continue
-            if self.jobs is not None and self.jobs.refusal != told:
+            if self.jobs.refusal != told:
                 told = self.jobs.refusal
                 note(f"{self.jobs.system} did not take another job, and the run goes on with those it took: {told}")
             # A scheduler that does not answer is the client's business, which tries again or gives steps up.
@@ -519,7 +527,7 @@ class DaskWorkers(Workers):
             )
             return Outcome(frozenset(), describe(died))
         except CancelledError:
-            if self.jobs is not None and self.jobs.refusal and self.jobs.n_taken == 0:
+            if self.jobs.all_refused:
                 raise NeurobenchError(
                     f"{self.jobs.system} does not take the job: {self.jobs.refusal}",
                     next_step="Change what --cluster-config asks for, and run the same command again.",

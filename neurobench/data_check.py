@@ -19,10 +19,10 @@ from scipy.stats.contingency import association
 from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
-from neurobench.alignment import MIN_UNITS, same_signal, some
+from neurobench.alignment import MIN_UNITS, same_signal, shared_units, some
 from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
 from neurobench.errors import DataError
-from neurobench.folders import entries, explained, ids_that_differ, renamed_columns, spreadsheet_findings
+from neurobench.folders import Folder, entries, explained, ids_that_differ, renamed_columns, spreadsheet_findings
 from neurobench.listing import listed, passed_over
 from neurobench.preparation import usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
@@ -152,7 +152,7 @@ def check_data(
             )
     except DataError as error:
         missed = [f.message for f in passed_over(root, ())]
-        raise explained(error, dataset, root, others or {}, missed) from error
+        raise explained(error, dataset, Folder(root), others or {}, missed) from error
     findings = list(listing.findings)
     files = list(listing.recordings)
     read: dict[str, _Read] = {}
@@ -186,9 +186,10 @@ def check_data(
     if n_found and n_lost > LOST * n_found:
         text = f"{n_lost} of {n_found} recordings cannot be used: what is left may be another group of people"
         findings.append(Finding("warning", "many-lost", text, fix="mend what the errors name before comparing groups"))
-    findings += spreadsheet_findings(root)
+    folder = Folder(root)
+    findings += spreadsheet_findings(folder)
     if any(f.code == "unknown-id" for f in findings):
-        findings += ids_that_differ(root)
+        findings += ids_that_differ(folder)
     findings += renamed_columns(people.columns, "the participants table")
     findings += _unread(people, files, findings)
     findings += _mixed(kept, root)
@@ -250,16 +251,16 @@ def _read_one(dataset: Dataset, file: RecordingFile) -> _Read:
 
 def _left_out(files: Sequence[RecordingFile], read: Mapping[str, _Read], window_s: float) -> list[Finding]:
     """Return a finding for every recording that can be read and that a run leaves out, by the rules of a run."""
-    counts = Counter(read[f.id].units for f in files)
-    common = max(counts, key=lambda names: (counts[names], len(names)), default=())
-    shares = {f.id: len(set(read[f.id].units) & set(common)) / len(common) for f in files}
-    kept = [read[f.id] for f in files if shares[f.id] >= MIN_UNITS]
+    if not files:
+        return []
+    common, shares = shared_units([read[f.id].units for f in files])
+    kept = [read[f.id] for f, shared in zip(files, shares, strict=True) if shared >= MIN_UNITS]
     # What is missing in most recordings is left out of the cohort, and is no fault of one.
     times = Counter(name for seen in kept for name in seen.usable_units)
     wanted = {name for name in common if times[name] >= MIN_UNITS * len(kept)}
     findings = []
-    for file in files:
-        seen, shared = read[file.id], shares[file.id]
+    for file, shared in zip(files, shares, strict=True):
+        seen = read[file.id]
         n_usable = len(seen.usable_units & wanted)
         if shared < MIN_UNITS:
             text = f"{len(seen.units)} units, of which {shared:.0%} are among the {len(common)} of most recordings"

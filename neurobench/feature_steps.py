@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from neurobench.cost import Work
 from neurobench.identity import digest
 from neurobench.pretraining_steps import PretrainingSteps
 from neurobench.progress import Advance
-from neurobench.records import Cohort, Fold
+from neurobench.records import Fold
 from neurobench.retrieval import RetrievalRows, retrieval_rows
 from neurobench.steps import Row, Step, code_digest
 from neurobench.store import Checkpoint, Entry
@@ -150,8 +148,8 @@ class FeatureSteps(PretrainingSteps):
             # Features that are the same for every task must not know a column: any of them is somebody's target.
             target = _target_column(self.task(task))
             known = [c for c in COVARIATES if c != target] if cls.depends_on_task else []
-            built.fit(_with_columns(cohort, train, known))
-            everyone = _with_columns(cohort, cohort.subjects, known)
+            built.fit(cohort.part(train, known))
+            everyone = cohort.part(cohort.subjects, known)
             _save_features(folder, everyone.subjects, built.transform(everyone))
 
         what = f"baseline {baseline.label}" + (f" · {task.label}" if cls.depends_on_task or of_windows else "")
@@ -212,17 +210,6 @@ class FeatureSteps(PretrainingSteps):
         if self.of_windows(task):
             return self.window_embedding_step(*row.pretraining, fold, task)
         return self.embedding_step(*row.pretraining, fold)
-
-
-def _with_columns(cohort: Cohort, subjects: tuple[str, ...], columns: Sequence[str]) -> Cohort:
-    """Return the cohort of some subjects, with some columns of the participants table and no other."""
-    chosen = set(subjects)
-    known = [c for c in columns if c in cohort.participants]
-    return replace(
-        cohort,
-        participants=cohort.participants.loc[[s for s in cohort.subjects if s in chosen], known],
-        recordings=tuple(r for r in cohort.recordings if r.subject in chosen),
-    )
 
 
 def _target_column(task: Task) -> str:

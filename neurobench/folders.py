@@ -7,6 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +19,7 @@ from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.records import Finding
 
-__all__ = ["entries", "explained", "ids_that_differ", "renamed_columns", "spreadsheet_findings"]
+__all__ = ["Folder", "entries", "explained", "ids_that_differ", "renamed_columns", "spreadsheet_findings"]
 
 MOST_ENTRIES = 20_000
 """Files and folders that are looked at to find out what is meant."""
@@ -43,8 +45,51 @@ ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
 """What standard columns are called in other releases, without signs and capitals."""
 
 
+@dataclass(frozen=True)
+class Folder:
+    """Files and tables under a folder, looked for and read once."""
+
+    root: Path
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Files, of at most so many entries."""
+        return list(_walk(self.root))
+
+    @cached_property
+    def table_files(self) -> list[Path]:
+        """Tables that may be about people: none of a single person's, and no time series."""
+        found = []
+        for path in self.files:
+            inside = path.relative_to(self.root).parts[:-1]
+            if path.suffix.lower() not in TABLES or any(p.startswith("sub-") or p == "timeseries" for p in inside):
+                continue
+            if path.name.startswith("sub-"):
+                continue
+            found.append(path)
+            if len(found) == MOST_TABLES:
+                break
+        return found
+
+    @cached_property
+    def tables(self) -> dict[Path, pd.DataFrame]:
+        """Tables as text, those that can be read."""
+        found = {}
+        left = MOST_BYTES
+        for path in self.table_files:
+            if path.suffix.lower() in WORKBOOKS or _form(path):
+                continue
+            try:
+                if (size := path.stat().st_size) <= left:
+                    left -= size
+                    found[path] = _read(path)
+            except (OSError, ValueError):
+                continue
+        return found
+
+
 def explained(
-    error: DataError, dataset: Dataset, root: Path, others: Mapping[str, Dataset], noticed: Sequence[str] = ()
+    error: DataError, dataset: Dataset, folder: Folder, others: Mapping[str, Dataset], noticed: Sequence[str] = ()
 ) -> DataError:
     """Return an error of a folder that a dataset can make nothing of, with what was probably meant.
 
@@ -52,25 +97,26 @@ def explained(
     ----------
     error
         The dataset's own.
-    dataset, root
+    dataset, folder
         What was asked for.
     others
         Datasets that may fit better, by what a user writes.
     noticed
         What is known of the folder already.
     """
+    root = folder.root
     fitting = _fitting(root, others)
     likely = error.likely
     if fitting:
         likely = " or ".join(f"neurobench data check {label} --data-dir {root}" for label in fitting[:2])
     elif place := _other_place(dataset, root):
         likely = f"--data-dir {place}"
-    tables = dict(_tables(root))
-    noticed = [*noticed, *(f.message for f in spreadsheet_findings(root))]
+    noticed = [*noticed, *(f.message for f in spreadsheet_findings(folder))]
     if not fitting:
-        noticed += [f.message for p, t in tables.items() for f in renamed_columns(t.columns, p.name, ("t_r",))]
-        noticed += [text for p, t in tables.items() if (text := _several_rows(p, t))]
-        noticed += [f.message for f in ids_that_differ(root)]
+        tables = folder.tables.items()
+        noticed += [f.message for p, t in tables for f in renamed_columns(t.columns, p.name, ("t_r",))]
+        noticed += [text for p, t in tables if (text := _several_rows(p, t))]
+        noticed += [f.message for f in ids_that_differ(folder)]
     more = "".join(f" {text}." for text in dict.fromkeys(noticed) if text not in error.what)
     what = f"{' '.join(error.what.split()).rstrip(' .')}. {_contents(root)}{more}"
     # What the dataset would have next is not what somebody with another's files needs.
@@ -144,35 +190,6 @@ def _contents(root: Path) -> str:
 # ---------------------------------------------------------------- tables
 
 
-def _table_files(root: Path) -> list[Path]:
-    """Return tables under a folder that may be about people: none of a single person's, and no time series."""
-    found = []
-    for path in _walk(root):
-        inside = path.relative_to(root).parts[:-1]
-        if path.suffix.lower() not in TABLES or any(p.startswith("sub-") or p == "timeseries" for p in inside):
-            continue
-        if path.name.startswith("sub-"):
-            continue
-        found.append(path)
-        if len(found) == MOST_TABLES:
-            break
-    return found
-
-
-def _tables(root: Path) -> Iterator[tuple[Path, pd.DataFrame]]:
-    """Yield tables under a folder as text, those that can be read."""
-    left = MOST_BYTES
-    for path in _table_files(root):
-        if path.suffix.lower() in WORKBOOKS or _form(path):
-            continue
-        try:
-            if (size := path.stat().st_size) <= left:
-                left -= size
-                yield path, _read(path)
-        except (OSError, ValueError):
-            continue
-
-
 def _read(path: Path) -> pd.DataFrame:
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
     separator = max("\t,;", key=text.lstrip().split("\n", 1)[0].count)
@@ -201,15 +218,15 @@ def _form(path: Path) -> str:
     return ""
 
 
-def spreadsheet_findings(root: Path) -> list[Finding]:
+def spreadsheet_findings(folder: Folder) -> list[Finding]:
     """Return a finding for every table that a spreadsheet left in a form that is not read, or read as text."""
     findings = []
-    for path in _table_files(root):
+    for path in folder.table_files:
         if form := _form(path):
             # A workbook under its own name may be anything; under that of a table it is in somebody's way.
             level: Literal["info", "warning"] = "info" if path.suffix.lower() in WORKBOOKS else "warning"
             findings.append(Finding(level, "table-form", f"{path.name} {form}", path=str(path)))
-    for path, table in _tables(root):
+    for path, table in folder.tables.items():
         commas = [str(c) for c in table.columns if _decimal_commas(table[c])]
         if commas:
             text = f"{path.name} has commas as decimal sign in {some(commas)}: write points, or these are no numbers"
@@ -249,10 +266,10 @@ def _several_rows(path: Path, table: pd.DataFrame) -> str:
 # ---------------------------------------------------------------- ids
 
 
-def ids_that_differ(root: Path) -> list[Finding]:
+def ids_that_differ(folder: Folder) -> list[Finding]:
     """Return how the ids of a table come to be those of the files' names, where they are not yet."""
-    stems = [re.sub(r"\.nii$", "", p.stem) for p in _walk(root) if p.suffix.lower() not in (".json", *WORKBOOKS)]
-    tables = [(p, t) for p, t in _tables(root) if len(t)]
+    stems = [re.sub(r"\.nii$", "", p.stem) for p in folder.files if p.suffix.lower() not in (".json", *WORKBOOKS)]
+    tables = [(p, t) for p, t in folder.tables.items() if len(t)]
     stems = [s for s in stems if s not in {p.stem for p, _ in tables} and re.search(r"\d", s)][:500]
     if not stems:
         return []

@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,12 +66,12 @@ class _Ratios:
     offset: float = 0.0
     sign: float = 1.0
 
-    @cached_property
+    @functools.cached_property
     def measure(self) -> tuple[Any, ...]:
         """What is equal for rows of which everybody counts as much: their difference is a sum over subjects."""
         return self.below.shape, self.below.tobytes(), self.offset, self.sign
 
-    @cached_property
+    @functools.cached_property
     def shares(self) -> Array | None:
         """(subjects,) what each adds to the value; None where a part has nobody."""
         total = self.below.sum(1, keepdims=True)
@@ -404,13 +403,12 @@ def differences_to(
     """Return the difference of each of several rows to one, as :func:`difference_of`, with one bootstrap for all."""
     b = row_of(metric, second)
     paired = Paired(len(b.subjects), seed=seed, family=families_of(second))
-    found = []
-    for a in (row_of(metric, held_out) for held_out in rows):
+    built = [row_of(metric, held_out) for held_out in rows]
+    for a in built:
         if a.subjects != b.subjects:
             alone = len(set(a.subjects) ^ set(b.subjects))
             raise DataError(f"two rows cannot be compared: {alone} subjects are in one of them only.")
-        found.append(paired.difference([(a, b)]))
-    return found
+    return paired.differences([([(a, b)], 1) for a in built])
 
 
 def families_of(held_out: pd.DataFrame) -> NDArray[np.int64] | None:

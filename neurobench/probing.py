@@ -197,11 +197,7 @@ def _few(cohort: Cohort, n_people: int) -> Cohort:
     """Return evenly spaced subjects of a cohort, with their recordings."""
     people = cohort.subjects
     chosen = {people[i] for i in np.linspace(0, len(people) - 1, min(n_people, len(people))).round().astype(int)}
-    return replace(
-        cohort,
-        participants=cohort.participants.loc[[s for s in people if s in chosen]],
-        recordings=tuple(r for r in cohort.recordings if r.subject in chosen),
-    )
+    return cohort.part(chosen)
 
 
 # ---------------------------------------------------------------- timing

@@ -5,8 +5,8 @@ Shapes are written as (units, times); *unit*, *patch*, *token* and the other wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -592,6 +592,24 @@ class Cohort:
     def recordings_of(self, subject: str) -> tuple[Recording, ...]:
         """Return the recordings of one subject, in order."""
         return tuple(r for r in self.recordings if r.subject == subject)
+
+    def part(self, subjects: Collection[str], columns: Sequence[str] | None = None) -> Cohort:
+        """Return the cohort of some subjects, in its own order.
+
+        Parameters
+        ----------
+        subjects
+            Who is in it.
+        columns
+            Of the participants table, those that are kept where they are there; None: all.
+        """
+        chosen = set(subjects)
+        people = self.participants.loc[[s for s in self.subjects if s in chosen]]
+        return replace(
+            self,
+            participants=people if columns is None else people[[c for c in columns if c in people]],
+            recordings=tuple(r for r in self.recordings if r.subject in chosen),
+        )
 
     def whole_windows(self, recording: Recording, first: int = 0, last: int | None = None) -> tuple[int, ...]:
         """Return the first samples of windows that do not overlap and touch no bad span, one after the other.

@@ -30,7 +30,6 @@ from neurobench.records import (
 from neurobench.tokens import statistics, types_known
 
 __all__ = [
-    "part_of",
     "simulated_batch",
     "simulated_cohort",
     "simulated_connectivity",
@@ -334,14 +333,4 @@ def simulated_states(
         ),
         spec=spec,
         fingerprint=f"states-{seed}-{n_subjects}-{n_units}-{effect:g}",
-    )
-
-
-def part_of(cohort: Cohort, subjects: Sequence[str], columns: Sequence[str] | None = None) -> Cohort:
-    """Return a cohort of some subjects, and of some columns of their participants table."""
-    people = cohort.participants.loc[list(subjects)]
-    return replace(
-        cohort,
-        participants=people if columns is None else people[[c for c in columns if c in people]],
-        recordings=tuple(r for r in cohort.recordings if r.subject in set(subjects)),
     )

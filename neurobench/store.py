@@ -508,7 +508,7 @@ class Store:
                 for file in files:
                     # safetensors keeps what it writes to the user alone: a colleague could not read a shared folder.
                     with contextlib.suppress(OSError):
-                        file.chmod(told.stat().st_mode)
+                        shutil.copymode(told, file)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 present = self._open(target)
                 if present is None or not self._as_written(present):

@@ -402,9 +402,6 @@ def test_temporary_files_are_made_by_tempfile_and_under_no_known_name(folder: st
                 assert not re.match(r"/(var/)?tmp(/|$)", node.value), where
                 assert node.value not in ("TMPDIR", "TEMP"), where
             elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("chmod", "umask"):
-                if ast.unparse(node.args[0]).endswith(".stat().st_mode"):
-                    # As open as what lies beside it.
-                    continue
                 raise AssertionError(f"{where}: who may read a file is tempfile's to say")
 
 

@@ -18,7 +18,7 @@ from neurobench.contracts import COVARIATES, Baseline
 from neurobench.errors import CheckError
 from neurobench.plugins import Registry
 from neurobench.records import Cohort
-from neurobench.specimens import part_of, simulated_cohort
+from neurobench.specimens import simulated_cohort
 from neurobench.windows import neutral
 
 SPECIMENS: dict[str, dict[str, Any]] = {
@@ -42,12 +42,12 @@ def _cohorts(cls: type[Baseline], n_subjects: int = 10) -> Iterator[list[tuple[s
 
 
 def _told(cls: type[Baseline], cohort: Cohort) -> Cohort:
-    return part_of(cohort, cohort.subjects, COVARIATES if cls.depends_on_task else ())
+    return cohort.part(cohort.subjects, COVARIATES if cls.depends_on_task else ())
 
 
 def _halves(cohort: Cohort) -> tuple[Cohort, Cohort]:
     half = len(cohort.subjects) // 2 + 1
-    return part_of(cohort, cohort.subjects[:half]), part_of(cohort, cohort.subjects[half:])
+    return cohort.part(cohort.subjects[:half]), cohort.part(cohort.subjects[half:])
 
 
 def _fitted(cls: type[Baseline], cohort: Cohort) -> Any:
@@ -137,7 +137,7 @@ def subject_by_subject(cls: type[Baseline], registry: Registry | None, full: boo
             train, test = _halves(cohort)
             baseline = _fitted(cls, train)
             together = np.asarray(baseline.transform(test))
-            alone = np.concatenate([baseline.transform(part_of(test, [s])) for s in test.subjects])
+            alone = np.concatenate([baseline.transform(test.part([s])) for s in test.subjects])
             everyone = np.asarray(baseline.transform(cohort))[len(train.subjects) :]
             if not _same(together, alone) or not _same(together, everyone):
                 problems.append(
