@@ -144,7 +144,7 @@ def _score(
     store: Store,
 ) -> Scored:
     step = run.evaluation_step(row, task)
-    entry = None if error is not None else store.get(step.stage, step.identity)
+    entry = None if error is not None else store.get(step.stage, step.key)
     fields: dict[str, Any] = {
         **common,
         "id": digest({"evaluation": step.identity}),
@@ -227,7 +227,7 @@ def _score(
 def _leak(run: CohortRun, row: Row, store: Store) -> dict[str, MetricRecord]:
     """Return how well a row's features tell the site, if that was asked."""
     step = run.leak_step(row)
-    entry = None if step is None else store.get(step.stage, step.identity)
+    entry = None if step is None else store.get(step.stage, step.key)
     return {} if entry is None else {"site_leak": MetricRecord(**entry.json("leak.json"))}
 
 
@@ -325,7 +325,7 @@ def _cost(run: CohortRun, row: Row, task: ComponentSpec, entry: Entry, store: St
             spread = history.get("distributed", "") or spread
     if run.task(task).needs == "features" and not run.adapts(row):
         steps = [run.feature_step(row, task, fold) for fold in run.folds]
-        seconds += sum(e.seconds for s in steps if (e := store.get(s.stage, s.identity)) is not None)
+        seconds += sum(e.seconds for s in steps if (e := store.get(s.stage, s.key)) is not None)
     return CostRecord(
         n_parameters=n_parameters,
         seconds=round(seconds, 3),

@@ -75,7 +75,7 @@ class CohortSource:
 
     def is_there(self, store: Store) -> bool:
         """Return whether there are files to look at: a folder, or a twin that was written."""
-        return self.root is not None or store.get("twin", self._twin_identity()) is not None
+        return self.root is not None or store.get("twin", digest(self._twin_identity())) is not None
 
     def slowest(self, store: Store) -> float:
         """Return the sampling frequency in Hz that the cohort will have, from its files' tables alone.
@@ -93,7 +93,7 @@ class CohortSource:
 
     def stored(self, store: Store) -> Cohort | None:
         """Return the cohort if it is stored whole, or None."""
-        entry = store.get("cohort", self.identity())
+        entry = store.get("cohort", digest(self.identity()))
         return None if entry is None else _read_cohort(entry, self, store)
 
     def load(
@@ -120,7 +120,7 @@ class CohortSource:
             workers=workers,
         )
         identity = self.identity()
-        with store.lock("cohort", identity), store.write("cohort", identity, self.label) as folder:
+        with store.lock("cohort", digest(identity)), store.write("cohort", identity, self.label) as folder:
             _write_cohort(cohort, folder, store)
         return cohort
 
@@ -221,13 +221,14 @@ def twin(source: CohortSource, store: Store) -> Path:
             f"dataset {source.label} has no simulated twin.",
             next_step=f"Give its folder: --data-dir {dataset.name}=PATH.",
         )
-    if store.get("twin", identity) is None:
-        with store.lock("twin", identity):
-            if store.get("twin", identity) is None:
+    key = digest(identity)
+    if store.get("twin", key) is None:
+        with store.lock("twin", key):
+            if store.get("twin", key) is None:
                 n = identity["n_subjects"]
                 label = f"{source.label} ({source.variant}, n = {n}, simulated)"
                 with store.write("twin", identity, label) as folder:
                     dataset.simulate(folder / "data", n_subjects=n, seed=source.seed, variant=source.variant)
-    entry = store.get("twin", identity)
+    entry = store.get("twin", key)
     assert entry is not None
     return entry.file("data")

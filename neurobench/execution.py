@@ -81,7 +81,7 @@ WORTH_S = 30.0
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
 
-BUNDLE_S = 1.0
+BUNDLE_S = 2.0
 """Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
 
 AHEAD_S = 1.5
@@ -128,11 +128,11 @@ class Executor:
 
     def fetch(self, step: Step) -> Entry:
         """Return the entry of a step, computing it if it is not stored."""
-        entry = self.store.get(step.stage, step.identity)
+        entry = self.store.get(step.stage, step.key)
         if entry is None:
-            with self.store.lock(step.stage, step.identity):
+            with self.store.lock(step.stage, step.key):
                 # Who waited for the lock may find what another process on this grid has computed.
-                entry = self.store.get(step.stage, step.identity)
+                entry = self.store.get(step.stage, step.key)
                 if entry is None:
                     entry = self._compute(step)
                     self.computed.add(step.key)
@@ -147,7 +147,7 @@ class Executor:
 
 def compute(step: Step, store: Store, advance: Advance) -> Entry:
     """Compute a step into a store, whatever entry is there, and return its entry; a step that was stopped may go on."""
-    checkpoint = store.checkpoint(step.stage, step.identity, step.label)
+    checkpoint = store.checkpoint(step.stage, step.key, step.label)
     with store.write(step.stage, step.identity, step.label, step.work.to_dict(), checkpoint) as folder:
         try:
             step.compute(folder, advance, checkpoint)
@@ -155,7 +155,7 @@ def compute(step: Step, store: Store, advance: Advance) -> Entry:
             if not is_out_of_memory(error):
                 raise
             raise too_large(error) from None
-    entry = store.get(step.stage, step.identity)
+    entry = store.get(step.stage, step.key)
     assert entry is not None
     return entry
 
@@ -454,7 +454,7 @@ class _Schedule:
                 key = step.key
                 if key in nodes:
                     nodes[key].waiting.append((number, row))
-                elif executor.store.get(step.stage, step.identity) is None:
+                elif executor.store.get(step.stage, step.key) is None:
                     # Of one cohort what takes longest first, or the last pretraining leaves the others idle; the rest
                     # fold after fold.
                     order = number, step.stage != "pretraining", len(nodes)

@@ -100,7 +100,7 @@ def pretrainings(run: CohortRun, row: Row, store: Store) -> dict[int, Entry]:
     found: dict[str, tuple[int, Entry]] = {}
     for fold in run.folds:
         step = run.pretraining_step(*row.pretraining, fold)
-        if (entry := store.get(step.stage, step.identity)) is not None:
+        if (entry := store.get(step.stage, step.key)) is not None:
             found.setdefault(step.key, (fold.index, entry))
     return dict(found.values())
 
@@ -124,7 +124,7 @@ def examples(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Map
     found: dict[str, Mapping[str, NDArray[Any]]] = {}
     for mask in run.evaluation_masks(task):
         step = run.reconstruction_step(row, run.folds[0], mask, task.ratio)
-        entry = store.get(step.stage, step.identity)
+        entry = store.get(step.stage, step.key)
         if entry is not None and (path := entry.file("example.npz")).is_file():
             with np.load(path, allow_pickle=False) as stored:
                 found[mask.label] = dict(stored)
@@ -140,7 +140,7 @@ def responses(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Ma
     task = run.task(spec)
     assert isinstance(task, EvokedTask)
     steps = [run.evoked_step(row, fold, spec) for fold in run.folds]
-    entries = [e for s in steps if (e := store.get(s.stage, s.identity)) is not None]
+    entries = [e for s in steps if (e := store.get(s.stage, s.key)) is not None]
     joined = GrandAverage.joined([e.file("grand_average.npz") for e in entries], row.label, run.cohort.units.names)
     if joined is None:
         return None
@@ -171,7 +171,7 @@ def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> p
     Of a reconstruction the R² that the other units lose; of a task on subjects the change of the headline metric, with
     the control of permuted labels beside. The control of randomised weights is the untrained backbone's own table.
     """
-    entries = [e for s in run.attribution_steps(row) if (e := store.get(s.stage, s.identity)) is not None]
+    entries = [e for s in run.attribution_steps(row) if (e := store.get(s.stage, s.key)) is not None]
     if not entries:
         return None
     built = run.task(task)
@@ -221,7 +221,7 @@ def routings(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
     """Return which experts work on which units in every fold, columns of ``routing``; None where there are none."""
     tables = []
     for fold, step in zip(run.folds, run.attribution_steps(row), strict=False):
-        entry = store.get(step.stage, step.identity)
+        entry = store.get(step.stage, step.key)
         if entry is not None and (path := entry.file("routing.npy")).is_file():
             shares = np.load(path, allow_pickle=False)
             n_units, n_experts = shares.shape
@@ -235,7 +235,7 @@ def _drawn_on(run: CohortRun, row: Row, store: Store) -> dict[str, NDArray[np.fl
     """Return (units,) of every state: what others draw on each unit, the mean over folds."""
     values: dict[str, list[NDArray[np.float64]]] = {}
     for step in run.attribution_steps(row):
-        entry = store.get(step.stage, step.identity)
+        entry = store.get(step.stage, step.key)
         if entry is not None and (path := entry.file("importance.npz")).is_file():
             with np.load(path, allow_pickle=False) as stored:
                 for state, own in zip(stored["states"].tolist(), stored["values"], strict=True):

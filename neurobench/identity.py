@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 __all__ = ["canonical_json", "digest", "file_digest", "seed_for"]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+def _plain(value: Any) -> str:
+    """Return what JSON has no value for as text."""
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"an identity cannot hold the value {value}")
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
     raise TypeError(f"an identity cannot hold a {type(value).__name__}")
 
 
+# Made once: a grid of thousands of steps is hashed again in every process that computes some of them.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys, no white space and no NaN: equal values give equal text."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Return JSON with sorted keys, no white space and no NaN: equal values give equal text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it holds what JSON has no value for, or NaN or infinity.
+    """
+    try:
+        return _ENCODER.encode(value)
+    except ValueError as error:
+        raise ValueError(f"an identity cannot hold NaN or infinity ({error})") from None
 
 
 def digest(value: Any) -> str:

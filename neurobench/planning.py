@@ -267,7 +267,7 @@ class _Planner:
             if step.key in self.seen:
                 continue
             self.seen.add(step.key)
-            if self.store.get(step.stage, step.identity) is not None:
+            if self.store.get(step.stage, step.key) is not None:
                 self.items.append(PlanItem(step.stage, step.label, "stored", seconds=0.0, source="measured here"))
             else:
                 yield row, step, self.store.why_stale(step.stage, step.label, step.identity)

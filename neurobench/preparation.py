@@ -128,8 +128,9 @@ def _prepare_one(
         If it cannot be kept: that concerns every recording.
     """
     try:
-        with store.lock("prepared", identity):
-            if store.get("prepared", identity) is None:
+        key = digest(identity)
+        with store.lock("prepared", key):
+            if store.get("prepared", key) is None:
                 raw = dataset.read(file)
                 with store.write("prepared", identity, f"{label} {file.id}") as folder:
                     write_prepared(raw, spec, folder)
@@ -275,7 +276,7 @@ def prepare(
         )
     spec = replace(spec, sfreq=target_sfreq(listing.recordings, spec.sfreq))
     identities = {f.id: identity_of(code, f, spec) for f in listing.recordings}
-    todo = [f for f in listing.recordings if store.get("prepared", identities[f.id]) is None]
+    todo = [f for f in listing.recordings if store.get("prepared", digest(identities[f.id])) is None]
     total, stored = len(listing.recordings), len(listing.recordings) - len(todo)
     advance(stored, total)
     failed: dict[str, Finding] = {}
@@ -286,7 +287,7 @@ def prepare(
         advance(done, total)
     entries = []
     for file in listing.recordings:
-        entry = None if file.id in failed else store.get("prepared", identities[file.id])
+        entry = None if file.id in failed else store.get("prepared", digest(identities[file.id]))
         if entry is not None:
             entries.append((file, entry, entry.json("meta.json")))
     findings = [*listing.findings, *(failed[f.id] for f in listing.recordings if f.id in failed)]
@@ -346,5 +347,5 @@ def _importable(dataset: Dataset) -> bool:
 def _size(item: Work) -> int:
     """Return the bytes that a prepared recording takes; 0 if it could not be prepared."""
     store, identity = item[3], item[5]
-    entry = store.get("prepared", identity)
+    entry = store.get("prepared", digest(identity))
     return 0 if entry is None else sum(size for _, size in entry.manifest["files"].values())

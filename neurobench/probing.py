@@ -298,7 +298,7 @@ class _Timed:
 
     def fetch(self, step: Step) -> Entry:
         """Return the entry of a step that was timed before, or compute it."""
-        return self.store.get(step.stage, step.identity) or compute(step, self.store, lambda done, total: None)
+        return self.store.get(step.stage, step.key) or compute(step, self.store, lambda done, total: None)
 
     def time(self, step: Step) -> None:
         """Compute a step. Of a pretraining the first optimiser step does not count: it finds nothing in place."""

@@ -174,7 +174,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
     jobs = 1
     if not elsewhere:
         jobs = grid.config.jobs or suitable_jobs(
-            grid, sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.identity) is None)
+            grid, sum(seconds(s) for of in todo for _, s in of.steps if store.get(s.stage, s.key) is None)
         )
         if (most := most_jobs(grid, registry)) < jobs:
             note = f"{most:.0f} of {jobs} processes: more would not have the GPU or the memory that a step needs."

@@ -107,19 +107,24 @@ def _strata(participants: pd.DataFrame) -> NDArray[np.float64]:
     """Return (subjects, strata) membership in everything that is balanced; the first stratum is everybody."""
     columns = {c: participants[c] for c in ("site", "diagnosis", "sex") if c in participants}
     columns |= {c: _bins(participants[c]) for c in ("age", "fluid_intelligence") if c in participants}
+    # Lists: every seed of a grid is split again in every process that computes some of it.
+    labels = {c: [None if pd.isna(v) else str(v) for v in of.tolist()] for c, of in columns.items()}
     strata = [np.ones((len(participants), 1))]
-    for name, values in columns.items():
-        labels = values.astype("string")
-        strata.append(_membership(labels))
-        if name in ("diagnosis", "age", "fluid_intelligence") and "site" in columns:
-            strata.append(_membership(columns["site"].astype("string") + " × " + labels))
+    for name, own in labels.items():
+        strata.append(_membership(own))
+        if name in ("diagnosis", "age", "fluid_intelligence") and "site" in labels:
+            both = zip(labels["site"], own, strict=True)
+            strata.append(_membership([None if s is None or o is None else f"{s} × {o}" for s, o in both]))
     return np.hstack(strata)
 
 
-def _membership(labels: pd.Series[str]) -> NDArray[np.float64]:
+def _membership(labels: Sequence[str | None]) -> NDArray[np.float64]:
     """Return (subjects, labels) who has which label, in their order; who has none is in no column."""
-    codes, known = pd.factorize(labels, sort=True)
-    membership: NDArray[np.float64] = (codes[:, None] == np.arange(len(known))).astype(float)
+    known = {label: i for i, label in enumerate(sorted(label for label in set(labels) if label is not None))}
+    membership = np.zeros((len(labels), len(known)))
+    for row, label in enumerate(labels):
+        if label is not None:
+            membership[row, known[label]] = 1.0
     return membership
 
 

@@ -300,7 +300,6 @@ class Store:
         self.root = out / "store"
         self.read_only = read_only
         self._looked_at: dict[Path, bool] = {}
-        self._last: tuple[Mapping[str, Any] | None, str] = (None, "")
         self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
         marker = out / "neurobench.json"
@@ -348,26 +347,16 @@ class Store:
 
     # ------------------------------------------------------------ reading
 
-    def key(self, identity: Mapping[str, Any]) -> str:
-        """Return the key of an identity, which nobody changes in place once it was asked for.
-
-        A step's is asked for several times, one after the other: the last one is not hashed again.
-        """
-        asked, key = self._last
-        if asked is not identity:
-            key = digest(identity)
-            self._last = identity, key
-        return key
-
-    def get(self, stage: str, identity: Mapping[str, Any]) -> Entry | None:
-        """Return the entry of an identity, or None.
+    def get(self, stage: str, key: str) -> Entry | None:
+        """Return the entry of a key, or None.
 
         A damaged one (a file missing, of another length, or up to :data:`VERIFIED` bytes with another content; or one
         that is the entry of another identity) counts as missing, and is said in the log: it is computed again.
         """
-        key = self.key(identity)
+        if not self.root.joinpath(stage, key, "manifest.json").is_file():
+            return None
         entry = self._whole(stage, key)
-        if entry is None and not self.read_only and (self.root / stage / key / "manifest.json").is_file():
+        if entry is None and not self.read_only:
             log.warning("store/%s/%s is not what was written, and is made again", stage, key)
         return entry
 
@@ -383,7 +372,7 @@ class Store:
             files = entry.manifest["files"].items()
             small = ((entry.file(f), sha) for f, (sha, size) in files if size <= VERIFIED)
             try:
-                in_its_place = self.key(entry.manifest["identity"]) == entry.path.name
+                in_its_place = digest(entry.manifest["identity"]) == entry.path.name
                 self._looked_at[entry.path] = in_its_place and all(file_digest(path) == sha for path, sha in small)
             except OSError:
                 return False
@@ -454,9 +443,9 @@ class Store:
 
     # ------------------------------------------------------------ writing
 
-    def checkpoint(self, stage: str, identity: Mapping[str, Any], label: str) -> Checkpoint:
+    def checkpoint(self, stage: str, key: str, label: str) -> Checkpoint:
         """Return the place of what an entry goes on from; whoever uses it holds the entry's lock."""
-        return Checkpoint(self.root / "unfinished" / stage / self.key(identity), label)
+        return Checkpoint(self.root / "unfinished" / stage / key, label)
 
     @contextlib.contextmanager
     def write(
@@ -525,12 +514,12 @@ class Store:
         return self.root / "tmp" / f"{os.getpid()}-{_lock_name(stage, key)}"
 
     @contextlib.contextmanager
-    def lock(self, stage: str, identity: Mapping[str, Any]) -> Iterator[None]:
+    def lock(self, stage: str, key: str) -> Iterator[None]:
         """Hold an entry's lock, so that two processes on one grid do not compute the same thing.
 
         The lock is the operating system's, so a process that dies lets it go.
         """
-        with disk_errors(self.out, inside=True), self._lock(_lock_name(stage, self.key(identity))):
+        with disk_errors(self.out, inside=True), self._lock(_lock_name(stage, key)):
             yield
 
     def _lock(self, name: str) -> filelock.BaseFileLock:

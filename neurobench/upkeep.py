@@ -151,7 +151,7 @@ def _damage(store: Store, folder: Path) -> tuple[str, int]:
         size = sum(int(s) for _, s in manifest["files"].values())
         if manifest["stage"] != folder.parent.name or manifest["key"] != folder.name:
             return f"says that it is {manifest['stage']}/{str(manifest['key'])[:12]}", size
-        if store.key(manifest["identity"]) != folder.name:
+        if digest(manifest["identity"]) != folder.name:
             return "its identity is not the one that its name is the hash of", size
         for name, (_, length) in manifest["files"].items():
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
@@ -349,9 +349,9 @@ def merge(out: Path, sources: Sequence[Path]) -> list[Merge]:
         if source.is_dir():
             found.append(_merged(target, source, source))
             continue
-        identity = {"source": str(source.absolute())}
-        with target.lock("merge", identity):
-            folder = target.beside("merge", target.key(identity))
+        key = digest({"source": str(source.absolute())})
+        with target.lock("merge", key):
+            folder = target.beside("merge", key)
             try:
                 folder.mkdir()
                 _unpack(source, folder)
@@ -426,8 +426,9 @@ def _label(folder: Path) -> str:
 
 def _take_entry(target: Store, folder: Path) -> Literal["entry", "known", "conflict"]:
     manifest = Entry(folder, {}).json("manifest.json")
-    with target.lock(folder.parent.name, manifest["identity"]):
-        mine = target.get(folder.parent.name, manifest["identity"])
+    key = digest(manifest["identity"])
+    with target.lock(folder.parent.name, key):
+        mine = target.get(folder.parent.name, key)
         if mine is not None:
             return "known" if _the_same(mine, Entry(folder, manifest)) else "conflict"
         beside = target.beside(folder.parent.name, folder.name)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from neurobench import pretraining
 from neurobench.cohorts import CohortSource
+from neurobench.identity import digest
 from neurobench.pretraining import Recipe, build, pretrain
 from neurobench.records import BackboneSpec, SignalSpec
 from neurobench.store import Store
@@ -39,7 +40,7 @@ def pretrain_into(store: Store, data: Path, told: Connection | None = None) -> N
     windows = TrainingWindows(Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects)), cohort.subjects, 60, 0)
     spec = BackboneSpec(len(cohort.units), 3, cohort.patches_per_window, cohort.n_features, 16, 1)
     net, decoder = build(Tiny, spec, {}, seed=1)
-    checkpoint = store.checkpoint("pretraining", IDENTITY, "killed")
+    checkpoint = store.checkpoint("pretraining", digest(IDENTITY), "killed")
     with store.write("pretraining", IDENTITY, "killed", checkpoint=checkpoint) as folder:
         pretrain(
             net,

@@ -20,6 +20,7 @@ from torch import nn
 
 from neurobench import TokenBackbone, pretraining
 from neurobench.cohorts import CohortSource
+from neurobench.identity import digest
 from neurobench.interrupts import Abandoned, HeldBack
 from neurobench.objectives import RECONSTRUCTION, Latent, Objective
 from neurobench.pretraining import Recipe, build, pretrain
@@ -339,16 +340,16 @@ def test_another_thread_holds_nothing_back() -> None:
 
 def test_an_entry_counts_what_led_to_its_checkpoint_and_removes_it(tmp_path: Path) -> None:
     store, identity = Store(tmp_path / "out"), {"what": "it"}
-    first = store.checkpoint("pretraining", identity, "pretrain it")
+    first = store.checkpoint("pretraining", digest(identity), "pretrain it")
     first._before = 1000.0  # as if it had computed for so long
     first.write({"n": 1}, b"arrays")
     assert store.stages() == []
     assert [c.about["label"] for c in store.unfinished()] == ["pretrain it"]
-    second = store.checkpoint("pretraining", identity, "pretrain it")
+    second = store.checkpoint("pretraining", digest(identity), "pretrain it")
     assert second.read() == ({"n": 1}, b"arrays")
     with store.write("pretraining", identity, "pretrain it", checkpoint=second) as folder:
         (folder / "file").write_text("whole")
-    entry = store.get("pretraining", identity)
+    entry = store.get("pretraining", digest(identity))
     assert entry is not None
     assert 1000 <= entry.seconds < 1010
     assert store.unfinished() == []
@@ -391,7 +392,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(tmp_path: Path) -> None
     assert reached == killing.N_STEPS - 1
     assert sum(len(one["steps"]) for one in killed) > 20
     killing.pretrain_into(undisturbed := Store(tmp_path / "undisturbed"), tmp_path / "data")
-    entries = [store.get("pretraining", killing.IDENTITY) for store in (undisturbed, Store(tmp_path / "out"))]
+    entries = [store.get("pretraining", digest(killing.IDENTITY)) for store in (undisturbed, Store(tmp_path / "out"))]
     assert entries[0].manifest["files"] == entries[1].manifest["files"]
     assert Store(tmp_path / "out").unfinished() == []
 

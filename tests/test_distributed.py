@@ -244,7 +244,7 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(out: Path, tmp_p
     def interrupted(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    checkpoint = executor.store.checkpoint(step.stage, step.identity, step.label)
+    checkpoint = executor.store.checkpoint(step.stage, step.key, step.label)
     with pytest.raises(KeyboardInterrupt):
         step.compute(tmp_path, interrupted, checkpoint)
     assert 0 < json.loads((checkpoint.folder / "checkpoint.json").read_text())["state"]["counts"]["n_done"] < 40

@@ -145,7 +145,7 @@ def test_what_ends_a_run_is_told(out: Path) -> None:
 def test_a_step_that_fails_elsewhere_is_told_at_once(out: Path) -> None:
     store, row = Store(out), Row("baseline", "mean")
     steps = [
-        (row, SimpleNamespace(stage="baseline", label=s, identity={"of": s}, key=store.key({"of": s})))
+        (row, SimpleNamespace(stage="baseline", label=s, identity={"of": s}, key=digest({"of": s})))
         for s in ("a", "b", "c")
     ]
     todo: Any = SimpleNamespace(run=SimpleNamespace(dataset=SimpleNamespace(label="fake"), seed=0), steps=steps)
@@ -153,7 +153,7 @@ def test_a_step_that_fails_elsewhere_is_told_at_once(out: Path) -> None:
     with Heartbeat(out, Silent()) as run:
         run.plan([todo], executor)
         run.at_work(["a", "b"])
-        executor.computed.add(store.key({"of": "a"}))
+        executor.computed.add(digest({"of": "a"}))
         run.failed("b", "ValueError: no")
         run.failed("prepare something", "is no step")
         run.at_work(["c"])

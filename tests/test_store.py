@@ -29,6 +29,7 @@ from neurobench.cohorts import CohortSource
 from neurobench.cost import Work
 from neurobench.errors import StoreError
 from neurobench.execution import Executor
+from neurobench.identity import digest
 from neurobench.progress import Silent
 from neurobench.results import load_results
 from neurobench.steps import Step
@@ -48,20 +49,20 @@ def put(store: Store, identity: dict, text: str = "hello") -> None:
 
 def test_an_entry_is_found_again(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
-    assert store.get("stage", IDENTITY) is None
+    assert store.get("stage", digest(IDENTITY)) is None
     put(store, IDENTITY)
-    entry = Store(tmp_path / "out").get("stage", IDENTITY)
+    entry = Store(tmp_path / "out").get("stage", digest(IDENTITY))
     assert entry is not None
     assert entry.file("file.txt").read_text() == "hello"
     assert store.verify(entry)
-    assert store.get("stage", {"a": 2}) is None
+    assert store.get("stage", digest({"a": 2})) is None
 
 
 def test_who_may_read_a_manifest_may_read_what_it_names(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
     with store.write("stage", IDENTITY, "a label") as folder:
         save_file({"a": torch.zeros(2)}, folder / "weights.safetensors")
-    entry = store.get("stage", IDENTITY)
+    entry = store.get("stage", digest(IDENTITY))
     assert entry is not None
     modes = {entry.file(name).stat().st_mode for name in ("weights.safetensors", "manifest.json")}
     assert len(modes) == 1
@@ -77,19 +78,19 @@ def test_a_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="the step broke"):
         fail()
-    assert store.get("stage", IDENTITY) is None
+    assert store.get("stage", digest(IDENTITY)) is None
     assert list((tmp_path / "out/store/tmp").iterdir()) == []
 
 
 def test_a_damaged_entry_counts_as_missing_and_is_made_again(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
     put(store, IDENTITY)
-    entry = store.get("stage", IDENTITY)
+    entry = store.get("stage", digest(IDENTITY))
     assert entry is not None
     entry.file("file.txt").write_text("hell")
-    assert store.get("stage", IDENTITY) is None
+    assert store.get("stage", digest(IDENTITY)) is None
     put(store, IDENTITY)
-    assert store.get("stage", IDENTITY) is not None
+    assert store.get("stage", digest(IDENTITY)) is not None
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ HOLD = (
 
 def test_the_lock_of_a_process_that_died_is_taken_over_and_its_half_is_swept(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
-    lock = store.root / "locks" / store.beside("stage", store.key(IDENTITY)).name.partition("-")[2]
+    lock = store.root / "locks" / store.beside("stage", digest(IDENTITY)).name.partition("-")[2]
     # As on another machine: its number is nobody's here.
     half = store.root / "tmp" / f"999999999-{lock.name}"
     half.mkdir()
@@ -223,10 +224,10 @@ def test_the_lock_of_a_process_that_died_is_taken_over_and_its_half_is_swept(tmp
         holder.stdin.close()
         holder.stdout.close()
     started = time.monotonic()
-    with store.lock("stage", IDENTITY):
+    with store.lock("stage", digest(IDENTITY)):
         put(store, IDENTITY)
     assert time.monotonic() - started < 5
-    assert store.get("stage", IDENTITY) is not None
+    assert store.get("stage", digest(IDENTITY)) is not None
     Store(tmp_path / "out")
     assert not half.exists()
 
@@ -256,7 +257,7 @@ def test_a_full_disk_is_noticed_whoever_writes(tmp_path: Path, name: str, fill: 
 
     with pytest.raises(StoreError, match=r"is full\. Nothing finished is lost"):
         write()
-    assert store.get("stage", IDENTITY) is None
+    assert store.get("stage", digest(IDENTITY)) is None
     assert list((store.root / "tmp").iterdir()) == []
 
 
@@ -288,8 +289,8 @@ def test_weights_that_do_not_fit_end_the_run_and_leave_nothing_half() -> None:
 
         with pytest.raises(StoreError, match="is full"):
             write()
-        assert store.get("stage", IDENTITY) is None
-        assert store.get("stage", {"a": 2}) is not None
+        assert store.get("stage", digest(IDENTITY)) is None
+        assert store.get("stage", digest({"a": 2})) is not None
         assert list((store.root / "tmp").iterdir()) == []
         with pytest.raises(StoreError, match="is full"):
             atomic_write(disk / "out" / "record.json", "x" * 1_000_000)
@@ -320,10 +321,10 @@ def test_a_folder_that_cannot_be_written_is_said() -> None:
             path.chmod(0o555 if path.is_dir() else 0o444)
         with nobody_special():
             reading = Store(folder / "out")
-            assert reading.get("stage", IDENTITY) is not None
+            assert reading.get("stage", digest(IDENTITY)) is not None
             with pytest.raises(StoreError, match=r"cannot be written.*choose another folder: --out"):
                 put(reading, {"a": 2})
-            with pytest.raises(StoreError, match="cannot be written"), reading.lock("stage", {"a": 2}):
+            with pytest.raises(StoreError, match="cannot be written"), reading.lock("stage", digest({"a": 2})):
                 pass
             with pytest.raises(StoreError, match="cannot be written"):
                 Store(folder / "new")
@@ -347,7 +348,11 @@ def test_a_users_file_that_may_not_be_read_is_no_error_of_the_store() -> None:
             store = Store(folder / "out")
             source = CohortSource(FakeDataset(), "fake", {"name": "fake"}, FakeDataset().spec, folder / "data")
             cohort = source.load(store)
-            with pytest.raises(PermissionError), store.lock("stage", IDENTITY), store.write("stage", IDENTITY, "x"):
+            with (
+                pytest.raises(PermissionError),
+                store.lock("stage", digest(IDENTITY)),
+                store.write("stage", IDENTITY, "x"),
+            ):
                 theirs.read_bytes()
         (finding,) = [f for f in cohort.findings if f.code == "unreadable"]
         assert "PermissionError" in finding.message
@@ -395,21 +400,21 @@ def test_what_is_not_as_written_is_named_never_used_and_made_again(
 ) -> None:
     put(Store(tmp_path / "out"), IDENTITY)
     store = Store(tmp_path / "out")
-    path = store.root / "stage" / store.key(IDENTITY) / "file.txt"
+    path = store.root / "stage" / digest(IDENTITY) / "file.txt"
     damage(path)
     with caplog.at_level(logging.WARNING, logger="neurobench.store"):
-        assert store.get("stage", IDENTITY) is None
+        assert store.get("stage", digest(IDENTITY)) is None
     assert (f"store/stage/{path.parent.name} is not what was written" in caplog.text) == named
     put(store, IDENTITY)
     assert path.read_text() == "hello"
-    assert store.get("stage", IDENTITY) is not None
+    assert store.get("stage", digest(IDENTITY)) is not None
 
 
 def test_the_entry_of_another_identity_is_not_used_in_its_place(tmp_path: Path) -> None:
     store = Store(tmp_path / "out")
     put(store, {"a": 2})
-    (store.root / "stage" / store.key({"a": 2})).rename(store.root / "stage" / store.key(IDENTITY))
-    assert Store(tmp_path / "out").get("stage", IDENTITY) is None
+    (store.root / "stage" / digest({"a": 2})).rename(store.root / "stage" / digest(IDENTITY))
+    assert Store(tmp_path / "out").get("stage", digest(IDENTITY)) is None
 
 
 def test_a_file_that_vanishes_while_a_run_reads_it_fails_its_row_and_is_made_again(
@@ -440,9 +445,9 @@ def test_a_file_that_vanishes_while_a_run_reads_it_fails_its_row_and_is_made_aga
 def test_what_is_kept_lies_under_its_own_key_even_if_its_identity_was_changed_in_place(tmp_path: Path):
     store = Store(tmp_path / "out")
     identity = {"seed": 0}
-    assert store.get("evaluation", identity) is None
+    assert store.get("evaluation", digest(identity)) is None
     identity["seed"] = 1
     with store.write("evaluation", identity, "it") as folder:
         (folder / "file").write_text("x")
-    assert store.get("evaluation", {"seed": 0}) is None
-    assert store.get("evaluation", {"seed": 1}) is not None
+    assert store.get("evaluation", digest({"seed": 0})) is None
+    assert store.get("evaluation", digest({"seed": 1})) is not None

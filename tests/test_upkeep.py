@@ -137,7 +137,7 @@ def supersede(out: Path) -> list[Path]:
         identity = {**entry.manifest["identity"], "code": "0" * 64}
         with store.write("pretraining", identity, str(entry.manifest["label"])) as folder:
             (folder / "weights.safetensors").write_bytes(b"old" * 1000)
-        path = store.root / "pretraining" / store.key(identity)
+        path = store.root / "pretraining" / digest(identity)
         manifest = json.loads((path / "manifest.json").read_text())
         (path / "manifest.json").write_text(json.dumps(manifest | {"written": "2020-01-01T00:00:00Z"}))
         made.append(path)
@@ -165,7 +165,7 @@ def test_what_is_young_may_belong_to_a_run_that_has_not_ended(out: Path):
 
 def leave_unfinished(out: Path, what: str, written: str = "") -> Checkpoint:
     """Leave what a pretraining that was stopped does."""
-    checkpoint = Store(out).checkpoint("pretraining", {"what": what}, f"pretrain {what}")
+    checkpoint = Store(out).checkpoint("pretraining", digest({"what": what}), f"pretrain {what}")
     checkpoint.write({"n_done": 3}, b"arrays")
     if written:
         told = {k: v for k, v in checkpoint.about.items() if k != "digest"} | {"written": written}
@@ -199,10 +199,10 @@ def test_what_is_finished_is_not_unfinished(out: Path):
     # Killed after it had put the entry in its place, and before it removed the checkpoint.
     store = Store(out)
     entry = store.entries("pretraining")[0]
-    checkpoint = store.checkpoint("pretraining", entry.manifest["identity"], "it")
+    checkpoint = store.checkpoint("pretraining", digest(entry.manifest["identity"]), "it")
     checkpoint.write({"n_done": 3}, b"arrays")
     assert (store.unfinished(), upkeep.check(out).unfinished) == ([], ())
-    with store.lock("pretraining", entry.manifest["identity"]):
+    with store.lock("pretraining", digest(entry.manifest["identity"])):
         Store(out)
         assert checkpoint.is_there, "somebody is at work on it"
     Store(out)
@@ -211,11 +211,11 @@ def test_what_is_finished_is_not_unfinished(out: Path):
 
 def test_abandoned_checkpoints_go(out: Path):
     old, young = leave_unfinished(out, "old", "2020-01-01T00:00:00Z"), leave_unfinished(out, "young")
-    half = Store(out).checkpoint("pretraining", {"what": "half"}, "")
+    half = Store(out).checkpoint("pretraining", digest({"what": "half"}), "")
     half.folder.mkdir()
     (half.folder / ".half").write_bytes(b"1234")
     os.utime(half.folder, (1577836800, 1577836800))
-    begun = Store(out).checkpoint("pretraining", {"what": "begun"}, "")
+    begun = Store(out).checkpoint("pretraining", digest({"what": "begun"}), "")
     begun.folder.mkdir()
     found = upkeep.collect_garbage(out, remove=False)
     assert {(g.stage, g.label, g.path) for g in found} == {
@@ -224,7 +224,7 @@ def test_abandoned_checkpoints_go(out: Path):
     }
     assert old.folder.exists()
     store = Store(out)
-    with store.lock("pretraining", {"what": "old"}):
+    with store.lock("pretraining", digest({"what": "old"})):
         assert [g.path for g in upkeep.collect_garbage(out)] == [half.folder], "somebody is at work on the other"
     assert "unfinished: 1 abandoned" in CliRunner().invoke(app, ["store", "gc", str(out)]).output
     assert {c.folder for c in store.unfinished()} == {young.folder, begun.folder}
