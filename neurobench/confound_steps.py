@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -82,5 +83,6 @@ class ConfoundSteps(FeatureSteps):
         if "site" not in people or self.grid.config.split != "subjects":
             return pd.Series(dtype=str)
         site = people["site"].dropna().astype(str)
-        site = site[site.map(site.value_counts()) >= LEAK_SITE]
-        return site if site.nunique() > 1 else site.iloc[:0]
+        n_people = Counter(names := site.tolist())
+        site = site[[n_people[name] >= LEAK_SITE for name in names]]
+        return site if len(set(site)) > 1 else site.iloc[:0]

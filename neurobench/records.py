@@ -5,6 +5,7 @@ Shapes are written as (units, times); *unit*, *patch*, *token* and the other wor
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -559,7 +560,7 @@ class Cohort:
         assert self.spec.sfreq is not None
         return self.spec.sfreq
 
-    @property
+    @functools.cached_property
     def subjects(self) -> tuple[str, ...]:
         """Participant ids, sorted."""
         return tuple(self.participants.index)
