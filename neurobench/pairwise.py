@@ -21,20 +21,13 @@ import pandas as pd
 from pydantic import Field
 from scipy import stats
 
-from neurobench.comparisons import (
-    Comparisons,
-    Pair,
-    compare_pairs,
-    compare_rows,
-    exchanges_of,
-    unequal_terms,
-    winner_of,
-)
+from neurobench.comparisons import Comparisons, compare_pairs, compare_rows
 from neurobench.errors import DataError
 from neurobench.evidence import Evidence
 from neurobench.identity import digest
 from neurobench.objectives import RECONSTRUCTION
 from neurobench.paired import N_MORE, Row
+from neurobench.ranks import Pair, exchanges_of, unequal_terms, winner_of
 from neurobench.results import ProtocolRecord, Record, Strict, as_row
 from neurobench.scoring import N_PERMUTATIONS
 
