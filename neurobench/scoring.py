@@ -36,6 +36,9 @@ Array = NDArray[np.float64]
 
 N_BOOTSTRAP, N_PERMUTATIONS = 2000, 1000
 
+ONE_CLASS = " sites hold one class only: site gives the class away"
+"""End of the note of a record that tells how many of how many; a board reads it."""
+
 SHARED_UP_TO = 2_000
 """Subjects up to which draws are kept for the next row of the same table: of more they take too much memory."""
 
@@ -369,7 +372,7 @@ def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:
     notes = [f"prevalence of {task.classes[1] or 'class 1'}: {n_positive} of {len(sample.y)}"]
     of_one_class = sum(len(np.unique(sample.y[sample.site == s])) == 1 for s in np.unique(sample.site))
     if of_one_class and sample.site.max() > 0:
-        notes.append(f"{of_one_class} of {sample.site.max() + 1} sites hold one class only: site gives the class away")
+        notes.append(f"{of_one_class} of {sample.site.max() + 1}{ONE_CLASS}")
     return tuple(notes)
 
 
