@@ -10,14 +10,30 @@ import pandas as pd
 
 from neurobench.bundle_reader import printable
 from neurobench.components import Setting
+from neurobench.contracts import SubjectTask, Task
 from neurobench.errors import ConfigError
 from neurobench.identity import digest
 from neurobench.objectives import parse_objective
 from neurobench.options import PROFILES, load_suite, parse_adaptation
+from neurobench.plugin_rules import NAME
+from neurobench.reconstruction import FILLERS
 from neurobench.records import Fold
 from neurobench.results import ComponentRecord, Record
 
-__all__ = ["fold_problems", "not_as_identified", "not_of_suite", "people_problems", "unlike"]
+__all__ = [
+    "fold_problems",
+    "not_as_identified",
+    "not_as_named",
+    "not_of_suite",
+    "not_of_task",
+    "of_people",
+    "people_problems",
+    "same_predictions",
+    "unlike",
+]
+
+PERSON = ("age", "sex", "site", "family", "mean_fd", "duration_s")
+"""Columns of predictions that say something of a person, whatever was predicted."""
 
 MAX_SUBJECTS = 20_000
 """People of one table: a bootstrap over more of them takes more memory than a stranger should have."""
@@ -51,6 +67,41 @@ def not_of_suite(record: Record, name: str) -> Iterator[str]:
     for kind, names, component in lists:
         if component is not None and names and component.label not in names:
             yield f"is said to be of {name}, which has no {kind} {printable(component.label)}"
+
+
+def not_as_named(record: Record) -> Iterator[str]:
+    """Yield where a row's name, or a name in it, is not that of its components: names are what a board is read by."""
+    backbone, mask, baseline = record.backbone, record.mask, record.baseline
+    for component in (backbone, mask, baseline, record.dataset, record.task):
+        if component is not None and not NAME.fullmatch(component.name):
+            # Letters of other alphabets look like those of a published name.
+            yield f"{component.name[:60]!a} is no name of a component: a to z, 0 to 9 and _ are"
+    if record.kind in ("baseline", "filler"):
+        wrong = backbone is not None or mask is not None or (baseline is None) != (record.kind == "filler")
+        wrong |= baseline is not None and record.row != baseline.label
+        wrong |= baseline is None and record.row not in FILLERS
+    else:
+        start = f"{backbone.label if backbone else ''} · " + (
+            mask.label if record.kind == "pretrained" and mask else ""
+        )
+        wrong = backbone is None or not record.row.startswith(start)
+        wrong |= record.kind == "pretrained" and (mask is None or record.pretraining is None)
+    if wrong:
+        yield f"row {printable(record.row)} is not named after what it was made with, or is of another kind"
+
+
+def not_of_task(record: Record, task: Task) -> Iterator[str]:
+    """Yield metrics of a record that are not as its task has them; what it has more than those is not looked at."""
+    if record.headline != task.metrics[0].name:
+        yield f"its headline is {printable(record.headline)}, and the task's is {task.metrics[0].name}"
+    for m in task.metrics:
+        said = record.metrics.get(m.name)
+        if said is None:
+            yield f"{m.name} is missing, a metric of the task"
+        elif (said.unit, said.higher_is_better) != (m.unit, m.higher_is_better):
+            yield f"{m.name} has another unit or direction than the task gives it"
+    if isinstance(task, SubjectTask) and (more := record.metrics.keys() - {m.name for m in task.metrics}):
+        yield f"{printable(min(more))} is given, and is no metric of the task"
 
 
 def _claim(component: ComponentRecord | None) -> dict[str, Any] | None:
@@ -182,6 +233,10 @@ def unlike(table: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:
         )
         if c in table and c in other
     ]
+    said = [{c for c in PERSON if c in t} for t in (table, other)]
+    if said[0] != said[1]:
+        yield f"its predictions have not the same columns of people ({', '.join(sorted(said[0] ^ said[1]))})"
+    shared += sorted(said[0] & said[1])
     both = table[keys + shared].merge(
         other[keys + shared], on=keys, how="outer", suffixes=("", " there"), indicator=True
     )
@@ -193,6 +248,36 @@ def unlike(table: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:
     both = both[both["_merge"] == "both"]
     for column in shared:
         a, b = both[column], both[f"{column} there"]
-        alike = np.isclose(a.astype(float), b.astype(float), rtol=1e-9, atol=1e-12) if a.dtype == float else a == b
+        alike = (
+            np.isclose(a.astype(float), b.astype(float), rtol=1e-9, atol=1e-12, equal_nan=True)
+            if a.dtype == float
+            else a == b
+        )
         if not np.all(alike):
             yield f"its predictions have not the same {column}"
+
+
+def of_people(table: pd.DataFrame, task: ComponentRecord) -> list[tuple[str, pd.Series[Any]]]:
+    """Return what predictions say of each person: what it is, and values by names; the truth of the task among it.
+
+    Of tables with one row a person: what lasted how long is another thing for every window.
+    """
+    if table["participant_id"].duplicated().any():
+        return []
+    by_name = table.set_index("participant_id")
+    found = [(c, by_name[c]) for c in PERSON if c in table]
+    if "truth" in table:
+        found.append((f"truth of {task.label}", by_name["truth"]))
+        if task.name == "age" and "age" in table:
+            found.append(("age", by_name["truth"]))
+    return found
+
+
+def same_predictions(table: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Return whether two rows of one task predict the same of everybody, and not the same for everybody."""
+    keys = [c for c in ("participant_id", "mask", "window", "state", "condition") if c in table]
+    names = [c for c in map(str, table.columns) if c in ("prediction", "sse") or c.startswith(("p[", "p_"))]
+    if not names or len(table) != len(other) or not {*keys, *names} <= set(other):
+        return False
+    a, b = (t.sort_values(keys)[names].to_numpy(float) for t in (table, other))
+    return bool((a == b).all() and len(np.unique(a)) > len(table["fold"].unique()))

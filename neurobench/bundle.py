@@ -347,23 +347,33 @@ class _Pseudonyms:
     people: Mapping[str, str]
     windows: Mapping[str, str] = field(default_factory=dict)
     sites: Mapping[str, str] = field(default_factory=dict)
+    families: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tables: Iterable[pd.DataFrame], folds: Iterable[Sequence[Mapping[str, Any]]]) -> _Pseudonyms:
         people: set[str] = {s for found in folds for f in found for k in ("train", "test") for s in f[k]}
         windows: set[str] = set()
         sites: set[str] = set()
+        families: set[str] = set()
         for table in tables:
             people |= set(table["participant_id"].astype(str))
             windows |= set(table["window"].astype(str)) if "window" in table else set()
             sites |= set(table["site"].astype(str)) - {""} if "site" in table else set()
-        return cls(_numbered("s", people), _numbered("w", windows), _numbered("site", sites))
+            families |= set(table["family"].dropna().astype(str)) - {""} if "family" in table else set()
+        return cls(
+            _numbered("s", people), _numbered("w", windows), _numbered("site", sites), _numbered("family", families)
+        )
 
     def applied(self, table: pd.DataFrame, needed: frozenset[str]) -> tuple[pd.DataFrame, list[str]]:
         """Return a table under other names, and the columns that were left out."""
         gone = [c for c in _COVARIATES if c in table and c not in needed]
         table = table.drop(columns=gone)
-        for column, names in (("participant_id", self.people), ("window", self.windows), ("site", self.sites)):
+        for column, names in (
+            ("participant_id", self.people),
+            ("window", self.windows),
+            ("site", self.sites),
+            ("family", self.families),
+        ):
             if column in table:
                 table = table.assign(**{column: [names.get(str(v), "") for v in table[column]]})
         return table, gone

@@ -383,7 +383,7 @@ def parse_folds(content: bytes) -> tuple[tuple[Fold, ...], bool]:
     return tuple(Fold(**f.model_dump()) for f in found.folds), found.pseudonyms
 
 
-_TEXT = ("participant_id", "window", "state", "condition", "mask", "sex", "site", "part")
+_TEXT = ("participant_id", "window", "state", "condition", "mask", "sex", "site", "family", "part")
 _WHOLE = ("fold", "n_epochs", "n_left_out", "n_gallery")
 
 _NEEDED = ("fold", "truth", "prediction", "train_mean", "n", "sse", "sst", "sse_best_filler", "guard_sse", "guard_sst")

@@ -20,7 +20,7 @@ from neurobench.evidence import Evidence
 from neurobench.metrics import auroc
 from neurobench.paired import POWER, Paired, families_of, row_of
 from neurobench.results import OFF_BUDGET, MetricRecord, Record
-from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, percentile_interval
+from neurobench.scoring import N_BOOTSTRAP, ONE_CLASS, bootstrap_weights, family_numbers, percentile_interval
 from neurobench.tables import count, metric_name
 
 __all__ = ["Caveat", "caveats", "detectable", "shown_by_records"]
@@ -94,7 +94,7 @@ def shown_by_records(records: Sequence[Record]) -> list[Caveat]:
     if not ok:
         return []
     task = ok[0].task.label
-    return [*_label_and_covariates(task, ok[0]), *_explained(task, ok), *_site_leak(ok)]
+    return [*_one_class_sites(task, ok[0]), *_label_and_covariates(task, ok[0]), *_explained(task, ok), *_site_leak(ok)]
 
 
 # ---------------------------------------------------------------- the cohort
@@ -292,7 +292,8 @@ def _of_labels(task: str, record: Record, predictions: pd.DataFrame) -> Iterator
                 task,
             )
         if "site" in predictions and predictions["site"].nunique() > 1:
-            yield from _label_and_site(task, truth, predictions["site"].astype(str).to_numpy())
+            family = family_numbers(predictions["family"]) if "family" in predictions else None
+            yield from _label_and_site(task, truth, predictions["site"].astype(str).to_numpy(), family)
     yield from _label_and_covariates(task, record)
 
 
@@ -316,29 +317,51 @@ def _label_and_covariates(task: str, record: Record) -> Iterator[Caveat]:
             yield Caveat("warning", "missing-units", f"{note[0].upper()}{note[1:]}.", task)
 
 
-def _label_and_site(task: str, truth: NDArray[np.float64], site: NDArray[Any]) -> Iterator[Caveat]:
+def _one_class_sites(task: str, record: Record) -> Iterator[Caveat]:
+    """What a record says itself of sites of one class, which a within-site score says nothing of."""
+    note = next((n for n in record.notes if n.endswith(ONE_CLASS)), "")
+    if not note or "within_site_auroc" not in record.metrics:
+        return
+    n, total = (int(word) for word in note.removesuffix(ONE_CLASS).split(" of "))
+    if n == total:
+        yield _label_is_site(task, total)
+        return
+    yield Caveat(
+        "warning",
+        "one-class-sites",
+        f"{n} of {total} sites hold one class only: a site of one class gives the class away. The within-site AUROC "
+        "leaves such sites out; every other score has them in.",
+        task,
+    )
+
+
+def _label_is_site(task: str, n_sites: int) -> Caveat:
+    return Caveat(
+        "error",
+        "label-is-site",
+        f"The label equals the site: each of the {n_sites} sites holds one class only. No row of this task says "
+        "anything about its question, whatever its score: scanner and class cannot be told apart.",
+        task,
+    )
+
+
+def _label_and_site(
+    task: str, truth: NDArray[np.float64], site: NDArray[Any], family: NDArray[np.int64] | None
+) -> Iterator[Caveat]:
     classes = {s: set(truth[site == s].tolist()) for s in np.unique(site)}
     single = [s for s, c in classes.items() if len(c) == 1]
     if len(single) == len(classes):
-        yield Caveat(
-            "error",
-            "label-is-site",
-            f"The label equals the site: each of the {len(classes)} sites holds one class only. No row of this task "
-            f"says anything "
-            "about its question, whatever its score: scanner and class cannot be told apart.",
-            task,
-        )
+        yield _label_is_site(task, len(classes))
         return
-    # The share of the class among the others of one's own site: what the site alone says of a subject.
-    totals = {s: (truth[site == s].sum(), int((site == s).sum())) for s in classes}
-    alone = np.array(
-        [
-            (totals[s][0] - y) / (totals[s][1] - 1) if totals[s][1] > 1 else truth.mean()
-            for s, y in zip(site, truth, strict=True)
-        ]
-    )
+    # The share of the class among the others of one's own site, relatives left out: what the site alone says.
+    group = np.arange(len(truth)) if family is None else family
+    table = pd.DataFrame({"site": site, "group": group, "truth": truth})
+    whole, own = (table.groupby(by)["truth"].transform("sum") for by in (["site"], ["site", "group"]))
+    n_whole, n_own = (table.groupby(by)["truth"].transform("size") for by in (["site"], ["site", "group"]))
+    n_others = (n_whole - n_own).to_numpy()
+    alone = np.divide(whole - own, n_others, out=np.full(len(truth), truth.mean()), where=n_others > 0)
     # Leaving oneself out turns every site round by a little: of two sites alike the pooled area is below one half.
-    weights = np.concatenate([np.ones((1, len(truth))), bootstrap_weights(len(truth), N_BOOTSTRAP, 0)])
+    weights = np.concatenate([np.ones((1, len(truth))), bootstrap_weights(len(truth), N_BOOTSTRAP, 0, family)])
     values = auroc(truth, alone, weights)
     low, high = percentile_interval(values[1:])
     if low is not None and high is not None and low > 0.5:

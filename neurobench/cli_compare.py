@@ -42,7 +42,8 @@ def compare(
     if by and by not in BY:
         raise ConfigError(f"--by cannot be {by!r}.", allowed=", ".join(BY), likely=closest(by, BY))
     from neurobench import console
-    from neurobench.comparisons import across_tasks, compare_all, transfer
+    from neurobench.comparisons import compare_all
+    from neurobench.over_tasks import across_tasks, transfer
     from neurobench.runs import partial
     from neurobench.tables import comparison_cells, rank_cells, seed_cells, spreadsheet_cell
 

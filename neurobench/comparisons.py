@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,30 +17,24 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from neurobench.comparison_words import interaction_words, words
 from neurobench.errors import ConfigError, closest
 from neurobench.evidence import Evidence
 from neurobench.paired import N_MORE, POWER, Paired, Row, Terms, families_of, needed, row_of
+from neurobench.ranks import (
+    Pair,
+    exchanges_of,
+    on_equal_terms,
+    rank_ranges,
+    unequal_terms,
+    winner_of,
+    wins_among,
+)
 from neurobench.results import load_evidence
 from neurobench.scoring import holm, percentile_interval
 
-__all__ = [
-    "Across",
-    "By",
-    "Comparisons",
-    "Pair",
-    "across_tasks",
-    "compare_all",
-    "compare_pairs",
-    "compare_results",
-    "compare_rows",
-    "exchanges_of",
-    "rank_ranges",
-    "transfer",
-    "unequal_terms",
-    "winner_of",
-]
+__all__ = ["By", "Comparisons", "compare_all", "compare_pairs", "compare_results", "compare_rows"]
 
 Array = NDArray[np.float64]
 
@@ -69,18 +63,10 @@ COLUMNS = (
     "se_combined",
 )
 
-
 SCORES = (
     *("row", "kind", "apart", "higher_is_better", "score", "low", "high"),
     *("n_seeds", "sd_seeds", "se_subjects", "se_combined"),
 )
-
-MIN_ROWS = 4
-"""Pretrained rows below which a rank correlation over them says nothing."""
-
-MOST_EXCHANGES = 40_000
-"""Exchanges of two rows' predictions when many rows are ranked: enough for 1,600 pairs; beyond, ties stay open."""
-
 
 # ---------------------------------------------------------------- one task of one cohort
 
@@ -183,7 +169,7 @@ class _Task(Paired):
         ]
 
     def winner(self, first: str, second: str, terms: Terms, n_seeds: int, low: float, high: float) -> str:
-        """Return which of two rows is better, or nothing, see :func:`winner_of`."""
+        """Return which of two rows is better, or nothing, see :func:`neurobench.ranks.winner_of`."""
         if self.unequal(first, second):
             return ""
         # A row is above chance if all its seeds are, as tables say; of several rows one is enough.
@@ -192,7 +178,7 @@ class _Task(Paired):
         return winner_of((first, second), low, high, self.higher, heard)
 
     def unequal(self, first: str, second: str) -> str:
-        """Return what two rows or backbones do not have in common, see :func:`unequal_terms`."""
+        """Return what two rows or backbones do not have in common, see :func:`neurobench.ranks.unequal_terms`."""
         return unequal_terms(self.apart, first, second)
 
     def _where(self, by: By, first: str, second: str) -> dict[str, Any]:
@@ -336,106 +322,6 @@ class _Task(Paired):
         return pairs
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The difference of two rows of a task, first minus second, averaged over the seeds that both have.
-
-    Parameters
-    ----------
-    first, second
-        Rows.
-    winner
-        Which of them is better, as far as this pair alone can say; empty: neither is shown to be.
-    first_ids, second_ids
-        Records behind it, one a seed, in the same order.
-    difference, low, high
-        In the metric's unit, with the paired 95 % interval over subjects.
-    p
-        From exchanging the two rows' predictions of random subjects; not adjusted for other pairs.
-    se
-        Standard error over subjects.
-    n_subjects
-        Held-out subjects, the same of both.
-    """
-
-    first: str
-    second: str
-    winner: str
-    first_ids: tuple[str, ...]
-    second_ids: tuple[str, ...]
-    difference: float
-    low: float
-    high: float
-    p: float
-    se: float
-    n_subjects: int
-
-
-def exchanges_of(n_pairs: int) -> int:
-    """Return how often two rows are exchanged at most where so many pairs are looked at together."""
-    return min(25 * n_pairs, MOST_EXCHANGES)
-
-
-def winner_of(rows: Sequence[str], low: float, high: float, higher: bool, heard: Sequence[bool]) -> str:
-    """Return which of two rows is better, or nothing: the interval excludes 0, and the better row is above chance.
-
-    Parameters
-    ----------
-    rows
-        First and second.
-    low, high
-        Interval of first minus second.
-    higher
-        Whether higher is better.
-    heard
-        Whether each of them is above chance, with every seed, or was not asked.
-    """
-    if not (low > 0 or high < 0):
-        return ""
-    ahead = 0 if (low > 0) == higher else 1
-    return rows[ahead] if heard[ahead] else ""
-
-
-def unequal_terms(apart: Mapping[str, str], first: str, second: str) -> str:
-    """Return what two networks do not have in common; of a baseline nobody expects a network's budget."""
-    if not {first, second} <= apart.keys() or apart[first] == apart[second]:
-        return ""
-    return ", ".join(sorted(set(filter(None, f"{apart[first]}, {apart[second]}".split(", ")))))
-
-
-def wins_among(pairs: Sequence[Pair]) -> frozenset[tuple[str, str]]:
-    """Return every (better row, other row) of a task.
-
-    Better means that the interval of the paired difference excludes 0 and that its p-value, adjusted for all pairs of
-    the task by Holm's method, is below .05.
-    """
-    adjusted = holm([x.p for x in pairs])
-    return frozenset(
-        (x.winner, x.second if x.winner == x.first else x.first)
-        for x, p in zip(pairs, adjusted, strict=True)
-        if x.winner and p < 0.05
-    )
-
-
-def on_equal_terms(table: pd.DataFrame) -> pd.Series[bool]:
-    """Return which rows are ranked beside the others: all but those with a size or with weights of their own."""
-    return table["apart"].isna() | (table["apart"] == "")
-
-
-def rank_ranges(rows: Sequence[str], wins: frozenset[tuple[str, str]]) -> dict[str, tuple[int, int]]:
-    """Return for every row the ranks that it may have: 1 + how many are better, to all less how many are worse.
-
-    Rows with overlapping ranks are tied. ``wins`` against rows that are not asked for do not count.
-    """
-    field = set(rows)
-    ahead, behind = dict.fromkeys(rows, 0), dict.fromkeys(rows, 0)
-    for better, worse in wins:
-        if better in field and worse in field:
-            behind[better] += 1
-            ahead[worse] += 1
-    return {n: (1 + ahead[n], len(rows) - behind[n]) for n in rows}
-
-
 def _of_same_network(key: _Key, untrained: Mapping[_Key, Any]) -> dict[_Key, Any]:
     """Return the untrained row of a pretrained one's backbone; that with the same units where there are several.
 
@@ -575,7 +461,6 @@ def compare_rows(
     elif first["transductive"] and first["metric"] == "r2":
         never = "After a transductive pretraining reconstruction is not held out, so nothing is compared."
     records: list[dict[str, Any]] = []
-    table = pd.DataFrame(columns=list(COLUMNS))
     sentences: dict[str, str] = {}
     pairs: tuple[Pair, ...] = ()
     wins: frozenset[tuple[str, str]] = frozenset()
@@ -592,14 +477,14 @@ def compare_rows(
                 asked = built.between(one) if one in ("backbone", "mask") else built.against(one)  # type: ignore[arg-type]
                 own = built.contrasts(asked)
             records += own
-        table = _with_holm(pd.DataFrame(records, columns=list(COLUMNS)))
+        records = _with_holm(records)
+        n_tested = sum(line["by"] != "interaction" for line in records)
         for one in by:
-            own_table = table[table["by"] == one]
-            if len(own_table):
+            if told := [line for line in records if line["by"] == one]:
                 sentences[one] = (
-                    _interaction_words(own_table, omnibus, built.heard())
+                    interaction_words(told, omnibus, built.heard())
                     if one == "interaction"
-                    else _words(one, own_table, int((table["by"] != "interaction").sum()), built.unequal)
+                    else words(one, told, n_tested, built.higher, built.unequal)
                 )
         if built.left_out:
             sentences["left out"] = "Not compared: " + "; ".join(dict.fromkeys(built.left_out)) + "."
@@ -610,7 +495,7 @@ def compare_rows(
         evidence.source,
         task,
         str(first["protocol"]),
-        table,
+        pd.DataFrame(records, columns=list(COLUMNS)),
         sentences,
         rank_ranges(scores.loc[on_equal_terms(scores), "row"].tolist(), wins),
         wins,
@@ -649,15 +534,15 @@ def compare_pairs(rows: pd.DataFrame, pairs: Sequence[Pair]) -> Comparisons:
             for other in own if by == "baseline" else _of_same_network(key, own):
                 if x := of.get((key.row, other.row)):
                     said.append(_row_of_pair(x, by, head))
-    table = _with_holm(pd.DataFrame(said, columns=list(COLUMNS)))
+    said = _with_holm(said)
     sentences: dict[str, str] = {}
     for by in controls:
-        told = table[table["by"] == by]
-        if len(told):
-            sentences[by] = _words(by, told, len(table), lambda a, b: unequal_terms(apart, a, b))
+        if told := [line for line in said if line["by"] == by]:
+            sentences[by] = words(by, told, len(said), higher, lambda a, b: unequal_terms(apart, a, b))
     wins = wins_among(pairs)
     fair = [r["row"] for r in each if not r["apart"]]
     where = (str(head["dataset"]), str(head["source"]), str(head["task"]), str(head["protocol"]))
+    table = pd.DataFrame(said, columns=list(COLUMNS))
     return Comparisons(*where, table, sentences, rank_ranges(fair, wins), wins, pairs=tuple(pairs))
 
 
@@ -678,239 +563,16 @@ def _row_of_pair(x: Pair, by: By, head: pd.Series[Any]) -> dict[str, Any]:
     )
 
 
-# ---------------------------------------------------------------- over tasks
-
-
-@dataclass(frozen=True, eq=False)
-class Across:
-    """What several tasks of one cohort say together. Ranks are averaged, never errors: those have different units.
-
-    Parameters
-    ----------
-    dataset, source
-        Of what.
-    tasks
-        Labels.
-    table
-        ``row``, ``mean_rank``, ``first`` and ``last`` (the means of the first and last ranks that it may have), one
-        column ``rank[TASK]`` a task; of the rows that were scored on every one of the tasks, ranked among themselves.
-    sentence
-        What it is and who is tied.
-    """
-
-    dataset: str
-    source: str
-    tasks: tuple[str, ...]
-    table: pd.DataFrame
-    sentence: str
-
-
-def across_tasks(found: Sequence[Comparisons]) -> list[Across]:
-    """Return mean ranks over the tasks of each cohort, and how reconstruction goes with every other task.
-
-    A rank counts ties: of the ranks that a row may have it is the middle one, so that rows which nothing separates
-    share it. Baselines are not scored on reconstruction, and trivial fillers on nothing else, so ranks are averaged
-    over the tasks that baselines are scored on, and over all tasks for those rows that are in all.
-    """
-    by_cohort: dict[tuple[str, str, str], list[Comparisons]] = {}
-    for c in found:
-        if len(c.scores):
-            by_cohort.setdefault((c.dataset, c.source, c.protocol), []).append(c)
-    across = []
-    for own in by_cohort.values():
-        downstream = [c for c in own if (c.scores["kind"] == "baseline").any()]
-        for tasks in dict.fromkeys((tuple(downstream), tuple(own))):
-            rows = _in_all(tasks)
-            if len(tasks) > 1 and len(rows) > 1:
-                across.append(_mean_ranks(tasks, rows))
-    return across
-
-
-def _in_all(tasks: Sequence[Comparisons]) -> list[str]:
-    """Return the rows that were scored on every task, in order."""
-    # With their kind: ``mean`` is a baseline of one task and a trivial filler of another.
-    fair = [c.scores[on_equal_terms(c.scores)] for c in tasks]
-    rows = [dict.fromkeys(zip(own["kind"], own["row"], strict=True)) for own in fair]
-    return [row for kind, row in rows[0] if all((kind, row) in own for own in rows)] if rows else []
-
-
-def _mean_ranks(tasks: Sequence[Comparisons], rows: Sequence[str]) -> Across:
-    ranges = [rank_ranges(rows, c.wins) for c in tasks]
-    table = pd.DataFrame(
-        [
-            {
-                "row": row,
-                "mean_rank": float(np.mean([sum(r[row]) / 2 for r in ranges])),
-                "first": float(np.mean([r[row][0] for r in ranges])),
-                "last": float(np.mean([r[row][1] for r in ranges])),
-            }
-            | {f"rank[{c.task}]": sum(r[row]) / 2 for c, r in zip(tasks, ranges, strict=True)}
-            for row in rows
-        ]
-    )
-    table = table.sort_values(["mean_rank", "row"], kind="stable").reset_index(drop=True)
-    names = tuple(c.task for c in tasks)
-    head = table.iloc[0]
-    tied = table["row"][1:][table["first"][1:] <= head["last"]].tolist()
-    if len(tied) == len(table) - 1 and table["mean_rank"].nunique() == 1:
-        said = "nothing separates any two rows, so all share one rank."
-    elif tied:
-        overlap = f"{len(tied)} of the other {len(table) - 1} rows"
-        said = f"{head['row']} is first, but its ranks overlap with those of {overlap}."
-    else:
-        said = f"{head['row']} is first, ahead of every other row."
-    sentence = f"Mean rank over {', '.join(names)} (ties share the middle of their ranks): {said}"
-    return Across(tasks[0].dataset, tasks[0].source, names, table, sentence)
-
-
-def transfer(found: Sequence[Comparisons]) -> list[tuple[str, str]]:
-    """Return (dataset, sentence): does better reconstruction go with better prediction, over the pretrained rows?"""
-    said = []
-    for source in found:
-        if not (source.scores["kind"] == "filler").any():
-            continue
-        for c in found:
-            downstream = (c.scores["kind"] == "baseline").any()
-            if downstream and (c.dataset, c.protocol) == (source.dataset, source.protocol):
-                rho, n = _rank_correlation(source.scores, c.scores)
-                if math.isfinite(rho):
-                    text = (
-                        f"Over {n} pretrained rows, {source.task} goes with {c.task} at Spearman's ρ {rho:+.2f} "
-                        "(positive: better with better). Rows are few and share their subjects: no interval is given."
-                    )
-                    said.append((c.dataset, text))
-    return said
-
-
-def _rank_correlation(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, int]:
-    """Return Spearman's ρ of two tasks over the pretrained rows, better with better, and how many rows there are."""
-    both = first[first["kind"] == "pretrained"].merge(second[second["kind"] == "pretrained"], on="row")
-    both = both.dropna(subset=["score_x", "score_y"])
-    if len(both) < MIN_ROWS or min(both["score_x"].nunique(), both["score_y"].nunique()) < 2:
-        return math.nan, len(both)
-    x, y = (both[f"score_{s}"] * np.where(both[f"higher_is_better_{s}"], 1.0, -1.0) for s in "xy")
-    return float(stats.spearmanr(x, y).statistic), len(both)
-
-
-# ---------------------------------------------------------------- words
-
-
-def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
+def _with_holm(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Adjust the p-values of a task together, one a comparison; the interaction has one of its own."""
-    table = table.copy()
-    tested = table["by"] != "interaction"
-    table["p_holm"] = math.nan
-    if tested.any():
-        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
+    adjusted = iter(holm([line["p"] for line in lines if line["by"] != "interaction"]))
     # Nothing is called better on an interval alone when many were looked at.
-    table.loc[tested & ~(table["p_holm"] < 0.05), "winner"] = ""
-    return table
-
-
-WHAT = {
-    "backbone": ("backbones", "averaged over masks"),
-    "mask": ("masks", "averaged over backbones"),
-    "untrained": ("pretrained rows from their untrained backbones", "pretrained against untrained"),
-    "baseline": ("pretrained rows from the best control without pretraining", "against the best control"),
-}
-
-
-def _needed_among(line: Mapping[str, Any], n_tested: int) -> float:
-    """Return the subjects at which a difference is found with a power of .8 where many are looked at.
-
-    Bonferroni's level, which is the one of Holm's first step: the number is on the safe side.
-    """
-    se, difference, n = float(line["detectable"]) / POWER, abs(float(line["difference"])), int(line["n_subjects"])
-    reach = float(stats.norm.isf(0.05 / (2 * n_tested)) + stats.norm.isf(0.2))
-    # It was not found with those that there are.
-    return max(float(math.ceil(n * (reach * se / difference) ** 2)), float(n + 1))
-
-
-def _words(by: str, table: pd.DataFrame, n_tested: int, unequal: Callable[[str, str], str]) -> str:
-    """Return what comparisons of one kind come to; those on unequal terms are told apart, without a winner."""
-    pairs = zip(table["first"], table["second"], strict=True)
-    why = pd.Series([unequal(first, second) for first, second in pairs], table.index, dtype=str)
-    equal = table[why == ""]
-    said = [_equal_words(by, equal, n_tested)] if len(equal) else []
-    unit = f" {table['unit'].iloc[0]}" if table["unit"].iloc[0] else ""
-    said += [
-        f"{r['first']} − {r['second']} is {r['difference']:+.3g}{unit} ({r['low']:.3g} to {r['high']:.3g}); they are "
-        f"not on equal terms ({reason}), so neither is called better."
-        for r, reason in zip(table[why != ""].to_dict("records"), why[why != ""], strict=True)
+    return [
+        {**line, "p_holm": math.nan}
+        if line["by"] == "interaction"
+        else {**line, "p_holm": (p := next(adjusted)), "winner": line["winner"] if p < 0.05 else ""}
+        for line in lines
     ]
-    return " ".join(said)
-
-
-def _equal_words(by: str, table: pd.DataFrame, n_tested: int) -> str:
-    what, how = WHAT[by]
-    if by == "untrained" and table["second"].str.contains(" · as given", regex=False).any():
-        what, how = "pretrained rows from their backbones untrained or as given", "pretrained against before"
-    task, unit = table["task"].iloc[0], table["unit"].iloc[0]
-    unit = f" {unit}" if unit else ""
-    won = table[table["winner"] != ""]
-    if len(won):
-        shown = [
-            f"{r['winner']} is better than {r['second'] if r['winner'] == r['first'] else r['first']} "
-            f"({r['difference']:+.3g}{unit}, {r['low']:.3g} to {r['high']:.3g}, Holm p {_p(r['p_holm'])})"
-            for r in won.to_dict("records")
-        ]
-        rest = len(table) - len(won)
-        tail = f" The other {rest} of {len(table)} differences are not separated." if rest else ""
-        return f"On {task}, {how}: {'; '.join(shown)}.{tail}"
-    largest = _largest(table)
-    apart = largest["low"] > 0 or largest["high"] < 0
-    n = largest["n_needed"]
-    more = "no number of subjects" if not math.isfinite(n) else f"about {n:,.0f} subjects"
-    averaged = f", {how}" if by in ("backbone", "mask") else ""
-    said = (
-        f"Nothing separates the {what} on {task}{averaged}. The largest difference, {largest['first']} − "
-        f"{largest['second']}, is {largest['difference']:+.3g}{unit} ({largest['low']:.3g} to {largest['high']:.3g})"
-    )
-    if apart and largest["p_holm"] >= 0.05:
-        said += "; its interval excludes 0, but among all comparisons of the task that does not count "
-        said += f"(Holm p {_p(largest['p_holm'])})"
-        among = _needed_among(largest, n_tested)
-        said += f": among {n_tested}, about {among:,.0f} subjects would be needed (here {int(largest['n_subjects'])})."
-    elif apart:
-        said += "; its interval excludes 0, but what is ahead is not above chance itself."
-    else:
-        said += f"; if that were the true one, {more} would be needed to find it (here {int(largest['n_subjects'])})."
-    return f"{said} Detectable here: {table['detectable'].median():.2g}{unit}."
-
-
-def _largest(table: pd.DataFrame) -> dict[str, Any]:
-    rows: list[Any] = table.to_dict("records")
-    return dict(max(rows, key=lambda r: abs(r["difference"])))
-
-
-def _interaction_words(table: pd.DataFrame, p: float, heard: bool) -> str:
-    task, unit = table["task"].iloc[0], table["unit"].iloc[0]
-    unit = f" {unit}" if unit else ""
-    strongest = _largest(table)
-    if p >= 0.05:
-        n = strongest["n_needed"]
-        more = "no number of subjects" if not math.isfinite(n) else f"about {n:,.0f} subjects"
-        return (
-            f"On {task} the masks do not act differently on different backbones, as far as can be told (p {_p(p)}); if "
-            f"the largest departure, {strongest['difference']:+.3g}{unit}, were the true one, {more} would be needed "
-            f"to find it (here {int(strongest['n_subjects'])})."
-        )
-    if not heard:
-        return (
-            f"On {task} masks seem to act differently on different backbones (p {_p(p)}), but no pretrained row is "
-            "above chance itself, so nothing follows."
-        )
-    return (
-        f"On {task} masks act differently on different backbones (p {_p(p)}): the largest departure is "
-        f"{strongest['first']} "
-        f"with {strongest['second']}, {strongest['difference']:+.3g}{unit} ({strongest['low']:.3g} to "
-        f"{strongest['high']:.3g}) from "
-        "what backbone and mask add up to."
-    )
-
-
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}"
 
 
 def compare_results(

@@ -27,6 +27,7 @@ import pandas as pd
 from neurobench.attestation import Rerun, contradictions
 from neurobench.contracts import Task
 from neurobench.errors import DataError, StoreError
+from neurobench.evidence import read_table
 from neurobench.identity import digest, file_digest
 from neurobench.leaderboard_tables import Board, Line, Ranking, Table
 from neurobench.paired import Row, row_of
@@ -395,7 +396,7 @@ def _recompute(folder: Path, records: Sequence[Record], ranked: bool, tasks: Map
     again = []
     for r in records:
         path = _beside(folder, r)
-        held_out = pd.read_parquet(path)
+        held_out = read_table(path)
         if ranked and "mask budget" not in r.apart and (row := _row_of(r, held_out, path)) is not None:
             rows[r.id, r.headline] = row
         if _recomputed(r, held_out, path, tasks):

@@ -6,6 +6,7 @@ What it does to weights is in :mod:`neurobench.learners`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -156,6 +157,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {cls.name: cls for cls in (Reconstru
 """All of them, by name."""
 
 
+@functools.lru_cache(maxsize=64)
 def parse_objective(text: str) -> Objective:
     """Resolve ``name[parameter=value,…]``.
 

@@ -21,20 +21,13 @@ import pandas as pd
 from pydantic import Field
 from scipy import stats
 
-from neurobench.comparisons import (
-    Comparisons,
-    Pair,
-    compare_pairs,
-    compare_rows,
-    exchanges_of,
-    unequal_terms,
-    winner_of,
-)
+from neurobench.comparisons import Comparisons, compare_pairs, compare_rows
 from neurobench.errors import DataError
 from neurobench.evidence import Evidence
 from neurobench.identity import digest
 from neurobench.objectives import RECONSTRUCTION
 from neurobench.paired import N_MORE, Row
+from neurobench.ranks import Pair, exchanges_of, unequal_terms, winner_of
 from neurobench.results import ProtocolRecord, Record, Strict, as_row
 from neurobench.scoring import N_PERMUTATIONS
 
@@ -54,6 +47,9 @@ __all__ = [
 
 MIN_SUBJECTS = 10
 """Held-out subjects below which no comparison leaves: differences of a handful of people are nearly theirs."""
+
+MOST_ROWS = 1_000
+"""Rows of one file: it holds all pairs of them."""
 
 DIGITS = 4
 """Significant digits of interval and standard error: more would say nothing of the rows, and more of single people."""
@@ -279,6 +275,9 @@ def problems(file: PairwiseRecord, records: Mapping[str, Record]) -> Iterator[st
     if file.n_subjects < MIN_SUBJECTS:
         yield f"they are of {file.n_subjects} subjects; of fewer than {MIN_SUBJECTS} no comparison may leave"
     n = len(file.rows)
+    if n > MOST_ROWS:
+        yield f"they are of {n} rows; of more than {MOST_ROWS} nobody looks through all pairs"
+        return
     wanted = {
         frozenset((a, b))
         for a, b in itertools.combinations(range(n), 2)

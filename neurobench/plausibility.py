@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from neurobench.bundle_reader import printable
@@ -15,6 +16,9 @@ from neurobench.scoring import N_PERMUTATIONS
 __all__ = ["impossible", "value_range"]
 
 Level = Literal["warning", "error"]
+
+CLOCKS = timedelta(days=1)
+"""By which the clock of another machine may be ahead."""
 
 _UNIT_RANGE = re.compile(
     r"auroc|macro_auroc|within_site_auroc|pr_auc|balanced_accuracy|accuracy|sensitivity|specificity|brier|site_leak|recall\[.*|top1"
@@ -74,6 +78,10 @@ def impossible(record: Record, *, declared: bool = True) -> Iterator[tuple[Level
     head = record.metrics[record.headline]
     if head.value is None:
         yield "error", "its headline has no value"
+    if head.above_chance is not None and record.above_chance != head.above_chance:
+        yield "error", "whether it is above chance is said of its headline otherwise than of itself"
+    yield from _refitted(record)
+    yield from _made(record)
     if record.p_value is not None and not 0 < record.p_value <= 1:
         yield "error", f"a p-value is {record.p_value:.4g}"
     if record.skill is not None and record.skill > 1 + 1e-9:
@@ -86,6 +94,41 @@ def impossible(record: Record, *, declared: bool = True) -> Iterator[tuple[Level
         yield "warning", f"its mask is said to keep the common budget, and {text}"
     yield from _relations(record)
     yield from _outlying(record)
+    if declared:
+        yield from _narrow(record)
+
+
+def _refitted(record: Record) -> Iterator[tuple[Level, str]]:
+    p, n = record.p_value_refit, record.protocol.refit_permutations
+    if (p is None) != (n == 0):
+        yield "error", f"its probes were refitted {n} times, and it has {'no' if p is None else 'a'} p-value of that"
+    elif p is not None:
+        steps = p * (n + 1)
+        if not 0 < p <= 1 or abs(steps - round(steps)) > 1e-6:
+            yield "error", f"p with refitted probes is {p:.6g}, and {n} permutations cannot give that"
+        if record.above_chance and p >= 0.05:
+            yield "error", f"it is called above chance, and p with refitted probes is {p:.3g}"
+
+
+def _made(record: Record) -> Iterator[tuple[Level, str]]:
+    """Yield what of when it was made, what it took and what was learned cannot be."""
+    try:
+        written = datetime.strptime(record.written, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        yield "error", f"it says that it was written {printable(record.written)!r}, which is no moment"
+    else:
+        # Of two records of one row the newer one counts: from the future it would count for ever.
+        if written > datetime.now(UTC) + CLOCKS:
+            yield "error", f"it was written in the future, {record.written}"
+    cost = record.cost
+    amounts = (cost.seconds, cost.peak_memory_mb, cost.gpu_peak_memory_mb, cost.host_peak_memory_mb, cost.tokens_per_s)
+    if any(x is not None and x < 0 for x in amounts) or (cost.n_parameters is not None and cost.n_parameters < 1):
+        yield "error", "what it took is less than nothing"
+    p = record.pretraining
+    if p is not None and p.learned is not None:
+        reached = None if p.r2_own_mask is None or p.r2_best_filler is None else p.r2_own_mask >= p.r2_best_filler
+        if p.learned != reached:
+            yield "error", "whether it reached the best filler is said otherwise than its R² and the filler's are"
 
 
 def _between(low: float, high: float) -> str:
@@ -122,6 +165,23 @@ def _outside_its_interval(m: MetricRecord) -> bool:
     if m.value is None or m.low is None or m.high is None or m.low > m.high:
         return False
     return not m.low - 1e-9 <= m.value <= m.high + 1e-9
+
+
+def _narrow(record: Record) -> Iterator[tuple[Level, str]]:
+    """Yield intervals that so few people hardly give: shares, and areas under the ROC curve (Hanley & McNeil 1982)."""
+    n = record.n_subjects
+    for name in ("accuracy", "balanced_accuracy", "auroc"):
+        m = record.metrics.get(name)
+        if m is None or m.value is None or m.low is None or m.high is None or n < 20 or not 0.05 <= m.value <= 0.95:
+            continue
+        v = m.value
+        variance = v * (1 - v) / n
+        if name == "auroc":
+            # Of two classes of equal size, where it is smallest.
+            ahead = v / (2 - v) + 2 * v**2 / (1 + v) - 2 * v**2
+            variance = (v * (1 - v) + (n / 2 - 1) * ahead) / (n / 2) ** 2
+        if m.high - m.low < 0.5 * 2 * 1.96 * math.sqrt(variance):
+            yield "warning", f"the interval of {name} is less than half as wide as one of {n} subjects"
 
 
 def _relations(record: Record) -> Iterator[tuple[Level, str]]:

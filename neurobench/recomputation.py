@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def recompute(task: Task, record: Record, held_out: pd.DataFrame) -> Score:
     seed = record.protocol.seed
     try:
         if isinstance(task, SubjectTask):
-            return scoring.score_subject_task(task, held_out, seed=seed)
+            return _refitted(scoring.score_subject_task(task, held_out, seed=seed), record)
         if isinstance(task, WindowTask):
             return window_scoring.score_window_task(task, held_out, seed=seed)
         if isinstance(task, RetrievalTask):
@@ -104,6 +104,15 @@ def recompute(task: Task, record: Record, held_out: pd.DataFrame) -> Score:
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"predictions cannot be scored on {record.task.label}: {error}.") from None
     raise DataError(f"predictions of {record.task.label} cannot be scored again: it is of no known kind.")
+
+
+def _refitted(score: Score, record: Record) -> Score:
+    """Return a score held to the p-value with refitted probes too, where there is one; that is not found again."""
+    if record.p_value_refit is None or score.above_chance is None:
+        return score
+    above = score.above_chance and record.p_value_refit < 0.05
+    headline = replace(score.metrics[score.headline], above_chance=above)
+    return replace(score, above_chance=above, metrics={**score.metrics, score.headline: headline})
 
 
 def _families(table: pd.DataFrame, subjects: Sequence[str]) -> list[str] | None:

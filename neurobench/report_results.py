@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from neurobench.comparisons import Comparisons, across_tasks, transfer
+from neurobench.comparisons import Comparisons
 from neurobench.evidence import Evidence
 from neurobench.interpretation import expert_loads, stability
+from neurobench.over_tasks import across_tasks, transfer
 from neurobench.results import MetricRecord, Record
 from neurobench.tables import (
     TextTable,

@@ -61,7 +61,7 @@ OFF_BUDGET = 0.02
 
 
 class Strict(BaseModel):
-    """What travels as a file: known fields and no others, and no number that is not finite."""
+    """What travels as a file: known fields and no others, and no number that is not finite, or is text."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -75,7 +75,7 @@ class Strict(BaseModel):
             If they are none, saying which field is wrong first.
         """
         try:
-            return cls.model_validate(plain)
+            return cls.model_validate(plain, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,12 @@ __all__ = [
 Array = NDArray[np.float64]
 
 N_BOOTSTRAP, N_PERMUTATIONS = 2000, 1000
+
+ONE_CLASS = " sites hold one class only: site gives the class away"
+"""End of the note of a record that tells how many of how many; a board reads it."""
+
+SHARED_UP_TO = 2_000
+"""Subjects up to which draws are kept for the next row of the same table: of more they take too much memory."""
 
 INTERVAL = "95 % percentile interval of a bootstrap over subjects"
 
@@ -130,9 +137,16 @@ def bootstrap_weights(n_subjects: int, n_bootstrap: int, seed: int, family: NDAr
     """
     if family is not None:
         return bootstrap_weights(int(family.max()) + 1, n_bootstrap, seed)[:, family]
+    return (_weights if n_subjects <= SHARED_UP_TO else _weights.__wrapped__)(n_subjects, n_bootstrap, seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(n_subjects: int, n_bootstrap: int, seed: int) -> Array:
     rng = np.random.default_rng(seed_for(seed, "bootstrap", n_subjects))
     drawn = rng.integers(n_subjects, size=(n_bootstrap, n_subjects)) + np.arange(n_bootstrap)[:, None] * n_subjects
-    return np.bincount(drawn.ravel(), minlength=n_bootstrap * n_subjects).reshape(n_bootstrap, -1).astype(float)
+    counts = np.bincount(drawn.ravel(), minlength=n_bootstrap * n_subjects).reshape(n_bootstrap, -1).astype(float)
+    counts.flags.writeable = False
+    return counts
 
 
 def percentile_interval(values: Array) -> tuple[float | None, float | None]:
@@ -156,20 +170,22 @@ def sample_of(predictions: pd.DataFrame) -> tuple[Sample, tuple[str, ...]]:
         raise DataError(f"predictions lack {', '.join(missing)}.", allowed=", ".join(_COLUMNS))
     if len(predictions) == 0:
         raise DataError("there is no held-out prediction to score.")
-    table = predictions.sort_values("participant_id").reset_index(drop=True)
-    ids = tuple(table["participant_id"].astype(str))
+    # Columns are sorted one by one: sorting the table takes ten times as long, and a board holds thousands of them.
+    names = predictions["participant_id"].to_numpy(object)
+    order = np.argsort(names, kind="stable")
+    ids = tuple(map(str, names[order]))
     if len(set(ids)) != len(ids):
         raise DataError(f"{len(ids)} predictions are of {len(set(ids))} subjects: every subject is scored once.")
-    values = table[["truth", "prediction", "train_mean"]].to_numpy(float)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+    y, p, mean = (predictions[c].to_numpy(float)[order] for c in ("truth", "prediction", "train_mean"))
+    if not (known := np.isfinite(y) & np.isfinite(p) & np.isfinite(mean)).all():
+        row = int(np.flatnonzero(~known)[0])
         raise DataError(f"truth, prediction or training mean of {ids[row]!r} is not a number.")
-    site = table["site"].astype(str).to_numpy() if "site" in table else np.full(len(ids), "")
-    age = table["age"].to_numpy(float) if "age" in table else np.full(len(ids), np.nan)
-    fold = np.unique(table["fold"].to_numpy(), return_inverse=True)[1]
-    family = family_numbers(table["family"]) if "family" in table else None
+    site = predictions["site"].astype(str).to_numpy()[order] if "site" in predictions else np.full(len(ids), "")
+    age = predictions["age"].to_numpy(float)[order] if "age" in predictions else np.full(len(ids), np.nan)
+    fold = np.unique(predictions["fold"].to_numpy()[order], return_inverse=True)[1]
+    family = family_numbers(predictions["family"].to_numpy(object)[order]) if "family" in predictions else None
     sites = np.unique(site, return_inverse=True)[1]
-    return Sample(values[:, 0], values[:, 1], values[:, 2], fold, sites, age, family), ids
+    return Sample(y, p, mean, fold, sites, age, family), ids
 
 
 def score_subject_task(
@@ -300,8 +316,19 @@ def with_refits(
 
 def _permuted(sample: Sample, seed: int, n_permutations: int) -> Sample:
     """Return the sample with (permutations, subjects) truths, permuted within sites; predictions are held fixed."""
-    rng = np.random.default_rng(seed_for(seed, "permutation", len(sample.p)))
-    return replace(sample, y=permute_within(sample.y, sample.site, sample.family, n_permutations, rng))
+    family = None if sample.family is None else sample.family.tobytes()
+    draw = _permuted_truth if len(sample.p) <= SHARED_UP_TO else _permuted_truth.__wrapped__
+    return replace(sample, y=draw(sample.y.tobytes(), sample.site.tobytes(), family, seed, n_permutations))
+
+
+@functools.lru_cache(maxsize=4)
+def _permuted_truth(y: bytes, site: bytes, family: bytes | None, seed: int, n_permutations: int) -> Array:
+    truth, sites = np.frombuffer(y, np.float64), np.frombuffer(site, np.int64)
+    families = None if family is None else np.frombuffer(family, np.int64)
+    rng = np.random.default_rng(seed_for(seed, "permutation", len(truth)))
+    permuted = permute_within(truth, sites, families, n_permutations, rng)
+    permuted.flags.writeable = False
+    return permuted
 
 
 def permute_within(
@@ -345,7 +372,7 @@ def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:
     notes = [f"prevalence of {task.classes[1] or 'class 1'}: {n_positive} of {len(sample.y)}"]
     of_one_class = sum(len(np.unique(sample.y[sample.site == s])) == 1 for s in np.unique(sample.site))
     if of_one_class and sample.site.max() > 0:
-        notes.append(f"{of_one_class} of {sample.site.max() + 1} sites hold one class only: site gives the class away")
+        notes.append(f"{of_one_class} of {sample.site.max() + 1}{ONE_CLASS}")
     return tuple(notes)
 
 

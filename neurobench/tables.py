@@ -428,7 +428,7 @@ def comparison_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def rank_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of mean ranks, see :class:`neurobench.comparisons.Across`."""
+    """Return columns and rows of mean ranks, see :class:`neurobench.over_tasks.Across`."""
     of_tasks = [c for c in table.columns if c.startswith("rank[")]
     titles = ["row", "mean rank", "from", "to", *(c.removeprefix("rank[").removesuffix("]") for c in of_tasks)]
     numbers = ["mean_rank", "first", "last", *of_tasks]

@@ -22,13 +22,25 @@ import numpy as np
 import pandas as pd
 
 from neurobench import recomputation
-from neurobench.agreement import fold_problems, not_as_identified, not_of_suite, people_problems, unlike
+from neurobench.agreement import (
+    fold_problems,
+    not_as_identified,
+    not_as_named,
+    not_of_suite,
+    not_of_task,
+    of_people,
+    people_problems,
+    same_predictions,
+    unlike,
+)
 from neurobench.bundle import LIMITS, Limits, may_leave, task_of
 from neurobench.bundle_reader import Contents, parse_folds, parse_json, parse_table, printable, read_bundle
 from neurobench.components import CONTENT, from_outside, parse_component
+from neurobench.contracts import SubjectTask, WindowTask
 from neurobench.errors import BundleError, NeurobenchError
+from neurobench.evidence import read_table
 from neurobench.identity import digest
-from neurobench.options import PROFILES, frozen_suites
+from neurobench.options import PROFILES, frozen_suites, load_suite
 from neurobench.pairwise import PairwiseRecord, name_of, problems, tables_of
 from neurobench.plausibility import impossible
 from neurobench.plugins import Kind, Registry
@@ -36,7 +48,7 @@ from neurobench.pretraining import Recipe
 from neurobench.recomputation import Tolerance, alike, same, tolerance_of
 from neurobench.records import Finding, Fold
 from neurobench.repetition import Again
-from neurobench.results import OF_THE_RUN, ComponentRecord, Record, content_hash, parse_record
+from neurobench.results import OF_THE_RUN, ComponentRecord, DataRecord, Record, content_hash, parse_record
 from neurobench.splits import check_disjoint, fold_fingerprint
 
 __all__ = ["Level", "Repeat", "Verdict", "slot", "verify"]
@@ -45,6 +57,9 @@ Level = Literal["declared", "recomputed", "re-run"]
 
 Repeat = Callable[[Sequence[tuple[Record, Mapping[str, Any]]]], Iterable[tuple[str, Again | Finding]]]
 """Runs records again that are fine so far, see :mod:`neurobench.repetition`."""
+
+OWN = "neurobench-fm"
+"""The distribution whose baselines belong to every run."""
 
 CONTROLS = ("baseline", "filler", "untrained")
 
@@ -185,6 +200,7 @@ class _Check:
     levels: dict[str, Level] = field(default_factory=dict)
     again: dict[str, Again] = field(default_factory=dict)
     told: set[tuple[str, str]] = field(default_factory=set)
+    people: dict[tuple[str, str], pd.Series[Any]] = field(default_factory=dict)
 
     def add(self, level: Literal["warning", "error"], code: str, message: str, who: str = "", fix: str = "") -> None:
         self.findings.append(Finding(level, code, message, fix, subject=who))
@@ -271,6 +287,8 @@ class _Check:
                     good.append(item)
         folds = self._folds(good, contents)
         tables = self._predictions(good, contents, folds)
+        self._people(good, tables)
+        self._seeds(good)
         for group in _grouped(good):
             with self._guard(group[0].label):
                 self._group(group, tables)
@@ -299,6 +317,13 @@ class _Check:
         if record.data is None:
             self.add("error", "schema", "says nothing of its data", item.label)
             return False
+        for message in not_as_named(record):
+            self.add("error", "name", message, item.label)
+        if item.declared:
+            # Of what is computed again this is found with the rest.
+            with contextlib.suppress(NeurobenchError):
+                for message in not_of_task(record, task_of(record, self.registry)):
+                    self.add("error", "task", message, item.label)
         self._components(record)
         self._settings(item)
         self._identity(item)
@@ -417,13 +442,21 @@ class _Check:
                     f"profile {p.profile} has {name} {getattr(profile, name)}, not {getattr(p, name)}",
                     item.label,
                 )
-        made_by = item.record.environment.get("neurobench-fm", "")
-        if made_by != _version("neurobench-fm"):
+        made_by = item.record.environment.get(OWN, "")
+        if made_by != _version(OWN):
             self.once(
                 "warning", "version", f"made by neurobench {printable(made_by) or 'of no version'}, not the one here"
             )
         elif digest(p.recipe) != digest(_listed(asdict(Recipe.for_width(p.width, p.batch_size)))):
             self.add("error", "recipe", "was trained by another recipe than all others", item.label)
+        if tolerance_of(item.record).interval > 0:
+            made_with = printable(item.record.environment.get("numpy", "")) or "no version"
+            self.once(
+                "warning",
+                "numpy",
+                f"made with numpy {made_with}, which may draw other people than {np.__version__} here: ends of "
+                "intervals and p-values were held to it loosely",
+            )
         self._suite(item)
 
     def _suite(self, item: _Item) -> None:
@@ -611,6 +644,10 @@ class _Check:
             wrong.append(f"counts {record.n_subjects} subjects, and its predictions are of {score.n_subjects}")
         if not same(record.p_value, score.p_value, tolerance.p_value):
             wrong.append("its p-value is not that of its headline")
+        elif record.above_chance != score.above_chance and tolerance.interval == 0:
+            wrong.append("whether it is above chance is not what its predictions give")
+        if isinstance(task, SubjectTask) and (hidden := sorted(set(score.notes) - set(record.notes))):
+            wrong.append(f"a note on its predictions is missing: {hidden[0]}")
         for name, values in score.per_fold.items():
             says = record.per_fold.get(name, [])
             if len(says) != len(values) or not all(
@@ -625,6 +662,53 @@ class _Check:
 
     # ------------------------------------------------------------ records that should agree
 
+    def _people(self, items: Sequence[_Item], tables: Mapping[str, pd.DataFrame]) -> None:
+        """Hold what tables say of people to each other: of one person there is one age, one site, one truth of a task.
+
+        How many of a cohort are scored is up to the labels that there are; that it was not chosen nobody can see.
+        """
+        for item in items:
+            record, data = item.record, item.record.data
+            assert data is not None
+            if record.n_subjects < data.n_subjects:
+                self.once(
+                    "warning",
+                    "not-all",
+                    f"{printable(record.task.label)} on {printable(record.dataset.label)} is scored on "
+                    f"{record.n_subjects} of {data.n_subjects} people: who was left out, and that the others have no "
+                    "label, cannot be seen from here",
+                )
+            if record.id not in tables:
+                continue
+            for what, values in of_people(tables[record.id], record.task):
+                first = self.people.setdefault((data.fingerprint, what), values)
+                if _contradict(values, first):
+                    text = f"its predictions say another {printable(what)} of a person than other ones do"
+                    self.add("error", "people", text, item.label)
+
+    def _seeds(self, items: Sequence[_Item]) -> None:
+        """Say where seeds are missing: who shows some of them may have chosen."""
+        for group in tables_of([i.record for i in items]):
+            seeds: dict[str, set[int]] = {}
+            for r in group:
+                seeds.setdefault(r.row, set()).add(r.protocol.seed)
+            name, _, rest = group[0].protocol.suite.partition("@")
+            wanted = set().union(*seeds.values())
+            if name in frozen_suites() and "changed" not in rest:
+                wanted |= set(load_suite(name).seeds)
+            few = sorted(row for row, own in seeds.items() if own != wanted)
+            if few:
+                row = few[0]
+                missing = ", ".join(map(str, sorted(wanted - seeds[row])))
+                more = f", and {len(few) - 1} rows more lack some" if few[1:] else ""
+                self.once(
+                    "warning",
+                    "seeds",
+                    f"{printable(group[0].task.label)} on {printable(group[0].dataset.label)}: {printable(row)} lacks "
+                    f"seed {missing}{more}",
+                    "Submit all seeds of all rows: of chosen ones the mean is too good.",
+                )
+
     def _group(self, group: Sequence[_Item], tables: Mapping[str, pd.DataFrame]) -> None:
         """Check the rows of one task on one cohort with one protocol and seed."""
         records = [i.record for i in group]
@@ -638,12 +722,19 @@ class _Check:
             )
         for label in {r.row for r in records if sum(q.row == r.row for q in records) > 1}:
             self.add("error", "twice", f"row {printable(label)} is there twice with the same settings")
+        self._baselines(records)
         first = next((i for i in group if i.record.id in tables), None)
         for item in group:
             if first is not None and item.record.id in tables and item is not first:
                 for message in unlike(tables[item.record.id], tables[first.record.id]):
                     self.add("error", "swapped", f"{message} as {printable(first.record.row)} has it", item.label)
             self._controls(item, records)
+            for other in group[: group.index(item)]:
+                ids = (item.record.id, other.record.id)
+                names = {b.name for i in (item, other) if (b := i.record.backbone) is not None}
+                if len(names) == 2 and {*ids} <= tables.keys() and same_predictions(*(tables[i] for i in ids)):
+                    text = f"its predictions are those of {printable(other.record.row)}: one run under two names"
+                    self.add("error", "one-run", text, item.label)
             if item.record.id in tables:
                 self._beside(item, records, tables)
 
@@ -677,6 +768,27 @@ class _Check:
                     f"of {printable(group[0].task.label)} on {printable(group[0].dataset.label)} no comparison travels "
                     f"with these rows, and they will not be ranked: {rows}",
                 )
+
+    def _baselines(self, records: Sequence[Record]) -> None:
+        """Name baselines of this package that a run always has and that are not here: skill is over the best of all."""
+        first = records[0]
+        task = self.registry.tasks.get(first.task.name)
+        if task is None or not issubclass(task, SubjectTask | WindowTask) or first.data is None:
+            return
+        modality = "meg" if first.data.signal == "sensors" else "fmri"
+        own = {
+            name
+            for name, baseline in self.registry.baselines.items()
+            if modality in baseline.modalities and self.registry.provenance("baseline", name).distribution == OWN
+        }
+        if missing := sorted(own - {r.baseline.name for r in records if r.baseline is not None}):
+            self.once(
+                "warning",
+                "baselines",
+                f"{printable(first.task.label)} on {printable(first.dataset.label)} lacks {', '.join(missing)}, which "
+                "every run has",
+                "Submit all rows of a run: without the strongest baseline skill is too good.",
+            )
 
     def _controls(self, item: _Item, records: Sequence[Record]) -> None:
         record = item.record
@@ -756,6 +868,7 @@ class _Check:
             there[record.id] = plain
             if record.data is not None:
                 sources[record.data.fingerprint] = record.data.source
+                self._accepted_people(record, record.data, path.parent / "predictions" / f"{record.id}.parquet")
             slots.setdefault(slot(record), set()).add(record.id)
         for item in items:
             data = item.record.data
@@ -779,6 +892,20 @@ class _Check:
                 names = ", ".join(sorted(b[:12] for b in before))
                 self.findings.append(Finding("info", "supersedes", f"supersedes {names}", subject=item.label))
 
+    def _accepted_people(self, record: Record, data: DataRecord, path: Path) -> None:
+        """Hold what a bundle says of simulated people, who keep their names, to what accepted predictions say."""
+        truth = (data.fingerprint, f"truth of {record.task.label}")
+        if data.source != "simulated" or truth not in self.people or not path.is_file():
+            return
+        for what, values in of_people(read_table(path), record.task):
+            here = self.people.get((data.fingerprint, what), values)
+            if _contradict(here, values):
+                text = f"predictions say another {printable(what)} of a person than those of an accepted record do"
+                self.once("error", "people", text)
+            if what == truth[1] and (n := len(values.index.difference(here.index))):
+                text = f"{n} people are not scored on {printable(record.task.label)} who are in an accepted record"
+                self.once("error", "people", text)
+
     def repeated(
         self,
         items: Sequence[_Item],
@@ -796,6 +923,13 @@ class _Check:
 
 
 # ---------------------------------------------------------------- small pieces
+
+
+def _contradict(a: pd.Series[Any], b: pd.Series[Any]) -> bool:
+    """Return whether two columns say different things of people whom both have."""
+    both = a.index.intersection(b.index)
+    a, b = a[both], b[both]
+    return not bool(((a == b) | (a.isna() & b.isna())).all())
 
 
 def _version(distribution: str) -> str:

@@ -13,11 +13,13 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -25,16 +27,18 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import neurobench
-from neurobench.bundle import LIMITS, MANIFEST, make_bundle, write_bundle, zip_bytes
+from neurobench.bundle import LIMITS, MANIFEST, _Pseudonyms, make_bundle, task_of, write_bundle, zip_bytes
 from neurobench.bundle_reader import parse_folds, parse_json, parse_table, read_bundle
 from neurobench.cli import app
 from neurobench.errors import BundleError
+from neurobench.identity import digest
 from neurobench.leaderboard import BoardError, read_board
 from neurobench.plugins import load_registry
 from neurobench.publication import add_records
+from neurobench.recomputation import recompute, recompute_beside
 from neurobench.records import Finding
 from neurobench.repetition import Again
-from neurobench.results import content_hash
+from neurobench.results import content_hash, parse_record
 from neurobench.verification import Verdict, verify
 
 Files = dict[str, bytes]
@@ -168,12 +172,256 @@ def refused(verdict: Verdict, code: str, says: str) -> None:
     assert not any(f.code == "uncheckable" for f in errors), errors
 
 
+# ---------------------------------------------------------------- what fits itself and is no truth
+
+
+def scored_again(files: Files, registry, ids: Sequence[str] = ()) -> Files:
+    """Return the files with every number of records made to fit their predictions, confounds and skill included."""
+    every = [n[8:72] for n in files if n.startswith("records/")]
+    for i in ids or every:
+        record = parse_record(json.loads(files[f"records/{i}.json"]))
+        score = recompute(task_of(record, registry), record, parse_table(files[f"predictions/{i}.csv"]))
+
+        def numbers(p, score=score):
+            p["metrics"] = {n: asdict(m) for n, m in score.metrics.items()}
+            p["per_fold"] = {n: list(v) for n, v in score.per_fold.items()}
+            p |= {"p_value": score.p_value, "above_chance": score.above_chance, "n_subjects": score.n_subjects}
+            p["notes"] = list(score.notes)
+
+        files = with_record(files, i, numbers)
+    records = {i: parse_record(json.loads(files[f"records/{i}.json"])) for i in every}
+    tables = {i: parse_table(files[f"predictions/{i}.csv"]) for i in every}
+    for i, record in records.items():
+        found, _ = recompute_beside(record, list(records.values()), tables)
+        head = record.metrics[record.headline]
+        controls = {r.row: r.metrics[r.headline].value for r in records.values() if r.kind != "pretrained"}
+        controls.pop(record.row, None)
+        best = (max if head.higher_is_better else min)(controls, key=controls.__getitem__)
+
+        skill = (head.value - controls[best]) / (float(head.higher_is_better) - controls[best])
+
+        def beside(p, found=found, best=best, skill=skill):
+            leak = {n: m for n, m in p["confounds"].items() if n == "site_leak"}
+            p["confounds"] = leak | {n: asdict(m) for n, m in found.items()}
+            p |= {"best_baseline": best, "skill": skill}
+
+        files = with_record(files, i, beside)
+    return files
+
+
+def everywhere(files: Files, registry, change: Callable[[list[dict]], None]) -> Files:
+    for i in [n[8:72] for n in files if n.startswith("records/")]:
+        files = with_rows(files, i, change)
+    return scored_again(files, registry)
+
+
+def renamed(files: Files, record_id: str, change: Callable[[dict, dict], None]) -> tuple[Files, str]:
+    """Return the files with a record and its identity changed alike, every hash made to fit, and its new id."""
+    plain, identity = (json.loads(files[f"{folder}/{record_id}.json"]) for folder in ("records", "identities"))
+    for step in identity["steps"].values():
+        change(plain, step["identity"])
+    change(plain, identity["evaluation"])
+    text, before = json.dumps(identity), ""
+    while text != before:
+        before = text
+        for key, step in json.loads(text)["steps"].items():
+            text = text.replace(key, digest(step["identity"]))
+    identity = json.loads(text)
+    plain["id"] = digest({"evaluation": identity["evaluation"]})
+    plain["content_hash"] = content_hash(plain)
+    moved = {n: c for n, c in files.items() if record_id not in n}
+    moved |= {f"records/{plain['id']}.json": _text(plain), f"identities/{plain['id']}.json": _text(identity)}
+    moved[f"predictions/{plain['id']}.csv"] = files[f"predictions/{record_id}.csv"]
+    return sealed(moved), plain["id"]
+
+
+def warned(verdict: Verdict, code: str, says: str) -> None:
+    """Assert that a verdict does not believe without a word, and says this."""
+    assert verdict.exit_code != 0
+    assert any(f.code == code and says in f.message for f in verdict.findings), verdict.findings
+
+
+def test_sites_and_ages_of_one_row_that_are_not_those_of_the_others(diagnoses: Files, tmp_path: Path, registry):
+    net = named(diagnoses, "transformer · roi", "diagnosis")
+
+    def sites(rows):
+        for k, row in enumerate(rows):
+            row["site"] = "AB"[k % 2]
+
+    forged = scored_again(with_rows(diagnoses, net, sites), registry, [net])
+    refused(judged(forged, tmp_path, registry), "people", "another site of a person")
+
+    def older(rows):
+        for row in rows:
+            row["age"] = str(float(row["age"]) + float(row["prediction"]))
+
+    forged = scored_again(with_rows(diagnoses, net, older), registry, [net])
+    refused(judged(forged, tmp_path, registry), "people", "another age of a person")
+
+    def gone(rows):
+        for row in rows:
+            del row["site"]
+
+    forged = scored_again(with_rows(diagnoses, net, gone), registry, [net])
+    refused(judged(forged, tmp_path, registry), "swapped", "not the same columns of people (site)")
+
+
+def test_another_target_in_every_row(ages: Files, diagnoses: Files, out: Path, tmp_path: Path, registry):
+    def years(rows):
+        for k, row in enumerate(rows):
+            row["truth"] = str(20.0 + k)
+
+    refused(judged(everywhere(ages, registry, years), tmp_path, registry), "people", "another age of a person")
+
+    def classes(rows):
+        for k, row in enumerate(rows):
+            row["truth"] = str(float(k % 2))
+
+    # Of one's own nobody can say what the class of a person is: an accepted record can.
+    forged = everywhere(diagnoses, registry, classes)
+    i = named(diagnoses, "mean", "diagnosis")
+    accepted = tmp_path / "results" / "core"
+    (accepted / "predictions").mkdir(parents=True)
+    (accepted / f"{i}.json").write_bytes(diagnoses[f"records/{i}.json"])
+    shutil.copy(out / "predictions" / f"{i}.parquet", accepted / "predictions")
+    refused(judged(forged, tmp_path, registry, against=accepted.parent), "people", "another truth of diagnosis")
+    honest = judged(diagnoses, tmp_path, registry, against=accepted.parent)
+    assert honest.exit_code != 1, honest.findings
+
+
+def test_people_who_do_badly_left_out_of_every_row(ages: Files, out: Path, tmp_path: Path, registry):
+    def best(rows):
+        rows[:] = sorted(rows, key=lambda r: abs(float(r["truth"]) - float(r["train_mean"])))[:19]
+
+    forged = everywhere(ages, registry, best)
+    warned(judged(forged, tmp_path, registry), "not-all", "scored on 19 of 24 people")
+    i = named(ages, "mean", "age")
+    (tmp_path / "results" / "predictions").mkdir(parents=True)
+    (tmp_path / "results" / f"{i}.json").write_bytes(ages[f"records/{i}.json"])
+    shutil.copy(out / "predictions" / f"{i}.parquet", tmp_path / "results" / "predictions")
+    verdict = judged(forged, tmp_path, registry, against=tmp_path / "results")
+    refused(verdict, "people", "5 people are not scored on age who are in an accepted record")
+
+
+def test_seeds_that_were_chosen(ages: Files, tmp_path: Path, registry):
+    net = named(ages, "transformer · roi", "age")
+
+    def again(plain, identity):
+        plain["protocol"]["seed"] = 1
+        if "seed" in identity:
+            identity["seed"] = 1
+
+    forged, _ = renamed(ages, net, again)
+    warned(judged(forged, tmp_path, registry), "seeds", "lacks seed")
+
+
+def test_baselines_that_are_not_shown(ages: Files, tmp_path: Path, registry):
+    rows = ("mean", "transformer · untrained", "transformer · roi")
+    forged = scored_again(of_task(ages, "age", rows), registry)
+    warned(judged(forged, tmp_path, registry), "baselines", "age on adhd200 lacks connectome, connectome_kernel")
+
+
+def test_names_that_are_others(ages: Files, tmp_path: Path, registry):
+    net = named(ages, "transformer · roi", "age")
+
+    def borrowed(plain, identity):
+        plain["row"] = "mamba · roi"
+        if "row" in identity:
+            identity["row"] = plain["row"]
+
+    forged, _ = renamed(ages, net, borrowed)
+    refused(judged(forged, tmp_path, registry), "name", "row mamba · roi is not named after what it was made with")
+
+    def own(name: str, plain, identity):
+        plain["row"] = f"{name} · roi"
+        plain["backbone"] |= {"name": name, "label": name, "distribution": "mine"}
+        if "row" in identity:
+            identity["row"] = plain["row"]
+        if "backbone" in identity:
+            identity["backbone"] |= {"name": name, "distribution": "mine"}
+
+    # A Cyrillic letter.
+    forged, _ = renamed(ages, net, partial(own, "tr\u0430nsformer"))
+    refused(judged(forged, tmp_path, registry), "name", "'tr\\u0430nsformer' is no name of a component")
+    forged, i = renamed(ages, net, partial(own, "best"))
+    twice = sealed(ages | {n: c for n, c in forged.items() if i in n})
+    refused(judged(twice, tmp_path, registry), "one-run", "one run under two names")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (lambda p: p.update(above_chance=not p["above_chance"]), "value", "whether it is above chance"),
+        (lambda p: p.update(p_value_refit=0.001), "value", "refitted 0 times, and it has a p-value"),
+        (lambda p: p.update(written="2099-01-01T00:00:00Z"), "value", "written in the future"),
+        (lambda p: p.update(written="yesterday"), "value", "no moment"),
+        (lambda p: p["cost"].update(seconds=-1.0), "value", "less than nothing"),
+        (
+            lambda p: p["pretraining"].update(learned=not p["pretraining"]["learned"]),
+            "value",
+            "reached the best filler",
+        ),
+        (lambda p: p.update(pretraining=None), "name", "or is of another kind"),
+        (lambda p: p["metrics"]["mae"].update(value="5.0"), "schema", "metrics.mae.value"),
+        (lambda p: p["metrics"]["mae"].update(value="NaN"), "schema", "metrics.mae.value"),
+        (lambda p: p.update(n_subjects=True), "schema", "n_subjects"),
+    ],
+)
+def test_what_a_record_says_of_itself(change, code: str, says: str, ages: Files, tmp_path: Path, registry):
+    forged = with_record(ages, named(ages, "transformer · roi", "age"), change)
+    refused(judged(forged, tmp_path, registry), code, says)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p["metrics"]["mae"].update(unit="months"), "another unit or direction"),
+        (lambda p: p["metrics"]["mae"].update(higher_is_better=True), "another unit or direction"),
+        (lambda p: p.update(headline="pearson_r"), "the task's is mae"),
+        (lambda p: p["metrics"].update(magic=p["metrics"]["mae"]), "magic is given"),
+        (lambda p: p["metrics"].pop("r2"), "r2 is missing"),
+    ],
+)
+def test_metrics_without_predictions_are_those_of_the_task(change, says, ages: Files, tmp_path: Path, registry):
+    net = named(ages, "transformer · roi", "age")
+    declared = sealed({n: c for n, c in ages.items() if n != f"predictions/{net}.csv"})
+    refused(judged(with_record(declared, net, change), tmp_path, registry), "task", says)
+
+
+def test_intervals_that_are_too_narrow_for_so_few(diagnoses: Files, tmp_path: Path, registry):
+    net = named(diagnoses, "transformer · roi", "diagnosis")
+    declared = sealed({n: c for n, c in diagnoses.items() if n != f"predictions/{net}.csv"})
+
+    def narrow(p):
+        half = {"value": 0.5, "low": 0.48, "high": 0.52, "above_chance": False}
+        for name in ("balanced_accuracy", "sensitivity", "specificity"):
+            p["metrics"][name] |= half
+
+    warned(judged(with_record(declared, net, narrow), tmp_path, registry), "value", "half as wide as one of 23")
+    assert not any("half as wide" in f.message for f in judged(declared, tmp_path, registry).findings)
+
+
+def test_another_numpy_is_told_for_it_loosens_what_is_held(ages: Files, tmp_path: Path, registry):
+    forged = with_record(ages, named(ages, "mean", "age"), lambda p: p["environment"].update(numpy="99.0"))
+    warned(judged(forged, tmp_path, registry), "numpy", "made with numpy 99.0")
+
+
+def test_families_leave_under_other_names_in_the_same_order():
+    table = pd.DataFrame({"participant_id": ["b", "a", "c"], "family": ["smith", "", "jones"], "site": ["x", "x", "y"]})
+    names = _Pseudonyms.of([table], [])
+    found, _ = names.applied(table, frozenset({"site"}))
+    assert found["family"].tolist() == ["family2", "", "family1"]
+    text = found.assign(fold=0, truth=1.0, prediction=1.0, train_mean=1.0).to_csv(index=False).encode()
+    assert parse_table(text)["family"].tolist() == ["family2", "", "family1"]
+
+
 # ---------------------------------------------------------------- honest ones
 
 
 def test_an_honest_bundle_is_believed_and_found_again(honest: Files, tmp_path: Path, registry):
     verdict = judged(honest, tmp_path, registry)
-    assert {f.code for f in verdict.findings} == {"suite"}, "a warning that it belongs to no suite, and nothing else"
+    # It belongs to no suite, and one of 24 people has no diagnosis.
+    assert {f.code for f in verdict.findings} == {"suite", "not-all"}
     assert verdict.word == "believed, with warnings"
     assert verdict.exit_code == 2
     assert set(verdict.levels.values()) == {"recomputed"}

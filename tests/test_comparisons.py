@@ -19,21 +19,20 @@ from typer.testing import CliRunner
 
 from neurobench.caveats import detectable
 from neurobench.cli import app
+from neurobench.comparison_words import words
 from neurobench.comparisons import (
     SCORES,
     Comparisons,
     _Key,
     _of_same_network,
-    across_tasks,
     compare_all,
     compare_rows,
-    exchanges_of,
-    rank_ranges,
-    transfer,
 )
 from neurobench.errors import DataError
 from neurobench.metrics import auroc
+from neurobench.over_tasks import across_tasks, transfer
 from neurobench.paired import Paired, difference_of, mean_row, nadeau_bengio, needed, row_of
+from neurobench.ranks import exchanges_of, rank_ranges
 from neurobench.scoring import holm
 
 
@@ -409,6 +408,22 @@ def test_twice_the_same(out):
     import neurobench
 
     pd.testing.assert_frame_equal(neurobench.compare_results(out), neurobench.compare_results(out))
+
+
+@pytest.mark.parametrize(
+    ("by", "higher", "n_seeds", "said"),
+    [
+        ("untrained", True, 1, "a · m is not above chance, so it is not called better."),
+        ("untrained", False, 1, "a · untrained is not above chance, so"),
+        ("baseline", True, 3, "a · m is not above chance with every seed, so"),
+        ("backbone", True, 1, "no row of a · m is above chance, so"),
+    ],
+)
+def test_what_is_ahead_of_another_row_but_not_of_chance_is_named(by, higher, n_seeds, said):
+    line = {"by": by, "first": "a · m", "second": "a · untrained", "task": "age", "unit": "years", "winner": ""}
+    line |= {"difference": 0.4, "low": 0.1, "high": 0.7, "p_holm": 0.01, "n_needed": 30.0, "n_subjects": 40}
+    text = words(by, [line | {"detectable": 0.3, "n_seeds": n_seeds}], 1, higher, lambda first, second: "")
+    assert f"its interval excludes 0, but {said}" in text
 
 
 def test_the_command_says_it_in_words(out, tmp_path):

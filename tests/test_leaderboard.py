@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import neurobench
 from benchmarks.performance.board import invented, place, predictions, with_value
-from neurobench import comparisons, leaderboard
+from neurobench import comparisons, evidence, leaderboard
 from neurobench.bundle import make_bundle, write_bundle
 from neurobench.cli import app
 from neurobench.errors import StoreError
@@ -353,8 +353,9 @@ def test_what_was_verified_is_kept_by_its_bytes(tmp_path: Path, monkeypatch):
 def test_predictions_are_read_and_built_once(tmp_path: Path, monkeypatch):
     ranked(tmp_path, {"net · roi": 0.5, "net · random": 1.6, "ridge": 1.45, "mean": 3.0})
     read, built = Counter(), []
-    read_parquet, row_of = pd.read_parquet, leaderboard.row_of
-    monkeypatch.setattr(pd, "read_parquet", lambda path: read.update([Path(path).stem]) or read_parquet(path))
+    read_table, row_of = evidence.read_table, leaderboard.row_of
+    for module in (leaderboard, evidence):
+        monkeypatch.setattr(module, "read_table", lambda path: read.update([path.stem]) or read_table(path))
     for module in (leaderboard, comparisons):
         monkeypatch.setattr(module, "row_of", lambda *a: built.append(a) or row_of(*a))
     (table,) = read_board(tmp_path, load_registry()).tables

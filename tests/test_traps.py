@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import neurobench
-from neurobench.caveats import Caveat, caveats
+from benchmarks.performance.board import invented
+from neurobench.caveats import Caveat, _label_and_site, caveats, shown_by_records
 from neurobench.results import load_evidence, load_predictions, read_record
-from neurobench.scoring import score_subject_task
+from neurobench.scoring import ONE_CLASS, score_subject_task
 from neurobench_tasks.diagnosis import Diagnosis
 from tests import traps
 
@@ -144,3 +146,29 @@ def test_harmonised_sites_are_not_found_again(tmp_path: Path, trap: Callable[[Pa
     if trap is traps.label_is_site:
         assert leaks[0] is not None
         assert leaks[0] > 0.95
+
+
+def test_relatives_are_drawn_together_where_the_site_is_asked_for_the_class():
+    # Ten families of ten at two sites, of one class each: of people on their own the site would tell the class.
+    family = np.repeat(np.arange(10), 10)
+    truth, site = np.isin(family, [0, 1, 2, 3, 5]).astype(float), np.array(["a", "b"])[(family >= 5).astype(int)]
+    alone = [c.code for c in _label_and_site("diagnosis", truth, site, None)]
+    together = [c.code for c in _label_and_site("diagnosis", truth, site, family)]
+    assert (alone, together) == (["label-and-site"], [])
+
+
+@pytest.mark.parametrize(
+    ("notes", "codes"),
+    [
+        (["prevalence of case: 4 of 9", f"1 of 3{ONE_CLASS}"], ["one-class-sites"]),
+        ([f"3 of 3{ONE_CLASS}"], ["label-is-site"]),
+        (["prevalence of case: 4 of 9"], []),
+    ],
+)
+def test_records_alone_say_that_a_site_is_of_one_class(notes, codes):
+    record = invented("net", "baseline", task="diagnosis", notes=notes)
+    head = record.metrics["mae"]
+    record = record.model_copy(update={"metrics": {"mae": head, "within_site_auroc": head}, "confounds": {}})
+    found = shown_by_records([record])
+    assert [c.code for c in found] == codes
+    assert all("1 of 3 sites hold one class only: a site of one class" in c.text for c in found if c.level != "error")
