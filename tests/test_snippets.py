@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import metadata
 from pathlib import Path
@@ -77,13 +78,22 @@ def commands(text: str) -> list[str]:
 
 @functools.cache
 def written(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
+    if page not in STARTS:
+        return (ROOT / page).read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        new_plugin(page.split()[1], name_of(page), Path(folder) / "new", load_registry())
+        return (Path(folder) / "new" / "README.md").read_text(encoding="utf-8")
+
+
+def name_of(page: str) -> str:
+    """Return what a plugin is called that is started for a page."""
+    return f"a_{page.split()[1]}"
 
 
 # ---------------------------------------------------------------- every block has its way
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *STARTS])
 def test_a_block_is_run_or_says_why_not(page: str) -> None:
     wrong = []
     for block in blocks(written(page)):
@@ -262,17 +272,14 @@ def test_what_a_page_says_works(page: str, before: Path, tmp_path: Path, monkeyp
     (tmp_path / "board").mkdir()
     for other in ("OUT", "SHARED", "twins", "board/twins"):
         (tmp_path / other).symlink_to(tmp_path / "neurobench-results")
+    reader = Reader(tmp_path, monkeypatch)
     if page in STARTS:
-        new_plugin(page.split()[1], f"a_{page.split()[1]}", tmp_path / "new", load_registry())
-        text = (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
+        new_plugin(page.split()[1], name_of(page), tmp_path / "new", load_registry())
         (tmp_path / "new" / "neurobench-results").symlink_to(tmp_path / "neurobench-results")
-        reader = Reader(tmp_path / "new", monkeypatch)
-    else:
-        text = written(page)
-        reader = Reader(tmp_path, monkeypatch)
+        reader.cd(["cd", "new"])
     if page == "docs/pretrained.md":
         models(tmp_path)
-    wrong = reader.read(blocks(text))
+    wrong = reader.read(blocks(written(page)))
     assert not wrong, "\n\n".join(wrong)
 
 
