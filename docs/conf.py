@@ -10,6 +10,8 @@ copyright = author
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["neurobench.css"]
 html_title = f"neurobench {__version__}"
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]

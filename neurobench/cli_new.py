@@ -24,7 +24,7 @@ def new(
     Example: neurobench new backbone my_net
     """
     from neurobench import console
-    from neurobench.new import new_plugin
+    from neurobench.new import EXAMPLES, new_plugin
 
     folder = to or Path(f"neurobench-{name.replace('_', '-')}")
     files = new_plugin(kind, name, folder, open_registry(()))
@@ -32,3 +32,4 @@ def new(
     screen.print(f"{files[0]} is the plugin; change it into what it is to be.", highlight=False, soft_wrap=True)
     then = f'cd {folder} && pip install -e ".[test]" && neurobench check {name}'
     screen.print(f"Next: {then}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"Then: {EXAMPLES[kind].format(name=name)}", highlight=False, markup=False, soft_wrap=True)

@@ -13,19 +13,20 @@ from neurobench.plugin_rules import KINDS, NAME
 from neurobench.plugins import Kind, Registry
 from neurobench.store import disk_errors
 
-__all__ = ["new_plugin"]
+__all__ = ["EXAMPLES", "new_plugin"]
 
 WORDS = {"mask": "masking strategy"}
 """What a kind is called where that is not its name."""
 
-EXAMPLES = {
+EXAMPLES: Mapping[str, str] = {
     "backbone": "neurobench run --backbone {name},mamba --mask roi,random_tube --dataset adhd200",
     "mask": "neurobench run --backbone mamba --mask {name},random_tube --dataset adhd200",
     "dataset": "neurobench run --backbone mamba --mask roi --dataset {name}   # its simulated twin",
     "task": "neurobench run --backbone mamba --mask roi --dataset adhd200 --task {name}",
     "baseline": "neurobench run --backbone mamba --mask roi --dataset adhd200   # one row more in every table",
-    "figure": "neurobench report neurobench-results                            # one picture more in every report",
+    "figure": "neurobench report neurobench-results   # one picture more in every report",
 }
+"""How one of a kind is run beside what comes with neurobench."""
 
 FILES = {
     "pyproject.toml.j2": "pyproject.toml",

@@ -99,14 +99,17 @@ def check_component(
     name = str(getattr(cls, "name", cls.__name__))
     if only and only not in found:
         raise CheckError(f"there is no check {only!r} for {name}.", allowed=", ".join(found))
-    results = []
+    results: list[CheckResult] = []
     if (reason := _why_unavailable(cls)) and not only:
         return [CheckResult(name, check, "skipped", reason) for check in found]
     usable = backbones.mended(cls) if issubclass(cls, Backbone) else cls
     for check, function in found.items():
         if only in ("", check):
             seen = cls if check in common.CHECKS else usable
-            results.append(_judged(cls, name, check, *_run(function, seen, registry, full)))
+            outcome, message = _run(function, seen, registry, full)
+            if "raised " in message and any(r.check == "builds" and r.outcome == "failed" for r in results):
+                message += " Mend `builds` first: this may come of it."
+            results.append(_judged(cls, name, check, outcome, message))
     for check in sorted(set(cls.expected_failures) - set(found)) if not only else ():
         message = f"expected_failures names a check {check!r} that does not exist; there are {', '.join(found)}"
         results.append(CheckResult(name, check, "failed", message))

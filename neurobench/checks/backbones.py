@@ -215,9 +215,10 @@ def builds(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
             build(cls, spec)
         except Exception as error:  # every size is tried, and all that fail are told
             problems.append(f"cannot be built with {spec}: {type(error).__name__}: {error}")
+    next_step = "Say so in `impossible` if some sizes cannot be." if problems else ""
     if taken := _set_again(cls):
         problems.append(f"sets {', '.join(taken)}, which TokenBackbone embeds with: choose other names")
-    demand(problems, "Say so in `impossible` if some sizes cannot be.")
+    demand(problems, next_step)
     return f"{len(specs) - len(possible)} of {len(specs)} sizes are refused" if len(possible) < len(specs) else ""
 
 
@@ -274,7 +275,11 @@ def parameter_budget(cls: type[Backbone], registry: Registry | None, full: bool)
                 f"{count:,} parameters at width {spec.width} and {spec.n_layers} layers, "
                 f"{count / wanted - 1:+.0%} of the budget of {wanted:,}"
             )
-    demand(problems, "Match the budget with `feedforward_width`, never with the width.")
+    demand(
+        problems,
+        "Never by the width: give each layer a block Linear(width, wide), GELU, Linear(wide, width) with "
+        "wide = 2 * feedforward_width(width, mixer // 2), where `mixer` counts the other parameters of the layer.",
+    )
     return ("" if keeps else "exempt, and marked so wherever it is shown: ") + "; ".join(found)
 
 
@@ -335,7 +340,7 @@ def reach(cls: type[Backbone], registry: Registry | None, full: bool) -> str:
         seen[unit, patch] = 0
         if not (seen > 0).any():
             problems.append(f"the output at unit {unit}, patch {patch} sees no other token")
-    demand(problems, "A one-way scan sees what is before it only: scan both ways.")
+    demand(problems, "Mix across units, and along time in both directions.")
     return ""
 
 
@@ -642,7 +647,9 @@ def _prompted_tokens(cls: type[Backbone], changed: dict[str, Any]) -> None:
             problems.append(f"with prompts the tokens hold NaN or infinity ({what})")
         elif difference < TOLERANCE:
             problems.append(f"prompts do not reach the tokens ({what}): they change by {difference:.1e} s.d.")
-    demand(problems, "A `forward` of its own has to mix the prompts in.")
+    demand(
+        problems, "Prompts are units more: `mix` has to mix across units, a `forward` of its own has to mix them in."
+    )
     signal = batch.signal.masked_fill(hidden[..., None], 0.0)
     tokens = backbone.train()(signal, hidden, batch.table)[valid]
     if tokens.requires_grad:

@@ -72,6 +72,9 @@ def raised(error: Exception, cls: type[Component]) -> str:
     frame = (own or frames)[-1]
     kind = "" if isinstance(error, NeurobenchError) else f"{type(error).__name__}: "
     what = str(error).partition(" Hint: enable anomaly detection")[0]
+    obj = getattr(error, "obj", None)  # of an AttributeError, what has no such attribute
+    if type(obj).__module__.startswith("neurobench."):
+        what += f"; it has {', '.join(n for n in dir(obj) if not n.startswith('_'))}"
     return f"{kind}{what} (in {frame.name}, {frame.filename}:{frame.lineno})"
 
 

@@ -69,7 +69,9 @@ def elements_are_flat_indices(cls: type[MaskingStrategy], registry: Registry | N
     for what, strategy, window in _possible(cls, full):
         for element in _elements(strategy, window, 0.5, 0):
             array = np.asarray(element)
-            if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            if not array.size and array.dtype.kind == "f":
+                problems.append(f"yields an empty list, which has no type: leave it out ({what})")
+            elif array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
                 problems.append(f"yields {array.dtype} of shape {array.shape}, not one-dimensional integers ({what})")
             elif array.size and (array.min() < 0 or array.max() >= window.valid.size):
                 wrong = array.max() if array.max() >= window.valid.size else array.min()
@@ -87,7 +89,7 @@ def equal_budget(cls: type[MaskingStrategy], registry: Registry | None, full: bo
             try:
                 drawn = draw(strategy, window, ratio, np.random.default_rng(seed))
             except ConfigError as error:
-                problems.append(f"{what} at ratio {ratio:g}: {error.what}")
+                problems.append(f"the elements do not suffice ({what}, ratio {ratio:g}: {error.what.rstrip('.')})")
                 continue
             n_scored = int(drawn.scored.sum())
             if n_scored != wanted and strategy.budgeted:
