@@ -24,7 +24,7 @@ import yaml
 from rich.text import Text
 from typer.testing import CliRunner
 
-from benchmarks.fuzz_samples import filled
+from benchmarks.fuzz.samples import filled
 from benchmarks.performance.board import invented
 from neurobench import console, upkeep
 from neurobench.cli import app
