@@ -28,6 +28,7 @@ from neurobench_datasets import _meg_files
 from neurobench_datasets._atlases import Atlas, load_labels
 from neurobench_datasets._bold_images import BoldFile
 from neurobench_datasets._mat import damage
+from neurobench_datasets._meg_noise import noise_covariance
 from neurobench_datasets._meg_open import open_raw
 from neurobench_datasets._roi_series import read_series
 
@@ -246,6 +247,21 @@ def test_a_fif_file_that_leads_in_a_circle_is_said(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x_raw\.fif is cut off or damaged .*lead in a circle"):
         open_raw(path)
+
+
+@pytest.mark.parametrize("says", ["lead in a circle", "are of 30000 sensors"])
+def test_a_noise_covariance_that_mne_would_read_without_end_is_said(tmp_path: Path, says: str) -> None:
+    path = tmp_path / "x-cov.fif"
+    content = bytearray(readers()["noise"].samples[0])
+    if "circle" in says:
+        second = 16 + struct.unpack(">i", content[8:12])[0]
+        content[second + 12 : second + 16] = struct.pack(">i", second)
+    else:
+        at = content.index(struct.pack(">3i", FIFF.FIFF_MNE_COV_DIM, FIFF.FIFFT_INT, 4)) + 16
+        content[at : at + 4] = struct.pack(">i", 30_000)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"x-cov\.fif cannot be read as a noise covariance .*{says}"):
+        noise_covariance(path, 1)
 
 
 def test_a_fif_file_that_says_more_samples_than_it_can_hold_is_said(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from neurobench.leaderboard import read_board
 from neurobench.leaderboard_site import _files
 from neurobench.report import Report
 from neurobench.report_writing import _html
-from neurobench.results import Record, record_text
+from neurobench.results import PretrainingRecord, Record, record_text
 
 HOSTILE = (
     b"<script>alert(1)</script>",
@@ -93,13 +93,46 @@ def _name(folder: Path) -> str:
     return (folder / "name.txt").read_bytes().decode("utf-8", "replace")[:200]
 
 
+RULED = (
+    "id",
+    "content_hash",
+    "status",
+    "kind",
+    "source",
+    "may_leave",
+    "suite",
+    "objective",
+    "headline",
+    "probe",
+    "harmonise",
+)
+"""Texts of a record that are none of anybody's choice, or where a board is not built of others."""
+
+NAMED = ("parameters", "recipe", "left_out", "environment", "metrics", "confounds", "per_fold")
+"""Parts of a record that have names of their own."""
+
+
+def _saying(name: str, plain: Any) -> Any:
+    """Return plain values with every text replaced by a name, and the name among the names."""
+    if isinstance(plain, list):
+        return [_saying(name, value) for value in plain]
+    if not isinstance(plain, dict):
+        return name if isinstance(plain, str) else plain
+    said = {key: value if key in RULED else _saying(name, value) for key, value in plain.items()}
+    for part in said.keys() & NAMED:
+        said[part][name] = next(iter(said[part].values()), 1 if part == "left_out" else name)
+    return said
+
+
 def named(name: str) -> list[Record]:
     """Return two records that say a name wherever they may say one."""
-    said: dict[str, Any] = {f"data__{k}": name for k in ("title", "revision", "licence", "access", "variant", "signal")}
-    said |= {"environment": {"python": name, "neurobench-fm": name, "command": name}, "best_baseline": name}
-    said |= {"protocol__profile": name, "protocol__recipe": {name: name}, "notes": [name], "data__provenance": [name]}
-    rows = (("pretrained", f"{name} · {name}"), ("baseline", name))
-    return [invented(row, kind, task=name, dataset=name, **said) for kind, row in rows]
+    found = []
+    for row, kind in ((f"{name} · {name}", "pretrained"), (name, "baseline")):
+        plain = _saying(name, invented(row, kind, notes=["x"]).model_dump(mode="json"))
+        plain["pretraining"] = {**dict.fromkeys(PretrainingRecord.model_fields), "best_filler": name, "on": []}
+        record = Record.of(plain | {"row": row})
+        found.append(record.hashed())
+    return found
 
 
 def pages_of(records: Sequence[Record], folder: Path) -> list[str]:
@@ -114,11 +147,12 @@ def pages_of(records: Sequence[Record], folder: Path) -> list[str]:
 
 
 def _site(folder: Path) -> None:
-    only_text(pages_of(named(_name(folder)), folder), _usual_pages())
+    only_text(pages_of(named(_name(folder)), folder), usual_pages())
 
 
 @functools.cache
-def _usual_pages() -> list[str]:
+def usual_pages() -> list[str]:
+    """Return the pages of a board that says an ordinary name."""
     with tempfile.TemporaryDirectory() as folder:
         return pages_of(named("x"), Path(folder))
 
@@ -127,7 +161,7 @@ def _usual_pages() -> list[str]:
 
 
 def _report(folder: Path) -> None:
-    only_text([report_of(_name(folder))], [_usual_report()])
+    only_text([report_of(_name(folder))], [usual_report()])
 
 
 def report_of(name: str) -> str:
@@ -137,5 +171,6 @@ def report_of(name: str) -> str:
 
 
 @functools.cache
-def _usual_report() -> str:
+def usual_report() -> str:
+    """Return the page of a report that says an ordinary name."""
     return report_of("x")
