@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -501,7 +502,7 @@ def load_suite(path: Path | str) -> RunConfig:
     if isinstance(settings.get("data_dirs"), str):
         settings["data_dirs"] = {"": settings["data_dirs"]}
     try:
-        config = pydantic.TypeAdapter(RunConfig).validate_python(settings)
+        config = _adapter().validate_python(settings)
     except pydantic.ValidationError as error:
         for e in error.errors():
             where = ".".join(map(str, e["loc"]))
@@ -526,6 +527,13 @@ def load_suite(path: Path | str) -> RunConfig:
         data_dirs={k: path.parent / v.expanduser() for k, v in config.data_dirs.items()},
         plugin_files=tuple(path.parent / f.expanduser() for f in config.plugin_files),
     )
+
+
+@functools.cache
+def _adapter() -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(RunConfig)
 
 
 SUITES = Path(__file__).with_name("suites")

@@ -10,17 +10,25 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse
+from hypothesis import strategies as st
 from mne.io.constants import FIFF
 
-from benchmarks.fuzz import Campaign, fuzz, keep, only_text, readers
+from benchmarks.fuzz import engines
+from benchmarks.fuzz.engines import Campaign, fuzz, keep
+from benchmarks.fuzz.pages import only_text
+from benchmarks.fuzz.reader import Reader
+from benchmarks.fuzz.readers import readers
+from benchmarks.fuzz.structured import strategies
 from neurobench.errors import DataError
 from neurobench_datasets import _meg_files
 from neurobench_datasets._atlases import Atlas, load_labels
 from neurobench_datasets._bold_images import BoldFile
 from neurobench_datasets._mat import damage
+from neurobench_datasets._meg_noise import noise_covariance
 from neurobench_datasets._meg_open import open_raw
 from neurobench_datasets._roi_series import read_series
 
@@ -44,30 +52,56 @@ def test_hundreds_of_damaged_files(name: str) -> None:
     assert fuzz(name, 300, seed=2).found == {}
 
 
-def test_a_crash_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import fuzz as module
+@pytest.mark.parametrize("name", strategies())
+def test_hundreds_of_made_up_files(name: str) -> None:
+    done = fuzz(name, 200, seed=1, engine="hypothesis")
+    assert done.found == {}
+    assert done.n >= 200
+    # As many as are refused at the door would tell nothing of what comes after it.
+    assert done.n_read > 5
+    # The same seed is the same files.
+    if name == "labels-text":
+        assert fuzz(name, 200, seed=1, engine="hypothesis").n_read == done.n_read
 
-    def read(folder: Path) -> None:
-        if b"\x00" in (folder / "x").read_bytes():
-            raise KeyError("oops")
 
-    monkeypatch.setattr(module, "readers", lambda: {"x": module.Reader("x", (b"a\x00b",), read)})
-    found = module.fuzz("x", 50).found
-    assert found
-    assert all("KeyError at" in place or "?" in place for place in found)
+def _breaks(folder: Path) -> None:
+    if b"\x00" in (folder / "x").read_bytes():
+        raise KeyError("oops")
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_a_crash_is_found(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "readers", lambda: {"x": Reader("x", (b"a\x00b",), _breaks)})
+    monkeypatch.setattr(engines, "strategies", lambda: {"x": st.binary(max_size=50)})
+    (found,) = fuzz("x", 500, engine=engine).found.items()
+    assert found[0] == "KeyError at ?"
+    if engine == "hypothesis":
+        assert found[1] == ("'oops'", b"\x00"), "the shortest there is"
+
+
+def test_a_file_that_takes_too_long_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spins(folder: Path) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(engines, "readers", lambda: {"x": Reader("x", (b"a",), spins)})
+    monkeypatch.setattr(engines, "LIMIT_S", 0.05)
+    assert list(fuzz("x", 1).found) == ["_Late at ?"]
 
 
 def test_pieces_of_a_campaign_add_up(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     errors = Counter({"DataError": 4})
-    keep("x", Campaign(10, n_read=6, seconds=1.6, slowest_s=0.2, errors=errors), 0, path)
-    keep("x", Campaign(20, n_read=16, seconds=3.1, slowest_s=0.1, errors=errors), 1, path)
-    kept = json.loads(path.read_text(encoding="utf-8"))["x"]
+    keep("x", Campaign(10, n_read=6, seconds=1.6, slowest_s=0.2, errors=errors), 0, "mutation", path)
+    keep("x", Campaign(20, n_read=16, seconds=3.1, slowest_s=0.1, errors=errors), 1, "mutation", path)
+    kept = json.loads(path.read_text(encoding="utf-8"))["mutation"]["x"]
     assert (kept["files"], kept["read"], kept["refused"], kept["seeds"]) == (30, 22, {"DataError": 8}, [0, 1])
     assert (kept["seconds"], kept["slowest_s"]) == (5, 0.2)
-    # The same seed is the same files.
-    keep("x", Campaign(20, n_read=20), 1, path)
-    assert json.loads(path.read_text(encoding="utf-8"))["x"]["files"] == 20
+    # The same seed is the same files; another engine makes others.
+    keep("x", Campaign(20, n_read=20), 1, "mutation", path)
+    keep("x", Campaign(7), 1, "hypothesis", path)
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert (kept["mutation"]["x"]["files"], kept["hypothesis"]["x"]["files"]) == (20, 7)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +204,22 @@ def test_numbers_of_hundreds_of_digits_are_no_series(tmp_path: Path) -> None:
         read_series(path)
 
 
+def test_columns_that_name_rows_are_taken_off_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Thousands of them: to copy the rest of the table for each in turn took ten seconds.
+    path = tmp_path / "x.csv"
+    path.write_text("a " * 3000 + "b\n" + "- " * 3000 + "1\n", encoding="utf-8")
+    astype, copied = pd.Series.astype, []
+
+    def counted(column: pd.Series, *args: object, **kwargs: object) -> pd.Series:
+        copied.append(column)
+        return astype(column, *args, **kwargs)
+
+    monkeypatch.setattr(pd.Series, "astype", counted)
+    series = read_series(path)
+    assert (series.values.tolist(), series.columns, series.rows) == ([[1.0]], ("b",), ("-",))
+    assert len(copied) < 10
+
+
 def test_a_recording_of_a_few_bytes_that_says_gigabytes_is_not_made_room_for(tmp_path: Path) -> None:
     path = tmp_path / "x_bold.nii"
     nibabel.Nifti1Image(np.zeros((2, 3, 4, 50), np.int16), np.diag([3.0, 3, 3, 1])).to_filename(path)
@@ -197,6 +247,21 @@ def test_a_fif_file_that_leads_in_a_circle_is_said(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x_raw\.fif is cut off or damaged .*lead in a circle"):
         open_raw(path)
+
+
+@pytest.mark.parametrize("says", ["lead in a circle", "are of 30000 sensors"])
+def test_a_noise_covariance_that_mne_would_read_without_end_is_said(tmp_path: Path, says: str) -> None:
+    path = tmp_path / "x-cov.fif"
+    content = bytearray(readers()["noise"].samples[0])
+    if "circle" in says:
+        second = 16 + struct.unpack(">i", content[8:12])[0]
+        content[second + 12 : second + 16] = struct.pack(">i", second)
+    else:
+        at = content.index(struct.pack(">3i", FIFF.FIFF_MNE_COV_DIM, FIFF.FIFFT_INT, 4)) + 16
+        content[at : at + 4] = struct.pack(">i", 30_000)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"x-cov\.fif cannot be read as a noise covariance .*{says}"):
+        noise_covariance(path, 1)
 
 
 def test_a_fif_file_that_says_more_samples_than_it_can_hold_is_said(tmp_path: Path) -> None:

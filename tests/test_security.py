@@ -21,10 +21,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from rich.text import Text
 from typer.testing import CliRunner
 
-from benchmarks.fuzz_samples import filled
+from benchmarks.fuzz.pages import HOSTILE, named, only_text, pages_of, report_of, usual_pages, usual_report
+from benchmarks.fuzz.samples import filled
 from benchmarks.performance.board import invented
 from neurobench import console, upkeep
 from neurobench.cli import app
@@ -347,6 +350,37 @@ def test_every_text_of_a_report_is_text(tmp_path: Path) -> None:
     assert not [a for _, a in tags if (a.get("href") or "").strip().startswith("javascript")]
     lines = markdown.read_text(encoding="utf-8").replace("\\<", "").splitlines()
     assert not [x for x in lines if not x.startswith("    ") and re.search(r"<(script|img)", x)]
+
+
+MARKUP = st.lists(
+    st.sampled_from(
+        [*"<>\"'&/=`{}|[]()! \n", "<b>", "</p>", "<img src=x onerror=alert(1)>", "<!--", "javascript:", "&lt;"]
+    )
+    | st.sampled_from([h.decode() for h in HOSTILE])
+    | st.text(max_size=4),
+    min_size=1,
+    max_size=5,
+).map("".join)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True, phases=[Phase.generate, Phase.shrink])
+@given(name=MARKUP)
+def test_no_text_of_a_record_or_a_report_opens_a_tag(name: str) -> None:
+    # Every text field of two records, and every name that they may have of their own; every text of a report.
+    with tempfile.TemporaryDirectory() as folder:
+        pages = pages_of(named(name), Path(folder))
+    pages.append(report_of(name))
+    only_text(pages, [*usual_pages(), usual_report()])
+    for tag in re.findall(r"<[a-z]\w*[^<>]*[\s=][^<>]*>", name):
+        assert not [page for page in pages if tag in page], "as it was written, on a page"
+
+
+def test_every_text_of_a_record_is_said_on_a_board(tmp_path: Path) -> None:
+    # Otherwise the test above would say nothing.
+    index, *others = pages_of(named("xyzzy"), tmp_path)
+    assert index.count("xyzzy") >= 4
+    assert all(page.count("xyzzy") > 20 for page in others)
+    assert report_of("xyzzy").count("xyzzy") > 50
 
 
 def test_every_text_of_a_record_is_text_in_a_card(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import Any
 
 import mne
 import numpy as np
+from mne.io.constants import FIFF
 from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, RecordingFile
 from neurobench_datasets._meg_artefacts import BLOCK, band_passed
-from neurobench_datasets._meg_open import is_sss, open_raw
+from neurobench_datasets._meg_open import has_an_end, is_sss, open_raw
 from neurobench_datasets._meg_sidecars import normalised
 
 Array = NDArray[np.float64]
@@ -47,6 +50,8 @@ def noise_covariance(path: Path, changed_ns: int) -> Noise:
     """
     if path.name.endswith(("-cov.fif", "_cov.fif")):
         try:
+            has_an_end(path)
+            _has_room(path)
             cov = mne.read_cov(path, verbose="ERROR")
         except Exception as error:
             raise DataError(f"{path.name} cannot be read as a noise covariance ({error}).") from error
@@ -67,6 +72,20 @@ def noise_covariance(path: Path, changed_ns: int) -> Noise:
     whole = mne.io.RawArray(data, info, copy=None, verbose="ERROR")
     cov = mne.compute_raw_covariance(whole, method="empirical", verbose="ERROR")
     return Noise(_renamed(cov, [normalised(n) for n in cov.ch_names]), path.name, is_sss(raw.info))
+
+
+_SAYS_N = re.escape(struct.pack(">3i", FIFF.FIFF_MNE_COV_DIM, FIFF.FIFFT_INT, 4)) + b".{4}(.{4})"
+"""Where a FIF file says how many sensors a covariance is of: kind, type and size, the next part's place, the number."""
+
+
+def _has_room(path: Path) -> None:
+    """Raise ValueError if a covariance says more sensors than it can hold: MNE makes room for their square."""
+    content = path.read_bytes()
+    for said in re.finditer(_SAYS_N, content, re.DOTALL):
+        n = struct.unpack(">i", said[1])[0]
+        # A full one holds half of its square, in 4 bytes each or more; a diagonal of hundreds has names beside it.
+        if n * n > 64 * len(content):
+            raise ValueError(f"its {len(content)} bytes say that they are of {n} sensors")
 
 
 def _renamed(cov: Any, names: list[str]) -> Any:

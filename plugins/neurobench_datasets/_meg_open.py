@@ -79,7 +79,7 @@ def open_raw(path: Path) -> Any:
                 shape = "hs_file" if (path / "hs_file").is_file() else None
                 return mne.io.read_raw_bti(signal, config_fname=path / "config", head_shape_fname=shape)
             if path.suffix == ".fif":
-                _has_an_end(path)
+                has_an_end(path)
             if path.suffix == ".ds":
                 _has_its_markers(path)
             raw = mne.io.read_raw(path, preload=False, **options)
@@ -92,7 +92,7 @@ def open_raw(path: Path) -> Any:
         raise _cannot_open(path, error, fif) from error
 
 
-def _has_an_end(path: Path) -> None:
+def has_an_end(path: Path) -> None:
     """Raise ValueError if the parts of a FIF file, each of which says where the next one lies, lead in a circle."""
     came_to: set[int] = set()
     at = 0
@@ -180,7 +180,7 @@ def _content(path: Path) -> str:
         with warnings.catch_warnings(), mne.use_log_level("CRITICAL"):
             warnings.simplefilter("ignore")
             if path.suffix == ".fif":
-                _has_an_end(path)
+                has_an_end(path)
             return CONTENTS.get(str(mne.what(path)), "")
     except Exception:
         return ""

@@ -121,8 +121,11 @@ def _read_text_series(path: Path) -> Series:
     frame, header = frame.iloc[:, kept], [header[i] for i in kept] if header else []
     index: list[str] = []
     # AFNI writes two columns before the numbers: file and sub-brick.
-    while frame.shape[1] > 1 and _is_index(header[0] if header else None, frame.iloc[:, 0]):
-        index, frame, header = frame.iloc[:, 0].astype(str).tolist(), frame.iloc[:, 1:], header[1:]
+    n = 0
+    while n < frame.shape[1] - 1 and _is_index(header[n] if header else None, frame.iloc[:, n]):
+        n += 1
+    if n:
+        index, frame, header = frame.iloc[:, n - 1].astype(str).tolist(), frame.iloc[:, n:], header[n:]
     for column in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[column]):
             # Whole numbers of hundreds of digits are no text, and no numbers of any type either.

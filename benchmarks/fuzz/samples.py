@@ -1,4 +1,4 @@
-"""Valid recordings of a few hundred bytes that no library writes, or not so small, for :mod:`benchmarks.fuzz`."""
+"""Valid recordings of a few hundred bytes that no library writes, or not so small, for :mod:`.recordings`."""
 
 from __future__ import annotations
 
@@ -204,6 +204,9 @@ def filled(kind: Any, text: str) -> Any:
     if get_origin(kind) is frozenset:
         return frozenset({0})
     if is_dataclass(kind):
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         return kind(**{f.name: filled(hints[f.name], text) for f in fields(kind) if f.init})
     return {str: text, bytes: b"", bool: True, int: 0}[kind]
+
+
+_hints = functools.cache(get_type_hints)

@@ -1,0 +1,241 @@
+"""Files given to a reader by the hundred thousand, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import gc
+import json
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import types
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fuzz.damage import TOKENS, damaged
+from benchmarks.fuzz.reader import Reader
+from benchmarks.fuzz.readers import readers
+from benchmarks.fuzz.structured import strategies
+from neurobench.errors import NeurobenchError
+
+KEPT = Path(__file__).parents[1] / "results" / "fuzz.json"
+
+LIMIT_S = 5.0
+"""Seconds that one small file may take."""
+
+GUIDED = ("neurobench", "yaml", "json", "csv", "zipfile")
+"""Modules whose branches guide atheris."""
+
+
+@dataclass
+class Campaign:
+    """What reading many files came to.
+
+    Parameters
+    ----------
+    n, n_read
+        Files; those that were read without an error.
+    slowest_s, seconds
+        Seconds of the slowest, and of all.
+    errors
+        How often each of neurobench's own errors came.
+    found
+        By place in the code what a file that was neither read nor refused came to, and the shortest such file.
+    """
+
+    n: int = 0
+    n_read: int = 0
+    slowest_s: float = 0.0
+    seconds: float = 0.0
+    errors: Counter[str] = field(default_factory=Counter)
+    found: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+
+    def bug(self, place: str, said: str, content: bytes) -> None:
+        """Keep what a file came to, unless a shorter one did the same."""
+        if place not in self.found or len(content) < len(self.found[place][1]):
+            self.found[place] = said, content
+
+
+Give = Callable[[bytes], bool]
+"""Gives a file to the reader of a campaign; returns whether it was read, or refused in plain words."""
+
+
+class _Late(BaseException):
+    """A file took too long: no ``except Exception`` on the way takes it for what is wrong with the file."""
+
+
+def _late(*_: object) -> None:
+    raise _Late
+
+
+@contextlib.contextmanager
+def _reading(reader: Reader, done: Campaign) -> Iterator[Give]:
+    """Count what comes of the files that are given to a reader."""
+    # A hundred thousand files are written and read again: in memory where the system has such a folder.
+    memory = Path("/dev/shm")  # noqa: S108 – a folder of a name nobody knows is made in it
+    within = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+    with within as temporary, warnings.catch_warnings():
+        # What a parser warns of is no crash.
+        warnings.simplefilter("ignore")
+        folder = Path(temporary)
+
+        def give(content: bytes) -> bool:
+            reader.place(folder, content)
+            done.n += 1
+            started = time.process_time()
+            place = ""
+            try:
+                signal.setitimer(signal.ITIMER_PROF, 2 * LIMIT_S)
+                reader.read(folder)
+                done.n_read += 1
+            except NeurobenchError as error:
+                done.errors[type(error).__name__] += 1
+            except (Exception, _Late) as error:
+                frames = traceback.extract_tb(error.__traceback__)
+                ours = [f for f in frames if "neurobench" in f.filename and "benchmarks" not in f.filename]
+                place = f"{type(error).__name__} at "
+                place += f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
+                done.bug(place, str(error), content)
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            seconds = time.process_time() - started
+            done.seconds += seconds
+            done.slowest_s = max(done.slowest_s, seconds)
+            if not place and seconds > LIMIT_S:
+                place = "too long"
+                done.bug(place, f"took {seconds:.0f} s", content)
+            return not place
+
+        # Of this process: a machine that others use as well is no reason to call a file slow.
+        before = signal.signal(signal.SIGPROF, _late)
+        try:
+            yield give
+        finally:
+            signal.signal(signal.SIGPROF, before)
+
+
+def _by_mutation(name: str, n: int, seed: int, give: Give) -> None:
+    """Damage valid files, whatever their format."""
+    reader = readers()[name]
+    rng = np.random.default_rng([seed, *name.encode()])
+    for _ in range(n):
+        give(damaged(rng, reader))
+
+
+class _Broken(Exception):
+    """What hypothesis looks for the simplest example of."""
+
+
+def _by_hypothesis(name: str, n: int, seed: int, give: Give) -> None:
+    """Make up files of known fields; one that breaks the reader is made as short as it can be."""
+    import hypothesis
+
+    # Many short searches: a single one remembers every file, and takes longer with each.
+    for start in range(0, n, 500):
+        settings = hypothesis.settings(
+            max_examples=min(500, n - start),
+            database=None,
+            deadline=None,
+            derandomize=True,
+            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+            report_multiple_bugs=False,
+            suppress_health_check=list(hypothesis.HealthCheck),
+            verbosity=hypothesis.Verbosity.quiet,
+        )
+
+        @hypothesis.seed(seed + start)
+        @settings
+        @hypothesis.given(strategies()[name])
+        def search(content: bytes) -> None:
+            if not give(content):
+                raise _Broken
+
+        with contextlib.suppress(_Broken):
+            search()
+
+
+ENGINES: Mapping[str, Callable[[str, int, int, Give], None]] = {
+    "mutation": _by_mutation,
+    "hypothesis": _by_hypothesis,
+}
+
+
+def fuzz(name: str, n: int, seed: int = 0, engine: str = "mutation") -> Campaign:
+    """Give a reader ``n`` files."""
+    done = Campaign()
+    with _reading(readers()[name], done) as give:
+        ENGINES[engine](name, n, seed, give)
+    return done
+
+
+def keep(name: str, done: Campaign, seed: int, engine: str, path: Path = KEPT) -> None:
+    """Add what was run to what is kept: another seed is other files; a seed that was run before begins anew."""
+    with open(path, "a+", encoding="utf-8") as file:
+        # Campaigns of other readers may run beside this one.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = json.loads(file.read() or "{}")
+        of_engine = kept.setdefault(engine, {})
+        before = of_engine.get(name, {})
+        if seed in before.get("seeds", []):
+            before = {}
+        of_engine[name] = {
+            "date": datetime.date.today().isoformat(),
+            "files": before.get("files", 0) + done.n,
+            "seeds": [*before.get("seeds", []), seed],
+            "read": before.get("read", 0) + done.n_read,
+            "refused": dict(sorted((done.errors + Counter(before.get("refused", {}))).items())),
+            "seconds": before.get("seconds", 0) + round(done.seconds),
+            "slowest_s": max(before.get("slowest_s", 0.0), round(done.slowest_s, 2)),
+        }
+        file.truncate(0)
+        file.write(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+def guided(name: str, n: int, seed: int) -> None:
+    """Let libFuzzer damage a reader's files by what they reach in our code and in YAML's; ends the process.
+
+    What breaks the reader is kept beside the samples, and the traceback is printed.
+    """
+    import atheris
+
+    reader = readers()[name]
+    folder = Path(tempfile.mkdtemp(prefix=f"neurobench-fuzz-{name}-"))
+    (folder / "samples").mkdir()
+    (folder / "read").mkdir()
+    for i, sample in enumerate(reader.samples):
+        (folder / "samples" / str(i)).write_bytes(sample)
+    tokens = [t for t in TOKENS if 0 < len(t) < 60]
+    lines = ('"' + "".join(f"\\x{b:02x}" for b in token) + '"\n' for token in tokens)
+    (folder / "tokens").write_text("".join(lines), encoding="ascii")
+
+    def read(content: bytes) -> None:
+        reader.place(folder / "read", content)
+        with contextlib.suppress(NeurobenchError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader.read(folder / "read")
+
+    reached: set[types.CodeType] = set()
+    rng = np.random.default_rng(seed)
+    sys.setprofile(lambda frame, *_: reached.add(frame.f_code))
+    for content in (*reader.samples, *(damaged(rng, reader) for _ in range(100))):
+        read(content)
+    sys.setprofile(None)
+    # Of everything that is imported only what a file reaches: to prepare a function takes longer than to read a file.
+    for function in [f for f in gc.get_objects() if type(f) is types.FunctionType and f.__code__ in reached]:
+        if str(function.__module__).startswith(GUIDED):
+            atheris.instrument_func(function)
+    print(f"{name}: samples and what is found in {folder}", flush=True)
+    limits = [f"-runs={n}", f"-seed={seed + 1}", "-max_len=65536", f"-timeout={2 * LIMIT_S:.0f}", "-verbosity=1"]
+    files = [f"-dict={folder / 'tokens'}", f"-artifact_prefix={folder}/", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], *limits, *files, str(folder / "samples")], read)
+    atheris.Fuzz()
