@@ -124,7 +124,7 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
 def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) -> RunResult:
     started = time.perf_counter()
     elsewhere = grid.config.elsewhere
-    # What is stored whole is shown, though its cluster is gone; recordings are prepared for no cluster that is not there.
+    # What is stored whole is shown though its cluster is gone, and recordings are prepared for none that is not there.
     prepared = all(cohort_source(d, grid, registry).is_there(store) for d in (*grid.datasets, *grid.pretrain_on))
     if elsewhere and not prepared:
         clusters.check(grid.config)
