@@ -65,6 +65,15 @@ LOOK_S = 1.0
 PATIENCE_S = 10.0
 """Seconds that steps wait for a worker before the run says so."""
 
+GONE_S = 15.0
+"""Seconds after the last of a job's workers has left from which on the job is over, and another is asked for."""
+
+AGAIN_S = 60.0
+"""Seconds after which a job that was refused is asked for again."""
+
+GIVE_UP_S = 600.0
+"""Seconds without a job, each time refused another one, after which a run ends."""
+
 ANSWER_S = 10.0
 """Seconds in which somebody has to listen at the address of a scheduler: it may be starting at the same time."""
 
@@ -188,7 +197,9 @@ def cluster_of(config: RunConfig, jobs: Jobs) -> tuple[Any, int]:
             f"{config.cluster_config}: dask-jobqueue does not take it: {why.rstrip('.')}.",
             next_step=f"See the parameters of dask_jobqueue.{asked.__name__}.",
         ) from None
-    cluster.adapt(minimum_jobs=1, maximum_jobs=n_jobs)
+    # What one worker has left to do does not end the others of its job.
+    key = {"worker_key": _job_of} if settings["processes"] > 1 else {}
+    cluster.adapt(minimum_jobs=1, maximum_jobs=n_jobs, **key)
     return cluster, n_jobs * settings["processes"]
 
 
@@ -242,7 +253,9 @@ def _parameters(asked: Any) -> set[str]:
 
 
 class Jobs:
-    """Which jobs a batch system took, and why it did not take another.
+    """Which jobs a batch system has, which of them are over, and why it did not take another.
+
+    Dask's own cluster notices neither that a job of several processes is over, nor that one was refused.
 
     Parameters
     ----------
@@ -254,18 +267,48 @@ class Jobs:
     n_taken
         Jobs that it took.
     refusal
-        What it said when it did not take one, last; empty: it took all.
+        What it said when it did not take one, since it last took one; empty: nothing.
     """
 
     def __init__(self, system: str) -> None:
         self.system = system
         self.n_taken = 0
         self.refusal = ""
+        # When a worker of a job was last there (None: it may be in the queue), and when one was refused.
+        self._seen: dict[Any, float | None] = {}
+        self._refused: dict[Any, float] = {}
+        self._none_since: float | None = None
 
     @property
-    def all_refused(self) -> bool:
-        """Whether it did not take a single one."""
-        return bool(self.refusal) and self.n_taken == 0
+    def none_left(self) -> bool:
+        """Whether it did not take another one, and those that it took are over."""
+        return bool(self.refusal) and not self._seen
+
+    def are_hopeless(self, now: float) -> bool:
+        """Whether there is nothing to wait for: it took not a single one, or no other for long since the last ended."""
+        return self.none_left and (
+            self.n_taken == 0 or (self._none_since is not None and now - self._none_since >= GIVE_UP_S)
+        )
+
+    def look(self, workers: Collection[str], now: float) -> list[Any]:
+        """Return the jobs to be asked for anew, given the names of the workers that are there and a clock's seconds.
+
+        They are those whose workers have left, and those that were refused a while ago; each is returned once.
+        """
+        over = []
+        there = {name for worker in workers for name in (worker, _job_of(worker))}
+        for job, seen in list(self._seen.items()):
+            if job.name in there:
+                self._seen[job] = now
+            elif seen is not None and now - seen >= GONE_S:
+                over.append(job)
+                self._seen.pop(job, None)
+        for job, when in list(self._refused.items()):
+            if now - when >= AGAIN_S:
+                over.append(job)
+                self._refused.pop(job, None)
+        self._none_since = (self._none_since or now) if self.none_left else None
+        return over
 
     def told_by(self, job: Any) -> Any:
         """Return a class of dask-jobqueue's jobs that tells this one how their submission ended.
@@ -280,12 +323,33 @@ class Jobs:
                     await super().start()
                 except (RuntimeError, OSError, ValueError) as error:
                     self.refusal = _said(error)
+                    self._refused[told] = time.monotonic()
                     await process.start(told)
                 else:
+                    self.refusal = ""
                     self.n_taken += 1
+                    self._seen[told] = None
+
+            async def close(told) -> None:
+                self._seen.pop(told, None)
+                self._refused.pop(told, None)
+                await super().close()
 
         Told.__name__ = job.__name__
         return Told
+
+
+def _job_of(worker: Any) -> str:
+    """Return the name of the job of a worker that is one of several in it: ``job-0`` is of ``job``."""
+    return str(getattr(worker, "name", worker)).rpartition("-")[0]
+
+
+async def _ask_again(cluster: Any, jobs: Sequence[Any]) -> None:
+    """Have a cluster forget jobs, so that it asks for others when it next looks whether it has enough."""
+    for job in jobs:
+        if cluster.workers.get(job.name) is job:
+            del cluster.workers[job.name]
+            await job.close()
 
 
 def _said(error: Exception) -> str:
@@ -450,31 +514,47 @@ class DaskWorkers(Workers):
         # Not pure: a step that failed is not to be remembered by the scheduler as an answer.
         self._executor = client.get_executor(pure=False, retries=0)
         self._asked: dict[Future[Outcome], Needs] = {}
-        self._offered = self._look()
+        self._offered = list(self._look().values())
+        self._gave_up = False
         waiting = Waiting(*_what_to_do(config))
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, args=(waiting, note), daemon=True)
         self._watch.start()
 
-    def _look(self) -> list[Needs]:
-        """Return what each worker that is there offers."""
-        return [w.get("resources") or {} for w in self.client.scheduler_info(n_workers=-1)["workers"].values()]
+    def _look(self) -> dict[str, Needs]:
+        """Return what each worker that is there offers, by its name."""
+        there = self.client.scheduler_info(n_workers=-1)["workers"]
+        return {str(w.get("name", address)): w.get("resources") or {} for address, w in there.items()}
 
     def _keep_watch(self, waiting: Waiting, note: Callable[[str], None]) -> None:
         told = ""
         while not self._closing.wait(LOOK_S):
-            if self.jobs.all_refused:
+            if self.jobs.are_hopeless(time.monotonic()):
+                self._gave_up = True
                 for future in list(self._asked):
                     future.cancel()
                 continue
-            if self.jobs.refusal != told:
-                told = self.jobs.refusal
-                note(f"{self.jobs.system} did not take another job, and the run goes on with those it took: {told}")
+            if (refused := self._refused()) != told and (told := refused):
+                note(told)
             # A scheduler that does not answer is the client's business, which tries again or gives steps up.
             with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-                self._offered = self._look()
-                if said := waiting.look(self._offered, list(self._asked.values()), time.monotonic()):
+                there = self._look()
+                self._offered = list(there.values())
+                if over := self.jobs.look(there, time.monotonic()):
+                    self.cluster.loop.add_callback(_ask_again, self.cluster, over)
+                if not self.jobs.none_left and (
+                    said := waiting.look(self._offered, list(self._asked.values()), time.monotonic())
+                ):
                     note(said)
+
+    def _refused(self) -> str:
+        """Return what to say of a job that was not taken; empty: nothing."""
+        if not self.jobs.refusal:
+            return ""
+        goes_on = "and the run goes on with those it took"
+        if self.jobs.none_left:
+            goes_on = f"and none is left: the run asks again every {AGAIN_S:g} s, for {GIVE_UP_S / 60:g} minutes"
+        return f"{self.jobs.system} did not take another job, {goes_on}. It says: {self.jobs.refusal}"
 
     @property
     def n(self) -> int:
@@ -527,10 +607,14 @@ class DaskWorkers(Workers):
             )
             return Outcome(frozenset(), describe(died))
         except CancelledError:
-            if self.jobs.all_refused:
+            if self._gave_up:
+                what = "does not take the job"
+                if self.jobs.n_taken:
+                    what = f"took no other job for {GIVE_UP_S / 60:g} minutes, and those that it took have ended"
                 raise NeurobenchError(
-                    f"{self.jobs.system} does not take the job: {self.jobs.refusal}",
-                    next_step="Change what --cluster-config asks for, and run the same command again.",
+                    f"{self.jobs.system} {what}. It says: {self.jobs.refusal}",
+                    next_step="Change what --cluster-config asks for, or wait until jobs are taken again; the same "
+                    "command goes on, and what is finished is kept.",
                 ) from None
             raise NeurobenchError(
                 "the connection to the Dask scheduler was lost, and with it the steps that were under way.",

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import joblib
 import torch
@@ -81,9 +81,17 @@ class Group:
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by the sum over all processes."""
 
-    def whole(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return whole weights on the host; all processes have to ask."""
-        return {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    def agreed(self, wish: bool) -> bool:
+        """Return whether to do now what all have to take part in: what the first wishes."""
+        return wish
+
+    def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return whole tensors on the host to the first process, nothing to the others; all have to ask."""
+        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()} if self.rank == 0 else {}
+
+    def share_as(self, tensors: Mapping[str, torch.Tensor], now: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return of whole tensors what this process has of those of the same names ``now``."""
+        return dict(tensors)
 
 
 class Joined(Group):
@@ -103,6 +111,8 @@ class Joined(Group):
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.sharded = sharded
         super().__init__(self.accelerator.process_index, self.accelerator.num_processes)
+        # On the host, where a word costs no waiting for a GPU.
+        self._words: Any = torch.distributed.new_group(backend="gloo") if sharded else None
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""
@@ -138,11 +148,37 @@ class Joined(Group):
         for parameter, part, some in zip(parameters, parts, wanted, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype) if some else None
 
-    def whole(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return whole weights on the host; all processes have to ask."""
+    def agreed(self, wish: bool) -> bool:
+        """Return whether to do now what all have to take part in: what the first wishes."""
+        if not self.sharded:
+            return wish
+        word = torch.tensor([int(wish)])
+        torch.distributed.broadcast(word, 0, group=self._words)
+        return bool(word.item())
+
+    def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return whole tensors on the host to the first process, nothing to the others; all have to ask."""
         from torch.distributed.tensor import DTensor
 
-        return super().whole({k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in weights.items()})
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            # One after the other: a device never has room for more than one of them.
+            one = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            found |= super().whole({name: one})
+        return found
+
+    def share_as(self, tensors: Mapping[str, torch.Tensor], now: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return of whole tensors what this process has of those of the same names ``now``."""
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        found = dict(tensors)
+        for name, tensor in tensors.items():
+            if isinstance(here := now.get(name), DTensor):
+                # Every process has read the whole: nothing has to travel.
+                found[name] = distribute_tensor(
+                    tensor.to(here.device), here.device_mesh, here.placements, src_data_rank=None
+                )
+        return found
 
 
 ALONE = Group()

@@ -468,11 +468,14 @@ class Training:
             what, _, rest = name.partition(".")
             of.setdefault(what, {})[rest] = tensor
         for name, module in self.learner.kept.items():
-            module.load_state_dict(of[name])
+            module.load_state_dict(self.group.share_as(of[name], module.state_dict()))
+        weights = dict(enumerate(p for group in self.optimiser.param_groups for p in group["params"]))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in of.get("optimiser", {}).items():
             number, _, rest = name.partition(".")
-            moments.setdefault(int(number), {})[rest] = tensor
+            # A moment is cut as its weight is; the number of steps is none.
+            like = {rest: weights.get(int(number))} if tensor.ndim else {}
+            moments.setdefault(int(number), {}).update(self.group.share_as({rest: tensor}, like))
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
         self.losses.copy_(tensors["losses"])
         for name, now in self.counts().items():
@@ -499,9 +502,12 @@ class Training:
         )
 
     def save(self, checkpoint: Checkpoint) -> bool:
-        """Write a checkpoint, unless it holds what is not finite: a failure is never gone on from."""
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}
-        if all(v.isfinite().all() for k, v in tensors.items() if k.startswith(("losses", "optimiser."))):
+        """Write a checkpoint, unless it holds what is not finite: a failure is never gone on from.
+
+        The first of several processes writes it; where weights are cut into shares all have to ask.
+        """
+        tensors = self.group.whole(self.tensors())
+        if tensors and all(v.isfinite().all() for k, v in tensors.items() if k.startswith(("losses", "optimiser."))):
             # Sums are rounded alike by one version of torch; from two the end would be that of neither.
             checkpoint.write({"counts": self.counts(), "torch": torch.__version__}, save(tensors))
             return True
@@ -609,8 +615,6 @@ def pretrain(
         group.shard(list(learns.kept.values()))
         # Shares of weights get the mean over the processes on the way back, and the loss is the sum.
         learns.times = group.size
-        # A process has shares alone, and does not know whether the others are at the same step.
-        checkpoint = None
     training = Training(learns, recipe, n_steps, device, seed, group)
     if checkpoint is not None and n_steps:
         training.go_on_from(checkpoint)
@@ -631,7 +635,7 @@ def pretrain(
     )
 
     def keep() -> None:
-        if checkpoint is not None and group.rank == 0 and training.save(checkpoint):
+        if checkpoint is not None and training.save(checkpoint):
             logs.tell("checkpoint-written", step=training.n_done)
 
     due = time.perf_counter() + CHECKPOINT_EVERY_S
@@ -644,7 +648,7 @@ def pretrain(
             if on_look is not None and training.at_look:
                 on_look(training)
             now = time.perf_counter()
-            if stop or now >= due:
+            if group.agreed(bool(stop) or now >= due):
                 keep()
                 took = time.perf_counter() - now
                 due = now + took + max(CHECKPOINT_EVERY_S, took / CHECKPOINT_SHARE)

@@ -124,7 +124,9 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
 def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) -> RunResult:
     started = time.perf_counter()
     elsewhere = grid.config.elsewhere
-    if elsewhere:
+    # What is stored whole is shown though its cluster is gone, and recordings are prepared for none that is not there.
+    prepared = all(cohort_source(d, grid, registry).is_there(store) for d in (*grid.datasets, *grid.pretrain_on))
+    if elsewhere and not prepared:
         clusters.check(grid.config)
     device = resolve_device(grid.config.device, elsewhere=elsewhere)
     executor = Executor(store, progress)
@@ -184,6 +186,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
     def start() -> Workers:
         if not elsewhere:
             return Processes(grid.config, jobs)
+        clusters.check(grid.config)
         workers = clusters.connect(grid.config, progress.note)
         if workers.dashboard:
             progress.note(f"watch the cluster at {workers.dashboard}")
@@ -203,6 +206,8 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
         for of, failures in ended:
             write(assembly.collect(of.run, failures, store))
             progress.written(of, failures)
+    if elsewhere and not executor.computed and not failed:
+        progress.note("everything was stored already: the cluster was not asked for anything.")
     return RunResult(
         table=pd.DataFrame(rows),
         failed=tuple(failed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,7 +61,9 @@ def execute(data: Path, out: Path, **options: Any) -> runner.RunResult:
     return tiny_run.execute(data, out, **{"task": "reconstruction,age"} | options)
 
 
-def test_a_cluster_writes_the_bytes_of_one_process(data: Path, tmp_path: Path, cluster: Any) -> None:
+def test_a_cluster_writes_the_bytes_of_one_process(
+    data: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = execute(data, tmp_path / "one", jobs=1)
     many = execute(data, tmp_path / "many", scheduler=cluster.scheduler_address)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "many")
@@ -68,7 +71,18 @@ def test_a_cluster_writes_the_bytes_of_one_process(data: Path, tmp_path: Path, c
     assert (many.n_computed, many.failed) == (one.n_computed, ())
     ids = [set(load_results(tmp_path / n)["id"]) for n in ("one", "many")]
     assert ids[0] == ids[1]
-    assert execute(data, tmp_path / "many", scheduler=cluster.scheduler_address).n_computed == 0
+    said: list[str] = []
+    monkeypatch.setattr(clusters, "ANSWER_S", 0.01)
+    monkeypatch.setattr(Silent, "note", lambda self, message: said.append(message))
+    gone = {"scheduler": "tcp://127.0.0.1:1"}
+    again = execute(data, tmp_path / "many", **gone)
+    assert (again.n_computed, again.n_stored) == (0, many.n_computed + many.n_stored), "nobody is needed"
+    pd.testing.assert_frame_equal(many.table, again.table)
+    assert said == ["everything was stored already: the cluster was not asked for anything."]
+    for entry in (tmp_path / "many/store/baseline").iterdir():
+        shutil.rmtree(entry)
+    with pytest.raises(ConfigError, match="no Dask scheduler answers there"):
+        execute(data, tmp_path / "many", **gone)
 
 
 @pytest.mark.slow
@@ -472,7 +486,9 @@ def test_a_job_that_the_batch_system_refuses_ends_the_run_with_what_it_said(
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
-    with pytest.raises(NeurobenchError, match="Slurm does not take the job: sbatch: error: invalid partition") as said:
+    with pytest.raises(
+        NeurobenchError, match=r"Slurm does not take the job\. It says: sbatch: error: invalid partition"
+    ) as said:
         execute(data, tmp_path / "out", cluster="slurm", cluster_config=tmp_path / "cluster.yaml")
     assert "--cluster-config" in said.value.next_step
     assert not [r for r in caplog.records if r.name in ("tornado.application", "concurrent.futures")]
@@ -484,32 +500,141 @@ def test_a_job_that_is_refused_without_a_word_on_stderr_is_said_in_all_that_is_k
 
 
 class FakeJob:
-    """A job of which the first is taken and no other."""
+    """A job that is taken, unless the queue is full."""
 
-    n_asked = 0
+    full = False
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
 
     async def start(self) -> None:
-        FakeJob.n_asked += 1
-        if FakeJob.n_asked > 1:
+        if FakeJob.full:
             raise RuntimeError("Command exited with non-zero exit code.\nstderr:\nQOSMaxSubmitJobPerUserLimit\n")
 
 
-def test_a_run_goes_on_with_the_jobs_that_were_taken_and_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> clusters.Jobs:
     async def started(job: Any) -> None:
         pass
 
     monkeypatch.setattr("distributed.deploy.spec.ProcessInterface.start", started)
+    monkeypatch.setattr(FakeJob, "full", False)
+    return clusters.Jobs("Slurm")
+
+
+def submitted(jobs: clusters.Jobs, name: str, *, full: bool) -> Any:
+    FakeJob.full = full
+    asyncio.run((job := jobs.told_by(FakeJob)(name)).start())
+    return job
+
+
+def test_a_job_of_several_processes_is_over_when_the_last_of_them_has_left(slurm: clusters.Jobs) -> None:
+    first, second = (submitted(slurm, name, full=False) for name in ("job-1", "job-2"))
+    assert slurm.look(["job-1-0", "job-1-1"], 0.0) == []
+    assert slurm.look(["job-1-1", "job-2"], 100.0) == []
+    assert slurm.look(["job-2"], 100.0 + clusters.GONE_S - 1) == []
+    assert slurm.look(["job-2"], 100.0 + clusters.GONE_S) == [first]
+    assert slurm.look([], 1000.0) == [second]
+    submitted(slurm, "job-3", full=False)
+    assert slurm.look([], 1e6) == [], "a queue may take its time"
+
+
+def test_a_job_that_is_refused_is_asked_for_again_and_given_up_after_a_while(
+    slurm: clusters.Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(clusters.time, "monotonic", lambda: now)
+    submitted(slurm, "job-1", full=False)
+    refused = submitted(slurm, "job-2", full=True)
+    assert slurm.look(["job-1"], 1.0) == []
+    assert slurm.look(["job-1"], clusters.AGAIN_S) == [refused]
+    assert not slurm.are_hopeless(1e6), "one is there"
+    now = 100.0
+    assert len(slurm.look([], now)) == 1
+    slurm.look([], now)
+    assert slurm.none_left
+    assert not slurm.are_hopeless(now + clusters.GIVE_UP_S - 1)
+    assert slurm.are_hopeless(now + clusters.GIVE_UP_S)
+    submitted(slurm, "job-2", full=False)
+    assert not slurm.are_hopeless(1e6)
+    submitted(other := clusters.Jobs("Slurm"), "job-1", full=True)
+    assert other.are_hopeless(0.0), "not one was taken"
+
+
+def test_jobs_that_are_over_are_asked_for_again_and_no_other() -> None:
+    closed: list[str] = []
+
+    class Job(FakeJob):
+        async def close(self) -> None:
+            closed.append(self.name)
+
+    old, new, other = Job("job-1"), Job("job-1"), Job("job-2")
+    cluster = SimpleNamespace(workers={"job-1": new, "job-2": other})
+    asyncio.run(clusters._ask_again(cluster, [old, other]))
+    assert cluster.workers == {"job-1": new}
+    assert closed == ["job-2"]
+
+
+SBATCH = """#!/bin/bash
+if [ -e {here}/full ]; then echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; fi
+cp "$1" "$1.kept"
+setsid bash "$1.kept" > /dev/null 2>&1 < /dev/null &
+echo $! >> {here}/jobs
+echo "Submitted batch job $!"
+"""
+
+
+@pytest.mark.slow
+def test_another_job_takes_the_place_of_one_that_has_ended_until_none_is_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, script in {"sbatch": SBATCH.format(here=tmp_path), "scancel": '#!/bin/bash\nkill -- "-$1"\n'}.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name, seconds in {"GONE_S": 2.0, "AGAIN_S": 1.0, "GIVE_UP_S": 4.0}.items():
+        monkeypatch.setattr(clusters, name, seconds)
+    (tmp_path / "cluster.yaml").write_text(
+        CLUSTER.replace("cores: 1", "cores: 2").replace("jobs: 2", "jobs: 1").replace("1GB", "4GB") + "interface: lo\n"
+    )
+    out = tmp_path / "out"
+
+    def is_at_work() -> bool:
+        at_work = (folder.name.split("-")[0] for folder in (out / "store/tmp").glob("*-pretraining-*"))
+        return any(Path(f"/proc/{pid}").exists() for pid in at_work)
+
+    def kill_two_jobs() -> None:
+        for n_jobs in (1, 2):
+            wait_until(lambda n=n_jobs: len(jobs()) == n and is_at_work())
+            if n_jobs == 2:
+                (tmp_path / "full").touch()
+            os.killpg(jobs()[-1], signal.SIGKILL)
+
+    def jobs() -> list[int]:
+        return [int(n) for n in (tmp_path / "jobs").read_text().split()] if (tmp_path / "jobs").exists() else []
+
+    thread = threading.Thread(target=kill_two_jobs)
+    thread.start()
+    try:
+        with pytest.raises(NeurobenchError, match=r"those that it took have ended\. It says: .*QOSMaxSubmit"):
+            execute(data, out, n_steps=100_000, cluster="slurm", cluster_config=tmp_path / "cluster.yaml")
+    finally:
+        thread.join()
+    assert len(jobs()) == 2, "the second took the place of the first"
+
+
+def test_a_run_goes_on_with_the_jobs_that_were_taken_and_says_so_once(
+    tmp_path: Path, slurm: clusters.Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clusters, "LOOK_S", 0.01)
-    jobs = clusters.Jobs("Slurm")
-    told = jobs.told_by(FakeJob)
-    for _ in range(3):
-        asyncio.run(told().start())
-    assert jobs.n_taken == 1
+    for number in range(3):
+        submitted(slurm, f"job-{number}", full=number > 0)
+    assert slurm.n_taken == 1
     said: list[str] = []
     config = RunConfig(out=tmp_path, cluster="slurm", cluster_config=tmp_path / "cluster.yaml")
-    workers = clusters.DaskWorkers(config, FakeClient({}), said.append, jobs=jobs)
+    workers = clusters.DaskWorkers(config, FakeClient({}), said.append, jobs=slurm)
     try:
         future = workers.submit("fake", 0, [("pretraining", "0" * 64)], {})
         wait_until(lambda: said)
@@ -518,7 +643,7 @@ def test_a_run_goes_on_with_the_jobs_that_were_taken_and_says_so_once(
     finally:
         workers.close(at_once=True)
     assert said == [
-        "Slurm did not take another job, and the run goes on with those it took: QOSMaxSubmitJobPerUserLimit"
+        "Slurm did not take another job, and the run goes on with those it took. It says: QOSMaxSubmitJobPerUserLimit"
     ]
 
 
@@ -551,7 +676,9 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
         "processes": 4,
         "minimum_jobs": 1,
         "maximum_jobs": 3,
+        "worker_key": clusters._job_of,
     }
+    assert clusters._job_of(SimpleNamespace(name="job-2-0")) == "job-2", "workers of one job leave together"
     path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\nworker_extra_args: ["--lifetime=9m"]\n')
     clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"] == ["--lifetime=9m"], "who says when workers leave is obeyed"

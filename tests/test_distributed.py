@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -236,22 +238,57 @@ def test_a_row_that_two_processes_pretrained_is_scored_and_says_so(out: Path) ->
     assert by_row[0][1] == pytest.approx(by_row[1][1], abs=1e-3)
 
 
+LOWERED = (
+    "import sys; import neurobench.pretraining as p; from neurobench.member import main; "
+    "p.CHECKPOINT_EVERY_S, p.CHECKPOINT_SHARE = 0.0, float('inf'); sys.exit(main())"
+)
+
+
 @pytest.mark.slow
-def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(out: Path, tmp_path: Path) -> None:
-    run, executor = opened(out, "ddp", n_steps=40)
+@pytest.mark.parametrize(("how", "killed"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
+def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(
+    out: Path, tmp_path: Path, how: str, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, executor = opened(out, how, n_steps=40)
     step = pretraining(run, "transformer")
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def popen(*of: Any, **more: Any) -> subprocess.Popen[bytes]:
+        processes.append(subprocess.Popen(*of, **more))
+        return processes[-1]
 
     def interrupted(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+        if not killed:
+            raise KeyboardInterrupt
+        if done == 5:
+            for process in processes:
+                process.kill()
 
     checkpoint = executor.store.checkpoint(step.stage, step.key, step.label)
-    with pytest.raises(KeyboardInterrupt):
-        step.compute(tmp_path, interrupted, checkpoint)
-    assert 0 < json.loads((checkpoint.folder / "checkpoint.json").read_text())["state"]["counts"]["n_done"] < 40
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": popen}))
+        if killed:
+            patch.setattr(distributed, "COMMAND", (sys.executable, "-c", LOWERED))
+        with pytest.raises(NeurobenchError if killed else KeyboardInterrupt):
+            step.compute(tmp_path, interrupted, checkpoint)
+    state, arrays = checkpoint.read() or ({}, b"")
+    assert 0 < state["counts"]["n_done"] < 40
     first: list[int] = []
     step.compute(tmp_path, lambda done, total: first.append(done), checkpoint)
-    assert first[0] > 1
+    assert first[0] == state["counts"]["n_done"] + 1
     (tmp_path / "straight").mkdir()
     step.compute(tmp_path / "straight", lambda done, total: None, Checkpoint(tmp_path / "none"))
-    files = [folder / "weights.safetensors" for folder in (tmp_path, tmp_path / "straight")]
+    folders = (tmp_path, tmp_path / "straight")
+    files = [folder / "weights.safetensors" for folder in folders]
     assert files[0].read_bytes() == files[1].read_bytes()
+    losses = [json.loads((folder / "pretraining.json").read_text())["losses"] for folder in folders]
+    assert losses[0] == losses[1]
+    # What is in it does not depend on how many wrote it: one process goes on from it too.
+    (tmp_path / "alone").mkdir()
+    alone = Checkpoint(tmp_path / "other")
+    alone.write(state, arrays)
+    lone = pretraining(opened(out, "", n_steps=40)[0], "transformer")
+    lone.compute(tmp_path / "alone", lambda done, total: first.append(done), alone)
+    assert first.count(1) == 0
+    last = json.loads((tmp_path / "alone" / "pretraining.json").read_text())["losses"]
+    assert np.allclose(last, losses[0], atol=1e-4)
