@@ -229,8 +229,9 @@ def spreadsheet_findings(folder: Folder) -> list[Finding]:
     for path, table in folder.tables.items():
         commas = [str(c) for c in table.columns if _decimal_commas(table[c])]
         if commas:
-            text = f"{path.name} has commas as decimal sign in {some(commas)}: write points, or these are no numbers"
-            findings.append(Finding("warning", "table-form", text, path=str(path)))
+            text = f"{path.name} has commas as decimal sign in {some(commas)}"
+            fix = "write points, where the table of columns below does not call these numbers"
+            findings.append(Finding("info", "table-form", text, fix=fix, path=str(path)))
     return findings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from scipy.io import savemat
 
 from neurobench import ConfigError, DataError
+from neurobench_datasets._mat import damage
 from neurobench_datasets._tables import explain_unreadable, read_table
 from neurobench_datasets.parcels import Parcels
 
@@ -216,6 +218,21 @@ def test_mat_files(folder: Path) -> None:
     np.testing.assert_array_equal(named.read(named.list_recordings(folder).recordings[0]).data, series(2, 61).T)
     path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64" + bytes(200))
     assert "7.3" in next(f for f in data.list_recordings(folder).findings if f.code == "unreadable").message
+
+
+def test_looking_over_a_matlab_file_copies_none_of_its_levels(tmp_path: Path) -> None:
+    nested: object = np.zeros((500, 2000))
+    for _ in range(5):
+        cell = np.empty((1, 1), object)
+        cell[0, 0] = nested
+        nested = cell
+    for name, compressed, most in (("plain", False, 1 << 20), ("small", True, 30 << 20)):
+        savemat(tmp_path / f"{name}.mat", {"x": nested}, do_compression=compressed)
+        tracemalloc.start()
+        assert damage(tmp_path / f"{name}.mat") == ""
+        # 8 MB of numbers: of compressed ones there is one copy, and room for it to grow.
+        assert tracemalloc.get_traced_memory()[1] < most
+        tracemalloc.stop()
 
 
 def test_sessions_and_runs_belong_to_one_subject(folder: Path) -> None:

@@ -20,7 +20,16 @@ from pathlib import Path
 import pandas as pd
 
 from neurobench import DataError, Finding
-from neurobench_datasets._tables import find_column, read_table, typed
+from neurobench_datasets._tables import (
+    find_column,
+    numbers,
+    read_dictionary,
+    read_table,
+    sex_codes,
+    sex_of,
+    typed,
+    usable_ids,
+)
 
 SITES = ("Peking", "Brown", "KKI", "NeuroIMAGE", "NYU", "OHSU", "Pittsburgh", "WashU")
 
@@ -37,8 +46,6 @@ WORDS = (
 """What a diagnosis in words contains, and what it means."""
 
 ALIASES = {
-    "gender": "sex_code",
-    "sex": "sex_code",
     "age": "age",
     "handedness": "handedness",
     "full4 iq": "full_iq",
@@ -57,6 +64,11 @@ ALIASES = {
     "meanfd": "mean_fd",
 }
 """Columns of the tables, in lower case, and what they are called here; the first that a table has counts."""
+
+NUMBERS = ("age", "full_iq", "full2_iq", "verbal_iq", "performance_iq", "mean_fd")
+
+SEX = {"0": "F", "1": "M"}
+"""The release's key."""
 
 PATTERNS = (
     "*_phenotypic*.csv",
@@ -88,7 +100,7 @@ def read_phenotypes(root: Path, findings: list[Finding]) -> pd.DataFrame:
     parts = []
     for path in tables:
         try:
-            parts.append(_one_table(path))
+            parts.append(_one_table(path, findings))
         except DataError as error:
             findings.append(Finding("error", "unreadable", str(error), path=str(path)))
     if not parts:
@@ -100,6 +112,14 @@ def read_phenotypes(root: Path, findings: list[Finding]) -> pd.DataFrame:
             text = f"{subject} has {len(rows)} rows that contradict each other; none is used"
             findings.append(Finding("error", "duplicate-id", text, subject=str(subject), fix="keep the right row"))
             whole = whole.drop(index=subject)
+        for name, apart in (("age", 1.5), ("sex", 0)):
+            known = rows[name].dropna() if name in rows else rows.iloc[:0, 0]
+            if known.nunique() > 1 and (name == "sex" or known.max() - known.min() > apart):
+                text = f"{subject} has {len(rows)} rows with different values of {name}; none of them is used"
+                findings.append(
+                    Finding("warning", "duplicate-id", text, subject=str(subject), fix="keep the right one")
+                )
+                whole[name] = whole[name].mask(whole.index == subject)
     # A subject of the test release may have a second row, with the label that was withheld at first.
     whole = whole.groupby(level=0, sort=True).first().dropna(axis=1, how="all")
     for name in ("age", "sex", "site", "diagnosis", "dx_subtype"):
@@ -110,31 +130,39 @@ def read_phenotypes(root: Path, findings: list[Finding]) -> pd.DataFrame:
     return whole
 
 
-def _one_table(path: Path) -> pd.DataFrame:
-    frame = read_table(path)
-    frame.columns = pd.Index([str(c).strip() for c in frame.columns])
+def _one_table(path: Path, findings: list[Finding]) -> pd.DataFrame:
+    frame, dictionary = read_table(path).dropna(how="all"), read_dictionary(path)
     id_column = find_column(list(frame.columns), IDS)
     if not id_column:
         raise DataError(
             f"{path.name} has no column of identifiers; it has {', '.join(frame.columns[:6])}.",
             allowed="ScanDir ID, ScanDirID, participant_id, ID or Subject",
         )
-    ids = frame[id_column].str.replace(r"\.0$", "", regex=True).str.removeprefix("sub-")
-    frame = frame[ids.str.fullmatch(r"\d+").fillna(False).astype(bool)]
-    ids = ids[frame.index]
+    ids = usable_ids(frame[id_column], path.name, findings).str.removeprefix("sub-")
+    strange = ids[~ids.map(lambda i: re.fullmatch(r"\d+", i) is not None).astype(bool)]
+    if len(strange):
+        text = f"{len(strange)} ids of {path.name} are no numbers, and their rows are left out"
+        findings.append(Finding("warning", "no-id", f"{text}: {', '.join(dict.fromkeys(strange[:3]))}", path=str(path)))
+    ids = ids.drop(strange.index)
+    frame = frame.loc[ids.index]
     lower: dict[str, str] = {}
     for column in frame.columns:
         lower.setdefault(column.lower(), column)
     table = pd.DataFrame(index=pd.Index(ids.str.zfill(7), name="participant_id", dtype=object))
     for column, name in ALIASES.items():
-        if column in lower and name not in table:
+        if column not in lower or name in table:
+            continue
+        if name in NUMBERS:
+            known = numbers(frame[lower[column]], path.name, findings, age=name == "age")
+            table[name] = known.where(known > 0).to_numpy()
+        else:
             table[name] = typed(frame[lower[column]]).to_numpy()
-    for name in ("age", "full_iq", "full2_iq", "verbal_iq", "performance_iq", "mean_fd"):
-        if name in table:
-            numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
-            table[name] = numbers.where(numbers > 0)
-    codes = table.pop("sex_code") if "sex_code" in table else pd.Series(None, table.index, object)
-    table["sex"] = pd.Series([_sex(c) for c in codes], table.index, object)
+    sex = None
+    if column := next((lower[c] for c in ("gender", "sex") if c in lower), ""):
+        fix = "write F and M, or give the release's own table, where 0 is female and 1 is male"
+        codes = sex_codes(dictionary, column) or SEX
+        sex = sex_of(frame[column], codes, where=path.name, fix=fix, findings=findings)
+    table["sex"] = pd.Series([None] * len(table) if sex is None else sex.tolist(), table.index, object)
     subtype, diagnosis = _diagnoses(frame, lower)
     table["dx_subtype"] = pd.Series(subtype, table.index, object)
     table["diagnosis"] = pd.Series(diagnosis, table.index, object)
@@ -149,15 +177,6 @@ def _one_table(path: Path) -> pd.DataFrame:
         if name in lower:
             table[name] = pd.to_numeric(frame[lower[name]], errors="coerce").to_numpy(float)
     return table
-
-
-def _sex(value: object) -> str | None:
-    """Return ``F`` or ``M``; the release's key is 0 female, 1 male, and words say it themselves."""
-    text = str(value).strip().lower()
-    if text in ("f", "female", "m", "male"):
-        return text[0].upper()
-    number = pd.to_numeric(pd.Series([value]), errors="coerce").iloc[0]
-    return {0: "F", 1: "M"}.get(number)
 
 
 def _diagnoses(frame: pd.DataFrame, lower: dict[str, str]) -> tuple[list[str | None], list[str | None]]:

@@ -8,6 +8,7 @@ and that many bytes, filled up to 8; matrices and compressed elements hold eleme
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 import zlib
 from pathlib import Path
@@ -31,17 +32,24 @@ CLASSES = range(1, 18)
 
 DEEPEST = 100
 
+HEADER = 128
+"""Bytes before the first element."""
+
 
 def damage(path: Path) -> str:
     """Return what is wrong with the structure of a MATLAB 5 file, in plain words; empty if nothing is."""
-    content = path.read_bytes()
-    order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+    if path.stat().st_size < HEADER:
+        return "has no header of a MATLAB 5 file"
+    # Seen through a window, not read: only what is compressed takes memory, one variable at a time.
+    with open(path, "rb") as f:
+        content = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+    order = {b"IM": "<", b"MI": ">"}.get(bytes(content[126:128]))
     if order is None:
         return "has no header of a MATLAB 5 file"
     try:
-        for kind, piece in _elements(content[128:], order):
+        for kind, piece in _elements(content[HEADER:], order):
             if kind == COMPRESSED:
-                ((kind, piece),) = _elements(zlib.decompress(piece), order)
+                ((kind, piece),) = _elements(memoryview(zlib.decompress(piece)), order)
             if kind != MATRIX:
                 return f"holds an element of type {kind} where a matrix is expected"
             _check_matrix(piece, order, 0)
@@ -50,8 +58,8 @@ def damage(path: Path) -> str:
     return ""
 
 
-def _elements(content: bytes, order: str) -> list[tuple[int, bytes]]:
-    """Return the type and the bytes of every element.
+def _elements(content: memoryview, order: str) -> list[tuple[int, memoryview]]:
+    """Return the type and the bytes of every element, which are not copied.
 
     Raises
     ------
@@ -79,7 +87,7 @@ def _elements(content: bytes, order: str) -> list[tuple[int, bytes]]:
     return found
 
 
-def _check_matrix(content: bytes, order: str, depth: int) -> None:
+def _check_matrix(content: memoryview, order: str, depth: int) -> None:
     """Raise ValueError if a matrix is none, or says that it holds more or less than it does."""
     if not content:
         return  # An empty cell.
@@ -123,7 +131,7 @@ def _check_matrix(content: bytes, order: str, depth: int) -> None:
             _check_matrix(piece, order, depth + 1)
 
 
-def _n_fields(rest: list[tuple[int, bytes]], order: str) -> int:
+def _n_fields(rest: list[tuple[int, memoryview]], order: str) -> int:
     """Return how many fields a structure has, by the length that all their names have and by the names."""
     if len(rest) < 2 or rest[0][0] != INT32 or len(rest[0][1]) != 4 or rest[1][0] != INT8:
         raise ValueError("a structure without names of fields")

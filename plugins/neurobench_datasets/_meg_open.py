@@ -12,7 +12,7 @@ import mne
 
 from neurobench import DataError
 from neurobench_datasets._meg_fieldtrip import open_fieldtrip
-from neurobench_datasets._tables import explain_unreadable
+from neurobench_datasets._tables import DEFLATE, explain_unreadable
 
 CONTENTS = {
     "evoked": "averages (evoked responses)",
@@ -139,7 +139,7 @@ def _plausible(raw: Any) -> Any:
     raw.get_channel_types()
     if not MIN_HZ <= (sfreq := float(raw.info["sfreq"])) <= MAX_HZ:
         raise ValueError(f"it says a sampling frequency of {sfreq:g} Hz")
-    sizes = [Path(name).stat().st_size * (1032 if str(name).endswith(".gz") else 1) for name in raw.filenames]
+    sizes = [Path(name).stat().st_size * (DEFLATE if str(name).endswith(".gz") else 1) for name in raw.filenames]
     n_values = int(raw.n_times) * len(raw.ch_names)
     if n_values > MOST_VALUES_A_BYTE * sum(sizes):
         raise ValueError(f"its {sum(sizes)} bytes say that they hold {n_values} values")

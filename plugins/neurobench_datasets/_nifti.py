@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-DEFLATE = 1032
-"""The most bytes that one byte of a gzip file can stand for."""
+from neurobench_datasets._tables import DEFLATE
 
 
 def open_image(path: Path) -> Any:

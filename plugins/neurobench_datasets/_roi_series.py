@@ -162,17 +162,20 @@ def _is_index(title: str | None, column: pd.Series) -> bool:
     )
 
 
-def shape_of(path: Path, variable: str = "") -> tuple[int, int]:
-    """Return the shape of a file's array, reading as little as the format allows."""
+def shape_of(path: Path, variable: str = "") -> tuple[tuple[int, int], frozenset[str]]:
+    """Return the shape of a file's array and the names of its regions if it has any, reading as little as possible."""
     if path.suffix == ".npy":
         try:
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:
             raise unreadable(path, error) from error
-        rows, columns = _two_d(values, path).shape
+        series = Series(_two_d(values, path))
     else:
-        rows, columns = read_series(path, variable).values.shape
-    return int(rows), int(columns)
+        series = read_series(path, variable)
+    rows, columns = map(int, series.values.shape)
+    titles = ((series.columns, columns), (series.rows, rows))
+    named = (t for t, n in titles if len(set(t)) == n and not all(c.isdigit() for c in t))
+    return (rows, columns), frozenset(next(named, ()))
 
 
 # ---------------------------------------------------------------- orientation

@@ -25,7 +25,9 @@ from neurobench_datasets._roi_series import (
     units_of,
     unnamed_regions,
 )
-from neurobench_datasets._tables import number, read_json
+from neurobench_datasets._tables import match_id, number, read_json
+
+ONE_OF_THEM = "Keep the files of one there, or name its regions in regions.tsv, which leaves out the others."
 
 
 def list_series(
@@ -68,6 +70,7 @@ def list_series(
         )
     findings: list[Finding] = []
     matched: list[tuple[str, str, str, Path, tuple[int, int], float]] = []
+    names: dict[Path, frozenset[str]] = {}
     taken: dict[tuple[str, str, str], Path] = {}
     for path in files:
         subject = subject_of(path.stem, participants.index)
@@ -84,13 +87,17 @@ def list_series(
             findings.append(Finding("warning", "duplicate-recording", text, subject=subject, path=str(path)))
             continue
         try:
-            shape = shape_of(path, variable)
+            shape, names[path] = shape_of(path, variable)
             seconds = repetition_time(path, root, participants.loc[subject], t_r, default_t_r, component)
         except DataError as error:
             findings.append(_error("unreadable", str(error), subject=subject, path=str(path)))
             continue
         taken[key] = path
         matched.append((*key, path, shape, seconds))
+    zeros = [m for m in matched if not m[3].stem.removeprefix("sub-").startswith(m[0].removeprefix("sub-"))]
+    if zeros:
+        text = f"{len(zeros)} names of files have other zeros than the ids of the table"
+        findings.append(Finding("info", "zeros-lost", f"{text}: {zeros[0][3].name} is {zeros[0][0]}"))
     if not matched:
         # What most files lack is the reason; the first file may have one of its own.
         reasons = Counter(f.message.replace(Path(f.path).name, "…") for f in findings if f.level == "error")
@@ -102,8 +109,10 @@ def list_series(
     if regions is not None:
         digest = hashlib.sha256(regions.read_bytes()).hexdigest()
         units = cached_units(regions, digest, 0)
-    if units is None and not orientation:
-        _one_parcellation([m[3] for m in matched])
+    if units is None:
+        _one_parcellation([m[3] for m in matched], names)
+        if not orientation:
+            _one_length({m[3]: (m[0], m[4]) for m in matched}, component)
     way, n_regions = decide_orientation(
         [m[4] for m in matched], 0 if units is None else len(units), orientation, component
     )
@@ -127,13 +136,13 @@ def list_series(
     return tuple(sorted(recordings, key=lambda r: r.id)), findings
 
 
-def _one_parcellation(paths: list[Path]) -> None:
+def _one_parcellation(paths: list[Path], names: Mapping[Path, frozenset[str]]) -> None:
     """Refuse files of several parcellations: what all of them share is then their volumes, not their regions.
 
     Raises
     ------
     DataError
-        If names of files say so, as XCP-D's do (``atlas-``, ``seg-``).
+        If names of files say so, as XCP-D's do (``atlas-``, ``seg-``), or names of regions inside them.
     """
     said = Counter(m[1] for p in paths if (m := re.search(r"_(?:atlas|seg|parc)-([A-Za-z0-9]+)", p.stem)))
     if len(said) > 1:
@@ -141,8 +150,58 @@ def _one_parcellation(paths: list[Path]) -> None:
         raise DataError(
             f"{paths[0].parent} holds time series of {len(said)} parcellations: {told}.",
             allowed="regions of one parcellation in one order",
-            next_step="Keep the files of one there, or name its regions in regions.tsv, which leaves out the others.",
+            next_step=ONE_OF_THEM,
         )
+    named = [p for p in paths if names[p]]
+    usual = Counter(names[p] for p in named).most_common(1)[0][0] if named else frozenset()
+    others = [p for p in named if 2 * len(names[p] & usual) < min(len(names[p]), len(usual))]
+    # A few odd files are left out one by one, by name.
+    if 10 * len(others) > len(paths):
+        example = next(p for p in named if names[p] == usual)
+        told = f"{min(usual)}, … in {example.name}, {min(names[others[0]])}, … in {others[0].name}"
+        raise DataError(
+            f"{len(others)} of {len(paths)} files in {paths[0].parent} have other regions than the rest: {told}.",
+            allowed="regions of one parcellation in one order",
+            next_step=ONE_OF_THEM,
+        )
+
+
+def _one_length(files: Mapping[Path, tuple[str, tuple[int, int]]], component: str) -> None:
+    """Refuse two kinds of files a person that differ in one dimension: in their regions, or in their volumes.
+
+    Raises
+    ------
+    DataError
+        If nothing tells which: neither labels of tasks and runs, nor lengths that differ among people.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for path, (subject, _) in files.items():
+        kinds.setdefault(_kind(path.stem, subject), []).append(path)
+    shapes = {kind: {files[p][1] for p in paths} for kind, paths in kinds.items()}
+    people = [{files[p][0] for p in paths} for paths in kinds.values()]
+    several = sum(n > 1 for n in Counter(s for found in people for s in found).values())
+    if 2 * several <= len(set().union(*people)) or any(len(s) > 1 for s in shapes.values()):
+        return
+    rows, columns = ({s[axis] for (s,) in shapes.values()} for axis in (0, 1))
+    if (len(rows) == 1) != (len(columns) == 1):
+        told = ", ".join(
+            f"{kinds[k][0].name} and {len(kinds[k]) - 1} more {s[0]} × {s[1]}" for k, (s,) in shapes.items()
+        )
+        raise DataError(
+            f"it cannot be told whether files of one person are of several parcellations or several lengths: {told}.",
+            allowed="regions of one parcellation in one order",
+            next_step=f"{ONE_OF_THEM} If lengths differ, say {component}[orientation=times_first] (volumes "
+            "× regions) or units_first.",
+        )
+
+
+def _kind(stem: str, subject: str) -> str:
+    """Return what the name of a file says besides whose it is, and which session, task and run."""
+    bare, own = stem.removeprefix("sub-"), subject.removeprefix("sub-")
+    rest = bare.removeprefix(own) if bare.startswith(own) else re.sub(r"^\d+", "", bare)
+    rest = re.sub(r"(ses|task|acq|rec|dir|run|echo)-[A-Za-z0-9]+", "", rest)
+    rest = re.sub(r"[^A-Za-z0-9]+", "-", rest).strip("-")
+    return "" if re.fullmatch(r"(?i)(run|rest|scan|session|ses|r|s)?-?\d{1,2}", rest) else rest
 
 
 def read_listed_series(file: RecordingFile, *, variable: str, n_units: int) -> RawRecording:
@@ -165,10 +224,14 @@ def read_listed_series(file: RecordingFile, *, variable: str, n_units: int) -> R
 
 
 def subject_of(stem: str, known: pd.Index) -> str:
-    """Return the participant whose id begins the name of a file, the longest if several do; or an empty string."""
+    """Return the participant whose id begins the name of a file, the longest if several do; or an empty string.
+
+    Where none does, ids are compared as numbers: spreadsheets take the zeros away.
+    """
     bare = stem.removeprefix("sub-")
     fits = [k for k in map(str, known) if re.match(rf"{re.escape(k.removeprefix('sub-'))}(?![A-Za-z0-9])", bare)]
-    return max(fits, key=len, default="")
+    number = re.match(r"\d+(?![A-Za-z0-9])", bare)
+    return max(fits, key=len, default=match_id(number[0], map(str, known)) if number else "")
 
 
 def _entities(stem: str) -> tuple[str, str]:

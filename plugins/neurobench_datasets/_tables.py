@@ -12,6 +12,7 @@ import io
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,53 @@ import pandas as pd
 
 from neurobench import DataError, Finding, closest
 
-MISSING_CODES = ("", "n/a", "na", "nan", "none", "null", ".", "-999", "-999.0", "-9999", "-9999.0", "#null!", "missing")
+SHEET_ERRORS = (
+    "#null!",
+    "#n/a",
+    "#nv",
+    "#div/0!",
+    "#ref!",
+    "#bezug!",
+    "#value!",
+    "#wert!",
+    "#num!",
+    "#zahl!",
+    "#name?",
+)
+
+MISSING_CODES = ("", "n/a", "na", "nan", "none", "null", ".", "missing", *SHEET_ERRORS)
 """What stands for "not measured"; compared in lower case."""
+
+MISSING_NUMBER = re.compile(r"-9{3,4}(\.0+)?")
 
 STANDARD = ("age", "sex", "site", "diagnosis", "mean_fd", "fluid_intelligence")
 
 ID_COLUMNS = ("participant_id", "subject_id", "subject", "sub_id", "sub", "ccid", "observations", "id")
 
-SEX_TEXT = {"f": "F", "female": "F", "woman": "F", "girl": "F", "m": "M", "male": "M", "man": "M", "boy": "M"}
+SEX_TEXT = {
+    **dict.fromkeys(("f", "female", "woman", "girl", "w", "weiblich"), "F"),
+    **dict.fromkeys(("m", "male", "man", "boy", "männlich", "maennlich"), "M"),
+}
+
+WITH_COMMA = re.compile(r"[-+]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
+PLAIN_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
+THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+
+SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.IGNORECASE)
+"""What a spreadsheet makes of a long number: 1.0E+05."""
+
+IN_YEARS = re.compile(r"(\d+(?:\.\d+)?)\s*(?:y|yrs?|years?|jahre?)\.?", re.IGNORECASE)
+
+A_YEAR = {"y": 1.0, "yr": 1.0, "yrs": 1.0, "a": 1.0, "year": 1.0, "years": 1.0, "month": 12.0, "months": 12.0}
+A_YEAR |= {"week": 365.25 / 7, "weeks": 365.25 / 7, "day": 365.25, "days": 365.25}
+"""How many of a unit of age, as a data dictionary names it, are a year."""
 
 
 # ---------------------------------------------------------------- why a file cannot be read
+
+
+DEFLATE = 1032
+"""The most bytes that one byte of a gzip file can stand for."""
 
 
 def explain_unreadable(path: Path, *, whole: bool = True) -> str:
@@ -162,23 +199,44 @@ def read_table(path: Path) -> pd.DataFrame:
                 f"{path.name} has rows with more cells than its header, so that values stand under wrong names.",
                 next_step="Is the decimal sign a comma, as between the cells? Save it again with tabs or semicolons.",
             )
+        header = next((row for row in csv.reader(io.StringIO(text), delimiter=separator) if "".join(row).strip()), [])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         raise DataError(f"{path.name} is not a table: {error}.") from error
     frame.columns = pd.Index([str(c).strip() for c in frame.columns])
     if frame.empty:
         raise DataError(f"{path.name} has a header and no rows.")
-    twice = sorted({c for c in frame.columns if list(frame.columns).count(c) > 1})
-    if twice:
+    # The second one of a name would be called `age.1`.
+    named = Counter(map(str.strip, header))
+    if twice := sorted(c for c, n in named.items() if c and n > 1):
         raise DataError(f"{path.name} has several columns of one name: {', '.join(twice)}.")
     # Cell by cell: most tables are small, and every step over a whole frame costs more than their cells together.
     cells = {name: [_cell(value) for value in frame[name].tolist()] for name in frame.columns}
+    if separator != "," or '"' in text:
+        _write_points(cells)
     return pd.DataFrame(cells, index=frame.index, dtype=frame.dtypes.iloc[0])
+
+
+def _write_points(cells: dict[str, list[Any]]) -> None:
+    """Write points for decimal commas in columns of numbers, unless all of a table's commas may divide thousands."""
+    with_comma: dict[str, list[str]] = {}
+    for name, values in cells.items():
+        if not any(isinstance(v, str) and "," in v for v in values):
+            continue
+        known = [v for v in values if isinstance(v, str)]
+        commas = [v for v in known if WITH_COMMA.fullmatch(v)]
+        if 2 * (len(commas) + sum(bool(PLAIN_NUMBER.fullmatch(v)) for v in known)) > len(known):
+            with_comma[name] = commas
+    if all(THOUSANDS.fullmatch(v) for commas in with_comma.values() for v in commas):
+        return
+    for name, commas in with_comma.items():
+        points = {v: _cell(v.replace(",", ".")) for v in commas}
+        cells[name] = [points.get(v, v) for v in cells[name]]
 
 
 def _cell(value: Any) -> Any:
     """Return a cell's text without blanks around it; NaN if it stands for "not measured", or the row is too short."""
     text = value.strip() if isinstance(value, str) else ""
-    return np.nan if text.lower() in MISSING_CODES else text
+    return np.nan if text.lower() in MISSING_CODES or MISSING_NUMBER.fullmatch(text) else text
 
 
 def typed(column: pd.Series) -> pd.Series:
@@ -195,25 +253,125 @@ def find_column(columns: Sequence[str], names: Iterable[str]) -> str:
     return next((lower[n] for n in names if n in lower), "")
 
 
-def sex_of(column: pd.Series, female_code: str = "") -> pd.Series | None:
-    """Return ``F``, ``M`` or None from text, or from two codes if the one for women is given; None if it is not.
+def numbers(column: pd.Series, where: str, findings: list[Finding], *, age: bool = False) -> pd.Series:
+    """Return a column of text as numbers; values that are none are missing, and said.
 
-    Files differ in which code is which sex (Cam-CAN's own do), so codes are never guessed.
+    Parameters
+    ----------
+    column
+        As :func:`read_table` returns it.
+    where
+        Name of the table.
+    findings
+        What is noticed is added here.
+    age
+        Whether these are ages: ``11 years`` and ``034Y`` are numbers of years.
     """
-    text = pd.Series([None if pd.isna(v) else re.sub(r"\.0$", "", str(v)).lower() for v in column], dtype=object)
-    mapping = dict(SEX_TEXT)
-    others = sorted({v for v in text.dropna() if v not in mapping})
+    said = column.map(lambda v: m[1] if (m := IN_YEARS.fullmatch(str(v))) else v) if age else column
+    values = pd.to_numeric(said, errors="coerce").astype(float)
+    wrong = values.isna() & column.notna()
+    if wrong.any():
+        examples = list(dict.fromkeys(map(str, column[wrong])))
+        text = f"{int(wrong.sum())} values of {column.name} in {where} are no numbers and count as missing"
+        fix = "write numbers with a decimal point" + (", ages in years" if age else "")
+        if any(THOUSANDS.fullmatch(v) for v in examples):
+            fix += ": it cannot be told whether a comma is the decimal sign"
+        findings.append(Finding("warning", "not-a-number", f"{text}: {', '.join(examples[:3])}", fix=fix))
+    return values
+
+
+def usable_ids(column: pd.Series, where: str, findings: list[Finding]) -> pd.Series:
+    """Return the identifiers of the rows that have one, less the ``.0`` of a spreadsheet; other rows are said."""
+    nameless = int(column.isna().sum())
+    if nameless:
+        findings.append(Finding("warning", "no-id", f"{nameless} rows of {where} have no identifier and are left out"))
+    ids = column[column.notna()].astype(str).str.replace(r"(?<=\d)\.0+$", "", regex=True)
+    short = ids.map(lambda i: SHORTENED.fullmatch(i) is not None).astype(bool)
+    if short.any():
+        text = f"{int(short.sum())} ids of {where} were shortened by a spreadsheet, such as {ids[short].iloc[0]}"
+        fix = "take them from the original table again, in a column formatted as text"
+        findings.append(Finding("error", "shortened-id", f"{text}: whom they mean cannot be told", fix=fix))
+    return ids[~short]
+
+
+def sex_of(
+    column: pd.Series, codes: Mapping[str, str], *, where: str, fix: str, findings: list[Finding]
+) -> pd.Series | None:
+    """Return ``F``, ``M`` or None from words, or from codes that are all known; None if a code is not.
+
+    Files differ in which code is which sex (Cam-CAN's own do), so codes are never guessed, nor are half of them used.
+
+    Parameters
+    ----------
+    column
+        As :func:`read_table` returns it.
+    codes
+        What codes mean, ``F`` or ``M``; other values than codes and words are missing, and said.
+    where, fix
+        Name of the table, and what can be done about codes that are not known.
+    findings
+        What is noticed is added here.
+    """
+    text = pd.Series([None if pd.isna(v) else re.sub(r"\.0+$", "", str(v)).lower() for v in column], dtype=object)
+    others = sorted(set(text.dropna()) - set(SEX_TEXT) - set(codes))
+    worded = bool(set(text.dropna()) & set(SEX_TEXT)) and not any(t.isdigit() for t in text.dropna())
+    if others and not worded:
+        findings.append(
+            Finding(
+                "warning",
+                "sex-coding",
+                f"column {column.name} of {where} holds {', '.join(sorted(map(str, column.dropna().unique()))[:4])}; "
+                "files differ in which code is which sex, so it is not guessed: there is no sex here",
+                fix=fix,
+            )
+        )
+        return None
     if others:
-        if not female_code or len(set(text.dropna()) - {female_code.lower()}) > 1:
-            return None
-        mapping = dict.fromkeys(others, "M") | {female_code.lower(): "F"}
+        n = int(text.isin(others).sum())
+        said = f"{n} values of {column.name} in {where} are neither female nor male and count as missing"
+        findings.append(Finding("info", "no-sex", f"{said}: {', '.join(others[:3])}"))
+    mapping = {**SEX_TEXT, **codes}
     return pd.Series([mapping.get(v) for v in text], index=column.index, dtype=object)
 
 
+def read_dictionary(table: Path) -> Mapping[str, Any]:
+    """Return what the data dictionary beside a table (``participants.json``) says of its columns.
+
+    Raises
+    ------
+    DataError
+        If there is one and it cannot be read.
+    """
+    path = table.with_suffix(".json")
+    content = read_json(path) if path.exists() or path.is_symlink() else {}
+    return {str(name).lower(): said for name, said in content.items() if isinstance(said, dict)}
+
+
+def levels(dictionary: Mapping[str, Any], column: str) -> dict[str, str]:
+    """Return what values of a column mean by the data dictionary, both in lower case; empty if it does not say."""
+    said = dictionary.get(column.lower(), {}).get("Levels")
+    found = {}
+    for code, meaning in said.items() if isinstance(said, dict) else ():
+        if isinstance(meaning, dict):
+            meaning = meaning.get("Description", meaning.get("LongName"))
+        if isinstance(meaning, str):
+            found[str(code).strip().lower()] = meaning.strip().lower()
+    return found
+
+
+def sex_codes(dictionary: Mapping[str, Any], column: str) -> dict[str, str]:
+    """Return which codes of a column are ``F`` and ``M`` by the data dictionary."""
+    found = {}
+    for code, meaning in levels(dictionary, column).items():
+        sexes = {SEX_TEXT[word] for word in re.findall(r"\w+", meaning) if word in SEX_TEXT}
+        if len(sexes) == 1:
+            found[code] = sexes.pop()
+    return found
+
+
 def participants_from(
-    frame: pd.DataFrame,
+    path: Path,
     *,
-    where: str,
     component: str,
     female_code: str = "",
     aliases: Mapping[str, str] | None = None,
@@ -222,20 +380,25 @@ def participants_from(
 
     Parameters
     ----------
-    frame
-        As :func:`read_table` returns it.
-    where, component
-        Name of the table and of the dataset, for messages.
+    path
+        The table; a data dictionary beside it (``participants.json``) says what codes of sex and diagnosis mean, and
+        in what ages are.
+    component
+        Name of the dataset, for messages.
     female_code
-        As for :func:`sex_of`.
+        Which code of a coded column ``sex`` means female; it is believed before the dictionary.
     aliases
-        Columns of a known release and their standard names; nothing is renamed but these.
+        Columns of a known release in lower case and their standard names; nothing is renamed but these.
 
     Raises
     ------
     DataError
         If there is no column of identifiers or not one usable identifier.
     """
+    frame, where, dictionary = read_table(path), path.name, read_dictionary(path)
+    # A spreadsheet leaves empty rows and columns.
+    empty = [c for c in frame.columns if c.startswith("Unnamed: ") and frame[c].isna().all()]
+    frame = frame.drop(columns=empty).dropna(how="all")
     findings: list[Finding] = []
     id_column = find_column(list(frame.columns), ID_COLUMNS)
     if not id_column:
@@ -245,29 +408,30 @@ def participants_from(
             likely=closest("participant_id", [str(c) for c in frame.columns]),
             next_step="Name the column participant_id.",
         )
-    table = frame.rename(columns={id_column: "participant_id", **(aliases or {})})
+    ids = usable_ids(frame[id_column], where, findings)
+    names = {id_column: "participant_id"}
     # Standard names in another case are the same word, not another one.
-    lower = {c: c.lower() for c in table.columns if c.lower() in STANDARD and c.lower() not in table.columns}
-    table = table.rename(columns=lower)
-    nameless = int(table["participant_id"].isna().sum())
-    if nameless:
-        findings.append(Finding("warning", "no-id", f"{nameless} rows of {where} have no identifier and are left out"))
-    table = table[table["participant_id"].notna()]
-    twice = table["participant_id"][table["participant_id"].duplicated(keep=False)]
-    for subject in dict.fromkeys(twice):
-        rows = table[table["participant_id"] == subject]
+    for column in frame.columns:
+        standard = (aliases or {}).get(column.lower(), column.lower() if column.lower() in STANDARD else "")
+        if standard and standard not in (*frame.columns, *names.values()):
+            names[column] = standard
+    was = {standard: column for column, standard in names.items()}
+    table = frame.loc[ids.index].assign(**{id_column: ids}).rename(columns=names)
+    bare = table["participant_id"].str.removeprefix("sub-")
+    for subject in dict.fromkeys(bare[bare.duplicated()]):
+        rows = table[bare == subject]
         if len(rows.drop_duplicates()) == 1:
             continue
         findings.append(
             Finding(
                 "error",
                 "duplicate-id",
-                f"{subject} has {len(rows)} different rows in {where}; none is used",
+                f"{rows['participant_id'].iloc[0]} has {len(rows)} different rows in {where}; none is used",
                 fix="keep the right row",
-                subject=str(subject),
+                subject=str(rows["participant_id"].iloc[0]),
             )
         )
-        table = table[table["participant_id"] != subject]
+        table, bare = table[bare != subject], bare[bare != subject]
     table = table.drop_duplicates()
     if table.empty:
         raise DataError(
@@ -278,33 +442,33 @@ def participants_from(
     table.index = table.index.astype(str)
     result = pd.DataFrame({c: typed(table[c]) for c in table.columns}, index=table.index)
     if "sex" in table:
-        sex = sex_of(table["sex"], female_code)
-        if sex is None:
-            result = result.rename(columns={"sex": "sex_code"})
-            codes = ", ".join(sorted(table["sex"].dropna().unique())[:4])
-            findings.append(
-                Finding(
-                    "warning",
-                    "sex-coding",
-                    f"column sex of {where} holds {codes}; files differ in which code is which sex, so it is not "
-                    "guessed: there is no sex here, and the codes are kept as sex_code",
-                    fix=f"say which code means female, for example {component}[female_code={codes[0]}], or write F "
-                    "and M into the table",
-                )
+        codes = sex_codes(dictionary, was.get("sex", "sex"))
+        if female_code:
+            rest = (
+                {re.sub(r"\.0+$", "", v).lower() for v in table["sex"].dropna()} - set(SEX_TEXT) - {female_code.lower()}
             )
-        else:
-            result["sex"] = sex
+            codes = {female_code.lower(): "F"} | (dict.fromkeys(rest, "M") if len(rest) < 2 else {})
+        example = next(iter(sorted(table["sex"].dropna().unique())), "")
+        fix = f"say which code means female, for example {component}[female_code={example}], or write F and M"
+        sex = sex_of(table["sex"], codes, where=where, fix=fix, findings=findings)
+        result = result.rename(columns={"sex": "sex_code"}) if sex is None else result.assign(sex=sex)
     for name in ("site", "diagnosis"):
         if name in result:
             result[name] = table[name].astype(object).where(table[name].notna(), None)
+    if "diagnosis" in result:
+        # Of words the dictionary has whole sentences.
+        meaning = levels(dictionary, was.get("diagnosis", "diagnosis"))
+        known = [meaning.get(v, v) if str(v).isdigit() else v for v in result["diagnosis"]]
+        result["diagnosis"] = pd.Series(known, result.index, object)
     for name in ("age", "mean_fd", "fluid_intelligence"):
         if name in result and result[name].dtype == object:
-            bad = pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()
-            values = ", ".join(map(str, table[name][bad].unique()[:3]))
-            findings.append(
-                Finding("warning", "not-a-number", f"{int(bad.sum())} values of {name} are no numbers: {values}")
-            )
-            result[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+            result[name] = numbers(table[name], where, findings, age=name == "age")
+    unit = str(dictionary.get(was.get("age", "age").lower(), {}).get("Units") or "years").strip().lower()
+    if "age" in result and unit in A_YEAR:
+        result["age"] = result["age"] / A_YEAR[unit]
+    elif "age" in result:
+        text = f"the data dictionary of {where} says that ages are in {unit!r}; they are taken as years"
+        findings.append(Finding("warning", "unit-of-age", text, fix="give ages in years"))
     return result, findings
 
 

@@ -35,7 +35,7 @@ from neurobench_datasets._bold_layouts import BOLD, list_fmriprep, mean_displace
 from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
 from neurobench_datasets._description import described
 from neurobench_datasets._meg_settings import MEG_SPEC, MegSettings, task_labels
-from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from, read_table
+from neurobench_datasets._tables import STANDARD, match_id, missing_targets, participants_from
 
 SIGNALS = ("fmri", "parcels", "volume", "meg")
 
@@ -188,9 +188,7 @@ class BIDS(Dataset):
             findings.append(Finding("warning", "no-participants-table", text))
             ids = sorted({r.subject for r in recordings})
             return pd.DataFrame(index=pd.Index(ids, name="participant_id", dtype=object))
-        participants, more = participants_from(
-            read_table(table), where=table.name, component="bids", female_code=self.female_code
-        )
+        participants, more = participants_from(table, component="bids", female_code=self.female_code)
         findings += more
         return participants
 

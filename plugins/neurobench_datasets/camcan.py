@@ -330,13 +330,15 @@ def read_participants(root: Path, findings: list[Finding]) -> pd.DataFrame:
     merged: pd.DataFrame | None = None
     for path in paths:
         try:
-            frame = read_table(path)
-            known = {c: COLUMNS[c.lower()] for c in frame.columns if c.lower() in COLUMNS}
-            table, more = participants_from(frame, where=path.name, component="camcan", aliases=known)
+            table, more = participants_from(path, component="camcan", aliases=COLUMNS)
         except DataError as error:
             findings.append(Finding("error", "unreadable", str(error), path=str(path)))
             continue
         table.index = pd.Index([_ccid(i) for i in table.index], name="participant_id", dtype=object)
+        none = [i for i in table.index if not re.fullmatch(r"CC\d{6}", i) and not i.startswith("EMPTYROOM")]
+        if none and len(none) < len(table):
+            text = f"{len(none)} ids of {path.name} are no CCIDs, and their rows are left out: {', '.join(none[:3])}"
+            findings.append(Finding("warning", "no-id", text, fix="write CC and six digits", path=str(path)))
         table = table[[bool(re.fullmatch(r"CC\d{6}", i)) for i in table.index]]
         table = table[~table.index.duplicated()]
         # Codes for sex differ in meaning from table to table; only text is believed.
@@ -366,7 +368,8 @@ def read_participants(root: Path, findings: list[Finding]) -> pd.DataFrame:
 
 
 def _ccid(text: str) -> str:
-    return re.sub(r"^sub-", "", str(text)).upper()
+    """Return a CCID without ``sub-``, and with the letters that a table of numbers has lost."""
+    return re.sub(r"^(\d{6})$", r"CC\1", re.sub(r"^sub-", "", str(text)).upper())
 
 
 def read_cattell(root: Path, findings: list[Finding]) -> pd.DataFrame | None:

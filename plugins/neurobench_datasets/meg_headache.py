@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +48,7 @@ from neurobench_datasets._meg_twin import (
     write_recording,
     write_sidecars,
 )
-from neurobench_datasets._tables import missing_targets, participants_from, read_table, write_tsv
+from neurobench_datasets._tables import match_id, missing_targets, participants_from, write_tsv
 
 CONTROL = frozenset({"control", "controls", "healthy", "healthy control", "hc", "con", "no headache", "0"})
 STATES = ("rest", "auditory", "somatosensory")
@@ -138,10 +139,8 @@ class MegHeadache(Dataset):
                 )
             people = pd.DataFrame(index=pd.Index(sorted({f.subject for f in files}), name="participant_id"))
             return Listing(people, tuple(files), tuple(findings))
-        rows = read_table(table)
         # A table with both columns says in `diagnosis` what `group` may say of something else.
-        aliases = {} if "diagnosis" in rows else {"group": "diagnosis"}
-        participants, findings = participants_from(rows, where=table.name, component=self.name, aliases=aliases)
+        participants, findings = participants_from(table, component=self.name, aliases={"group": "diagnosis"})
         if "diagnosis" in participants:
             participants["diagnosis"] = _diagnosis(participants["diagnosis"], findings)
         # The label in a file name has `sub-`; a table may leave it out.
@@ -152,6 +151,10 @@ class MegHeadache(Dataset):
         found, more = list_bids_meg(root, self.states, self.how)
         findings += more
         known = set(participants.index)
+        # Of ids in a table a spreadsheet takes away the zeros.
+        found = [
+            f if f.subject in known else replace(f, subject=match_id(f.subject, known) or f.subject) for f in found
+        ]
         for subject in sorted({f.subject for f in found} - known):
             text = f"{subject} has recordings and no row in {table.name}"
             findings.append(Finding("error", "unknown-id", text, subject=subject))

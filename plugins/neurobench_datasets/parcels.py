@@ -47,7 +47,6 @@ from neurobench_datasets._tables import (
     STANDARD,
     missing_targets,
     participants_from,
-    read_table,
     write_tsv,
 )
 
@@ -131,9 +130,7 @@ class Parcels(Dataset):
                 allowed="participants.tsv, timeseries/<participant_id>*.npy (or .mat .csv .tsv .txt .1D)",
                 next_step="Write a table with a column participant_id and one row a person.",
             )
-        participants, findings = participants_from(
-            read_table(table), where=table.name, component="parcels", female_code=self.female_code
-        )
+        participants, findings = participants_from(table, component="parcels", female_code=self.female_code)
         recordings, more = list_series(
             root,
             participants,
