@@ -242,8 +242,8 @@ def scaling_page() -> str:
             f"`{profile}`: {work / 3600:.0f} h of work, a longest chain of {chain / 60:.0f} min,",
             f"and {serial / 60:.0f} min that are serial. Beyond {work / chain:.0f} workers some are idle for want of",
             f"steps; at most {work / (chain + serial):.0f} times as fast as one worker, however many there are.",
-            f"All of it is {(serial + work) / plans[profile]['pretraining_s']:.2f} times its distinct pretrainings; 1.10 "
-            "was set out.",
+            f"All of it is {(serial + work) / plans[profile]['pretraining_s']:.2f} times its distinct pretrainings;",
+            "1.10 was set out.",
             "",
         ]
     each = runs[-1]["driver_cpu_s"] / runs[-1]["n_combinations"]

@@ -6,6 +6,7 @@ Shapes are written as (units, times); *unit*, *patch*, *token* and the other wor
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -478,9 +479,25 @@ class Recording:
         stored = self._stored()[:, start:stop]
         return stored[units] if self.rows is None else self._taken(stored, units)
 
+    def expect(self, start: int, stop: int, units: NDArray[np.int64]) -> None:
+        """Have the system read some units and samples meanwhile: all of them at once, and nothing between them."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        whole = self._whole()
+        a_unit, a_sample = whole.strides[:2]
+        rows = units if self.rows is None else self.rows[units]
+        first = whole.offset + (self.start + start) * a_sample
+        with self.path.open("rb") as stream:
+            for row in rows[rows >= 0].tolist():
+                where, size = first + row * a_unit, (stop - start) * a_sample
+                os.posix_fadvise(stream.fileno(), where, size, os.POSIX_FADV_WILLNEED)
+
+    def _whole(self) -> np.memmap[Any, np.dtype[np.floating[Any]]]:
+        whole: np.memmap[Any, np.dtype[np.floating[Any]]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return whole
+
     def _stored(self) -> NDArray[np.floating[Any]]:
-        whole: NDArray[np.floating[Any]] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return whole[:, self.start : self.start + self.n_times]
+        return self._whole()[:, self.start : self.start + self.n_times]
 
     def _taken(self, stored: NDArray[np.floating[Any]], units: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         assert self.rows is not None

@@ -226,35 +226,43 @@ class Tokenizer:
         self._scaled: dict[int, NDArray[np.float32]] = {}
         self._parameters: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
-    def _signal(self, index: int, start: int, stop: int, units: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return scaled (units, times[, voxels]) of a piece of one recording."""
+    def _fill(self, out: NDArray[np.float32], index: int, start: int, stop: int, units: NDArray[np.int64]) -> None:
+        """Put the scaled signal of a piece of one recording into (units, times, voxels)."""
+        recording = self.cohort.recordings[index]
         if self._keep:
             if index not in self._scaled:
-                self._scaled[index] = self._scale(index, self.cohort.recordings[index].open(), None)
-            return self._scaled[index][:, start:stop][units]
-        return self._scale(index, self.cohort.recordings[index].piece(start, stop, units), units)
+                whole = np.array(recording.open(), np.float32)
+                self._scale(whole, index, None)
+                self._scaled[index] = whole
+            out[...] = self._scaled[index][:, start:stop][units].reshape(out.shape)
+        else:
+            piece = torch.from_numpy(recording.piece(start, stop, units))
+            # By torch: numpy widens half precision one value at a time.
+            torch.from_numpy(out).copy_(piece.reshape(out.shape))
+            self._scale(out, index, units)
 
-    def _scale(
-        self, index: int, data: NDArray[np.floating[Any]], units: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
+    def _scale(self, data: NDArray[np.float32], index: int, units: NDArray[np.int64] | None) -> None:
+        """Scale some units of a recording in place; None: all."""
         if index not in self._parameters:
             self._parameters[index] = self.scaler.parameters(self.cohort.recordings[index], self.cohort.units)
         centre, factor = self._parameters[index]
         if units is not None:
             centre, factor = centre[units], factor[units]
         shape = (-1,) + (1,) * (data.ndim - 1)
-        scaled = np.array(data, np.float32)
-        scaled -= centre.reshape(shape)
-        scaled *= factor.reshape(shape)
+        data -= centre.reshape(shape)
+        data *= factor.reshape(shape)
         # Units without signal in this recording may be NaN.
-        scaled[factor == 0] = 0.0
+        data[factor == 0] = 0.0
         if self.scaler.mode == "training":
-            np.clip(scaled, -CLIP, CLIP, out=scaled)
-        return scaled
+            np.clip(data, -CLIP, CLIP, out=data)
 
     def scaled(self, index: int, start: int, stop: int) -> NDArray[np.float32]:
         """Return the scaled (units, times[, voxels]) of a piece of one recording; zeros for units that are missing."""
-        return self._signal(index, start, stop, np.arange(len(self.cohort.units)))
+        cohort = self.cohort
+        n_units, n_times = len(cohort.units), max(0, min(stop, cohort.recordings[index].n_times) - start)
+        found = np.empty((n_units, n_times, cohort.n_voxels), np.float32)
+        self._fill(found, index, start, stop, np.arange(n_units))
+        return found if cohort.n_voxels > 1 else found[..., 0]
 
     def batch(self, windows: Sequence[Window], units: NDArray[np.int64]) -> Batch:
         """Return the tokens of some windows.
@@ -270,13 +278,15 @@ class Tokenizer:
         units = np.array(np.broadcast_to(units, (len(windows), np.shape(units)[-1])))
         n_patches, per_patch, n_voxels = cohort.patches_per_window, cohort.samples_per_patch, cohort.n_voxels
         k = units.shape[1]
-        signal = np.zeros((len(windows), k, cohort.samples_per_window * n_voxels), np.float32)
+        signal = np.zeros((len(windows), k, cohort.samples_per_window, n_voxels), np.float32)
         valid = np.zeros((len(windows), k, n_patches), bool)
         ends = np.arange(1, n_patches + 1) * per_patch
+        if not self._keep:
+            for row, window in enumerate(windows):
+                cohort.recordings[window.recording].expect(window.start, window.stop, units[row])
         for row, window in enumerate(windows):
             length = window.stop - window.start
-            piece = self._signal(window.recording, window.start, window.stop, units[row])
-            signal[row, :, : length * n_voxels] = piece.reshape(k, -1)
+            self._fill(signal[row, :, :length], window.recording, window.start, window.stop, units[row])
             present = cohort.recordings[window.recording].present[units[row]]
             # A patch that runs into the padding is no token: half a patch would be scored against zeros.
             valid[row] = present[:, None] & (ends <= length)

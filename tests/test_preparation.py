@@ -272,6 +272,23 @@ def test_a_piece_is_what_the_whole_holds_there(tmp_path: Path, folder: Path) -> 
     assert np.isnan(replace(recording, rows=np.array([2, -1, 0])).piece(0, 9, np.array([1]))).all()
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice on what will be read")
+def test_the_system_is_told_of_every_byte_of_a_piece_and_of_no_other(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = load(tmp_path).recordings[0]
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.posix_fadvise", lambda file, first, size, advice: asked.append((first, size)))
+    for rows, chosen in ((None, [4, 0, 3]), (np.array([2, -1, 0, 1, 5, 3, 4]), [4, 0, 1])):
+        asked.clear()
+        part = replace(recording, start=7, n_times=40, rows=rows)
+        part.expect(5, 30, np.array(chosen))
+        read = part.path.read_bytes()
+        told = b"".join(read[first : first + size] for first, size in asked)
+        piece = part.piece(5, 30, np.array(chosen))
+        assert told == piece[~np.isnan(piece).any(1)].tobytes()
+
+
 def test_one_signal_under_two_people_is_nobodys(tmp_path: Path, folder: Path) -> None:
     (folder / "s003.npy").write_bytes((folder / "s001.npy").read_bytes())
     cohort = load(tmp_path)

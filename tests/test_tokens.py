@@ -60,10 +60,13 @@ def test_below_half_a_window_is_left_out_with_the_reason(tmp_path: Path) -> None
         cohort(tmp_path, n_times=9)
 
 
+@pytest.mark.parametrize("stored", [np.float32, np.float16])
 def test_large_cohorts_are_read_window_by_window_with_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: type
 ) -> None:
     c = cohort(tmp_path)
+    for recording in c.recordings:
+        np.save(recording.path, np.array(recording.open(), stored))
     windows = evaluation_windows(c, c.subjects)
     kept = tokenizer(c).batch(windows, np.arange(12)).signal
     monkeypatch.setattr("neurobench.tokens.CACHE_BYTES", 0)
