@@ -169,6 +169,23 @@ def test_a_folder_that_is_a_file(folder: Path) -> None:
     assert "folder" in said
 
 
+@pytest.mark.parametrize("command", ["run", "prepare"])
+def test_the_dataset_that_a_folder_is_for_is_named(folder: Path, command: str) -> None:
+    """By a run as by `data check`, and what the dataset asked for would have next stays."""
+    likely = f"neurobench data check parcels --data-dir {folder}"
+    if command == "run":
+        code, said = run(folder, dataset="adhd200")
+    else:
+        options = ("--data-dir", str(folder), "--out", str(folder.parent / "out"))
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["data", "prepare", "adhd200", *options])
+        code, said = result.exit_code, " ".join(result.output.split())
+    assert code == 1
+    assert likely in said
+    assert "Unpack ADHD200_AAL_TCs" in said
+    code, said = run(folder / "timeseries")
+    assert f"--data-dir {folder}" in said
+
+
 def test_results_do_not_go_where_other_things_lie(folder: Path) -> None:
     (folder.parent / "out").mkdir()
     (folder.parent / "out" / "thesis.tex").write_text("mine")

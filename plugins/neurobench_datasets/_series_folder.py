@@ -67,6 +67,9 @@ def list_series(
         raise DataError(
             f"{root} has no folder timeseries with files." if not folder.is_dir() else f"{folder} has no time series.",
             allowed=f"timeseries/<participant_id>* ending in {', '.join(SUFFIXES)}",
+            next_step="Write the endings of names as they are here, in small letters."
+            if folder.is_dir() and any(f.suffix.lower() in SUFFIXES for f in folder.iterdir())
+            else "",
         )
     findings: list[Finding] = []
     matched: list[tuple[str, str, str, Path, tuple[int, int], float]] = []
