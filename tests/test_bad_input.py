@@ -169,6 +169,17 @@ def test_a_folder_that_is_a_file(folder: Path) -> None:
     assert "folder" in said
 
 
+def test_a_run_says_which_values_of_the_table_it_could_not_read(folder: Path) -> None:
+    people = people_of(folder).astype({"age": object}).assign(sex=[1, 2] * 12)
+    people.loc[:2, "age"] = ["89+", "11. Mai", "31.5 years"]
+    write(people, folder)
+    code, said = run(folder)
+    assert code == 0
+    assert "n = 22" in said
+    assert "2 values of age in participants.tsv are no numbers and count as missing: 89+, 11. Mai" in said
+    assert "column sex of participants.tsv holds 1, 2" in said
+
+
 @pytest.mark.parametrize("command", ["run", "prepare"])
 def test_the_dataset_that_a_folder_is_for_is_named(folder: Path, command: str) -> None:
     """By a run as by `data check`, and what the dataset asked for would have next stays."""

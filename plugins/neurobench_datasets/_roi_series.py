@@ -81,7 +81,9 @@ def _read_mat(path: Path, variable: str) -> NDArray[Any]:
             next_step="Save it again in MATLAB with save(..., '-v7'), or as .npy.",
         )
     # A zero among the first four bytes is how MATLAB 4 is told, whose reader takes nothing on trust.
-    if 0 not in head[:4] and (why := explain_unreadable(path) or damage(path)):
+    if explain_unreadable(path):
+        raise unreadable(path)
+    if 0 not in head[:4] and (why := damage(path)):
         raise DataError(f"{path.name} {why}.", next_step="Copy or save it again.")
     found = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
     arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "fiu"}

@@ -100,7 +100,8 @@ def list_series(
     zeros = [m for m in matched if not m[3].stem.removeprefix("sub-").startswith(m[0].removeprefix("sub-"))]
     if zeros:
         text = f"{len(zeros)} names of files have other zeros than the ids of the table"
-        findings.append(Finding("info", "zeros-lost", f"{text}: {zeros[0][3].name} is {zeros[0][0]}"))
+        text += f": {zeros[0][3].name} is {zeros[0][0]}"
+        findings.append(Finding("info", "zeros-lost", text, path=str(zeros[0][3])))
     if not matched:
         # What most files lack is the reason; the first file may have one of its own.
         reasons = Counter(f.message.replace(Path(f.path).name, "…") for f in findings if f.level == "error")
