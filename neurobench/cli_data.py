@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated
 
 import typer
 
 from neurobench.commands import AsJson, DataDir, DatasetName, Out, PluginFiles, Verbose, build, guarded, open_registry
-
-if TYPE_CHECKING:
-    from neurobench.components import ComponentSpec
-    from neurobench.contracts import Dataset
-    from neurobench.plugins import Registry
 
 __all__ = ["data"]
 
@@ -48,6 +44,7 @@ def data_check(
     grid = expand(config, registry, data_only=True)
     from neurobench.data_check import check_data
     from neurobench.errors import DataError
+    from neurobench.folders import other_datasets
 
     (spec,) = grid.datasets
     folder = grid.root(spec)
@@ -65,7 +62,7 @@ def data_check(
                     folder,
                     label=spec.label,
                     tasks=tasks,
-                    others=_others(spec, registry),
+                    others=other_datasets(spec.label, registry.datasets),
                     deep=deep,
                     workers=workers,
                     advance=advance,
@@ -91,18 +88,6 @@ def data_check(
         raise typer.Exit(2)
     if strict and any(f.level != "info" for f in report.findings):
         raise typer.Exit(1)
-
-
-def _others(spec: ComponentSpec, registry: Registry) -> dict[str, Dataset]:
-    """Return the other datasets, those that can read either with each of their signals, by what a user writes."""
-    found: dict[str, Dataset] = {}
-    for name, cls in registry.datasets.items():
-        for label, parameters in ((name, {}), (f"{name}[signal=meg]", {"signal": "meg"})):
-            # A dataset without that signal has no such parameter, or refuses the value as its author chose to.
-            with contextlib.suppress(Exception):
-                found[label] = cls(**parameters)
-    found.pop(spec.label, None)
-    return found
 
 
 @data.command("prepare")
@@ -139,20 +124,22 @@ def data_prepare(
     )
     registry = open_registry(config.plugin_files)
     grid = expand(config, registry, data_only=True)
+    from neurobench.folders import other_datasets
     from neurobench.opening import cohort_source
     from neurobench.store import Store
 
     screen, side = console.make_console(), console.make_console(stderr=True)
     for spec in grid.datasets:
         source = cohort_source(spec, grid, registry)
+        others = partial(other_datasets, spec.label, registry.datasets)
         with console.Terminal(side) if side.is_terminal else contextlib.nullcontext() as progress:
             if progress is None:
                 cohort = source.load(
-                    Store(config.out), note=lambda text: side.print(text, markup=False), workers=workers
+                    Store(config.out), note=lambda text: side.print(text, markup=False), workers=workers, others=others
                 )
             else:
                 with progress.stage(f"prepare {spec.label}") as advance:
-                    cohort = source.load(Store(config.out), advance, progress.note, workers)
+                    cohort = source.load(Store(config.out), advance, progress.note, workers, others)
         fields = {
             "source": console.SIMULATED if cohort.source == "simulated" else "real",
             "subjects": len(cohort.subjects),

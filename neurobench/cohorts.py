@@ -102,6 +102,7 @@ class CohortSource:
         advance: Callable[[int, int], None] = lambda done, total: None,
         note: Callable[[str], None] = lambda message: None,
         workers: int = 0,
+        others: Callable[[], Mapping[str, Dataset]] = dict,
     ) -> Cohort:
         """Return the cohort, preparing what is not stored yet; see :func:`neurobench.preparation.prepare`."""
         if (cohort := self.stored(store)) is not None:
@@ -118,6 +119,7 @@ class CohortSource:
             advance=advance,
             note=note,
             workers=workers,
+            others=others,
         )
         identity = self.identity()
         with store.lock("cohort", digest(identity)), store.write("cohort", identity, self.label) as folder:

@@ -70,6 +70,13 @@ UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e
 class _Console(Console):
     """A console on which names and messages of strangers are text and nothing else."""
 
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader, as in `neurobench run … 2>&1 | head -1`: what is computed is not lost with a line."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             if segment.control or not UNPRINTABLE.search(segment.text):

@@ -22,9 +22,9 @@ from sklearn.tree import DecisionTreeClassifier
 from neurobench.alignment import MIN_UNITS, same_signal, shared_units, some
 from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, SubjectTask, Task
 from neurobench.errors import DataError
-from neurobench.folders import Folder, entries, explained, ids_that_differ, renamed_columns, spreadsheet_findings
-from neurobench.listing import listed, passed_over
-from neurobench.preparation import usable_units
+from neurobench.folders import Folder, entries, ids_that_differ, renamed_columns, spreadsheet_findings
+from neurobench.listing import listed
+from neurobench.preparation import hinted, usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
 
 __all__ = ["DataReport", "check_data"]
@@ -151,8 +151,7 @@ def check_data(
                 f"{root} holds no recording that {label or dataset.name} can use. {some(list(told.values()))}"
             )
     except DataError as error:
-        missed = [f.message for f in passed_over(root, ())]
-        raise explained(error, dataset, Folder(root), others or {}, missed) from error
+        raise hinted(error, dataset, root, others or {}) from error
     findings = list(listing.findings)
     files = list(listing.recordings)
     read: dict[str, _Read] = {}

@@ -3,6 +3,7 @@ spreadsheet wrote, ids that lost their zeros."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -19,7 +20,15 @@ from neurobench.contracts import Dataset
 from neurobench.errors import DataError
 from neurobench.records import Finding
 
-__all__ = ["Folder", "entries", "explained", "ids_that_differ", "renamed_columns", "spreadsheet_findings"]
+__all__ = [
+    "Folder",
+    "entries",
+    "explained",
+    "ids_that_differ",
+    "other_datasets",
+    "renamed_columns",
+    "spreadsheet_findings",
+]
 
 MOST_ENTRIES = 20_000
 """Files and folders that are looked at to find out what is meant."""
@@ -119,8 +128,27 @@ def explained(
         noticed += [f.message for f in ids_that_differ(folder)]
     more = "".join(f" {text}." for text in dict.fromkeys(noticed) if text not in error.what)
     what = f"{' '.join(error.what.split()).rstrip(' .')}. {_contents(root)}{more}"
-    # What the dataset would have next is not what somebody with another's files needs.
-    return DataError(what, allowed=error.allowed, likely=likely, next_step="" if fitting else error.next_step)
+    return DataError(what, allowed=error.allowed, likely=likely, next_step=error.next_step)
+
+
+def other_datasets(label: str, datasets: Mapping[str, type[Dataset]]) -> dict[str, Dataset]:
+    """Return the other datasets, those that can read either with each of their signals, by what a user writes.
+
+    Parameters
+    ----------
+    label
+        The dataset that was asked for, as a user writes it.
+    datasets
+        All that are registered, by name.
+    """
+    found: dict[str, Dataset] = {}
+    for name, cls in datasets.items():
+        for other, parameters in ((name, {}), (f"{name}[signal=meg]", {"signal": "meg"})):
+            # A dataset without that signal has no such parameter, or refuses the value as its author chose to.
+            with contextlib.suppress(Exception):
+                found[other] = cls(**parameters)
+    found.pop(label, None)
+    return found
 
 
 # ---------------------------------------------------------------- another dataset, another folder

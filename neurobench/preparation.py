@@ -26,8 +26,9 @@ from neurobench.alignment import assemble, reasons
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError, NeurobenchError
 from neurobench.filtering import Temporal
+from neurobench.folders import Folder, explained
 from neurobench.identity import digest, file_digest
-from neurobench.listing import listed
+from neurobench.listing import listed, passed_over
 from neurobench.records import Cohort, Finding, RawRecording, RecordingFile, SignalSpec, UnitTable
 from neurobench.store import Store
 from neurobench.tokens import statistics
@@ -230,6 +231,7 @@ def prepare(
     advance: Callable[[int, int], None] = lambda done, total: None,
     note: Note = lambda message: None,
     workers: int = 0,
+    others: Callable[[], Mapping[str, Dataset]] = dict,
 ) -> Cohort:
     """Prepare every recording under ``root`` and return the cohort.
 
@@ -255,6 +257,8 @@ def prepare(
         Called with what is worth saying once: how much there is to do, and how large it gets.
     workers
         Processes; 0: as many as there are cores, and only where that saves time.
+    others
+        Gives the datasets that are tried where this one makes nothing of the folder, by what a user writes.
 
     Raises
     ------
@@ -268,12 +272,15 @@ def prepare(
             f"the folder {root} of dataset {label} does not exist.",
             next_step=f"Give its place: --data-dir {dataset.name}=PATH.",
         )
-    listing = listed(dataset, root)
-    if not listing.recordings:
-        raise DataError(
-            f"no recording that can be used was found for {label} under {root}." + reasons(listing.findings),
-            next_step=f"`neurobench data check {dataset.name} --data-dir {root}` lists everything that was found.",
-        )
+    try:
+        listing = listed(dataset, root)
+        if not listing.recordings:
+            raise DataError(
+                f"no recording that can be used was found for {label} under {root}." + reasons(listing.findings),
+                next_step=f"`neurobench data check {dataset.name} --data-dir {root}` lists everything that was found.",
+            )
+    except DataError as error:
+        raise hinted(error, dataset, root, others()) from error
     spec = replace(spec, sfreq=target_sfreq(listing.recordings, spec.sfreq))
     identities = {f.id: identity_of(code, f, spec) for f in listing.recordings}
     todo = [f for f in listing.recordings if store.get("prepared", digest(identities[f.id])) is None]
@@ -292,6 +299,11 @@ def prepare(
             entries.append((file, entry, entry.json("meta.json")))
     findings = [*listing.findings, *(failed[f.id] for f in listing.recordings if f.id in failed)]
     return assemble(dataset, label, listing, spec, entries, findings, source)
+
+
+def hinted(error: DataError, dataset: Dataset, root: Path, others: Mapping[str, Dataset]) -> DataError:
+    """Return an error of a folder that a dataset makes nothing of, with what was probably meant."""
+    return explained(error, dataset, Folder(root), others, [f.message for f in passed_over(root, ())])
 
 
 Work = tuple[Dataset, RecordingFile, SignalSpec, Store, str, Mapping[str, Any]]

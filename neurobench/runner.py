@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from neurobench.execution import (
     on_workers,
     suitable_jobs,
 )
+from neurobench.folders import other_datasets
 from neurobench.heartbeat import Heartbeat
 from neurobench.opening import cohort_source, resolve_device, sources_of
 from neurobench.plugins import Registry, load_registry
@@ -151,7 +153,8 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
                 cohorts = {}
                 for label, one in sources.items():
                     with logs.at(dataset=label, seed=seed), progress.stage(f"prepare {label}") as advance:
-                        cohorts[label] = one.load(store, advance, progress.note)
+                        others = partial(other_datasets, label, registry.datasets)
+                        cohorts[label] = one.load(store, advance, progress.note, others=others)
                         logs.tell("cohort-ready", n_subjects=len(cohorts[label].subjects))
                 ready[dataset.label] = sources[dataset.label], cohorts
             source, cohorts = ready[dataset.label]

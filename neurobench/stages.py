@@ -37,6 +37,9 @@ from neurobench.steps import Fetch, Row, Step
 
 __all__ = ["CohortRun", "protocol"]
 
+OF_THE_TABLE = ("not-a-number", "sex-coding", "unit-of-age", "shortened-id", "implausible-age")
+"""Findings of the participants table that change who is scored on what: a run says them whole."""
+
 
 class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
     """The rows of one (cohort, seed), the tasks that they are scored on, and every step that this takes."""
@@ -206,6 +209,7 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
             notes.append(
                 f"{self.cohort.dataset}: left out: {reasons}; `neurobench data check {self.dataset.name}` says more"
             )
+        notes += [f"{self.cohort.dataset}: {f.message}" for f in self.cohort.findings if f.code in OF_THE_TABLE]
         for spec in self.grid.tasks:
             if spec not in self.tasks:
                 notes.append(f"{self.cohort.dataset}: task {spec.label} left out: {self.why_not(spec)}")

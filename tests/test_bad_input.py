@@ -169,6 +169,34 @@ def test_a_folder_that_is_a_file(folder: Path) -> None:
     assert "folder" in said
 
 
+def test_a_run_says_which_values_of_the_table_it_could_not_read(folder: Path) -> None:
+    people = people_of(folder).astype({"age": object}).assign(sex=[1, 2] * 12)
+    people.loc[:2, "age"] = ["89+", "11. Mai", "31.5 years"]
+    write(people, folder)
+    code, said = run(folder)
+    assert code == 0
+    assert "n = 22" in said
+    assert "2 values of age in participants.tsv are no numbers and count as missing: 89+, 11. Mai" in said
+    assert "column sex of participants.tsv holds 1, 2" in said
+
+
+@pytest.mark.parametrize("command", ["run", "prepare"])
+def test_the_dataset_that_a_folder_is_for_is_named(folder: Path, command: str) -> None:
+    """By a run as by `data check`, and what the dataset asked for would have next stays."""
+    likely = f"neurobench data check parcels --data-dir {folder}"
+    if command == "run":
+        code, said = run(folder, dataset="adhd200")
+    else:
+        options = ("--data-dir", str(folder), "--out", str(folder.parent / "out"))
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["data", "prepare", "adhd200", *options])
+        code, said = result.exit_code, " ".join(result.output.split())
+    assert code == 1
+    assert likely in said
+    assert "Unpack ADHD200_AAL_TCs" in said
+    code, said = run(folder / "timeseries")
+    assert f"--data-dir {folder}" in said
+
+
 def test_results_do_not_go_where_other_things_lie(folder: Path) -> None:
     (folder.parent / "out").mkdir()
     (folder.parent / "out" / "thesis.tex").write_text("mine")

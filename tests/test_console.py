@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -336,3 +339,24 @@ def test_one_error_of_several_checks_is_told_once() -> None:
     assert "failed  output, reach" in text(out)
     assert text(out).count("TypeError") == 1
     assert "3 checks, 2 failed" in text(out)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_stops_nothing(stream: str) -> None:
+    """As `2>&1 | head -1` does: the lines after it are lost, and nothing that is computed."""
+    code = (
+        "import pathlib, sys\n"
+        "from neurobench.console import Lines, make_console\n"
+        f"console = make_console(stderr={stream == 'stderr'})\n"
+        "Lines(console).note('one')\n"
+        "Lines(console).failed('two', 'three')\n"
+        f"print('four', file=sys.{stream}, flush=True)\n"
+        "sys.exit(7)\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], **{stream: writer}, check=False)
+    finally:
+        os.close(writer)
+    assert done.returncode == 7

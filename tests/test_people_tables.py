@@ -156,7 +156,7 @@ def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
 
 def test_numbers_say_whose_they_are() -> None:
     findings: list = []
-    assert numbers(pd.Series(["1", None, "x"], name="iq"), "t.csv", findings).tolist()[:1] == [1.0]
+    assert numbers(pd.Series(["1", None, "x"], name="iq"), Path("t.csv"), findings).tolist()[:1] == [1.0]
     assert [f.message for f in findings] == ["1 values of iq in t.csv are no numbers and count as missing: x"]
 
 

@@ -138,7 +138,7 @@ def _one_table(path: Path, findings: list[Finding]) -> pd.DataFrame:
             f"{path.name} has no column of identifiers; it has {', '.join(frame.columns[:6])}.",
             allowed="ScanDir ID, ScanDirID, participant_id, ID or Subject",
         )
-    ids = usable_ids(frame[id_column], path.name, findings).str.removeprefix("sub-")
+    ids = usable_ids(frame[id_column], path, findings).str.removeprefix("sub-")
     strange = ids[~ids.map(lambda i: re.fullmatch(r"\d+", i) is not None).astype(bool)]
     if len(strange):
         text = f"{len(strange)} ids of {path.name} are no numbers, and their rows are left out"
@@ -153,7 +153,7 @@ def _one_table(path: Path, findings: list[Finding]) -> pd.DataFrame:
         if column not in lower or name in table:
             continue
         if name in NUMBERS:
-            known = numbers(frame[lower[column]], path.name, findings, age=name == "age")
+            known = numbers(frame[lower[column]], path, findings, age=name == "age")
             table[name] = known.where(known > 0).to_numpy()
         else:
             table[name] = typed(frame[lower[column]]).to_numpy()
@@ -161,7 +161,7 @@ def _one_table(path: Path, findings: list[Finding]) -> pd.DataFrame:
     if column := next((lower[c] for c in ("gender", "sex") if c in lower), ""):
         fix = "write F and M, or give the release's own table, where 0 is female and 1 is male"
         codes = sex_codes(dictionary, column) or SEX
-        sex = sex_of(frame[column], codes, where=path.name, fix=fix, findings=findings)
+        sex = sex_of(frame[column], codes, path=path, fix=fix, findings=findings)
     table["sex"] = pd.Series([None] * len(table) if sex is None else sex.tolist(), table.index, object)
     subtype, diagnosis = _diagnoses(frame, lower)
     table["dx_subtype"] = pd.Series(subtype, table.index, object)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, UnitTable
 from neurobench_datasets._mat import damage
-from neurobench_datasets._tables import find_column, read_table, read_text, unreadable
+from neurobench_datasets._tables import explain_unreadable, find_column, read_table, read_text, unreadable
 
 SUFFIXES = (".npy", ".csv", ".tsv", ".1D", ".mat", ".txt")
 
@@ -81,6 +81,8 @@ def _read_mat(path: Path, variable: str) -> NDArray[Any]:
             next_step="Save it again in MATLAB with save(..., '-v7'), or as .npy.",
         )
     # A zero among the first four bytes is how MATLAB 4 is told, whose reader takes nothing on trust.
+    if explain_unreadable(path):
+        raise unreadable(path)
     if 0 not in head[:4] and (why := damage(path)):
         raise DataError(f"{path.name} {why}.", next_step="Copy or save it again.")
     found = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}

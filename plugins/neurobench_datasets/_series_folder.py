@@ -67,6 +67,9 @@ def list_series(
         raise DataError(
             f"{root} has no folder timeseries with files." if not folder.is_dir() else f"{folder} has no time series.",
             allowed=f"timeseries/<participant_id>* ending in {', '.join(SUFFIXES)}",
+            next_step="Write the endings of names as they are here, in small letters."
+            if folder.is_dir() and any(f.suffix.lower() in SUFFIXES for f in folder.iterdir())
+            else "",
         )
     findings: list[Finding] = []
     matched: list[tuple[str, str, str, Path, tuple[int, int], float]] = []
@@ -97,7 +100,8 @@ def list_series(
     zeros = [m for m in matched if not m[3].stem.removeprefix("sub-").startswith(m[0].removeprefix("sub-"))]
     if zeros:
         text = f"{len(zeros)} names of files have other zeros than the ids of the table"
-        findings.append(Finding("info", "zeros-lost", f"{text}: {zeros[0][3].name} is {zeros[0][0]}"))
+        text += f": {zeros[0][3].name} is {zeros[0][0]}"
+        findings.append(Finding("info", "zeros-lost", text, path=str(zeros[0][3])))
     if not matched:
         # What most files lack is the reason; the first file may have one of its own.
         reasons = Counter(f.message.replace(Path(f.path).name, "…") for f in findings if f.level == "error")

@@ -253,15 +253,15 @@ def find_column(columns: Sequence[str], names: Iterable[str]) -> str:
     return next((lower[n] for n in names if n in lower), "")
 
 
-def numbers(column: pd.Series, where: str, findings: list[Finding], *, age: bool = False) -> pd.Series:
+def numbers(column: pd.Series, path: Path, findings: list[Finding], *, age: bool = False) -> pd.Series:
     """Return a column of text as numbers; values that are none are missing, and said.
 
     Parameters
     ----------
     column
         As :func:`read_table` returns it.
-    where
-        Name of the table.
+    path
+        The table.
     findings
         What is noticed is added here.
     age
@@ -272,30 +272,34 @@ def numbers(column: pd.Series, where: str, findings: list[Finding], *, age: bool
     wrong = values.isna() & column.notna()
     if wrong.any():
         examples = list(dict.fromkeys(map(str, column[wrong])))
-        text = f"{int(wrong.sum())} values of {column.name} in {where} are no numbers and count as missing"
+        text = f"{int(wrong.sum())} values of {column.name} in {path.name} are no numbers and count as missing"
         fix = "write numbers with a decimal point" + (", ages in years" if age else "")
         if any(THOUSANDS.fullmatch(v) for v in examples):
             fix += ": it cannot be told whether a comma is the decimal sign"
-        findings.append(Finding("warning", "not-a-number", f"{text}: {', '.join(examples[:3])}", fix=fix))
+        text += f": {', '.join(examples[:3])}"
+        findings.append(Finding("warning", "not-a-number", text, fix=fix, path=str(path)))
     return values
 
 
-def usable_ids(column: pd.Series, where: str, findings: list[Finding]) -> pd.Series:
+def usable_ids(column: pd.Series, path: Path, findings: list[Finding]) -> pd.Series:
     """Return the identifiers of the rows that have one, less the ``.0`` of a spreadsheet; other rows are said."""
     nameless = int(column.isna().sum())
     if nameless:
-        findings.append(Finding("warning", "no-id", f"{nameless} rows of {where} have no identifier and are left out"))
+        text = f"{nameless} rows of {path.name} have no identifier and are left out"
+        findings.append(Finding("warning", "no-id", text))
     ids = column[column.notna()].astype(str).str.replace(r"(?<=\d)\.0+$", "", regex=True)
     short = ids.map(lambda i: SHORTENED.fullmatch(i) is not None).astype(bool)
     if short.any():
-        text = f"{int(short.sum())} ids of {where} were shortened by a spreadsheet, such as {ids[short].iloc[0]}"
+        text = f"{int(short.sum())} ids of {path.name} were shortened by a spreadsheet, such as {ids[short].iloc[0]}"
         fix = "take them from the original table again, in a column formatted as text"
-        findings.append(Finding("error", "shortened-id", f"{text}: whom they mean cannot be told", fix=fix))
+        findings.append(
+            Finding("error", "shortened-id", f"{text}: whom they mean cannot be told", fix=fix, path=str(path))
+        )
     return ids[~short]
 
 
 def sex_of(
-    column: pd.Series, codes: Mapping[str, str], *, where: str, fix: str, findings: list[Finding]
+    column: pd.Series, codes: Mapping[str, str], *, path: Path, fix: str, findings: list[Finding]
 ) -> pd.Series | None:
     """Return ``F``, ``M`` or None from words, or from codes that are all known; None if a code is not.
 
@@ -307,8 +311,8 @@ def sex_of(
         As :func:`read_table` returns it.
     codes
         What codes mean, ``F`` or ``M``; other values than codes and words are missing, and said.
-    where, fix
-        Name of the table, and what can be done about codes that are not known.
+    path, fix
+        The table, and what can be done about codes that are not known.
     findings
         What is noticed is added here.
     """
@@ -320,7 +324,7 @@ def sex_of(
             Finding(
                 "warning",
                 "sex-coding",
-                f"column {column.name} of {where} holds {', '.join(sorted(map(str, column.dropna().unique()))[:4])}; "
+                f"column {column.name} of {path.name} holds {', '.join(sorted(set(map(str, column.dropna())))[:4])}; "
                 "files differ in which code is which sex, so it is not guessed: there is no sex here",
                 fix=fix,
             )
@@ -328,8 +332,8 @@ def sex_of(
         return None
     if others:
         n = int(text.isin(others).sum())
-        said = f"{n} values of {column.name} in {where} are neither female nor male and count as missing"
-        findings.append(Finding("info", "no-sex", f"{said}: {', '.join(others[:3])}"))
+        said = f"{n} values of {column.name} in {path.name} are neither female nor male and count as missing"
+        findings.append(Finding("info", "no-sex", f"{said}: {', '.join(others[:3])}", path=str(path)))
     mapping = {**SEX_TEXT, **codes}
     return pd.Series([mapping.get(v) for v in text], index=column.index, dtype=object)
 
@@ -408,7 +412,7 @@ def participants_from(
             likely=closest("participant_id", [str(c) for c in frame.columns]),
             next_step="Name the column participant_id.",
         )
-    ids = usable_ids(frame[id_column], where, findings)
+    ids = usable_ids(frame[id_column], path, findings)
     names = {id_column: "participant_id"}
     # Standard names in another case are the same word, not another one.
     for column in frame.columns:
@@ -450,7 +454,7 @@ def participants_from(
             codes = {female_code.lower(): "F"} | (dict.fromkeys(rest, "M") if len(rest) < 2 else {})
         example = next(iter(sorted(table["sex"].dropna().unique())), "")
         fix = f"say which code means female, for example {component}[female_code={example}], or write F and M"
-        sex = sex_of(table["sex"], codes, where=where, fix=fix, findings=findings)
+        sex = sex_of(table["sex"], codes, path=path, fix=fix, findings=findings)
         result = result.rename(columns={"sex": "sex_code"}) if sex is None else result.assign(sex=sex)
     for name in ("site", "diagnosis"):
         if name in result:
@@ -462,7 +466,7 @@ def participants_from(
         result["diagnosis"] = pd.Series(known, result.index, object)
     for name in ("age", "mean_fd", "fluid_intelligence"):
         if name in result and result[name].dtype == object:
-            result[name] = numbers(table[name], where, findings, age=name == "age")
+            result[name] = numbers(table[name], path, findings, age=name == "age")
     unit = str(dictionary.get(was.get("age", "age").lower(), {}).get("Units") or "years").strip().lower()
     if "age" in result and unit in A_YEAR:
         result["age"] = result["age"] / A_YEAR[unit]
