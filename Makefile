@@ -37,6 +37,7 @@ bench: $(VENV)/.installed-bench
 # A hundred thousand damaged files for every reader of what comes from outside.
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.fuzz --save
+	$(BIN)/python -m benchmarks.fuzz --save --engine hypothesis
 
 # Every seed system's suite on its twin, whole; docs/suites.md holds what came of it.
 suites: $(VENV)/.installed

@@ -502,7 +502,7 @@ def load_suite(path: Path | str) -> RunConfig:
     if isinstance(settings.get("data_dirs"), str):
         settings["data_dirs"] = {"": settings["data_dirs"]}
     try:
-        config = _adapter().validate_python(settings)
+        config: RunConfig = _adapter().validate_python(settings)
     except pydantic.ValidationError as error:
         for e in error.errors():
             where = ".".join(map(str, e["loc"]))
@@ -531,6 +531,7 @@ def load_suite(path: Path | str) -> RunConfig:
 
 @functools.cache
 def _adapter() -> Any:
+    """Return what judges the fields of a suite; to work it out takes longer than to use it."""
     import pydantic
 
     return pydantic.TypeAdapter(RunConfig)

@@ -157,12 +157,15 @@ def _suites() -> st.SearchStrategy[bytes]:
         name: _values(one, of.get("$defs", {})) | (known if "items" in one else st.nothing())
         for name, one in of["properties"].items()
     }
-    settings = st.lists(st.sampled_from(sorted(right)), max_size=6, unique=True).flatmap(
-        lambda chosen: st.fixed_dictionaries({name: right[name] if len(name) % 5 else ODD for name in chosen})
-    )
-    some = st.tuples(settings, st.dictionaries(TEXT, ODD, max_size=1)).map(lambda parts: parts[0] | parts[1])
-    as_yaml = some.map(lambda plain: yaml.safe_dump(plain, allow_unicode=True).encode("utf-8", "surrogatepass"))
-    as_json = some.map(lambda plain: json.dumps(plain).encode())
+    keys = st.sampled_from(sorted(right))
+
+    @st.composite
+    def settings(draw: st.DrawFn) -> dict[str, Any]:
+        some = {name: draw(right[name]) for name in draw(st.lists(keys, max_size=5, unique=True))}
+        return some | {draw(keys | TEXT): draw(ODD)} if draw(st.booleans()) else some
+
+    as_yaml = settings().map(lambda plain: yaml.safe_dump(plain, allow_unicode=True).encode("utf-8", "surrogatepass"))
+    as_json = settings().map(lambda plain: json.dumps(plain).encode())
     return _spliced(as_yaml | as_json)
 
 
