@@ -429,6 +429,7 @@ class Waiting:
         self.more_workers, self.with_resources = more_workers, with_resources
         self._lacking = self._said = ""
         self._since = 0.0
+        self._were_there = False
 
     def look(self, offered: Collection[Needs], asked: Collection[Needs], now: float) -> str:
         """Return what is to be said now, or an empty string.
@@ -442,6 +443,7 @@ class Waiting:
         now
             Seconds on a clock.
         """
+        self._were_there |= bool(offered)
         lacking = self._what_lacks(offered, asked)
         if lacking != self._lacking:
             self._lacking, self._since = lacking, now
@@ -455,7 +457,12 @@ class Waiting:
 
     def _what_lacks(self, offered: Collection[Needs], asked: Collection[Needs]) -> str:
         if asked and not offered:
-            return f"no worker is there, and the run waits for one. {self.more_workers}"
+            if not self._were_there:
+                return f"no worker is there, and the run waits for one. {self.more_workers}"
+            left = (
+                "no worker is there any more, and the run waits for one. Their logs say why they left; one with other"
+            )
+            return f"{left} packages than here may end at its first step. {self.more_workers}"
         for needs in asked:
             if not any(_fits(needs, one) for one in offered):
                 what = described(needs)
@@ -594,7 +601,8 @@ class DaskWorkers(Workers):
         Raises
         ------
         NeurobenchError
-            If the scheduler is gone, and with it what was under way, or no job was taken that would compute it.
+            If the scheduler is gone, and with it what was under way, if no job was taken that would compute it, or if a
+            worker has not what it takes to begin.
         """
         from distributed import KilledWorker
 
@@ -620,6 +628,12 @@ class DaskWorkers(Workers):
                 "the connection to the Dask scheduler was lost, and with it the steps that were under way.",
                 next_step="Nothing finished is lost: run the same command again, with a scheduler that runs.",
             ) from None
+        except Exception as error:
+            # Errors of steps are no exceptions here: it was not even begun.
+            raise NeurobenchError(
+                f"a worker could not begin what it was asked for: {describe(error)}",
+                next_step="Start workers in the same environment, with the same version of neurobench and its plugins.",
+            ) from error
 
     def close(self, *, at_once: bool) -> None:
         """Let the workers go; those of a batch system end with their jobs."""
@@ -661,7 +675,8 @@ def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequenc
                 _here = config, Here(config)
                 _here[1].executor.progress = UntilOver(config.out, config.run)
         except NeurobenchError as error:
-            return Outcome(frozenset(), store_error=StoreError(f"a worker cannot take part: {error}"))
+            who = f"the worker on {socket.gethostname()}"
+            return Outcome(frozenset(), store_error=StoreError(f"{who} cannot take part: {error}"))
         try:
             return _here[1].compute(dataset, seed, steps)
         except Abandoned:

@@ -438,7 +438,7 @@ def _overview(overview: Overview, width: int, all_rows: bool) -> RenderableType:
     if not all_rows and len(ended_runs) > RECENT:
         parts.append(Text(f"and {plural(len(ended_runs) - RECENT, 'earlier run')}; --all shows them.", style="dim"))
     if overview.rows:
-        parts.append(_rows(overview.rows) if all_rows else _groups(overview.rows))
+        parts.append(_rows(overview.rows) if all_rows else _groups(overview.rows, width))
     n, stages = sum(overview.n_stored.values()), ", ".join(f"{s} {n:,}" for s, n in overview.n_stored.items())
     parts.append(Text(f"{n:,} {'step' if n == 1 else 'steps'} stored" + (f": {stages}" if stages else "") + "."))
     return Group(*parts)
@@ -473,13 +473,20 @@ def _run(state: State, now: float, width: int) -> RenderableType:
     return Group(head, *(Padding(line, (0, 0, 0, 2), expand=False) for line in lines), "")
 
 
+WIDE, NARROW = 100, 72
+"""Characters of a line from which on there is room for bars, and for how many rows are what."""
+
+
 def _bar(share: float, width: int, style: str) -> tuple[tuple[str, str], tuple[str, str]]:
     n = min(width, math.floor(share * width + 1e-9))
     return ("━" * n, style), ("─" * (width - n), "dim")
 
 
-def _groups(rows: Sequence[RowStatus]) -> RenderableType:
-    """Return a table of the grid: one line a backbone of each dataset, or a dataset where those are many."""
+def _groups(rows: Sequence[RowStatus], width: int) -> RenderableType:
+    """Return a table of the grid: one line a backbone of each dataset, or a dataset where those are many.
+
+    In a narrow terminal names and how many steps are stored matter more than bars, and than how many rows are what.
+    """
     groups: dict[tuple[str, ...], list[RowStatus]] = {}
     for row in rows:
         groups.setdefault((row.dataset, row.backbone or "baselines and fillers"), []).append(row)
@@ -489,37 +496,37 @@ def _groups(rows: Sequence[RowStatus]) -> RenderableType:
         for row in rows:
             groups.setdefault((row.dataset,), []).append(row)
     shown = dict(list(groups.items())[:GROUPS])
-    table = _status_table(columns)
+    counted = ("rows", *STATES, "steps", "")
+    kept = counted if width >= WIDE else counted[:-1] if width >= NARROW else ("steps",)
+    table = _status_table(columns, kept)
     for name, own in shown.items():
-        table.add_row(*name, *_counts(own))
+        table.add_row(*name, *_counts(own, kept))
     if len(groups) > 1:
         table.add_section()
-        table.add_row("all", *[""] * (len(columns) - 1), *_counts(rows))
+        table.add_row("all", *[""] * (len(columns) - 1), *_counts(rows, kept))
     more = [Text(f"and {plural(len(groups) - GROUPS, 'more dataset')}", style="dim")] if len(groups) > GROUPS else []
     return Group(table, *more)
 
 
-def _status_table(columns: Sequence[str]) -> Table:
+def _status_table(columns: Sequence[str], counted: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, overflow="fold", header_style="dim")
-    for name in ("rows", *STATES, "steps"):
+    for name in counted:
         table.add_column(name, justify="right", header_style="dim", no_wrap=True)
-    table.add_column("", no_wrap=True)
     return table
 
 
-def _counts(rows: Sequence[RowStatus]) -> list[Text]:
+def _counts(rows: Sequence[RowStatus], counted: Sequence[str]) -> list[Text]:
     """Return cells: how many rows, how many in each state, and how many of their steps are stored."""
     states = [row.state for row in rows]
     n_steps, n_stored = sum(r.n_steps for r in rows), sum(r.n_stored for r in rows)
-    cells = [Text(f"{len(rows):,}")]
+    cells = {"rows": Text(f"{len(rows):,}"), "steps": Text(f"{n_stored:,} of {n_steps:,}")}
     for word, style in STATES.items():
         n = states.count(cast("Any", word))
-        cells.append(Text(f"{n:,}" if n else "·", style=style if n else "dim"))
-    cells.append(Text(f"{n_stored:,} of {n_steps:,}"))
-    cells.append(Text.assemble(*_bar(n_stored / n_steps if n_steps else 1.0, 12, "green")))
-    return cells
+        cells[word] = Text(f"{n:,}" if n else "·", style=style if n else "dim")
+    cells[""] = Text.assemble(*_bar(n_stored / n_steps if n_steps else 1.0, 12, "green"))
+    return [cells[name] for name in counted]
 
 
 def _rows(rows: Sequence[RowStatus]) -> RenderableType:

@@ -182,7 +182,10 @@ class _Words(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name != __name__:
-            return f"{record.name}: {record.getMessage()}"
+            # Some say nothing but their error.
+            error = record.exc_info[1] if record.exc_info else None
+            said = [record.getMessage(), f"{type(error).__name__}: {error}" if error else ""]
+            return f"{record.name}: {' · '.join(filter(None, said))}"
         fields = {k: v for f in _at for k, v in f.items()} | getattr(record, "fields", {})
         return sentence({"what": getattr(record, "what", ""), "message": record.getMessage(), **fields})
 

@@ -205,7 +205,10 @@ def under_way(out: Path, run: str = "") -> State:
     ------
     ConfigError
         If there is none, or more than one and none is named.
+    StoreError
+        If the folder is no output folder.
     """
+    _must_be_one(out)
     every = read_runs(out)
     running = {s.id: s for s in every if s.is_under_way}
     if run in running:
@@ -323,6 +326,11 @@ class Overview:
     n_stored: Mapping[str, int]
 
 
+def _must_be_one(out: Path) -> None:
+    if not (out / "neurobench.json").is_file():
+        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Name the --out of a run.")
+
+
 def overview(out: Path) -> Overview:
     """Look at an output folder; names of entries are read, and no entry is opened.
 
@@ -331,8 +339,7 @@ def overview(out: Path) -> Overview:
     StoreError
         If it is none.
     """
-    if not (out / "neurobench.json").is_file():
-        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Name one: neurobench status OUT.")
+    _must_be_one(out)
     runs, stored = read_runs(out), _stored(out / "store")
     shown = [s for s in runs if s.is_under_way] or runs[:1]
     rows: dict[Any, RowStatus] = {}

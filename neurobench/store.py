@@ -69,7 +69,8 @@ def disk_errors(path: Path, *, inside: bool = False) -> Iterator[None]:
         if _is_full(error):
             raise StoreError(
                 f"the disk that holds {path} is full.",
-                next_step="Nothing finished is lost: free some space and run the same command again to go on.",
+                next_step="Nothing finished is lost: free some space, or raise your quota or `ulimit -f`, and run the same "
+                "command again to go on.",
             ) from error
         if _is_refused(error) and not (inside and _is_elsewhere(error, path)):
             raise StoreError(
@@ -89,7 +90,7 @@ def _is_elsewhere(error: OSError, folder: Path) -> bool:
     return bool(named) and not any(f.absolute().is_relative_to(folder.absolute()) for f in named)
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _is_full(error: Exception) -> bool:

@@ -189,6 +189,13 @@ def test_workers_that_died_one_after_the_other_are_the_error_of_their_step_alone
     assert outcome.store_error is None
 
 
+def test_a_worker_that_cannot_even_begin_ends_the_run_with_what_to_do() -> None:
+    lost: Future[Outcome] = Future()
+    lost.set_exception(ModuleNotFoundError("No module named 'neurobench.clusters'"))
+    with pytest.raises(NeurobenchError, match=r"could not begin .*No module named 'neurobench.*same environment"):
+        clusters.DaskWorkers.outcome(object.__new__(clusters.DaskWorkers), lost)
+
+
 # ---------------------------------------------------------------- waiting for workers
 
 
@@ -204,6 +211,10 @@ def test_a_run_that_waits_says_so_once_and_when_it_goes_on() -> None:
     assert said == 'no worker offers GPU=1, and steps that need it wait. Start one with "GPU=1".'
     assert waiting.look([{}, {"GPU": 1.0}], asked, 300.0) == "workers are there, and the run goes on."
     assert waiting.look([{}, {"GPU": 1.0}], asked, 400.0) == ""
+    assert waiting.look([], asked, 410.0) == ""
+    said = waiting.look([], asked, 421.0)
+    assert said.startswith("no worker is there any more, and the run waits for one. Their logs say why they left")
+    assert waiting.look([{"GPU": 1.0}], asked, 430.0) == "workers are there, and the run goes on."
     assert waiting.look([{"GPU": 1.0, "MEMORY": 1e9}], [{"GPU": 1, "MEMORY": 2e9}], 500.0) == ""
     assert "offers GPU=1 MEMORY=2e+09," in waiting.look([{"GPU": 1.0}], [{"GPU": 1, "MEMORY": 2e9}], 511.0)
 

@@ -77,6 +77,15 @@ def test_warnings_are_in_the_log_and_are_still_shown(tmp_path: Path) -> None:
     assert "test_logs.py" in line["where"]
 
 
+def test_a_library_that_says_nothing_but_its_error_is_shown_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.shown():
+        try:
+            raise OSError("the scheduler is gone")
+        except OSError:
+            logging.getLogger("some.library").exception("")
+    assert capsys.readouterr().err == "some.library: OSError: the scheduler is gone\n"
+
+
 def test_without_handlers_of_a_program_warnings_of_loggers_are_shown_as_python_does(tmp_path: Path) -> None:
     code = (
         "import logging; from pathlib import Path; from neurobench import logs\n"

@@ -61,9 +61,9 @@ def state(**changes: Any) -> runs.State:
     return runs.State(**fields | changes)
 
 
-def said(overview: runs.Overview, **options: Any) -> str:
+def said(overview: runs.Overview, width: int = 160, **options: Any) -> str:
     """Return what is printed of a folder."""
-    screen = Console(file=io.StringIO(), width=160)
+    screen = Console(file=io.StringIO(), width=width)
     console.print_overview(overview, screen, **options)
     return screen.file.getvalue()  # type: ignore[attr-defined]
 
@@ -225,6 +225,8 @@ def test_which_run_is_meant(out: Path) -> None:
         runs.under_way(out)
     assert runs.under_way(out, "b2").id == "b2"
     assert CliRunner().invoke(app, ["cancel", str(out)]).exit_code == 2
+    with pytest.raises(StoreError, match="is not an output folder"):
+        runs.under_way(out / "nowhere")
 
 
 def planned(n_backbones: int, n_masks: int, n_seeds: int, out: Path) -> list[runs.PlannedRow]:
@@ -268,6 +270,24 @@ def test_a_grid_of_ten_thousand_is_looked_at_by_opening_three_files(out: Path, m
     assert any(line.startswith("all 10,000 200 2 1 9,797 600 of 30,000") for line in lines)
     assert len(lines) < 30
     assert len(said(found, all_rows=True).splitlines()) > 10_000, "a line a row"
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (40, "dataset backbone steps"),
+        (80, "dataset backbone rows done at work failed to come steps"),
+        (120, "dataset backbone rows done at work failed to come steps"),
+    ],
+)
+def test_a_narrow_terminal_keeps_names_and_steps(out: Path, width: int, head: str) -> None:
+    runs.write_state(out, one := state(n_rows=4, n_steps=12))
+    runs.write_plan(out, one.id, planned(2, 1, 2, out))
+    lines = [" ".join(line.split()) for line in said(runs.overview(out), width).splitlines()]
+    assert head in lines
+    (row,) = (line for line in lines if line.startswith("fake b0"))
+    assert "3 of 6" in row
+    assert ("━" in row) == (width == 120)
 
 
 def test_rows_of_one_name_are_told_apart(out: Path) -> None:

@@ -120,10 +120,11 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_is_said_in_plain_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_said_in_plain_words(tmp_path: Path, number: int) -> None:
     store = Store(tmp_path / "out")
     with pytest.raises(StoreError, match=r"is full\. Nothing finished is lost"), store.write("s", IDENTITY, "x"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
     with pytest.raises(StoreError, match="cannot be written"), disk_errors(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
