@@ -80,8 +80,6 @@ def _equal_words(by: str, lines: Sequence[Mapping[str, Any]], n_tested: int, hig
         return f"On {task}, {how}: {'; '.join(shown)}.{tail}"
     largest = _largest(lines)
     apart = largest["low"] > 0 or largest["high"] < 0
-    n = largest["n_needed"]
-    more = "no number of subjects" if not math.isfinite(n) else f"about {n:,.0f} subjects"
     averaged = f", {how}" if by in ("backbone", "mask") else ""
     said = (
         f"Nothing separates the {what} on {task}{averaged}. The largest difference, {largest['first']} − "
@@ -98,9 +96,17 @@ def _equal_words(by: str, lines: Sequence[Mapping[str, Any]], n_tested: int, hig
         seeds = " with every seed" if largest["n_seeds"] > 1 else ""
         said += f"; its interval excludes 0, but {who} above chance{seeds}, so it is not called better."
     else:
-        said += f"; if that were the true one, {more} would be needed to find it (here {int(largest['n_subjects'])})."
+        said += f"; if that were the true one, {_enough(largest)}."
     sizes = [line["detectable"] for line in lines if math.isfinite(line["detectable"])]
     return f"{said} Detectable here: {statistics.median(sizes) if sizes else math.nan:.2g}{unit}."
+
+
+def _enough(line: Mapping[str, Any]) -> str:
+    """Return how many subjects would find a difference, if it were the true one."""
+    n, here = line["n_needed"], int(line["n_subjects"])
+    if not math.isfinite(n):
+        return f"no number of subjects would find it (here {here})"
+    return f"about {n:,.0f} subjects would be needed to find it (here {here})"
 
 
 def _largest(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -122,12 +128,9 @@ def interaction_words(lines: Sequence[Mapping[str, Any]], p: float, heard: bool)
     task, unit = lines[0]["task"], f" {lines[0]['unit']}" if lines[0]["unit"] else ""
     strongest = _largest(lines)
     if p >= 0.05:
-        n = strongest["n_needed"]
-        more = "no number of subjects" if not math.isfinite(n) else f"about {n:,.0f} subjects"
         return (
             f"On {task} the masks do not act differently on different backbones, as far as can be told (p {_p(p)}); if "
-            f"the largest departure, {strongest['difference']:+.3g}{unit}, were the true one, {more} would be needed "
-            f"to find it (here {int(strongest['n_subjects'])})."
+            f"the largest departure, {strongest['difference']:+.3g}{unit}, were the true one, {_enough(strongest)}."
         )
     if not heard:
         return (

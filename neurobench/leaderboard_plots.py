@@ -60,17 +60,22 @@ class Axis:
 
     @classmethod
     def of(cls, spans: Sequence[tuple[float, float, float]], chance: float, *, higher: bool) -> Axis:
-        """Return the axis of (low, value, high), cut at twice the way from the best row to chance."""
+        """Return the axis of (low, value, high), cut at twice the way from the best row to chance.
+
+        Of a few rows: a quarter of the values at most lies beyond.
+        """
         known = [v for span in spans for v in span if not math.isnan(v)]
         if not known:
             return cls(0.0, 1.0, chance)
         values = known + ([] if math.isnan(chance) else [chance])
         low, high = min(values), max(values)
-        if not math.isnan(chance):
+        scores = sorted(value for _, value, _ in spans if not math.isnan(value))
+        if not math.isnan(chance) and scores:
+            few = len(scores) // 4
             if higher and max(known) > chance:
-                low = max(low, chance - (max(known) - chance))
+                low = max(low, min(chance - (max(known) - chance), scores[few]))
             elif not higher and min(known) < chance:
-                high = min(high, chance + (chance - min(known)))
+                high = min(high, max(chance + (chance - min(known)), scores[-1 - few]))
         pad = (high - low) * 0.04 or max(abs(high), 1.0) * 0.04
         return cls(low - pad, high + pad, chance)
 

@@ -54,6 +54,20 @@ ASSETS = {
 }
 """What every page uses, by its name on the site: nothing else is ever loaded."""
 
+TITLES = {
+    "skill": "skill",
+    "brier": "Brier score",
+    "within_site_auroc": "AUROC within sites",
+    "pr_auc": "PR-AUC",
+    "pearson_r": "Pearson r",
+    "partial_r_age": "partial r given age",
+    "delta_r2_age": "ΔR² beyond age",
+    "top1_within_site": "top-1 within sites",
+    "fc_similarity": "similarity of connectivity",
+    "r2_guarded": "R² without edges of hidden spans",
+}
+"""Metrics whose names are no words."""
+
 CACHE = "neurobench-verified-{}.json"
 """What the next build need not compute again, by the folder of records."""
 
@@ -431,7 +445,7 @@ def _details(t: Table, line: Line) -> dict[str, Any]:
 def _metric_title(name: str) -> str:
     """Return a metric as it is written, what it is of in words: ``R² of random_tube``."""
     base, _, part = name.partition("[")
-    title = {"skill": "skill", "brier": "Brier score"}.get(base, metric_name(base))
+    title = TITLES.get(base) or metric_name(base)
     return f"{title} · {part.removesuffix(']')}" if part else title
 
 
