@@ -371,6 +371,50 @@ def test_a_broken_backbone_fails_where_it_is_broken(cls, check: str, message: st
     assert re.search(message, result.message), result.message
 
 
+def test_what_cannot_be_built_is_to_be_mended_first() -> None:
+    told = {r.check: r.message for r in check_component(Taken) if r.outcome == "failed"}
+    assert "impossible" not in told["builds"]
+    assert told["reach"].endswith("Mend `builds` first: this may come of it.")
+
+
+class Ending(MaskingStrategy):
+    """Yields the first half of every unit and stops; nothing where that is nothing."""
+
+    name = "half"
+    summary = "the first half"
+
+    def elements(self, window, n_hidden, rng):
+        n_units, n_patches = window.valid.shape
+        for unit in range(n_units):
+            yield [unit * n_patches + p for p in range(n_patches // 2)]
+
+
+def test_a_mask_that_ends_too_early_is_told_so_once() -> None:
+    (result,) = check_component(Ending, only="equal-budget")
+    assert re.search(r"do not suffice \(12 parcels × 5 patches, ratio 0\.5: .*; and \d+ more\)\. Yield", result.message)
+    assert len(result.message) < 500
+    (result,) = check_component(Ending, only="elements-are-flat-indices")
+    assert "yields an empty list, which has no type: leave it out (30 parcels × 1 patches" in result.message
+
+
+class Guessing(Baseline):
+    """Asks a recording for what it does not have."""
+
+    name = "guessed"
+    summary = "a guess"
+
+    def fit(self, cohort):
+        """Learn nothing."""
+
+    def transform(self, cohort):
+        return np.stack([r.signal.mean(1) for r in cohort.recordings])
+
+
+def test_a_wrong_guess_is_answered_by_what_there_is() -> None:
+    (result,) = check_component(Guessing, only="features")
+    assert re.search(r"has no attribute 'signal'; it has .*n_times, open, path, piece", result.message), result.message
+
+
 class Double(BatchNormed):
     """Wrong in four ways, the first of which torch alone would tell of."""
 

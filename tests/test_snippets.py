@@ -202,7 +202,7 @@ class Reader:
         for name in {"FOLDER", "abide_aal116", "rpn_mist122"} & {w.rpartition("=")[2] for w in rest}:
             self.recordings(name, words)
         if command == "run":
-            small = ["--steps", "2", *([] if "--data-dir" in rest else ["--n-subjects", "24"])]
+            small = ["--steps", "2", "--jobs", "1", *([] if "--data-dir" in rest else ["--n-subjects", "24"])]
             # Whole suites are run by tests/test_suites.py, and what is detached by tests/test_monitoring.py.
             whole = any(w.startswith("benchmarks/") for w in rest)
             rest = [*(w for w in rest if w != "--detach"), *small, *(["--dry-run"] if whole else [])]
