@@ -9,8 +9,9 @@ One chunk is enough for the short sequences of factorised blocks; long ones are 
 
 With t the sum of log decays from the start of a chunk, position i draws on j ≤ i by C_i·B_j exp(t_i − t_j) Δ_j. There
 are two forms of it. *By factors*, exp(t_i) exp(−t_j): heads differ by scales of x and y only, and one product with C·B
-serves them all. Where a number could not hold the factors, in half precision, and on a GPU, whose host would have to
-wait to learn whether it could, *by heads*: each with a matrix of its own.
+serves them all. *By heads*, each with a matrix of its own: where a number could not hold the factors, in half
+precision, on a GPU, whose host would have to wait to learn whether it could, and in short scans, whose matrices are
+small.
 
 Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060).
 """
@@ -59,7 +60,7 @@ def scan(
     c: torch.Tensor,
     skip: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scan sequences of any length, by factors if they fit.
+    """Scan sequences of any length, by factors if they fit and pay: if matrices would be larger than the signal.
 
     Parameters
     ----------
@@ -77,7 +78,8 @@ def scan(
     y
         (batch, length, heads, headdim).
     """
-    if x.device.type == "cpu" and x.dtype == dt.dtype and x.dtype in (torch.float32, torch.float64):
+    pays = x.device.type == "cpu" and x.shape[1] > x.shape[3]
+    if pays and x.dtype == dt.dtype and x.dtype in (torch.float32, torch.float64):
         for longest in (CHUNK, CHUNK // 2, CHUNK // 4):
             chunk = _even(x.shape[1], longest)
             if _reach(log_decay, chunk) <= REACH:
