@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from neurobench_backbones import _ssd
-from neurobench_backbones._mamba2 import Mamba2, MambaPass, _GatedNorm, _ScanInputs, scan_inputs
-from neurobench_backbones._ssd import scan_heads, ssd_scan, ssd_step_by_step
+from neurobench_backbones._mamba2 import Mamba2, MambaPass, _GatedNorm, _ScanInputs, by_kernel, scan_inputs
+from neurobench_backbones._ssd import CHUNK, REACH, scan, scan_factors, scan_heads, ssd_scan, ssd_step_by_step
+
+Form = Callable[..., torch.Tensor]
 
 
 def inputs(length: int, batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[torch.Tensor]:
@@ -24,12 +27,30 @@ def inputs(length: int, batch: int = 2, dtype: torch.dtype = torch.float64, seed
     return [normal(batch, length, 3, 4), dt, a, normal(batch, length, 6), normal(batch, length, 6)]
 
 
+def by_heads(
+    x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, chunk: int = 64
+) -> torch.Tensor:
+    return scan_heads(*(v.transpose(1, 2) for v in (x, dt, dt * a)), b, c, None, chunk).transpose(1, 2)
+
+
+def by_factors(
+    x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, chunk: int = CHUNK
+) -> torch.Tensor:
+    return scan_factors(x, dt, dt * a, b, c, None, chunk)
+
+
+FORMS = [ssd_scan, by_heads, by_factors]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("piece", [1, 2**16, 2**20])
-@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 128, 200, 257])
-def test_forward_and_gradients_equal_the_recurrence(length: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [1, 5, 31, 32, 63, 64, 65, 128, 200, 257])
+def test_forward_and_gradients_equal_the_recurrence(
+    form: Form, length: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_ssd, "PIECE", piece)
     ours, theirs = inputs(length), inputs(length)
-    y, reference = ssd_scan(*ours), ssd_step_by_step(*theirs)
+    y, reference = form(*ours), ssd_step_by_step(*theirs)
     torch.testing.assert_close(y, reference, rtol=1e-10, atol=1e-12)
     y.sin().sum().backward()
     reference.sin().sum().backward()
@@ -37,20 +58,62 @@ def test_forward_and_gradients_equal_the_recurrence(length: int, piece: int, mon
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-11)
 
 
-def test_single_precision_stays_close_on_long_sequences() -> None:
-    y = ssd_scan(*inputs(700, dtype=torch.float32))
-    reference = ssd_step_by_step(*(t.double() for t in inputs(700, dtype=torch.float32)))
-    assert (y.double() - reference).abs().max() < 1e-4 * reference.abs().max()
+@pytest.mark.parametrize("form", FORMS)
+def test_single_precision_stays_close_on_long_sequences(form: Form) -> None:
+    ours, theirs = inputs(700, dtype=torch.float32), [v.detach().double().requires_grad_() for v in single(700)]
+    y, reference = form(*ours), ssd_step_by_step(*theirs)
+    y.sin().sum().backward()
+    reference.sin().sum().backward()
+    pairs = [(y, reference), *((mine.grad, other.grad) for mine, other in zip(ours, theirs, strict=True))]
+    for mine, other in pairs:
+        assert (mine.double() - other).abs().max() < 1e-4 * other.abs().max()
 
 
+def single(length: int) -> list[torch.Tensor]:
+    return inputs(length, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("form", [by_heads, by_factors])
 @pytest.mark.parametrize("chunk", [4, 16, 64, 300])
-def test_the_chunk_changes_nothing(chunk: int) -> None:
-    torch.testing.assert_close(ssd_scan(*inputs(150), chunk=chunk), ssd_scan(*inputs(150), chunk=150))
+def test_the_chunk_changes_nothing(form: Form, chunk: int) -> None:
+    values = inputs(150)
+    values[2] = values[2] / 10
+    torch.testing.assert_close(form(*values, chunk=chunk), form(*values, chunk=5))
+
+
+def test_factors_are_left_to_chunks_that_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(_ssd, "scan_factors", lambda *given: seen.append(given[-1]) or given[0])
+    monkeypatch.setattr(_ssd, "scan_heads", lambda *given: seen.append("heads") or given[0])
+    x, dt, _, b, c = inputs(100)
+    # By how many powers of two a step decays, for a chunk of 25, 15, 8 (100 steps in equal chunks), and none.
+    for power in (REACH / 26, REACH / 16, REACH / 9, REACH / 7, torch.nan):
+        scan(x, dt, torch.full_like(dt, -power / _ssd.LOG2E), b, c)
+    scan(x.bfloat16(), dt, -dt, b, c)
+    # Four steps of four channels: a head's matrix is no larger than its signal.
+    scan(*(v[:, :4] for v in (x, dt, -dt, b, c)))
+    assert seen == [25, 15, 8, "heads", "heads", "heads", "heads"]
 
 
 def test_many_short_sequences() -> None:
     values = inputs(10, batch=384)
     torch.testing.assert_close(ssd_scan(*values), ssd_step_by_step(*values), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [REACH * 0.999, REACH * 1.001])
+def test_at_the_edge_of_what_factors_hold_single_precision_is_as_good_as_beyond_it(decay: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, _, _, b, c = single(2 * CHUNK)
+    dt = torch.rand(2, 2 * CHUNK, 3, generator=g) + 0.1
+    whole = dt.view(2, 2, CHUNK, 3).sum(2).max()
+    a = torch.full((3,), -decay / _ssd.LOG2E / float(whole))
+    ours = [v.detach().requires_grad_() for v in (x, dt, a, b, c)]
+    theirs = [v.detach().double().requires_grad_() for v in ours]
+    # As small as the gradients of a mean over many tokens.
+    (ssd_scan(*ours).square().sum() * 1e-9).backward()
+    (ssd_step_by_step(*theirs).square().sum() * 1e-9).backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.grad.double() - other.grad).abs().max() < 1e-4 * other.grad.abs().max()
 
 
 @pytest.mark.parametrize("size", [1e-8, 50.0])
@@ -83,15 +146,15 @@ def test_weights_are_named_and_shaped_as_in_mamba_ssm() -> None:
 
 def by_the_book(mixer: Mamba2, projected: torch.Tensor, valid: torch.Tensor | None = None) -> list[torch.Tensor]:
     """Gate, x, dt, B and C by torch's own convolution and autograd, shaped as the fused node gives them."""
-    length, sequences = projected.shape[1:3]
-    z, xbc, dt = projected[0].split([mixer.d_inner, mixer.d_inner + 2 * mixer.d_state, mixer.n_heads], -1)
-    convolved = mixer.conv1d(xbc.permute(1, 2, 0))[..., :length].transpose(1, 2)
+    sequences, length = projected.shape[1:3]
+    sizes = [mixer.d_inner, mixer.d_inner + 2 * mixer.d_state, mixer.n_heads]
+    z, xbc, dt = projected[0, ..., : sum(sizes)].split(sizes, -1)
+    convolved = mixer.conv1d(xbc.transpose(1, 2))[..., :length].transpose(1, 2)
     x, b, c = F.silu(convolved).split([mixer.d_inner, mixer.d_state, mixer.d_state], -1)
     steps = F.softplus(dt + mixer.dt_bias)
     if valid is not None:
         steps = steps * valid[0][..., None]
-    heads = x.view(sequences, length, mixer.n_heads, mixer.headdim).transpose(1, 2)
-    return [F.silu(z)[None], heads, steps.permute(1, 2, 0), b, c]
+    return [F.silu(z), x.reshape(sequences, length, mixer.n_heads, mixer.headdim), steps, b, c]
 
 
 def fused(mixer: Mamba2, projected: torch.Tensor, valid: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -100,7 +163,8 @@ def fused(mixer: Mamba2, projected: torch.Tensor, valid: torch.Tensor | None = N
 
 
 def projection(mixer: Mamba2, length: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(1, length, 3, mixer.in_proj.out_features, dtype=dtype).requires_grad_()
+    # One number more than is meant, as after a product of whole vectors.
+    return torch.randn(1, 3, length, mixer.in_proj.out_features + 1, dtype=dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -109,7 +173,7 @@ def test_what_enters_the_scan_and_its_gradients_are_those_of_torchs_own_convolut
     torch.manual_seed(0)
     mixer = Mamba2(16).double()
     projected = projection(mixer, length, torch.float64)
-    valid = torch.rand(1, length, 3) > 0.4 if masked else None
+    valid = torch.rand(1, 3, length) > 0.4 if masked else None
     values = (projected, mixer.conv1d.weight, mixer.conv1d.bias, mixer.dt_bias)
     ours, wanted = fused(mixer, projected, valid), by_the_book(mixer, projected, valid)
     for mine, other in zip(ours, wanted, strict=True):
@@ -125,7 +189,7 @@ def test_what_enters_the_scan_takes_half_precision_beside_single_precision_weigh
     gate, x, dt, b, c = fused(mixer, projected)
     assert {v.dtype for v in (gate, x, b, c)} == {torch.bfloat16}
     assert dt.dtype == torch.float32, "steps add up over a whole sequence"
-    scan_heads(x, dt, -dt, b, c).float().sum().backward()
+    scan(x, dt, -dt, b, c).float().sum().backward()
     assert projected.grad is not None
     assert projected.grad.dtype == torch.bfloat16
     assert mixer.conv1d.weight.grad is not None
@@ -139,14 +203,33 @@ def test_written_out_gradients_are_those_of_finite_differences(
     monkeypatch.setattr(_ssd, "PIECE", piece)
     x, dt, a, b, c = inputs(5, batch=1)
     skip = torch.rand(1, 3, dtype=torch.float64, requires_grad=True)
-    values = tuple(v.detach().transpose(1, 2).requires_grad_() for v in (x, dt, dt * a))
+    values = tuple(v.detach().requires_grad_() for v in (x, dt, dt * a))
+    assert torch.autograd.gradcheck(partial(scan_factors, chunk=chunk), (*values, b, c, skip))
+    values = tuple(v.detach().transpose(1, 2).requires_grad_() for v in values)
     assert torch.autograd.gradcheck(partial(scan_heads, chunk=chunk), (*values, b, c, skip))
 
 
 def test_written_out_gradients_of_the_gated_norm_are_those_of_finite_differences() -> None:
-    y = torch.randn(6, 2, 4, 3, dtype=torch.float64, requires_grad=True)
-    gate = torch.randn(2, 4, 3, 6, dtype=torch.float64, requires_grad=True)
+    y, gate = (torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(_GatedNorm.apply, (y, gate, 1e-5))
+
+
+def test_mamba_ssms_kernel_is_given_its_layout() -> None:
+    n_mixers, n_sequences, n_heads = 2, 3, 3
+    x, dt, _, b, c = inputs(9, batch=n_mixers * n_sequences)
+    a, skip = (-torch.rand(2, n_mixers, n_heads, dtype=torch.float64) - 0.1).repeat_interleave(n_sequences, 1)
+
+    def kernel(x, dt, a, b, c, *, chunk_size, D):
+        # As documented: (batch, length, heads, headdim), B and C for groups of heads that follow each other.
+        n_groups, found = b.shape[2], []
+        for g, heads in enumerate(torch.arange(x.shape[2]).view(n_groups, -1)):
+            part = (x[:, :, heads], dt[:, :, heads], a[heads], b[:, :, g], c[:, :, g])
+            found.append(ssd_step_by_step(*part) + D[heads, None] * x[:, :, heads])
+        return torch.cat(found, 2)
+
+    torch.testing.assert_close(
+        by_kernel(kernel, x, dt, a, b, c, skip, n_mixers), scan(x, dt, dt * a[:, None], b, c, skip)
+    )
 
 
 @pytest.mark.parametrize("length", [1, 24, 130])
@@ -191,8 +274,7 @@ def test_steps_that_are_not_valid_leave_the_state_as_it_is() -> None:
     x[:, 4:8] = 0.0
     valid = torch.ones(1, 12, dtype=torch.bool)
     valid[:, 4:8] = False
-    _, heads, dt, a, b, c = scan_inputs([mixer], x.transpose(0, 1)[None], valid.T[None])
-    y = scan_heads(heads, dt, dt * a[..., None], b, c)
-    keep = valid[0]
-    short = scan_heads(heads[:, :, keep], dt[:, :, keep], dt[:, :, keep] * a[..., None], b[:, keep], c[:, keep])
-    torch.testing.assert_close(y[:, :, keep], short)
+    _, values, dt, a, b, c = scan_inputs([mixer], x[None], valid[None])
+    y = scan(values, dt, dt * a[:, None], b, c)
+    short = scan(*(v[:, valid[0]] for v in (values, dt, dt * a[:, None], b, c)))
+    torch.testing.assert_close(y[:, valid[0]], short)

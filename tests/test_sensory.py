@@ -26,7 +26,7 @@ from neurobench.specimens import simulated_batch, simulated_cohort, simulated_sp
 from neurobench.store import Store
 from neurobench_backbones._attention import AttentionPass
 from neurobench_backbones._mamba2 import Mamba2, scan_inputs
-from neurobench_backbones._ssd import scan_heads
+from neurobench_backbones._ssd import scan
 from neurobench_tasks.evoked import Evoked
 
 BACKBONES = ["transformer", "mamba", "hybrid", "moe_ssm", "learned_graph"]
@@ -188,12 +188,12 @@ def test_what_a_scan_draws_on_is_what_it_computes_with():
     mixer = Mamba2(16, headdim=16)
     x = torch.randn(3, 9, 16)
     with torch.no_grad():
-        _, heads, dt, a, b, c = scan_inputs([mixer], x.transpose(0, 1)[None], None)
+        _, values, dt, a, b, c = scan_inputs([mixer], x[None], None)
         drawn = mixer.weights(x) - torch.eye(9) * mixer.D.abs()
         assert (drawn.triu(1).abs() < 1e-6).all(), "nothing comes from the future"
         signed = drawn * (c @ b.transpose(1, 2)).sign()
-        scanned = scan_heads(heads, dt, dt * a[..., None], b, c)
-        torch.testing.assert_close(signed @ heads[:, 0], scanned[:, 0], atol=1e-5, rtol=1e-4)
+        scanned = scan(values, dt, dt * a[:, None], b, c)
+        torch.testing.assert_close(signed @ values[:, :, 0], scanned[:, :, 0], atol=1e-5, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- occlusion of responses

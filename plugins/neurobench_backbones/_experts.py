@@ -168,12 +168,12 @@ class ExpertPass(nn.Module):
         there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if valid is None else valid
         x, gates = self.route(tokens, there, graph)
         parts = self.down(x).unflatten(-1, (self.experts, -1)) * gates[..., None]
-        # (experts, units, sequences, narrow), every expert in both directions.
-        own, routed = parts.permute(2, 1, 0, 3), (gates > 0).permute(2, 1, 0)
-        both = torch.stack((own, own.flip(1)), 1).flatten(0, 1)
-        masks = torch.stack((routed, routed.flip(1)), 1).flatten(0, 1)
+        # (experts, sequences, units, narrow), every expert in both directions.
+        own, routed = parts.permute(2, 0, 1, 3), (gates > 0).permute(2, 0, 1)
+        both = torch.stack((own, own.flip(2)), 1).flatten(0, 1)
+        masks = torch.stack((routed, routed.flip(2)), 1).flatten(0, 1)
         onwards, back = Mamba2.together(list(self.mixers), both, masks).unflatten(0, (self.experts, 2)).unbind(1)
-        mixed = (onwards + back.flip(1)).permute(2, 1, 0, 3) * gates[..., None]
+        mixed = (onwards + back.flip(2)).permute(1, 2, 0, 3) * gates[..., None]
         tokens = tokens + self.up(mixed.flatten(-2))
         tokens = tokens + self.feedforward(self.feedforward_norm(tokens))
         return tokens if valid is None else tokens * valid[..., None]

@@ -61,9 +61,9 @@ class Mamba1(nn.Module):
 
     @staticmethod
     def together(mixers: Sequence[Mamba1], tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-        """Return what each mixer makes of its own part of (mixers, length, sequences, d_model) tokens; same shape."""
+        """Return what each mixer makes of its own part of (mixers, sequences, length, d_model) tokens; same shape."""
         masks = [None] * len(mixers) if valid is None else list(valid)
-        return torch.stack([m._mixed(t, v) for m, t, v in zip(mixers, tokens, masks, strict=True)])
+        return torch.stack([m(t, v) for m, t, v in zip(mixers, tokens, masks, strict=True)])
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Mix (sequences, length, d_model) causally; steps that are not valid leave the state as it is."""

@@ -7,6 +7,12 @@ For every head, with a scalar decay a_t = exp(Δ_t A) and a state of shape (head
 Inside a chunk that is a masked matrix product (quadratic in the chunk), between chunks a short recurrence of states.
 One chunk is enough for the short sequences of factorised blocks; long ones are linear in time and memory.
 
+With t the sum of log decays from the start of a chunk, position i draws on j ≤ i by C_i·B_j exp(t_i − t_j) Δ_j. There
+are two forms of it. *By factors*, exp(t_i) exp(−t_j): heads differ by scales of x and y only, and one product with C·B
+serves them all. *By heads*, each with a matrix of its own: where a number could not hold the factors, in half
+precision, on a GPU, whose host would have to wait to learn whether it could, and in short scans, whose matrices are
+small.
+
 Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060).
 """
 
@@ -20,9 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-__all__ = ["decay_between", "scan_heads", "ssd_scan", "ssd_step_by_step"]
+__all__ = ["CHUNK", "decay_between", "scan", "scan_factors", "scan_heads", "ssd_scan", "ssd_step_by_step"]
 
-CHUNK = 64
+CHUNK = 32
+"""Longest chunk by factors: below, states outnumber the signal, above, the quadratic part grows and decays add up."""
+
+CHUNK_BY_HEADS = 64
 """Length of a chunk: below about 32 the recurrence over chunks dominates, above about 128 the quadratic part."""
 
 LOG2E = 1 / math.log(2)
@@ -34,33 +43,246 @@ PIECE = 2**18
 NO_STEP = 1e-30
 """What a step of size 0 counts as, because its logarithm is taken: too little to be seen beside anything."""
 
+REACH = 150
+"""Powers of two that a chunk may decay by: its factors, half of it up and half down, leave room for what they scale."""
 
-def ssd_scan(
-    x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, chunk: int = CHUNK
+
+def ssd_scan(x: torch.Tensor, dt: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Scan sequences of any length: :func:`scan` with (heads,) negative A."""
+    return scan(x, dt, dt * a, b, c)
+
+
+def scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    log_decay: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scan sequences of any length.
+    """Scan sequences of any length, by factors if they fit and pay: if matrices would be larger than the signal.
 
     Parameters
     ----------
     x
         (batch, length, heads, headdim).
-    dt
-        (batch, length, heads), step sizes, positive.
-    a
-        (heads,), negative.
+    dt, log_decay
+        (batch, length, heads), Δ and Δ A.
     b, c
         (batch, length, d_state), shared by all heads.
-    chunk
-        Length of a chunk; changes rounding only.
+    skip
+        (batch, heads), D; None for 0.
 
     Returns
     -------
     y
         (batch, length, heads, headdim).
     """
-    return scan_heads(x.transpose(1, 2), dt.transpose(1, 2), (dt * a).transpose(1, 2), b, c, None, chunk).transpose(
-        1, 2
-    )
+    pays = x.device.type == "cpu" and x.shape[1] > x.shape[3]
+    if pays and x.dtype == dt.dtype and x.dtype in (torch.float32, torch.float64):
+        for longest in (CHUNK, CHUNK // 2, CHUNK // 4):
+            chunk = _even(x.shape[1], longest)
+            if _reach(log_decay, chunk) <= REACH:
+                return scan_factors(x, dt, log_decay, b, c, skip, chunk)
+    by_heads = (v.transpose(1, 2) for v in (x, dt, log_decay))
+    return scan_heads(*by_heads, b, c, skip).transpose(1, 2)
+
+
+def _even(length: int, longest: int) -> int:
+    """Return the length of chunks that are about equal and no longer than this."""
+    n = -(-length // longest)
+    return -(-length // n)
+
+
+def _reach(log_decay: torch.Tensor, chunk: int) -> float:
+    """Return the powers of two that a chunk decays by at the most."""
+    whole = F.pad(log_decay.detach(), (0, 0, 0, -log_decay.shape[1] % chunk)).unflatten(1, (-1, chunk))
+    return -LOG2E * float(whole.sum(2).min())
+
+
+def scan_factors(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    log_decay: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor | None = None,
+    chunk: int = CHUNK,
+) -> torch.Tensor:
+    """Scan by factors: as :func:`scan`; no chunk may decay by more than 2 to the power of ``REACH``."""
+    length = x.shape[1]
+    missing = -length % chunk
+    if missing:
+        # Steps of size 0 at the end change no state and are cut off again.
+        x = F.pad(x, (0, 0, 0, 0, 0, missing))
+        dt, log_decay, b, c = (F.pad(v, (0, 0, 0, missing)) for v in (dt, log_decay, b, c))
+    y: torch.Tensor = _ScanFactors.apply(x, dt, log_decay, b, c, skip, chunk)
+    return y[:, :length] if missing else y
+
+
+class _Factors:
+    """A piece of a sequence on its way through the scan by factors.
+
+    Parameters
+    ----------
+    x, dt, log_decay, b, c
+        A whole number of chunks.
+    first
+        (batch, d_state, heads, headdim), the state before the piece; None: nothing before it.
+    chunk
+        Length of a chunk.
+    carries
+        Whether anything comes before a chunk or after it.
+
+    Attributes
+    ----------
+    up, down, given
+        (batch, n, chunk, heads) exp(t_i − m) and exp(m − t_j), with m in the middle of the chunk's range, and the
+        latter times Δ_j.
+    u
+        (batch · n, chunk, heads · headdim), x by what is given.
+    reach
+        (batch · n, chunk, chunk), C_i·B_j, and 0 where j is later than i.
+    half
+        (batch, n, 1, heads, 1), exp(m).
+    start, whole
+        (batch, n, d_state, heads, headdim), the state before a chunk by exp(m), and with what the chunk adds to it.
+    end
+        The state after the piece.
+    """
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        log_decay: torch.Tensor,
+        b: torch.Tensor,
+        c: torch.Tensor,
+        first: torch.Tensor | None,
+        chunk: int,
+        carries: bool,
+    ) -> None:
+        batch, length, heads, headdim = x.shape
+        n, d_state = length // chunk, b.shape[-1]
+        self.x = x.unflatten(1, (n, chunk))
+        self.b, self.c = b.reshape(batch * n, chunk, d_state), c.reshape(batch * n, chunk, d_state)
+        total = log_decay.unflatten(1, (n, chunk)).cumsum(2).mul_(LOG2E)
+        middle = total[:, :, -1:] / 2
+        self.up, self.down = (total - middle).exp2_(), (middle - total).exp2_()
+        self.given = self.down * dt.unflatten(1, (n, chunk))
+        self.u = (self.x * self.given[..., None]).view(batch * n, chunk, -1)
+        self.reach = torch.bmm(self.c, self.b.transpose(1, 2)).tril_()
+        self.carries, self.end = carries, None
+        if carries:
+            self.half = middle.exp2()[..., None]
+            self.whole = torch.bmm(self.b.transpose(1, 2), self.u).view(batch, n, d_state, heads, headdim)
+            self.start = torch.empty_like(self.whole)
+            self.start[:, 0] = 0 if first is None else first * self.half[:, 0]
+            over = self.half[:, :-1] * self.half[:, 1:]
+            for k in range(n):
+                self.whole[:, k] += self.start[:, k]
+                if k + 1 < n:
+                    torch.mul(self.whole[:, k], over[:, k], out=self.start[:, k + 1])
+            self.end = self.whole[:, -1] * self.half[:, -1]
+
+    def y(self, skip: torch.Tensor | None, out: torch.Tensor) -> None:
+        """Write y into (batch, length, heads, headdim) memory."""
+        drawn = torch.bmm(self.reach, self.u)
+        if self.carries:
+            drawn.baddbmm_(self.c, self.start.view(len(drawn), -1, drawn.shape[-1]))
+        out = out.unflatten(1, self.x.shape[1:3])
+        torch.mul(drawn.view(self.x.shape), self.up[..., None], out=out)
+        if skip is not None:
+            out.addcmul_(self.x, skip[:, None, None, :, None])
+
+    def back(
+        self, grad: torch.Tensor, y: torch.Tensor, skip: torch.Tensor | None, of_end: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, Δ, log decay, B, C, D, and of the state before the piece."""
+        batch, n, chunk, *_ = self.x.shape
+        grad, y = grad.unflatten(1, (n, chunk)), y.unflatten(1, (n, chunk))
+        g = (grad * self.up[..., None]).view(self.u.shape)
+        of_u = torch.bmm(self.reach.transpose(1, 2), g)
+        of_reach = torch.bmm(g, self.u.transpose(1, 2)).tril_()
+        of_b, of_c = torch.bmm(of_reach.transpose(1, 2), self.c), torch.bmm(of_reach, self.b)
+        # What y_i draws is proportional to exp(t_i), what j gives to exp(−t_j).
+        of_total = (grad * y).sum(-1)
+        of_first = None
+        if self.carries:
+            of_start = torch.bmm(self.c.transpose(1, 2), g).view(self.start.shape)
+            of_whole, over = torch.empty_like(of_start), self.half[:, :-1] * self.half[:, 1:]
+            of_whole[:, -1] = 0 if of_end is None else of_end * self.half[:, -1]
+            for k in reversed(range(n)):
+                of_start[:, k] += of_whole[:, k]
+                if k:
+                    torch.mul(of_start[:, k], over[:, k - 1], out=of_whole[:, k - 1])
+            of_first = of_start[:, 0] * self.half[:, 0]
+            flat = of_whole.view(batch * n, -1, g.shape[-1])
+            of_u.baddbmm_(self.b, flat)
+            of_b.baddbmm_(self.u, flat.transpose(1, 2))
+            of_c.baddbmm_(g, self.start.view(flat.shape).transpose(1, 2))
+            of_total[:, :, -1] += (of_whole * self.whole).sum((2, 4))
+        of_u = of_u.view(self.x.shape)
+        of_step = (of_u * self.x).sum(-1)
+        of_total.addcmul_(of_step, self.given, value=-1)
+        of_x, of_skip = of_u.mul_(self.given[..., None]), None
+        if skip is not None:
+            of_skips = (grad * self.x).sum(-1)
+            of_total.addcmul_(of_skips, skip[:, None, None], value=-1)
+            of_x.addcmul_(grad, skip[:, None, None, :, None])
+            of_skip = of_skips.sum((1, 2))
+        of_log_decay = of_total.flip(2).cumsum(2).flip(2)
+        by_time = (v.flatten(1, 2) for v in (of_x, of_step.mul_(self.down), of_log_decay))
+        return *by_time, of_b.view(batch, n * chunk, -1), of_c.view(batch, n * chunk, -1), of_skip, of_first
+
+
+class _ScanFactors(torch.autograd.Function):
+    """The scan by factors with its gradients written out, piece by piece, so that a piece stays in the cache.
+
+    Nothing but its inputs, y and the states between pieces is kept: the way back computes a piece again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        log_decay: torch.Tensor,
+        b: torch.Tensor,
+        c: torch.Tensor,
+        skip: torch.Tensor | None,
+        chunk: int,
+    ) -> torch.Tensor:
+        """Scan a whole number of chunks."""
+        batch, length, heads, headdim = x.shape
+        piece = chunk * max(1, PIECE // (batch * chunk * heads * headdim))
+        ctx.chunk, ctx.pieces = chunk, [slice(k, k + piece) for k in range(0, length, piece)]
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        state, states = None, []
+        for part in ctx.pieces:
+            states.append(state)
+            of_part = _Factors(*(v[:, part] for v in (x, dt, log_decay, b, c)), state, chunk, length > chunk)
+            of_part.y(skip, y[:, part])
+            state = of_part.end
+        ctx.save_for_backward(x, dt, log_decay, b, c, skip, y, *states)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of all but the chunk."""
+        x, dt, log_decay, b, c, skip, y, *states = ctx.saved_tensors
+        given = (x, dt, log_decay, b, c)
+        carries = y.shape[1] > ctx.chunk
+        whole = [torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in given]
+        of_skips, of_state = [], None
+        for part, state in zip(reversed(ctx.pieces), reversed(states), strict=True):
+            of_part = _Factors(*(v[:, part] for v in given), state, ctx.chunk, carries)
+            *found, of_skip, of_state = of_part.back(grad[:, part], y[:, part], skip, of_state)
+            for v, value in zip(whole, found, strict=True):
+                v[:, part] = value
+            of_skips.append(of_skip)
+        return *whole, None if skip is None else sum(of_skips[1:], of_skips[0]), None
 
 
 def scan_heads(
@@ -70,9 +292,9 @@ def scan_heads(
     b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int = CHUNK_BY_HEADS,
 ) -> torch.Tensor:
-    """Scan, heads before time.
+    """Scan by heads, heads before time.
 
     Parameters
     ----------
@@ -116,7 +338,7 @@ def _future(total: torch.Tensor) -> torch.Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """The scan with its gradients written out: autograd would keep and walk through some thirty arrays of this size.
+    """By heads, with its gradients written out: autograd would keep and walk through some thirty arrays of this size.
 
     Long sequences are worked on piece by piece, so that what is quadratic in the chunk stays in the cache and is never
     kept: the way back computes it again. Otherwise time grows faster than length, and memory many times x.
