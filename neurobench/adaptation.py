@@ -71,8 +71,8 @@ WIDTHS = (4.0, 2.0, 1.0, 0.5)
 N_INNER = 5
 """Inner folds, over training subjects only, that choose the penalty."""
 
-AT_ONCE = 1 << 15
-"""Tokens that go through a backbone in one call, where chunks of units are small."""
+AT_ONCE = 1 << 13
+"""Tokens that are embedded in one call, where chunks of units are small: more take more memory, and longer."""
 
 N_KNOWN = 8
 """Decompositions that are kept: those of the folds of one row."""
@@ -137,8 +137,10 @@ def pooled_tokens(
     return pooled
 
 
-def side_by_side(chunks: Sequence[NDArray[np.int64]], n_per_unit: int) -> Iterator[list[NDArray[np.int64]]]:
-    """Yield chunks of one size together, as many as stay within :data:`AT_ONCE` tokens, at least one.
+def side_by_side(
+    chunks: Sequence[NDArray[np.int64]], n_per_unit: int, at_once: int
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Yield chunks of one size together, as many as stay within a number of tokens, at least one.
 
     As rows of one batch they give the same tokens; many small ones, one after the other, would spend their time on
     calls.
@@ -149,12 +151,14 @@ def side_by_side(chunks: Sequence[NDArray[np.int64]], n_per_unit: int) -> Iterat
         Units that are seen together.
     n_per_unit
         Tokens of a unit in the batch: windows times patches.
+    at_once
+        Tokens that go through a backbone in one call.
     """
     by_size: dict[int, list[NDArray[np.int64]]] = {}
     for chunk in chunks:
         by_size.setdefault(len(chunk), []).append(chunk)
     for size, alike in by_size.items():
-        n = max(1, AT_ONCE // (size * n_per_unit))
+        n = max(1, at_once // (size * n_per_unit))
         for low in range(0, len(alike), n):
             yield alike[low : low + n]
 
@@ -199,7 +203,7 @@ def embed_subjects(
     for low in range(0, len(windows), batch_size):
         some = list(windows[low : low + batch_size])
         rows = np.array([place[w.subject] for w in some])
-        for stack in side_by_side(chunks, len(some) * tokenizer.cohort.patches_per_window):
+        for stack in side_by_side(chunks, len(some) * tokenizer.cohort.patches_per_window, AT_ONCE):
             units = np.repeat(np.stack(stack), len(some), axis=0)
             batch = tokenizer.batch(some * len(stack), units)
             with torch.inference_mode():

@@ -35,6 +35,9 @@ EVERYTHING = Setting("finetune")
 LOOKS = 2
 """Windows of an inner subject, evenly spaced, that the inner loss is made from."""
 
+AT_ONCE = 1 << 15
+"""Tokens that go through a backbone in one call, where chunks of units are small: sums are rounded by it."""
+
 INNER_SHARE = 5
 """One of so many training subjects is in the inner split."""
 
@@ -395,7 +398,7 @@ def _apply(backbone: Backbone, head: _Head, data: _Data, windows: Sequence[Windo
     would spend their time on calls.
     """
     total = head.bias.expand(len(windows))
-    for stack in side_by_side(data.chunks, len(windows) * data.tokenizer.cohort.patches_per_window):
+    for stack in side_by_side(data.chunks, len(windows) * data.tokenizer.cohort.patches_per_window, AT_ONCE):
         units = np.repeat(np.stack(stack), len(windows), axis=0)
         batch = data.tokenizer.batch([*windows] * len(stack), units)
         table = batch.table.to(data.device)

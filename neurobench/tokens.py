@@ -236,9 +236,11 @@ class Tokenizer:
                 self._scaled[index] = whole
             out[...] = self._scaled[index][:, start:stop][units].reshape(out.shape)
         else:
-            piece = torch.from_numpy(recording.piece(start, stop, units))
-            # By torch: numpy widens half precision one value at a time.
-            torch.from_numpy(out).copy_(piece.reshape(out.shape))
+            piece = torch.from_numpy(recording.piece(start, stop, units)).reshape(out.shape)
+            # By torch, for numpy widens half precision one value at a time; unit by unit, which is too little for torch
+            # to start threads for: those of the training would wait for them.
+            for to, of in zip(torch.from_numpy(out), piece, strict=True):
+                to.copy_(of)
             self._scale(out, index, units)
 
     def _scale(self, data: NDArray[np.float32], index: int, units: NDArray[np.int64] | None) -> None:

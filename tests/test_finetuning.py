@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neurobench import adaptation
+from neurobench import adaptation, finetuning
 from neurobench.adapters import Adapted
 from neurobench.components import Setting
 from neurobench.contracts import TokenBackbone
@@ -124,10 +124,10 @@ def test_chunks_side_by_side_are_chunks_one_after_the_other(tmp_path, monkeypatc
     """Of unequal sizes too, and however many go through the backbone in one call."""
     chunks = [np.arange(7)[i::3] for i in range(3)]
     recipe = FinetuneRecipe(n_epochs=2)
-    assert [[len(c) for c in stack] for stack in adaptation.side_by_side(chunks, 10)] == [[3], [2, 2]]
+    assert [[len(c) for c in stack] for stack in adaptation.side_by_side(chunks, 10, 1 << 15)] == [[3], [2, 2]]
     _, together = finetuned("regression", tmp_path, recipe)
-    monkeypatch.setattr(adaptation, "AT_ONCE", 20)
-    assert [[len(c) for c in stack] for stack in adaptation.side_by_side(chunks, 10)] == [[3], [2], [2]]
+    monkeypatch.setattr(finetuning, "AT_ONCE", 20)
+    assert [[len(c) for c in stack] for stack in adaptation.side_by_side(chunks, 10, 20)] == [[3], [2], [2]]
     _, in_turn = finetuned("regression", tmp_path, recipe)
     np.testing.assert_allclose(together, in_turn, rtol=1e-4)
 
