@@ -218,6 +218,16 @@ def test_adhd200_takes_the_release_s_key_of_sex_or_none(
         assert "0 is female and 1 is male" in told[0].fix
 
 
+def test_adhd200_believes_no_code_where_another_table_has_other_ones(tmp_path: Path) -> None:
+    ADHD200().simulate(tmp_path, n_subjects=8, seed=0, variant="default")
+    for path in tmp_path.rglob("*_phenotypic.csv"):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="latin-1")
+        table.assign(Gender=table["Gender"].replace("0", "2")).to_csv(path, index=False)
+    listing = listed(ADHD200(), tmp_path)
+    assert listing.participants["sex"].isna().all()
+    assert any("of other tables have codes of sex" in f.message for f in listing.findings)
+
+
 def test_adhd200_says_ids_that_are_none_and_rows_that_contradict_each_other(tmp_path: Path) -> None:
     def edit(table: pd.DataFrame) -> str:
         first = table.iloc[[0]]

@@ -106,6 +106,12 @@ def read_phenotypes(root: Path, findings: list[Finding]) -> pd.DataFrame:
     if not parts:
         raise DataError(f"no phenotype table under {root} can be used: {findings[-1].message}")
     whole = pd.concat(parts)
+    coded = whole.pop("sex_coded").astype(bool)
+    # Who wrote other codes into one table did so in those, too, where by chance only 1 occurs.
+    if any(f.code == "sex-coding" for f in findings) and coded.any():
+        text = f"{int(coded.sum())} rows of other tables have codes of sex, which are not believed either"
+        findings.append(Finding("warning", "sex-coding", text, fix="write F and M into all tables"))
+        whole["sex"] = whole["sex"].mask(coded, None)
     for subject in dict.fromkeys(whole.index[whole.index.duplicated()]):
         rows = whole.loc[[subject]]
         if rows["diagnosis"].nunique() > 1 or rows["site"].nunique() > 1:
@@ -158,9 +164,13 @@ def _one_table(path: Path, findings: list[Finding]) -> pd.DataFrame:
         else:
             table[name] = typed(frame[lower[column]]).to_numpy()
     sex = None
+    table["sex_coded"] = False
     if column := next((lower[c] for c in ("gender", "sex") if c in lower), ""):
         fix = "write F and M, or give the release's own table, where 0 is female and 1 is male"
         codes = sex_codes(dictionary, column) or SEX
+        table["sex_coded"] = (
+            codes is SEX and frame[column].str.startswith(("0", "1")).fillna(False).astype(bool).to_numpy()
+        )
         sex = sex_of(frame[column], codes, path=path, fix=fix, findings=findings)
     table["sex"] = pd.Series([None] * len(table) if sex is None else sex.tolist(), table.index, object)
     subtype, diagnosis = _diagnoses(frame, lower)
