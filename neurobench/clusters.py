@@ -65,8 +65,11 @@ LOOK_S = 1.0
 PATIENCE_S = 10.0
 """Seconds that steps wait for a worker before the run says so."""
 
-GONE_S = 15.0
-"""Seconds after the last of a job's workers has left from which on the job is over, and another is asked for."""
+GONE_S = 20.0
+"""Seconds after the last of a job's workers has left from which on the job is over, and another is asked for.
+
+Later than Dask's own cluster notices jobs of one process: both at once would ask twice.
+"""
 
 AGAIN_S = 60.0
 """Seconds after which a job that was refused is asked for again."""

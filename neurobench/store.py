@@ -69,8 +69,8 @@ def disk_errors(path: Path, *, inside: bool = False) -> Iterator[None]:
         if _is_full(error):
             raise StoreError(
                 f"the disk that holds {path} is full.",
-                next_step="Nothing finished is lost: free some space, or raise your quota or `ulimit -f`, and run the same "
-                "command again to go on.",
+                next_step="Nothing finished is lost: free some space, or raise your quota or `ulimit -f`, and run the "
+                "same command again to go on.",
             ) from error
         if _is_refused(error) and not (inside and _is_elsewhere(error, path)):
             raise StoreError(
