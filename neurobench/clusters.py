@@ -65,8 +65,11 @@ LOOK_S = 1.0
 PATIENCE_S = 10.0
 """Seconds that steps wait for a worker before the run says so."""
 
-GONE_S = 15.0
-"""Seconds after the last of a job's workers has left from which on the job is over, and another is asked for."""
+GONE_S = 20.0
+"""Seconds after the last of a job's workers has left from which on the job is over, and another is asked for.
+
+Later than Dask's own cluster notices jobs of one process: both at once would ask twice.
+"""
 
 AGAIN_S = 60.0
 """Seconds after which a job that was refused is asked for again."""
@@ -685,7 +688,7 @@ def _there(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequenc
 
 
 class UntilOver(Silent):
-    """Progress that is told nobody, and that stops what is computed when the run is over that asked for it.
+    """Progress that is told nobody; it stops what is computed when the run that asked is over, or the worker leaves.
 
     Parameters
     ----------
@@ -709,12 +712,23 @@ class UntilOver(Silent):
         now = time.monotonic()
         if now - self._looked >= LOOK_S:
             self._looked = now
+            if _is_leaving():
+                raise Abandoned("the worker leaves, and another one goes on.")
             if (state := runs.read_state(self.out, self.run)) is not None:
                 # Whether it is silent is judged by this machine's clock alone: two may be minutes apart.
                 if state.heard != self._heard:
                     self._heard, self._since = state.heard, now
                 if not state.is_under_way or now - self._since > runs.LOST_S:
                     raise Abandoned(f"run {self.run} is over, and nobody waits for this step.")
+
+
+def _is_leaving() -> bool:
+    """Return whether the worker that this thread computes for has begun to leave, as it does before its walltime."""
+    try:
+        worker = _imported("distributed").get_worker()
+    except ValueError:
+        return False
+    return worker.status.name in ("closing_gracefully", "closing", "closed")
 
 
 def _check(config: RunConfig, code: str) -> None:

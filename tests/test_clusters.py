@@ -170,6 +170,17 @@ def test_a_run_that_says_nothing_more_is_over_by_the_clock_of_the_worker(
             advance(1, 9)
 
 
+def test_a_worker_that_leaves_stops_what_it_is_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "LOOK_S", 0.0)
+    worker = SimpleNamespace(status=distributed.Status.paused)
+    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
+    with clusters.UntilOver(tmp_path, "r").stage("a step") as advance:
+        advance(1, 9)  # memory is short, and it waits
+        worker.status = distributed.Status.closing_gracefully
+        with pytest.raises(Abandoned, match="the worker leaves"):
+            advance(2, 9)
+
+
 def test_what_is_left_is_no_error_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def compute(*of: Any) -> Outcome:
         raise Abandoned
