@@ -62,7 +62,7 @@ class Axis:
     def of(cls, spans: Sequence[tuple[float, float, float]], chance: float, *, higher: bool) -> Axis:
         """Return the axis of (low, value, high), cut at twice the way from the best row to chance.
 
-        Of a few rows: a quarter of the values at most lies beyond.
+        Of a few rows alone: no more than a quarter of the values, rounded up, lies beyond.
         """
         known = [v for span in spans for v in span if not math.isnan(v)]
         if not known:
@@ -71,7 +71,7 @@ class Axis:
         low, high = min(values), max(values)
         scores = sorted(value for _, value, _ in spans if not math.isnan(value))
         if not math.isnan(chance) and scores:
-            few = len(scores) // 4
+            few = min(len(scores) - 1, math.ceil(len(scores) / 4))
             if higher and max(known) > chance:
                 low = max(low, min(chance - (max(known) - chance), scores[few]))
             elif not higher and min(known) < chance:

@@ -897,7 +897,12 @@ class _Check:
         truth = (data.fingerprint, f"truth of {record.task.label}")
         if data.source != "simulated" or truth not in self.people or not path.is_file():
             return
-        for what, values in of_people(read_table(path), record.task):
+        try:
+            accepted = of_people(read_table(path), record.task)
+        except (OSError, ValueError):
+            # As of a record that is none: what lies there is not what is judged here.
+            return
+        for what, values in accepted:
             here = self.people.get((data.fingerprint, what), values)
             if _contradict(here, values):
                 text = f"predictions say another {printable(what)} of a person than those of an accepted record do"

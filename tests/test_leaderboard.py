@@ -513,6 +513,10 @@ def test_an_axis_is_cut_where_one_row_would_squash_the_others():
     assert axis.mark(-9.2, -9.0, -8.8)["outside"] == "left"
     assert axis.mark(0.1, 0.2, 0.3)["outside"] == ""
     assert axis.mark(math.nan, math.nan, math.nan) is None
+    # Where most are behind chance, they are no few that squash others.
+    below = [(0.2 + i / 100, 0.33 + i / 100, 0.5 + i / 100) for i in range(8)]
+    axis = Axis.of(below, 0.5, higher=True)
+    assert [axis.mark(*span)["outside"] for span in below].count("left") <= 2
 
 
 def test_failed_rows_are_named_and_cost_nothing_else(tmp_path: Path):
