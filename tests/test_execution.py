@@ -260,7 +260,7 @@ class FakeStep:
 def schedule(
     tmp_path: Path,
     *works: list[tuple[str, FakeStep]],
-    seconds: float = 1.0,
+    seconds: float = execution.BUNDLE_S,
     done: Done = lambda seconds, computed: None,
 ) -> Any:
     executor = Executor(Store(tmp_path / "out"), Silent())
@@ -274,13 +274,13 @@ def done(found: Any, job: list[Any], error: str = "") -> None:
 
 def test_short_steps_travel_together_as_many_as_leave_work_for_others(tmp_path: Path) -> None:
     first = [("row", FakeStep(name)) for name in "abcdefg"]
-    found = schedule(tmp_path, first, [("row", FakeStep("of another seed"))], seconds=0.3)
+    found = schedule(tmp_path, first, [("row", FakeStep("of another seed"))], seconds=0.3 * execution.BUNDLE_S)
 
     def labels(at_once: int) -> list[str]:
         return [node.step.label for node in found.next([], at_once)]
 
     assert labels(4) == ["a", "b"], "eight are ready and there are four to do them"
-    assert labels(1) == ["c", "d", "e"], "a second of work"
+    assert labels(1) == ["c", "d", "e"], "a bundle of work"
     assert labels(1) == ["f", "g"]
     assert labels(1) == ["of another seed"], "a process has one cohort open at a time"
 

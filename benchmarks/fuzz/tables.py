@@ -24,7 +24,7 @@ from neurobench_datasets._meg_events import read_events
 from neurobench_datasets._meg_sidecars import bad_channels, noise_file
 from neurobench_datasets._roi_series import read_regions, read_series
 from neurobench_datasets._series_folder import repetition_time
-from neurobench_datasets._tables import participants_from, read_table
+from neurobench_datasets._tables import participants_from
 from neurobench_datasets.camcan import read_cattell, read_participants
 from neurobench_datasets.parcels import Parcels
 
@@ -97,7 +97,7 @@ def readers() -> dict[str, Reader]:
 
 
 def _people(folder: Path) -> Any:
-    return participants_from(read_table(folder / "participants.tsv"), where="participants.tsv", component="parcels")
+    return participants_from(folder / "participants.tsv", component="parcels")
 
 
 def _time_of_series(folder: Path) -> float:
