@@ -250,7 +250,7 @@ def scaling_page() -> str:
     lines += [
         "The process that hands out work is one: it used",
         f"{1000 * each:.0f} ms of CPU a combination above, with all folds and records, and could so keep up",
-        f"with {3600 / each:,.0f} combinations an hour. Short steps travel together, up to two seconds of them, and",
+        f"with {3600 / each:,.0f} combinations an hour. Short steps travel together, up to a second of them, and",
         "every worker has one job waiting beside the one that it computes, or three seconds of them if they are short.",
         "",
     ]
