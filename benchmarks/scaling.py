@@ -19,6 +19,8 @@ written while steps are computed). The process that hands out work and the sched
 cores they take from what two workers could use, and their own CPU seconds are told. What a step took contains the
 slowing down of two processes that share caches and memory, so the ratio is told beside what *plain* gives.
 
+Other users of a shared machine slow one run and not another: ``--again`` repeats *two* and keeps both.
+
 Every part is printed, and with ``--save`` kept, as soon as it is over. With ``--plan`` the grid of 4 backbones × 8
 masks × 4 datasets × 3 seeds is planned at ``cpu`` and ``full`` and kept for the page too. The results go to
 ``benchmarks/results/scaling.json``.
@@ -314,6 +316,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=N_SEEDS, help="8 combinations each (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="16 combinations, and a kill every 4 s")
     parser.add_argument("--kill", action="store_true", help=f"also with a worker killed every {KILL_S:.0f} s")
+    parser.add_argument("--again", action="store_true", help="two workers once more, beside what is kept")
     parser.add_argument("--plan", action="store_true", help="plan the large grid, and measure nothing")
     parser.add_argument("--save", action="store_true", help=f"keep the results in {RESULTS.name}")
     options = parser.parse_args()
@@ -335,6 +338,11 @@ def main() -> None:
         for profile in ("cpu", "full"):
             found[profile] = planned(profile)
         keep("planned", found)
+    elif options.again:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(Path(folder) / "again", 2, seed=_named(range(options.seeds)))
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))["measured"]
+        keep("measured", before | {"again": found, "ratio_again": before["one"]["wall_s"] / found["wall_s"]})
     else:
         kill_s = 4.0 if options.quick else KILL_S if options.kill else 0.0
         small: dict[str, Any] = {"n_seeds": 2, "n_plain": 1} if options.quick else {"n_seeds": options.seeds}

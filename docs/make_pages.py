@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def performance_page() -> str:
         folder = PERFORMANCE.parents[1] / "performance"
         source = next(p for p in (folder / f"{topic}.py", folder / topic / "__init__.py") if p.is_file())
         about = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-        lines += [f"## {topic}", "", about.splitlines()[0], ""]
+        # Roles are Sphinx's, in docstrings and not here.
+        lines += [f"## {topic}", "", re.sub(r":\w+:(?=`)", "", about.replace("``", "`")), ""]
         rows = [r for r in kept["rows"] if r["topic"] == topic]
         if not rows:
             lines += [f"Not run: {kept['not_run'][topic]}.", ""]
@@ -170,7 +172,7 @@ def scaling_page() -> str:
     """Return what a grid cost on one and two workers, and what that says of a large one, as Markdown."""
     kept = json.loads(SCALING.read_text(encoding="utf-8"))
     found, plans = kept["measured"], kept["planned"]
-    one, runs = found["one"], [found[name] for name in ("one", "two", "killed") if name in found]
+    one, runs = found["one"], [found[name] for name in ("one", "two", "again", "killed") if name in found]
     # As many seeds as were run, whatever the command's default is.
     options = f" --seeds {one['n_combinations'] // 8}" + (" --kill" if "killed" in found else "")
     lines = [
@@ -285,6 +287,11 @@ def _on_two_workers(found: Mapping[str, Any]) -> list[str]:
         f"Steps took {two['steps_s'] / one['steps_s']:.2f} times as long with another one beside. Workers were",
         f"at steps {busy[0]:.0%} (one) and {busy[1]:.0%} (two) of the time.",
     ]
+    if again := found.get("again"):
+        lines.append(
+            f"Once more afterwards (`--again`) two workers were {found['ratio_again']:.2f} times as fast, and steps "
+            f"took {again['steps_s'] / one['steps_s']:.2f} times as long."
+        )
     if plain is None:
         return [*lines, "What the machine allows without a cluster was not measured."]
     return [

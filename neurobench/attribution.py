@@ -26,7 +26,7 @@ from neurobench.identity import seed_for
 from neurobench.masking import draw, mask_generator
 from neurobench.reconstruction import Predictor
 from neurobench.records import UnitTable
-from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights
+from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, family_numbers
 from neurobench.tokens import Tokenizer, Window
 
 __all__ = ["Occlusion", "agreement", "embed_without", "geometry", "occlude", "unit_groups"]
@@ -78,9 +78,10 @@ class Occlusion:
         share: Array = np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
         return share
 
-    def table(self, seed: int, n_bootstrap: int = N_BOOTSTRAP) -> pd.DataFrame:
-        """Return one row a group: value, and its 95 % interval of a bootstrap over subjects."""
-        draws = self.loss(bootstrap_weights(len(self.subjects), n_bootstrap, seed))
+    def table(self, seed: int, n_bootstrap: int = N_BOOTSTRAP, family: Mapping[str, str] | None = None) -> pd.DataFrame:
+        """Return one row a group: value, and its 95 % interval of a bootstrap over families, or single subjects."""
+        together = family_numbers([(family or {}).get(s) for s in self.subjects])
+        draws = self.loss(bootstrap_weights(len(self.subjects), n_bootstrap, seed, together))
         low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
         return pd.DataFrame({"group": self.groups, "value": self.loss(), "low": low, "high": high})
 

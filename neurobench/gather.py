@@ -21,6 +21,7 @@ from neurobench.grand_average import GrandAverage
 from neurobench.paired import Paired, families_of, row_of
 from neurobench.reconstruction import ReconstructionScores
 from neurobench.records import Cohort
+from neurobench.splits import family_of
 from neurobench.stages import CohortRun
 from neurobench.steps import Row
 from neurobench.store import Entry, Store, atomic_write, disk_errors
@@ -255,7 +256,8 @@ def _occluded(entries: Sequence[Entry], run: CohortRun) -> pd.DataFrame:
             parts.append(
                 attribution.Occlusion(tuple(stored["subjects"].tolist()), tuple(stored["groups"].tolist()), *sums)
             )
-    table = attribution.Occlusion.joined(parts).table(run.seed)
+    family = family_of(run.cohort.participants)
+    table = attribution.Occlusion.joined(parts).table(run.seed, family=family)
     between = attribution.agreement(np.stack([p.loss() for p in parts]))
     table = table.assign(control="", metric="loss of R² of the other units", unit="", fold_agreement=between)
     return table.assign(n_units=table["group"].map(_sizes(run)))

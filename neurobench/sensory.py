@@ -30,7 +30,7 @@ from neurobench.evoked import Response, epoch_times, patches_of_epoch, tiles, wi
 from neurobench.identity import seed_for
 from neurobench.reconstruction import Predictor
 from neurobench.records import Cohort, TokenTable, UnitTable
-from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights
+from neurobench.scoring import N_BOOTSTRAP, bootstrap_weights, family_numbers
 from neurobench.tokens import Tokenizer, Window
 
 __all__ = [
@@ -131,11 +131,13 @@ class ResponseOcclusion:
         share: Array = np.divide(base - occluded, real, out=np.full(real.shape, np.nan), where=real > 0)
         return share
 
-    def table(self, seed: int, n_bootstrap: int = N_BOOTSTRAP) -> pd.DataFrame:
-        """Return one row a (state, group): value, and its 95 % interval of a bootstrap over subjects."""
+    def table(self, seed: int, n_bootstrap: int = N_BOOTSTRAP, family: Mapping[str, str] | None = None) -> pd.DataFrame:
+        """Return one row a (state, group): value, and its 95 % interval of a bootstrap over families, or subjects."""
         tables = []
         for state in dict.fromkeys(self.states):
-            draws = self.loss(state, bootstrap_weights(len(self.of(state)[0]), n_bootstrap, seed))
+            people = self.of(state)[0]
+            together = family_numbers([(family or {}).get(s) for s in people])
+            draws = self.loss(state, bootstrap_weights(len(people), n_bootstrap, seed, together))
             low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
             columns = {"state": state, "group": self.groups, "value": self.loss(state), "low": low, "high": high}
             tables.append(pd.DataFrame(columns))

@@ -56,6 +56,10 @@ def test_what_is_used_is_attributed(cohort):
     table = found.table(0, 200)
     assert (table["low"] <= table["value"] + 1e-12).all()
     assert (table["value"] <= table["high"] + 1e-12).all()
+    # Who belongs together is drawn together: of one family there is one draw.
+    one = found.table(0, 200, dict.fromkeys(cohort.subjects, "one"))
+    np.testing.assert_allclose(one["low"], one["value"])
+    np.testing.assert_allclose(one["high"], one["value"])
 
 
 def test_twice_the_same(cohort):
