@@ -9,8 +9,8 @@
 
 Beyond products a mixer convolves, gates, norms and takes exponentials, which wait for memory. At 4,096 tokens arrays
 are larger than 32 MB, besides: the C library gives them back and maps them anew in every call. With its limits raised
-that was gone, and an earlier kernel went from 2.8 to 2.45 times the products (once, on a busy machine). Those limits are
-a whole process's, so they are left as they are.
+that was gone, and an earlier kernel went from 2.8 to 2.45 times the products (once, on a busy machine). Those limits
+are a whole process's, so they are left as they are.
 """
 
 from __future__ import annotations
