@@ -45,18 +45,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data)
-app.add_typer(leaderboard)
-app.add_typer(store)
-app.command()(compare)
-app.command()(benchmarks)
-app.command()(log)
-app.command()(report)
-app.command()(status)
-app.command()(cancel)
-app.command()(new)
-for submission in (submit, verify, export, card):
-    app.command()(submission)
+
+RUN, COMPONENTS, RESULTS, PUBLISH, FILES = "Run", "Components", "What came of it", "Publish", "Files"
+"""Under which commands are listed."""
 
 WHAT, HOW, DATA, OUTPUT = "What", "How", "Data", "Output"
 
@@ -64,7 +55,7 @@ WHAT, HOW, DATA, OUTPUT = "What", "How", "Data", "Output"
 # ---------------------------------------------------------------- run
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 @guarded
 def run(
     backbone: Annotated[
@@ -501,7 +492,7 @@ def run(
 # ---------------------------------------------------------------- components
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=COMPONENTS)
 @guarded
 def list_components(
     kind: Annotated[
@@ -536,7 +527,7 @@ def list_components(
         screen.print(f"{plural(len(unusable), 'plugin')} cannot be used: see `neurobench plugins`.", style="yellow")
 
 
-@app.command()
+@app.command(rich_help_panel=COMPONENTS)
 @guarded
 def info(
     name: Annotated[str, typer.Argument(autocompletion=complete(""))],
@@ -571,7 +562,7 @@ def _digest_of(plugin: PluginInfo, registry: Registry) -> str:
     return registry.provenance(*used[0]).digest[:12] if used else ""
 
 
-@app.command("plugins")
+@app.command("plugins", rich_help_panel=COMPONENTS)
 @guarded
 def list_plugins(plugin: PluginFiles = None, verbose: Verbose = False) -> None:
     """Show every plugin: where it comes from, what it provides, and why it cannot be used if it cannot.
@@ -605,7 +596,7 @@ def list_plugins(plugin: PluginFiles = None, verbose: Verbose = False) -> None:
         console.print_fields(screen, f"{names}: {found[0].state}", {"": reason})
 
 
-@app.command()
+@app.command(rich_help_panel=COMPONENTS)
 @guarded
 def check(
     name: Annotated[str, typer.Argument(autocompletion=complete(""))],
@@ -626,6 +617,20 @@ def check(
         console.print_checks(screen, f"{kind} {name}", found)
     if failed:
         raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------- what other modules have
+
+app.command(rich_help_panel=COMPONENTS)(new)
+for of_runs in (status, cancel, log):
+    app.command(rich_help_panel=RUN)(of_runs)
+for of_results in (compare, report, benchmarks):
+    app.command(rich_help_panel=RESULTS)(of_results)
+for submission in (submit, verify, export, card):
+    app.command(rich_help_panel=PUBLISH)(submission)
+app.add_typer(leaderboard, rich_help_panel=PUBLISH)
+app.add_typer(data, rich_help_panel=FILES)
+app.add_typer(store, rich_help_panel=FILES)
 
 
 # ---------------------------------------------------------------- small pieces
