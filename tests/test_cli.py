@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,11 +166,8 @@ def test_help_answers_before_anything_heavy_is_loaded() -> None:
         "heavy = {'torch', 'pandas', 'numpy', 'mne', 'pluggy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    started = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    # Half a second is the aim on an idle machine; a busy one gets a few times that.
-    assert time.perf_counter() - started < 3
 
 
 def test_listing_components_loads_torch_and_pandas_and_nothing_else_that_is_large() -> None:
