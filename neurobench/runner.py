@@ -127,8 +127,8 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
     started = time.perf_counter()
     elsewhere = grid.config.elsewhere
     # What is stored whole is shown though its cluster is gone, and recordings are prepared for none that is not there.
-    prepared = all(cohort_source(d, grid, registry).is_there(store) for d in (*grid.datasets, *grid.pretrain_on))
-    if elsewhere and not prepared:
+    specs = (*grid.datasets, *grid.pretrain_on)
+    if elsewhere and not all(cohort_source(d, grid, registry).is_there(store) for d in specs):
         clusters.check(grid.config)
     device = resolve_device(grid.config.device, elsewhere=elsewhere)
     executor = Executor(store, progress)

@@ -354,7 +354,14 @@ class Store:
         A damaged one (a file missing, of another length, or up to :data:`VERIFIED` bytes with another content; or one
         that is the entry of another identity) counts as missing, and is said in the log: it is computed again.
         """
-        if not self.root.joinpath(stage, key, "manifest.json").is_file():
+        try:
+            is_there = self.root.joinpath(stage, key, "manifest.json").is_file()
+        except OSError:
+            # Who only looks says of what may not be read that it is not there.
+            if not self.read_only:
+                raise
+            is_there = False
+        if not is_there:
             return None
         entry = self._whole(stage, key)
         if entry is None and not self.read_only:
