@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -734,3 +735,36 @@ def test_a_package_that_takes_ctrl_c_gives_it_back(tmp_path: Path, monkeypatch: 
     before = signal.getsignal(signal.SIGINT)
     clusters._imported("takes_ctrl_c")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+MEMORY = """
+import resource, sys
+import torch
+from neurobench import clusters
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        torch.ones(1 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+changed = clusters.allocate_as_elsewhere()
+faults()
+print(changed, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do not know the variable")
+@pytest.mark.parametrize(("threshold", "changed"), [("65536", True), ("70000", False)], ids=["dask's", "the user's"])
+def test_workers_do_not_ask_the_system_for_every_tensor_anew(threshold: str, changed: bool) -> None:
+    env = os.environ | {clusters.TRIMMED: threshold}
+    done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True, check=True)
+    found, faults = done.stdout.split()
+    assert found == str(changed), done.stderr
+    # 50 tensors of 4 MiB are 51,200 pages of 4 KiB, or a hundred huge ones.
+    assert (int(faults) < 50) == changed, faults
+
+
+def test_a_worker_that_dask_did_not_start_so_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(clusters.TRIMMED, raising=False)
+    assert not clusters.allocate_as_elsewhere()
