@@ -187,7 +187,7 @@ def _load() -> None:
     """Import what the first step of a worker would."""
     import torch
 
-    import neurobench.clusters  # noqa: F401
+    import neurobench.worker  # noqa: F401
 
     load_registry()
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])

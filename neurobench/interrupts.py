@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["LAST_STEP_S", "Abandoned", "HeldBack", "end_after"]
+__all__ = ["LAST_STEP_S", "Abandoned", "HeldBack", "end_after", "imported"]
 
 LAST_STEP_S = 30.0
 """Seconds that a process has for the step it is at, and for a checkpoint, when nobody is left who waits for it."""
@@ -89,3 +90,13 @@ class HeldBack:
                 signal.raise_signal(number)
             finally:
                 signal.signal(number, self._hold)
+
+
+def imported(module: str) -> Any:
+    """Import a module and return it; Ctrl-C stays what it was."""
+    before = signal.getsignal(signal.SIGINT)
+    found = importlib.import_module(module)
+    if signal.getsignal(signal.SIGINT) is not before and threading.current_thread() is threading.main_thread():
+        # dask-jobqueue has Ctrl-C leave Python without a word: a run could not say that it was stopped.
+        signal.signal(signal.SIGINT, before)
+    return found

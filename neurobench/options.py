@@ -193,7 +193,7 @@ class RunConfig:
         Address of a Dask scheduler whose workers compute steps instead; empty: none.
     cluster, cluster_config
         Batch system that is asked for workers (``slurm``, ``pbs``, ``sge``, ``lsf``), and a YAML file that says what to
-        ask for; see :func:`neurobench.clusters.cluster_of`.
+        ask for; see :func:`neurobench.batch_systems.cluster_of`.
     log_format
         How messages appear on the standard error stream: ``text``, or ``json``, a line each.
     tensorboard

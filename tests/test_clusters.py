@@ -24,11 +24,11 @@ import distributed
 import pandas as pd
 import pytest
 
-from neurobench import clusters, runner, runs
+from neurobench import batch_systems, clusters, runner, runs, worker
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, StoreError
 from neurobench.execution import Outcome
-from neurobench.interrupts import Abandoned
+from neurobench.interrupts import Abandoned, imported
 from neurobench.plugins import load_registry
 from neurobench.progress import Silent
 from neurobench.results import load_results
@@ -38,7 +38,7 @@ from tests.fakes import write_folder
 from tests.test_execution import ROOT, bytes_of
 
 # As neurobench imports it: by itself it would take Ctrl-C from every test after this one.
-dask_jobqueue = clusters._imported("dask_jobqueue")
+dask_jobqueue = imported("dask_jobqueue")
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*:pytest.PytestUnraisableExceptionWarning")
 
@@ -148,9 +148,9 @@ def test_a_run_that_says_nothing_more_is_over_by_the_clock_of_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(clusters.time, "monotonic", lambda: now)
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
     state = runs.State("r", "", "elsewhere", 1, "", "", started=0.0, heard=1.0)
-    until_over = clusters.UntilOver(tmp_path, "r")
+    until_over = worker.UntilOver(tmp_path, "r")
     with until_over.stage("a step") as advance:
         now = 10.0
         advance(1, 9)  # nothing is known
@@ -172,12 +172,12 @@ def test_a_run_that_says_nothing_more_is_over_by_the_clock_of_the_worker(
 
 
 def test_a_worker_that_leaves_stops_what_it_is_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "LOOK_S", 0.0)
-    worker = SimpleNamespace(status=distributed.Status.paused)
-    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
-    with clusters.UntilOver(tmp_path, "r").stage("a step") as advance:
+    monkeypatch.setattr(worker, "LOOK_S", 0.0)
+    here = SimpleNamespace(status=distributed.Status.paused)
+    monkeypatch.setattr(distributed, "get_worker", lambda: here)
+    with worker.UntilOver(tmp_path, "r").stage("a step") as advance:
         advance(1, 9)  # memory is short, and it waits
-        worker.status = distributed.Status.closing_gracefully
+        here.status = distributed.Status.closing_gracefully
         with pytest.raises(Abandoned, match="the worker leaves"):
             advance(2, 9)
 
@@ -186,8 +186,8 @@ def test_what_is_left_is_no_error_of_a_step(monkeypatch: pytest.MonkeyPatch) -> 
     def compute(*of: Any) -> Outcome:
         raise Abandoned
 
-    monkeypatch.setattr(clusters, "_here", ("what is run", SimpleNamespace(compute=compute)))
-    assert clusters._there("what is run", "", "fake", 0, []) == Outcome(frozenset(), abandoned=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "_here", ("what is run", SimpleNamespace(compute=compute)))
+    assert worker.compute("what is run", "", "fake", 0, []) == Outcome(frozenset(), abandoned=True)  # type: ignore[arg-type]
 
 
 def test_workers_that_died_one_after_the_other_are_the_error_of_their_step_alone() -> None:
@@ -371,12 +371,12 @@ def test_a_step_that_needs_a_gpu_waits_for_a_worker_that_offers_one(
     ],
 )
 def test_the_walltime_is_read_as_the_batch_system_reads_it(system: Any, walltime: str, seconds: int) -> None:
-    assert clusters._walltime_s(RunConfig(cluster=system), {"walltime": walltime}) == seconds
+    assert batch_systems._walltime_s(RunConfig(cluster=system), {"walltime": walltime}) == seconds
 
 
 def test_workers_leave_before_their_walltime_is_over() -> None:
-    assert clusters._lifetime(4 * 3600) == ["--lifetime", "13800s", "--lifetime-stagger", "150s"]
-    assert clusters._lifetime(1800) == ["--lifetime", "1440s", "--lifetime-stagger", "90s"]
+    assert batch_systems._lifetime(4 * 3600) == ["--lifetime", "13800s", "--lifetime-stagger", "150s"]
+    assert batch_systems._lifetime(1800) == ["--lifetime", "1440s", "--lifetime-stagger", "90s"]
 
 
 # ---------------------------------------------------------------- refusals
@@ -429,16 +429,16 @@ def test_without_dask_the_extra_is_named_before_anything_is_prepared(
 
 
 def there(config: RunConfig, code: str) -> Outcome:
-    clusters._here = None
+    worker._here = None
     try:
-        return clusters._there(config, code, "fake", 0, [("pretraining", "0" * 64)])
+        return worker.compute(config, code, "fake", 0, [("pretraining", "0" * 64)])
     finally:
-        clusters._here = None
+        worker._here = None
 
 
 def test_a_worker_of_another_code_or_without_the_folder_ends_the_run(tmp_path: Path) -> None:
     config = RunConfig(out=tmp_path / "out")
-    missing = there(config, clusters.core_digest()).store_error
+    missing = there(config, worker.core_digest()).store_error
     assert isinstance(missing, StoreError)
     assert "does not see the output folder" in missing.what
     Store(tmp_path / "out")
@@ -479,7 +479,7 @@ def test_a_wrong_cluster_file_is_said(tmp_path: Path, content: str | None, said:
     if content is not None:
         path.write_text(content)
     with pytest.raises(NeurobenchError, match=said):
-        clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), clusters.Jobs("Slurm"))
+        batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), batch_systems.Jobs("Slurm"))
 
 
 CLUSTER = """
@@ -519,7 +519,7 @@ def test_a_job_that_the_batch_system_refuses_ends_the_run_with_what_it_said(
 
 def test_a_job_that_is_refused_without_a_word_on_stderr_is_said_in_all_that_is_known() -> None:
     error = RuntimeError("Exit code: 255\nCommand:\nbsub\nstdout:\nno such queue\nstderr:\n\n")
-    assert clusters._said(error) == "Exit code: 255 Command: bsub stdout: no such queue stderr:"
+    assert batch_systems._said(error) == "Exit code: 255 Command: bsub stdout: no such queue stderr:"
 
 
 class FakeJob:
@@ -536,51 +536,51 @@ class FakeJob:
 
 
 @pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> clusters.Jobs:
+def slurm(monkeypatch: pytest.MonkeyPatch) -> batch_systems.Jobs:
     async def started(job: Any) -> None:
         pass
 
     monkeypatch.setattr("distributed.deploy.spec.ProcessInterface.start", started)
     monkeypatch.setattr(FakeJob, "full", False)
-    return clusters.Jobs("Slurm")
+    return batch_systems.Jobs("Slurm")
 
 
-def submitted(jobs: clusters.Jobs, name: str, *, full: bool) -> Any:
+def submitted(jobs: batch_systems.Jobs, name: str, *, full: bool) -> Any:
     FakeJob.full = full
     asyncio.run((job := jobs.told_by(FakeJob)(name)).start())
     return job
 
 
-def test_a_job_of_several_processes_is_over_when_the_last_of_them_has_left(slurm: clusters.Jobs) -> None:
+def test_a_job_of_several_processes_is_over_when_the_last_of_them_has_left(slurm: batch_systems.Jobs) -> None:
     first, second = (submitted(slurm, name, full=False) for name in ("job-1", "job-2"))
     assert slurm.look(["job-1-0", "job-1-1"], 0.0) == []
     assert slurm.look(["job-1-1", "job-2"], 100.0) == []
-    assert slurm.look(["job-2"], 100.0 + clusters.GONE_S - 1) == []
-    assert slurm.look(["job-2"], 100.0 + clusters.GONE_S) == [first]
+    assert slurm.look(["job-2"], 100.0 + batch_systems.GONE_S - 1) == []
+    assert slurm.look(["job-2"], 100.0 + batch_systems.GONE_S) == [first]
     assert slurm.look([], 1000.0) == [second]
     submitted(slurm, "job-3", full=False)
     assert slurm.look([], 1e6) == [], "a queue may take its time"
 
 
 def test_a_job_that_is_refused_is_asked_for_again_and_given_up_after_a_while(
-    slurm: clusters.Jobs, monkeypatch: pytest.MonkeyPatch
+    slurm: batch_systems.Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(clusters.time, "monotonic", lambda: now)
+    monkeypatch.setattr(batch_systems.time, "monotonic", lambda: now)
     submitted(slurm, "job-1", full=False)
     refused = submitted(slurm, "job-2", full=True)
     assert slurm.look(["job-1"], 1.0) == []
-    assert slurm.look(["job-1"], clusters.AGAIN_S) == [refused]
+    assert slurm.look(["job-1"], batch_systems.AGAIN_S) == [refused]
     assert not slurm.are_hopeless(1e6), "one is there"
     now = 100.0
     assert len(slurm.look([], now)) == 1
     slurm.look([], now)
     assert slurm.none_left
-    assert not slurm.are_hopeless(now + clusters.GIVE_UP_S - 1)
-    assert slurm.are_hopeless(now + clusters.GIVE_UP_S)
+    assert not slurm.are_hopeless(now + batch_systems.GIVE_UP_S - 1)
+    assert slurm.are_hopeless(now + batch_systems.GIVE_UP_S)
     submitted(slurm, "job-2", full=False)
     assert not slurm.are_hopeless(1e6)
-    submitted(other := clusters.Jobs("Slurm"), "job-1", full=True)
+    submitted(other := batch_systems.Jobs("Slurm"), "job-1", full=True)
     assert other.are_hopeless(0.0), "not one was taken"
 
 
@@ -593,7 +593,7 @@ def test_jobs_that_are_over_are_asked_for_again_and_no_other() -> None:
 
     old, new, other = Job("job-1"), Job("job-1"), Job("job-2")
     cluster = SimpleNamespace(workers={"job-1": new, "job-2": other})
-    asyncio.run(clusters._ask_again(cluster, [old, other]))
+    asyncio.run(batch_systems.ask_again(cluster, [old, other]))
     assert cluster.workers == {"job-1": new}
     assert closed == ["job-2"]
 
@@ -618,7 +618,7 @@ def test_another_job_takes_the_place_of_one_that_has_ended_until_none_is_taken(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name, seconds in {"GONE_S": 2.0, "AGAIN_S": 1.0, "GIVE_UP_S": 4.0}.items():
-        monkeypatch.setattr(clusters, name, seconds)
+        monkeypatch.setattr(batch_systems, name, seconds)
     (tmp_path / "cluster.yaml").write_text(
         CLUSTER.replace("cores: 1", "cores: 2").replace("jobs: 2", "jobs: 1").replace("1GB", "4GB") + "interface: lo\n"
     )
@@ -649,7 +649,7 @@ def test_another_job_takes_the_place_of_one_that_has_ended_until_none_is_taken(
 
 
 def test_a_run_goes_on_with_the_jobs_that_were_taken_and_says_so_once(
-    tmp_path: Path, slurm: clusters.Jobs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, slurm: batch_systems.Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clusters, "LOOK_S", 0.01)
     for number in range(3):
@@ -685,12 +685,12 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "dask_jobqueue", SimpleNamespace(SLURMCluster=Cluster))
     path = tmp_path / "cluster.yaml"
     path.write_text('queue: short\ncores: 4\nmemory: 8GB\nwalltime: "01:00:00"\njobs: 3\n')
-    jobs = clusters.Jobs("Slurm")
-    _, at_most = clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
+    jobs = batch_systems.Jobs("Slurm")
+    _, at_most = batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert at_most == 12
     assert issubclass(asked.pop("job_cls"), Cluster.job_cls)
     assert asked.pop("worker_extra_args") == ["--lifetime", "3000s", "--lifetime-stagger", "150s"]
-    assert asked.pop("job_script_prologue") == [clusters.UNPROFILED]
+    assert asked.pop("job_script_prologue") == [batch_systems.UNPROFILED]
     assert asked == {
         "queue": "short",
         "cores": 4,
@@ -699,32 +699,32 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
         "processes": 4,
         "minimum_jobs": 1,
         "maximum_jobs": 3,
-        "worker_key": clusters._job_of,
+        "worker_key": batch_systems._job_of,
     }
-    assert clusters._job_of(SimpleNamespace(name="job-2-0")) == "job-2", "workers of one job leave together"
+    assert batch_systems._job_of(SimpleNamespace(name="job-2-0")) == "job-2", "workers of one job leave together"
     path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\nworker_extra_args: ["--lifetime=9m"]\n')
-    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
+    batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"] == ["--lifetime=9m"], "who says when workers leave is obeyed"
     path.write_text('cores: 1\nwalltime: "01:00:00"\njobs: 3\n')
     own = {"jobqueue.slurm.worker-extra-args": ["--nanny"], "jobqueue.slurm.job-script-prologue": ["module load x"]}
     with dask.config.set(own):
-        clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
+        batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"][0] == "--nanny", "what dask-jobqueue is configured with is kept"
-    assert asked["job_script_prologue"] == ["module load x", clusters.UNPROFILED]
+    assert asked["job_script_prologue"] == ["module load x", batch_systems.UNPROFILED]
     path.write_text("cores: 1\njobs: 3\nenv_extra: [module load y]\nextra: [--no-dashboard]\n")
-    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
-    assert asked["job_script_prologue"] == ["module load y", clusters.UNPROFILED], "it has another name now"
+    batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
+    assert asked["job_script_prologue"] == ["module load y", batch_systems.UNPROFILED], "it has another name now"
     assert asked["worker_extra_args"][0] == "--no-dashboard"
     path.write_text("cores: 1\njobs: 3\njob_script_prologue: |\n  module load a\n  module load b\n")
-    clusters.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
-    assert asked["job_script_prologue"] == ["module load a", "module load b", clusters.UNPROFILED]
+    batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
+    assert asked["job_script_prologue"] == ["module load a", "module load b", batch_systems.UNPROFILED]
 
 
 @pytest.mark.parametrize(("own", "found"), [(None, "False"), ("True", "True")])
 def test_workers_of_a_batch_system_are_not_profiled_unless_asked(own: str | None, found: str) -> None:
     name = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
     env = {k: v for k, v in os.environ.items() if k != name} | ({name: own} if own else {})
-    script = f"{clusters.UNPROFILED}\nprintenv {name}"
+    script = f"{batch_systems.UNPROFILED}\nprintenv {name}"
     assert subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True).stdout.strip() == found
 
 
@@ -733,14 +733,14 @@ def test_a_package_that_takes_ctrl_c_gives_it_back(tmp_path: Path, monkeypatch: 
     (tmp_path / "takes_ctrl_c.py").write_text("import signal\nsignal.signal(signal.SIGINT, lambda *_: None)\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = signal.getsignal(signal.SIGINT)
-    clusters._imported("takes_ctrl_c")
+    imported("takes_ctrl_c")
     assert signal.getsignal(signal.SIGINT) is before
 
 
 MEMORY = """
 import resource, sys
 import torch
-from neurobench import clusters
+from neurobench import worker
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -748,7 +748,7 @@ def faults():
         torch.ones(1 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-changed = clusters.allocate_as_elsewhere()
+changed = worker.allocate_as_elsewhere()
 faults()
 print(changed, faults())
 """
@@ -757,7 +757,7 @@ print(changed, faults())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do not know the variable")
 @pytest.mark.parametrize(("threshold", "changed"), [("65536", True), ("70000", False)], ids=["dask's", "the user's"])
 def test_workers_do_not_ask_the_system_for_every_tensor_anew(threshold: str, changed: bool) -> None:
-    env = os.environ | {clusters.TRIMMED: threshold}
+    env = os.environ | {worker.TRIMMED: threshold}
     done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True, check=True)
     found, faults = done.stdout.split()
     assert found == str(changed), done.stderr
@@ -766,5 +766,5 @@ def test_workers_do_not_ask_the_system_for_every_tensor_anew(threshold: str, cha
 
 
 def test_a_worker_that_dask_did_not_start_so_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(clusters.TRIMMED, raising=False)
-    assert not clusters.allocate_as_elsewhere()
+    monkeypatch.delenv(worker.TRIMMED, raising=False)
+    assert not worker.allocate_as_elsewhere()

@@ -13,7 +13,7 @@ import scipy.io
 
 from benchmarks.fuzz.reader import Reader
 from neurobench import RecordingFile
-from neurobench.clusters import settings_of
+from neurobench.batch_systems import settings_of
 from neurobench.config import load_suite
 from neurobench_datasets._adhd200_phenotypes import read_phenotypes
 from neurobench_datasets._atlases import read_names
