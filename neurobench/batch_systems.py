@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +47,12 @@ AGAIN_S = 60.0
 
 GIVE_UP_S = 600.0
 """Seconds without a job, each time refused another one, after which a run ends."""
+
+ASK_S = 30.0
+"""Seconds between two questions to a batch system whether jobs without a worker are still in its queue or at work."""
+
+MOST_DEAD = 3
+"""Jobs that end one after the other before a worker of theirs came, after which no other is asked for."""
 
 
 def check(config: RunConfig) -> None:
@@ -228,12 +236,17 @@ class Jobs:
         Jobs that it took.
     refusal
         What it said when it did not take one, since it last took one; empty: nothing.
+    dead
+        What is known of each job that ended before a worker of it came, since one last did: its number, and the last
+        line that it wrote. Only Slurm is asked; elsewhere such a job looks like one that waits.
     """
 
     def __init__(self, system: str) -> None:
         self.system = system
         self.n_taken = 0
         self.refusal = ""
+        self.dead: list[str] = []
+        self._asked = -ASK_S
         # When a worker of a job was last there (None: it may be in the queue), and when one was refused.
         self._seen: dict[Any, float | None] = {}
         self._refused: dict[Any, float] = {}
@@ -245,21 +258,32 @@ class Jobs:
         return bool(self.refusal) and not self._seen
 
     def are_hopeless(self, now: float) -> bool:
-        """Whether there is nothing to wait for: it took not a single one, or no other for long since the last ended."""
-        return self.none_left and (
+        """Whether there is nothing to wait for.
+
+        It took not a single one, or no other for long since the last ended, or each ended before a worker came.
+        """
+        refused = self.none_left and (
             self.n_taken == 0 or (self._none_since is not None and now - self._none_since >= GIVE_UP_S)
         )
+        return refused or self.die_at_once
+
+    @property
+    def die_at_once(self) -> bool:
+        """Whether several in a row ended before a worker of theirs came, and none is left."""
+        return len(self.dead) >= MOST_DEAD and not self._seen
 
     def look(self, workers: Collection[str], now: float) -> list[Any]:
         """Return the jobs to be asked for anew, given the names of the workers that are there and a clock's seconds.
 
-        They are those whose workers have left, and those that were refused a while ago; each is returned once.
+        They are those whose workers have left, those that ended before one came, and those that were refused a while
+        ago; each is returned once.
         """
-        over = []
         there = {name for worker in workers for name in (worker, _job_of(worker))}
+        over = self._ended_before(there, now)
         for job, seen in list(self._seen.items()):
             if job.name in there:
                 self._seen[job] = now
+                self.dead.clear()
             elif seen is not None and now - seen >= GONE_S:
                 over.append(job)
                 self._seen.pop(job, None)
@@ -269,6 +293,20 @@ class Jobs:
                 self._refused.pop(job, None)
         self._none_since = (self._none_since or now) if self.none_left else None
         return over
+
+    def _ended_before(self, there: Collection[str], now: float) -> list[Any]:
+        """Return the jobs that ended before a worker of theirs came; none where too many have, one after the other."""
+        waiting = [job for job, seen in list(self._seen.items()) if seen is None and job.name not in there]
+        if not waiting or self.system != BATCH_SYSTEMS["slurm"][1] or now - self._asked < ASK_S:
+            return []
+        self._asked = now
+        if (known := _in_queue()) is None:
+            return []
+        ended = [job for job in waiting if str(job.job_id) not in known]
+        for job in ended:
+            self._seen.pop(job, None)
+            self.dead.append(f"job {job.job_id}{_last_words(job)}")
+        return [] if self.die_at_once else ended
 
     def told_by(self, job: Any) -> Any:
         """Return a class of dask-jobqueue's jobs that tells this one how their submission ended.
@@ -297,6 +335,29 @@ class Jobs:
 
         Told.__name__ = job.__name__
         return Told
+
+
+def _in_queue() -> set[str] | None:
+    """Return the numbers of the user's jobs that Slurm has in its queue or at work; None: it does not say."""
+    try:
+        told = subprocess.run(
+            ["squeue", "--me", "--noheader", "--format=%A"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return set(told.stdout.split())
+
+
+def _last_words(job: Any) -> str:
+    """Return the last line that a job of Slurm wrote, and where; empty: nothing that can be read."""
+    named = f"{job.log_directory}/{job.job_name or 'worker'}-{job.job_id}"
+    files = [f"{named}.err", f"{named}.out"] if job.log_directory else [f"slurm-{job.job_id}.out"]
+    for file in files:
+        with contextlib.suppress(OSError):
+            lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+            if said := next((" ".join(line.split()) for line in reversed(lines) if line.strip()), ""):
+                return f" ({file}: {said[:300]})"
+    return ""
 
 
 def _job_of(worker: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from neurobench.commands import AsJson, Verbose, guarded
-from neurobench.errors import StoreError
+from neurobench.errors import ConfigError, StoreError
 
 __all__ = ["cancel", "detached", "status", "stopped_by_signals"]
 
@@ -51,8 +51,12 @@ def status(
     from neurobench import console
     from neurobench.runs import overview
 
+    if watch and as_json:
+        raise ConfigError(
+            "--watch draws until no run is under way, and --json prints one document.", next_step="Use one of them."
+        )
     screen = console.make_console()
-    if watch and not as_json:
+    if watch:
         with contextlib.suppress(KeyboardInterrupt):
             console.watch_overview(lambda: overview(out), screen, every=every, all_rows=all_rows)
         return

@@ -137,8 +137,12 @@ def merge(
     from neurobench import console, upkeep
 
     screen = console.make_console()
-    found = upkeep.merge(out, sources)
-    for one in found:
+    upkeep.check_sources(sources)
+    found = []
+    for source in sources:
+        # One after the other: what the first gave is said though the second cannot be read.
+        (one,) = upkeep.merge(out, [source])
+        found.append(one)
         screen.print(
             f"{one.source}: {one.n_entries} entries and {one.n_records} records taken, {one.n_known} known already.",
             markup=False,

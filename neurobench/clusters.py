@@ -233,6 +233,7 @@ class DaskWorkers(Workers):
 
     def _keep_watch(self, waiting: Waiting, note: Callable[[str], None]) -> None:
         told = ""
+        n_dead = 0
         while not self._closing.wait(LOOK_S):
             if self.jobs.are_hopeless(time.monotonic()):
                 self._gave_up = True
@@ -247,6 +248,12 @@ class DaskWorkers(Workers):
                 self._offered = list(there.values())
                 if over := self.jobs.look(there, time.monotonic()):
                     self.cluster.loop.add_callback(batch_systems.ask_again, self.cluster, over)
+                if len(self.jobs.dead) > n_dead and not self.jobs.die_at_once:
+                    note(
+                        f"of {self.jobs.system} {', '.join(self.jobs.dead[n_dead:])} ended before a worker came; "
+                        "another one is asked for."
+                    )
+                n_dead = len(self.jobs.dead)
                 if not self.jobs.none_left and (
                     said := waiting.look(self._offered, list(self._asked.values()), time.monotonic())
                 ):
@@ -314,6 +321,13 @@ class DaskWorkers(Workers):
             )
             return Outcome(frozenset(), describe(died))
         except CancelledError:
+            if self._gave_up and self.jobs.die_at_once:
+                raise NeurobenchError(
+                    f"one job of {self.jobs.system} after the other ended before a worker of it came: "
+                    f"{'; '.join(self.jobs.dead)}.",
+                    next_step="See what the jobs said (log_directory in --cluster-config), and whether its python and "
+                    "job_script_prologue work on a node; the same command goes on, and what is finished is kept.",
+                ) from None
             if self._gave_up:
                 what = "does not take the job"
                 if self.jobs.n_taken:
@@ -348,9 +362,12 @@ class DaskWorkers(Workers):
 def _what_to_do(config: RunConfig) -> tuple[str, str]:
     """Return what to do or to look at where no worker is there, and where none offers ``{}``."""
     if config.cluster:
+        limit = (
+            "" if config.cluster == "slurm" else " A job that ended before its workers came looks like one that waits."
+        )
         return (
             f"A queue may take its time; `{batch_systems.QUEUES[config.cluster]}` shows the jobs, and log_directory in "
-            f"{config.cluster_config} where their messages go.",
+            f"{config.cluster_config} where their messages go.{limit}",
             f'Add worker_extra_args: ["--resources", "{{}}"] to {config.cluster_config}.',
         )
     start = f"dask worker {config.scheduler} --nthreads 1"

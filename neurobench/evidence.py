@@ -15,6 +15,7 @@ alone and never a model. Folders of an output::
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ ARRAYS: Mapping[str, str] = {
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table, moved into place once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     table.to_parquet(beside, index=False)
     os.replace(beside, path)
 
@@ -76,7 +77,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays, moved into place once they are whole; nothing is pickled."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    beside = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.npz")
     np.savez(beside, allow_pickle=False, **arrays)
     os.replace(beside, path)
 

@@ -46,7 +46,7 @@ from neurobench.out_of_memory import is_out_of_memory, release, too_large
 from neurobench.plugins import Registry, load_registry
 from neurobench.progress import Advance, Done, Progress, Silent
 from neurobench.records import Cohort
-from neurobench.resources import Needs, dealt, most, of_this_machine, visible_gpus
+from neurobench.resources import Needs, dealt, free_memory, most, of_this_machine, visible_gpus
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
 from neurobench.store import Entry, Store, keys_in
@@ -202,7 +202,7 @@ def suitable_jobs(grid: Grid, seconds: float) -> int:
         return max(1, min(len(visible_gpus()), at_once)) if grid.distributed is None else 1
     if grid.profile.width >= SMALL:
         return 1
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 32
+    free = free_memory()
     each = 1 if grid.distributed is None else n_processes(grid.distributed)
     return int(max(1, min(joblib.cpu_count() // each, free // BYTES_A_JOB // each, at_once)))
 
@@ -306,7 +306,8 @@ class Outcome:
     failed
         By key, the errors of steps.
     abandoned
-        Whether they were left because the run that asked seemed to be over: one that goes on has them computed again.
+        Whether those that neither were computed nor failed were left: the worker leaves, or the run that asked seemed
+        to be over. One that goes on has them computed again.
     """
 
     computed: frozenset[str]
@@ -389,9 +390,9 @@ def on_workers(
                 # Of processes that were replaced since nothing is expected any more.
                 if future in running:
                     outcome = workers.outcome(future)
+                    executor.computed |= outcome.computed
                     if outcome.store_error is not None:
                         raise outcome.store_error
-                    executor.computed |= outcome.computed
                     taken = running.pop(future)
                     if not outcome.error and not outcome.abandoned:
                         # Another run on this folder may have computed what this one asked for.
@@ -509,8 +510,9 @@ class _Schedule:
     def take(self, job: _Job, outcome: Outcome) -> None:
         """Count the steps of a job as done, or have them tried again where it is not known which is to blame."""
         if outcome.abandoned:
-            self.put_back(job)
-            return
+            through = outcome.computed | outcome.failed.keys()
+            self.put_back([node for node in job if node.key not in through])
+            job = [node for node in job if node.key in through]
         if outcome.error:
             self.again(job, outcome.error)
             return
@@ -603,7 +605,7 @@ class Here:
         """Find or compute steps, and whatever they need, and say how that ended."""
         before = set(self.executor.computed)
         failed: dict[str, str] = {}
-        store_error = None
+        store_error, abandoned = None, False
         with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
             for stage, key in steps:
                 try:
@@ -612,7 +614,8 @@ class Here:
                         self.executor.fetch(step)
                 except Abandoned:
                     # No error of the step.
-                    raise
+                    abandoned = True
+                    break
                 except StoreError as found:
                     store_error = found
                     break
@@ -620,7 +623,7 @@ class Here:
                     failed[key] = describe(found)
                 if key in failed:
                     release()
-        return Outcome(frozenset(self.executor.computed - before), "", store_error, failed)
+        return Outcome(frozenset(self.executor.computed - before), "", store_error, failed, abandoned)
 
     def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
         """Return one of the steps of a (dataset, seed), with the first row that needs it."""

@@ -19,6 +19,7 @@ import neurobench
 from neurobench import logs, runs
 from neurobench.errors import StoreError
 from neurobench.execution import Executor, Todo, describe
+from neurobench.interrupts import HeldBack
 from neurobench.progress import Advance, Done, Progress, TimeLeft
 from neurobench.steps import Row
 
@@ -81,6 +82,11 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        # Whoever presses Ctrl-C once more would have it said of this run that it died.
+        with HeldBack():
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         self._ended.set()
         self._thread.join()
         word: runs.Word = "finished" if error is None else "failed"

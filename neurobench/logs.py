@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
+from neurobench.interrupts import Abandoned
 from neurobench.parsing import parse_json
 
 __all__ = [
@@ -51,6 +52,7 @@ What = Literal[
     "step-started",
     "step-finished",
     "step-failed",
+    "step-left",
     "step-lost",
     "losses",
     "checkpoint-written",
@@ -58,7 +60,8 @@ What = Literal[
     "warning",
     "message",
 ]
-"""What a line can be about. ``step-lost``: the process that computed it ended without a word."""
+"""What a line can be about. ``step-left``: it was stopped, and is no failure; ``step-lost``: the process that computed
+it ended without a word."""
 
 WHAT: tuple[str, ...] = get_args(What)
 
@@ -119,6 +122,9 @@ def step(stage: str, label: str, key: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
+        except (Abandoned, KeyboardInterrupt) as error:
+            tell("step-left", str(error) or "somebody asked to stop.", seconds=_since(started))
+            raise
         except Exception as error:
             tell("step-failed", level=logging.ERROR, seconds=_since(started), **failure(error))
             raise

@@ -14,6 +14,7 @@ from neurobench import distributed, logs
 from neurobench.errors import NeurobenchError, StoreError
 from neurobench.execution import Here, describe, few_threads
 from neurobench.interrupts import end_after
+from neurobench.out_of_memory import is_out_of_memory, too_large
 from neurobench.store import disk_errors
 
 
@@ -21,6 +22,14 @@ def _alone() -> None:
     """Return when the process that started this one has closed its pipe or is gone."""
     while os.read(0, 1):
         pass
+
+
+def _told(error: Exception) -> dict[str, str | bool]:
+    """Return what the process that started this one is told of an error."""
+    if is_out_of_memory(error):
+        error = too_large(error)
+    said = str(error) if isinstance(error, NeurobenchError) else describe(error)
+    return {"error": said, "store": isinstance(error, StoreError)}
 
 
 def main() -> int:
@@ -55,8 +64,7 @@ def main() -> int:
             with few_threads(here.grid.profile, here.device), logs.at(**where, **about), writes:
                 step.compute(member.folder, advance, member.checkpoint)
     except Exception as error:
-        said = str(error) if isinstance(error, NeurobenchError) else describe(error)
-        report.write(json.dumps({"error": said, "store": isinstance(error, StoreError)}) + "\n")
+        report.write(json.dumps(_told(error)) + "\n")
         return 1
     return 0
 

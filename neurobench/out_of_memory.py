@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
+import re
 from collections.abc import Callable
 
 import torch
@@ -17,9 +19,10 @@ log = logging.getLogger(__name__)
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a device or the host has no memory left."""
-    # Torch's allocator of the host has no class of its own.
-    of_the_host = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or of_the_host
+    # Torch's allocator of the host has no class of its own, nor what C++ raises below it.
+    of_the_host = isinstance(error, RuntimeError) and re.search(r"can't allocate memory|std::bad_alloc", str(error))
+    of_the_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or of_the_system or bool(of_the_host)
 
 
 def release() -> None:

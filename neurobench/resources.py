@@ -6,17 +6,35 @@ where something is computed, so they are part of no identity.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Needs", "dealt", "described", "most", "named_gpus", "of_this_machine", "visible_gpus", "wrong_with"]
+import psutil
+
+__all__ = [
+    "Needs",
+    "dealt",
+    "described",
+    "free_memory",
+    "memory_limit",
+    "most",
+    "named_gpus",
+    "of_this_machine",
+    "visible_gpus",
+    "wrong_with",
+]
 
 Needs = Mapping[str, float]
 """How much of what is needed, by name."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux says what a job or a container may have."""
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -69,11 +87,30 @@ def dealt(gpus: Sequence[str], n: int) -> list[str]:
     return [gpus[i % len(gpus)] if gpus else "" for i in range(n)]
 
 
+def memory_limit() -> float:
+    """Return the bytes that this process and those of its container or job may have; infinity: nobody limits them."""
+    limits = [math.inf]
+    with contextlib.suppress(OSError, ValueError):
+        # Version 2 of control groups; a limit of any group above counts too.
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip().lstrip("/")
+        folder = CGROUPS / own
+        for one in (folder, *folder.parents):
+            if not one.is_relative_to(CGROUPS):
+                break
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(float((one / "memory.max").read_text(encoding="utf-8")))
+    return min(limits)
+
+
+def free_memory() -> float:
+    """Return the bytes that more processes may have: what files are cached in can be had, too."""
+    return min(float(psutil.virtual_memory().available), memory_limit())
+
+
 def of_this_machine() -> dict[str, float]:
-    """Return what this machine has: its GPUs that this process may use, and its memory where it says how much."""
+    """Return what this machine has: its GPUs that this process may use, and its memory."""
     import torch
 
     found: dict[str, float] = {"GPU": torch.cuda.device_count()}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["MEMORY"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found["MEMORY"] = min(float(psutil.virtual_memory().total), memory_limit())
     return found

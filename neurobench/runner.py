@@ -110,6 +110,9 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
         )
         try:
             result = _execute(grid, registry, store, heartbeat)
+        except KeyboardInterrupt:
+            logs.tell("run-stopped", "somebody asked it to stop.", level=logging.WARNING)
+            raise
         except BaseException as error:
             logs.tell("run-stopped", level=logging.ERROR, **logs.failure(error))
             raise

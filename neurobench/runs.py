@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from neurobench.errors import ConfigError, StoreError, closest
+from neurobench.errors import ConfigError, closest
 from neurobench.parsing import parse_json
-from neurobench.store import NO_STAGES, atomic_write, disk_errors
+from neurobench.store import NO_STAGES, atomic_write, disk_errors, must_be_output
 
 __all__ = [
     "RUN",
@@ -37,6 +37,7 @@ __all__ = [
     "new_id",
     "overview",
     "partial",
+    "planned_keys",
     "process_mark",
     "read_runs",
     "read_state",
@@ -136,7 +137,7 @@ class State:
 
 def new_id() -> str:
     """Return the id of a run that begins now."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
 
 
 def folder_of(out: Path, run: str) -> Path:
@@ -208,7 +209,7 @@ def under_way(out: Path, run: str = "") -> State:
     StoreError
         If the folder is no output folder.
     """
-    _must_be_one(out)
+    must_be_output(out)
     every = read_runs(out)
     running = {s.id: s for s in every if s.is_under_way}
     if run in running:
@@ -274,6 +275,16 @@ def _read_plan(out: Path, run: str) -> list[PlannedRow]:
         return []
 
 
+def planned_keys(out: Path) -> set[str]:
+    """Return the first :data:`KEY` digits of the keys of all steps that runs under way plan to use."""
+    plans = (_read_plan(out, state.id) for state in read_runs(out) if state.is_under_way)
+    return {key for rows in plans for row in rows for text in row.steps.values() for key in _keys(text)}
+
+
+def _keys(text: str) -> list[str]:
+    return [text[i : i + KEY] for i in range(0, len(text), KEY)]
+
+
 @dataclass(frozen=True)
 class RowStatus:
     """How far a planned row is.
@@ -326,11 +337,6 @@ class Overview:
     n_stored: Mapping[str, int]
 
 
-def _must_be_one(out: Path) -> None:
-    if not (out / "neurobench.json").is_file():
-        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Name the --out of a run.")
-
-
 def overview(out: Path) -> Overview:
     """Look at an output folder; names of entries are read, and no entry is opened.
 
@@ -339,7 +345,7 @@ def overview(out: Path) -> Overview:
     StoreError
         If it is none.
     """
-    _must_be_one(out)
+    must_be_output(out)
     runs, stored = read_runs(out), _stored(out / "store")
     shown = [s for s in runs if s.is_under_way] or runs[:1]
     rows: dict[Any, RowStatus] = {}
@@ -364,7 +370,7 @@ def overview(out: Path) -> Overview:
 def _row_status(row: PlannedRow, stored: Mapping[str, Collection[str]], n_at_work: int, failed: bool) -> RowStatus:
     n_steps = n_stored = 0
     for stage, text in row.steps.items():
-        keys = [text[i : i + KEY] for i in range(0, len(text), KEY)]
+        keys = _keys(text)
         names = stored.get(stage, ())
         n_steps += len(keys)
         n_stored += sum(k in names for k in keys)

@@ -15,9 +15,10 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -31,7 +32,19 @@ from neurobench.parsing import parse_json
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Checkpoint", "Entry", "Store", "atomic_write", "disk_errors", "keys_in", "moment", "stored_steps"]
+__all__ = [
+    "Checkpoint",
+    "Entry",
+    "Store",
+    "atomic_write",
+    "disk_errors",
+    "is_half_written",
+    "keys_in",
+    "moment",
+    "must_be_output",
+    "place_beside",
+    "stored_steps",
+]
 
 FORMAT = 1
 """Version of the layout of an output folder."""
@@ -46,6 +59,9 @@ NO_STAGES = ("tmp", "locks", "unfinished")
 VERIFIED = 64 << 20
 """Bytes of a file up to which its checksum is read before it is used; recordings are larger, and `store check` reads
 them."""
+
+PATIENCE_S = 30.0
+"""Seconds that a process waits for another one's lock before it says so."""
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +83,10 @@ def disk_errors(path: Path, *, inside: bool = False) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_full(error):
+            # Of a temporary file it is another disk that is full.
+            full = error.filename if isinstance(error, OSError) and _is_elsewhere(error, path) else path
             raise StoreError(
-                f"the disk that holds {path} is full.",
+                f"the disk that holds {full} is full.",
                 next_step="Nothing finished is lost: free some space, or raise your quota or `ulimit -f`, and run the "
                 "same command again to go on.",
             ) from error
@@ -90,6 +108,8 @@ def _is_elsewhere(error: OSError, folder: Path) -> bool:
     return bool(named) and not any(f.absolute().is_relative_to(folder.absolute()) for f in named)
 
 
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -102,11 +122,22 @@ def _is_full(error: Exception) -> bool:
     return told or (isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", text) is not None)
 
 
+def place_beside(path: Path) -> Path:
+    """Return where a file is written before it is moved into its place: nobody else's, on this machine or another."""
+    # Two containers on a shared disk have processes of one number.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def is_half_written(path: Path) -> bool:
+    """Return whether a file is one that is to be moved into another one's place, or was when its process was killed."""
+    return re.fullmatch(r"\..+\.\d+(-[0-9a-f]{8})?(\.npz)?", path.name) is not None
+
+
 def atomic_write(path: Path, text: str) -> None:
     """Write a text file beside its place and move it there."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside = place_beside(path)
         try:
             beside.write_text(text, encoding="utf-8")
             os.replace(beside, path)
@@ -187,9 +218,13 @@ class Checkpoint:
         }
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self.folder / f".{name}.{os.getpid()}"
-            beside.write_bytes(arrays)
-            os.replace(beside, self.folder / name)
+            beside = place_beside(self.folder / name)
+            try:
+                beside.write_bytes(arrays)
+                os.replace(beside, self.folder / name)
+            finally:
+                # A full disk has that much room again.
+                beside.unlink(missing_ok=True)
             atomic_write(self._told, json.dumps(told | {"digest": digest(told)}))
             for other in self.folder.iterdir():
                 if other.name not in (name, self._told.name):
@@ -308,7 +343,7 @@ class Store:
             self._check_version(marker)
         elif out.exists() and not out.is_dir():
             raise StoreError(f"{out} is a file, not a folder.", next_step="Choose another folder with --out.")
-        elif out.is_dir() and any(out.iterdir()):
+        elif out.is_dir() and self._is_of_others(out) and not marker.is_file():
             raise StoreError(
                 f"{out} is not empty and was not made by neurobench.",
                 allowed="an empty or new folder, or one of an earlier run",
@@ -321,6 +356,11 @@ class Store:
                 (self.root / "tmp").mkdir(parents=True, exist_ok=True)
                 self._locks.mkdir(parents=True, exist_ok=True)
             self._sweep()
+
+    @staticmethod
+    def _is_of_others(out: Path) -> bool:
+        """Return whether a folder without a marker holds more than markers that others are about to put there."""
+        return any(not (f.name.startswith(".neurobench.json.") and is_half_written(f)) for f in out.iterdir())
 
     @staticmethod
     def _check_version(marker: Path) -> None:
@@ -509,13 +549,23 @@ class Store:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 present = self._open(target)
                 if present is None or not self._as_written(present):
-                    shutil.rmtree(target, ignore_errors=True)
-                    os.replace(beside, target)
+                    self._put(beside, target)
                     self._looked_at[target] = True
                 if checkpoint is not None:
                     checkpoint.remove()
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
+
+    @staticmethod
+    def _put(beside: Path, target: Path) -> None:
+        """Put a whole entry in its place, where nothing is or what is damaged."""
+        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            # Of a file that somebody has open a network disk keeps a name until it is closed.
+            aside = beside.with_name(f"{beside.name}~")
+            os.replace(target, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        os.replace(beside, target)
 
     def beside(self, stage: str, key: str) -> Path:
         """Return where this process writes an entry before it is moved into its place, while it holds its lock."""
@@ -526,9 +576,49 @@ class Store:
         """Hold an entry's lock, so that two processes on one grid do not compute the same thing.
 
         The lock is the operating system's, so a process that dies lets it go.
+
+        Raises
+        ------
+        StoreError
+            If the disk has no locks.
         """
-        with disk_errors(self.out, inside=True), self._lock(_lock_name(stage, key)):
-            yield
+        lock = self._lock(_lock_name(stage, key))
+        with disk_errors(self.out, inside=True):
+            try:
+                lock.acquire(timeout=PATIENCE_S)
+            except filelock.Timeout:
+                log.warning(
+                    "another process is at work on store/%s/%s, and this one waits for it. If there is none any more, "
+                    "on no machine, remove %s",
+                    stage,
+                    key,
+                    lock.lock_file,
+                )
+                lock.acquire()
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                raise StoreError(
+                    f"the disk that holds {self.out} has no locks ({error.strerror}): processes could not share it.",
+                    next_step="Have file locks (flock) switched on for it, or choose a folder on another disk with "
+                    "--out.",
+                ) from error
+            try:
+                yield
+            finally:
+                lock.release()
+
+    def remove_damaged(self, stage: str, name: str, is_damaged: Callable[[Path], bool]) -> bool:
+        """Remove an entry unless somebody makes it anew, or has; return whether it was removed."""
+        folder = self.root / stage / name
+        try:
+            with disk_errors(folder), self._lock(_lock_name(stage, name)).acquire(timeout=0):
+                if not is_damaged(folder):
+                    return False
+                shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+                return True
+        except filelock.Timeout:
+            return False
 
     def _lock(self, name: str) -> filelock.BaseFileLock:
         # Whoever may write into the folder may take its locks; without a mode each new one is preceded by a trial file.
@@ -562,10 +652,26 @@ def _lock_name(stage: str, key: str) -> str:
     return f"{stage}-{key[:32]}"
 
 
+def must_be_output(out: Path) -> None:
+    """Refuse a folder that no run has written into.
+
+    Raises
+    ------
+    StoreError
+        If it is one.
+    """
+    if not (out / "neurobench.json").is_file():
+        why = "" if out.exists() else ": there is nothing of that name"
+        raise StoreError(
+            f"{out} is not an output folder of neurobench{why}.",
+            allowed="the --out folder of a run",
+            next_step="Name the folder that holds neurobench.json.",
+        )
+
+
 def stored_steps(out: Path) -> pd.DataFrame:
     """Return one row a stored step: stage, label, state, when, seconds."""
-    if not (out / "neurobench.json").is_file():
-        raise StoreError(f"{out} is not an output folder of neurobench.", next_step="Give one with --out.")
+    must_be_output(out)
     # Here, because whoever only asks what is stored waits for nothing else.
     import pandas as pd
 

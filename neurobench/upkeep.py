@@ -7,23 +7,36 @@ its manifest against its key, and a record against its content hash.
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from neurobench import runs
 from neurobench.errors import StoreError
 from neurobench.identity import digest
 from neurobench.parsing import parse_json
 from neurobench.results import OF_THE_RUN, Record, read_record
-from neurobench.store import NO_STAGES, Entry, Store, disk_errors, keys_in, moment
+from neurobench.store import (
+    NO_STAGES,
+    Entry,
+    Store,
+    disk_errors,
+    is_half_written,
+    keys_in,
+    moment,
+    must_be_output,
+    place_beside,
+)
 
-__all__ = ["Check", "Garbage", "Merge", "Problem", "check", "collect_garbage", "export", "merge"]
+__all__ = ["Check", "Garbage", "Merge", "Problem", "check", "check_sources", "collect_garbage", "export", "merge"]
 
 RECORDINGS = ("twin", "prepared", "cohort")
 """Stages that hold recordings and participants: they are made anew from the user's files, and stay where those are."""
@@ -95,17 +108,17 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
     StoreError
         If it is no output folder.
     """
-    store = _opened(out)
+    store = _opened(out, read_only=not remove)
     folders = [f for stage in store.stages() for f in sorted((store.root / stage).iterdir())]
     problems, n_bytes = [], 0
     for done, folder in enumerate(folders, 1):
         wrong, size = _damage(store, folder)
         n_bytes += size
-        if wrong:
+        # Twice: a run may have put another one in its place meanwhile, or somebody have removed it.
+        if wrong and os.path.lexists(folder) and (wrong := _damage(store, folder)[0]):
             problems.append(Problem(str(folder.relative_to(out)), wrong, entry=True))
             if remove:
-                with disk_errors(folder):
-                    shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+                store.remove_damaged(folder.parent.name, folder.name, lambda f: bool(_damage(store, f)[0]))
         advance(done, len(folders))
     unfinished = []
     for checkpoint in store.unfinished():
@@ -132,12 +145,7 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
 
 
 def _opened(out: Path, *, read_only: bool = True) -> Store:
-    if not (out / "neurobench.json").is_file():
-        raise StoreError(
-            f"{out} is not an output folder of neurobench.",
-            allowed="the --out folder of a run",
-            next_step="Name the folder that holds neurobench.json.",
-        )
+    must_be_output(out)
     return Store(out, read_only=read_only)
 
 
@@ -190,8 +198,8 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
     """Remove entries that are superseded and that no record rests on, and checkpoints of what nobody finished.
 
     Superseded: a newer entry of the same stage and label exists, made with other code, data or options. Whatever a
-    record of the folder was computed from stays, of every profile and version, and so does what is younger than
-    ``keep_days``: it may belong to a run that has not ended.
+    record of the folder was computed from stays, of every profile and version, and so do what runs under way plan to
+    use, and what is younger than ``keep_days``: it may belong to a run that has not ended.
 
     Parameters
     ----------
@@ -220,11 +228,12 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
         if entry.path not in superseded:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 needed |= {Path(r["path"]).parts[1] for r in entry.json("cohort.json")["recordings"]}
+    planned = runs.planned_keys(out)
     found = []
     for stage, entries in everything.items():
         for entry in entries:
             gone = entry.path in superseded and entry.path.name not in needed and entry.manifest["written"] < before
-            if gone:
+            if gone and entry.path.name[: runs.KEY] not in planned:
                 size = sum(int(s) for _, s in entry.manifest["files"].values())
                 found.append(Garbage(stage, str(entry.manifest["label"]), entry.path, size))
     for garbage in found if remove else ():
@@ -286,12 +295,19 @@ def export(out: Path, to: Path, *, recordings: bool = False) -> int:
     left = {store.root / name for name in (*NO_STAGES, *(() if recordings else RECORDINGS))}
     # What runs said of themselves is of the machines that they ran on, and no result rests on it.
     left |= {out / "logs", out / "runs", out / "tensorboard"}
-    files = [p for p in sorted(out.rglob("*")) if p.is_file() and not p.is_symlink() and not left & set(p.parents)]
+    found = (p for p in sorted(out.rglob("*")) if not left & set(p.parents) and not is_half_written(p))
+    files = [p for p in found if p.is_file() and not p.is_symlink()]
     with disk_errors(to), tempfile.NamedTemporaryFile(dir=to.parent, prefix=f".{to.name}.", delete=False) as beside:
         try:
             with tarfile.open(fileobj=beside, mode="w:gz" if to.name.endswith("gz") else "w") as tar:
                 for path in files:
-                    tar.add(path, arcname=str(path.relative_to(out)), recursive=False)
+                    try:
+                        tar.add(path, arcname=str(path.relative_to(out)), recursive=False)
+                    except FileNotFoundError:
+                        raise StoreError(
+                            f"{path} was there and is gone: something changes {out}.",
+                            next_step=f"Export once no run is under way; see `neurobench status {out}`.",
+                        ) from None
             beside.close()
             os.replace(beside.name, to)
         finally:
@@ -325,6 +341,21 @@ class Merge:
     damaged: tuple[str, ...]
 
 
+def check_sources(sources: Sequence[Path]) -> None:
+    """Refuse what cannot be merged before anything is taken of anyone, or made.
+
+    Raises
+    ------
+    StoreError
+        If one is neither an output folder nor a file.
+    """
+    for source in sources:
+        if source.is_dir():
+            must_be_output(source)
+        elif not source.is_file():
+            raise StoreError(f"{source} does not exist.", allowed="an output folder, or what export wrote")
+
+
 def merge(out: Path, sources: Sequence[Path]) -> list[Merge]:
     """Take entries and records of other output folders, or of what :func:`export` wrote, into one.
 
@@ -343,6 +374,7 @@ def merge(out: Path, sources: Sequence[Path]) -> list[Merge]:
     StoreError
         If a source is no output folder, or a tar file cannot be read.
     """
+    check_sources(sources)
     target = Store(out)
     found = []
     for source in sources:
@@ -379,7 +411,7 @@ def _unpack(source: Path, folder: Path) -> None:
                         next_step="Make room, or merge into a folder on a larger disk.",
                     )
                 tar.extract(member, folder, filter="data")
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise StoreError(
             f"{source} is no tar file that can be read: {error}.", allowed="an output folder, or what export wrote"
         ) from error
@@ -479,9 +511,12 @@ def _files(folder: Path, wholes: Sequence[str], singles: Sequence[str]) -> Itera
 def _copy(path: Path, place: Path) -> None:
     with disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        beside = place.with_name(f".{place.name}.{os.getpid()}")
-        shutil.copyfile(path, beside)
-        os.replace(beside, place)
+        beside = place_beside(place)
+        try:
+            shutil.copyfile(path, beside)
+            os.replace(beside, place)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _says_the_same(record: Record, mine: Path) -> bool:

@@ -47,11 +47,7 @@ def compute(config: RunConfig, code: str, dataset: str, seed: int, steps: Sequen
         except NeurobenchError as error:
             who = f"the worker on {socket.gethostname()}"
             return Outcome(frozenset(), store_error=StoreError(f"{who} cannot take part: {error}"))
-        try:
-            return _here[1].compute(dataset, seed, steps)
-        except Abandoned:
-            # Read only where a run was taken for dead that goes on.
-            return Outcome(frozenset(), abandoned=True)
+        return _here[1].compute(dataset, seed, steps)
 
 
 class UntilOver(Silent):

@@ -23,11 +23,12 @@ import dask
 import distributed
 import pandas as pd
 import pytest
+import torch
 
 from neurobench import batch_systems, clusters, runner, runs, worker
 from neurobench.config import RunConfig, expand
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, StoreError
-from neurobench.execution import Outcome
+from neurobench.execution import Here, Outcome
 from neurobench.interrupts import Abandoned, imported
 from neurobench.plugins import load_registry
 from neurobench.progress import Silent
@@ -182,12 +183,23 @@ def test_a_worker_that_leaves_stops_what_it_is_at(tmp_path: Path, monkeypatch: p
             advance(2, 9)
 
 
-def test_what_is_left_is_no_error_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compute(*of: Any) -> Outcome:
-        raise Abandoned
+def test_what_is_left_is_no_error_of_a_step_and_those_before_it_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: set[str] = set()
 
-    monkeypatch.setattr(worker, "_here", ("what is run", SimpleNamespace(compute=compute)))
-    assert worker.compute("what is run", "", "fake", 0, []) == Outcome(frozenset(), abandoned=True)  # type: ignore[arg-type]
+    def fetch(key: str) -> None:
+        if key == "c":
+            raise Abandoned
+        if key == "b":
+            raise ValueError("no")
+        done.add(key)
+
+    here = object.__new__(Here)
+    here.grid, here.device = SimpleNamespace(profile=SimpleNamespace(width=8)), torch.device("cpu")  # type: ignore[assignment]
+    here.executor = SimpleNamespace(computed=done, fetch=fetch)  # type: ignore[assignment]
+    monkeypatch.setattr(here, "step", lambda dataset, seed, stage, key: (SimpleNamespace(label="row"), key))
+    monkeypatch.setattr(worker, "_here", ("what is run", here))
+    found = worker.compute("what is run", "", "fake", 0, [("stage", key) for key in "abcd"])  # type: ignore[arg-type]
+    assert found == Outcome(frozenset("a"), failed={"b": "ValueError: no"}, abandoned=True)
 
 
 def test_workers_that_died_one_after_the_other_are_the_error_of_their_step_alone() -> None:
@@ -582,6 +594,70 @@ def test_a_job_that_is_refused_is_asked_for_again_and_given_up_after_a_while(
     assert not slurm.are_hopeless(1e6)
     submitted(other := batch_systems.Jobs("Slurm"), "job-1", full=True)
     assert other.are_hopeless(0.0), "not one was taken"
+
+
+SQUEUE = """#!/bin/sh
+[ "$*" = "--me --noheader --format=%A" ] || exit 2
+cat {queue}
+"""
+
+
+def test_a_job_of_slurm_that_ends_before_its_worker_comes_is_noticed_and_given_up_after_a_few(
+    slurm: batch_systems.Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def job(number: int) -> Any:
+        made = submitted(slurm, f"job-{number}", full=False)
+        made.job_id, made.log_directory, made.job_name = str(number), str(tmp_path), "dask-worker"
+        return made
+
+    first, second = job(1), job(2)
+    assert slurm.look([], 0.0) == [], "there is no squeue to ask"
+    (tmp_path / "squeue").write_text(SQUEUE.format(queue=tmp_path / "queue"))
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "queue").write_text("2\n77\n")
+    (tmp_path / "dask-worker-1.err").write_text("python: No module named distributed\n\n")
+    assert slurm.look([], 1.0) == [], "it was asked a moment ago"
+    assert slurm.look([], batch_systems.ASK_S) == [first]
+    assert slurm.dead == [f"job 1 ({tmp_path}/dask-worker-1.err: python: No module named distributed)"]
+    now = 2 * batch_systems.ASK_S
+    assert slurm.look(["job-2"], now) == []
+    assert slurm.dead == [], "a worker came"
+    (tmp_path / "queue").write_text("")
+    assert slurm.look([], now + batch_systems.GONE_S) == [second]
+    for number in (3, 4):
+        now += batch_systems.ASK_S
+        assert slurm.look([], now) == []
+        ended = job(number)
+        now += batch_systems.ASK_S
+        assert slurm.look([], now) == [ended]
+        assert not slurm.are_hopeless(now)
+    job(5)
+    assert slurm.look([], now + batch_systems.ASK_S) == [], "no other is asked for"
+    assert slurm.are_hopeless(now)
+    assert slurm.dead == ["job 3", "job 4", "job 5"]
+
+
+def test_a_run_whose_jobs_end_at_once_ends_with_what_they_said(
+    slurm: batch_systems.Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(clusters, "LOOK_S", 0.01)
+    slurm.n_taken, slurm.dead = 3, ["job 1 (x.err: no python)", "job 2", "job 3"]
+    config = RunConfig(out=tmp_path, cluster="slurm", cluster_config=tmp_path / "cluster.yaml")
+    workers = clusters.DaskWorkers(config, FakeClient(), jobs=slurm)
+    try:
+        future = workers.submit("fake", 0, [("pretraining", "0" * 64)], {})
+        wait_until(future.done)
+        with pytest.raises(NeurobenchError, match=r"a worker of it came: job 1 \(x.err: no python\); job 2"):
+            workers.outcome(future)
+    finally:
+        workers.close(at_once=True)
+
+
+@pytest.mark.parametrize(("system", "limit"), [("slurm", False), ("pbs", True)])
+def test_where_nobody_can_be_asked_the_limit_is_said(tmp_path: Path, system: Any, limit: bool) -> None:
+    what, _ = clusters._what_to_do(RunConfig(cluster=system, cluster_config=tmp_path / "cluster.yaml"))
+    assert ("looks like one that waits" in what) == limit
 
 
 def test_jobs_that_are_over_are_asked_for_again_and_no_other() -> None:

@@ -23,6 +23,7 @@ from neurobench.config import RunConfig, expand
 from neurobench.distributed import Group, Joined, Member, launch
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError
 from neurobench.execution import Executor
+from neurobench.member import _told
 from neurobench.opening import stored_cohorts
 from neurobench.options import parse_distributed
 from neurobench.plugins import load_registry
@@ -136,6 +137,13 @@ def test_one_that_fails_takes_the_others_with_it(
         launch(member(tmp_path), lambda done, total: None)
     assert time.monotonic() - began < 30
     assert not any(Path(f"/proc/{file.read_text()}").exists() for file in tmp_path.glob("pid-*"))
+
+
+def test_one_whose_memory_does_not_suffice_says_what_to_do() -> None:
+    told = _told(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."))
+    assert str(told["error"]).startswith("memory does not suffice: DefaultCPUAllocator")
+    assert "a smaller --profile" in str(told["error"])
+    assert _told(ValueError("no")) == {"error": "ValueError: no", "store": False}
 
 
 def test_ctrl_c_lets_the_first_end_its_step_and_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

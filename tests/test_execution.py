@@ -419,6 +419,15 @@ def test_what_was_left_by_a_worker_is_next_again_and_beside_others(tmp_path: Pat
     assert found.failures == [{}]
 
 
+def test_of_a_job_that_was_left_what_is_through_counts(tmp_path: Path) -> None:
+    found = schedule(tmp_path, [(name, FakeStep(name)) for name in "abc"], seconds=0.1)
+    job = found.next([], 1)
+    a, b, c = job
+    found.take(job, Outcome(frozenset([a.key]), failed={b.key: "ValueError: no"}, abandoned=True))
+    assert found.failures == [{"b": "ValueError: no"}]
+    assert found.next([], 1) == [c]
+
+
 def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Path) -> None:
     a = FakeStep("a")
     mine, shared = FakeStep("mine", (digest(a.identity),)), FakeStep("shared", (digest(a.identity),))

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from neurobench import cli_log, logs
 from neurobench.cli import app
 from neurobench.errors import DataError
+from neurobench.interrupts import Abandoned
 from tests import tiny_run
 from tests.fakes import write_folder
 
@@ -62,6 +63,15 @@ def test_what_failed_says_where_it_came_from_unless_it_was_meant(tmp_path: Path)
     meant, not_meant = (line for line in lines_of(tmp_path) if line["what"] == "step-failed")
     assert (meant["error"], meant["level"], "traceback" in meant) == ("DataError: no such column.", "error", False)
     assert "test_logs.py" in not_meant["traceback"]
+
+
+@pytest.mark.parametrize("error", [Abandoned("the worker leaves, and another one goes on."), KeyboardInterrupt()])
+def test_a_step_that_was_stopped_is_left_and_has_not_failed(tmp_path: Path, error: BaseException) -> None:
+    with logs.kept(tmp_path, "r"), pytest.raises(type(error)), logs.step("pretraining", "pretrain", "k"):
+        raise error
+    _, left = lines_of(tmp_path)
+    assert (left["what"], left["level"]) == ("step-left", "info")
+    assert left["message"] == (str(error) or "somebody asked to stop.")
 
 
 def test_warnings_are_in_the_log_and_are_still_shown(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from dataclasses import replace
@@ -173,14 +174,23 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_and_the_history_says_so(
     assert all(torch.equal(parts[k], again[k]) for k in parts)
 
 
+OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+]
+
+
 @pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory."),
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
-    ],
+    "error", [*OF_MEMORY, RuntimeError("std::bad_alloc"), OSError(errno.ENOMEM, "Cannot allocate memory")]
 )
+def test_what_the_host_says_of_its_memory_is_known(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("no"))
+    assert not is_out_of_memory(OSError(errno.ENOENT, "No such file"))
+
+
+@pytest.mark.parametrize("error", OF_MEMORY)
 def test_a_step_is_tried_again_as_if_it_had_not_been_tried(cohort: Cohort, error: Exception) -> None:
     failures = [error]
 

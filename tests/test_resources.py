@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 import torch
 
@@ -222,3 +223,23 @@ def test_needs_are_part_of_no_identity(tmp_path: Path) -> None:
         return [digest(step.identity) for _, step in run.steps()]
 
     assert keys(None) == keys("tiny:MEMORY=1e6")
+
+
+def test_memory_is_what_a_container_or_a_job_may_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, **o: "0::/job/step\n" if str(self) == "/proc/self/cgroup" else read(self, **o)
+    )
+    monkeypatch.setattr(resources, "CGROUPS", tmp_path)
+    (tmp_path / "job" / "step").mkdir(parents=True)
+    assert resources.memory_limit() == float("inf")
+    (tmp_path / "job" / "step" / "memory.max").write_text("max\n")
+    assert resources.memory_limit() == float("inf")
+    (tmp_path / "job" / "memory.max").write_text(f"{1 << 20}\n")
+    assert resources.memory_limit() == resources.free_memory() == resources.of_this_machine()["MEMORY"] == 1 << 20
+
+
+def test_what_files_are_cached_in_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "memory_limit", lambda: float("inf"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7.0, free=1.0, total=9.0))
+    assert resources.free_memory() == 7.0

@@ -133,6 +133,22 @@ def test_a_run_that_is_asked_to_stop_is_interrupted_and_says_so(out: Path, monke
     assert (one.state, one.at_work) == ("cancelled", [])
 
 
+def test_who_presses_ctrl_c_again_is_told_that_the_run_was_cancelled(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Heartbeat(out, Silent())
+    join = run._thread.join
+
+    def interrupted(*of: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        join(*of)
+
+    monkeypatch.setattr(run._thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+    assert [one.state for one in runs.read_runs(out)] == ["cancelled"]
+
+
 def test_what_ends_a_run_is_told(out: Path) -> None:
     with pytest.raises(StoreError), Heartbeat(out, Silent()):
         raise StoreError("the disk is full.")
@@ -484,3 +500,9 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(running: tuple[list[str], Path], jobs
     assert found.returncode == 0, found.stdout
     with pytest.raises(NeurobenchError):
         runs.under_way(out)
+
+
+def test_what_draws_prints_no_document(out: Path) -> None:
+    done = CliRunner().invoke(app, ["status", str(out), "--watch", "--json"])
+    assert done.exit_code == 2
+    assert "Use one of them" in done.output

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from neurobench import pretraining_steps
+from neurobench import store as store_module
 from neurobench.cohorts import CohortSource
 from neurobench.cost import Work
 from neurobench.errors import StoreError
@@ -33,7 +34,7 @@ from neurobench.identity import digest
 from neurobench.progress import Silent
 from neurobench.results import load_results
 from neurobench.steps import Step
-from neurobench.store import Store, atomic_write, disk_errors
+from neurobench.store import Checkpoint, Store, atomic_write, disk_errors
 from tests.fakes import FakeDataset, write_folder
 from tests.tiny_run import PLUGIN, execute
 
@@ -464,3 +465,105 @@ def test_who_only_looks_passes_over_what_may_not_be_read(tmp_path: Path, monkeyp
     assert looking.get("stage", digest(IDENTITY)) is None
     with pytest.raises(PermissionError):
         store.get("stage", digest(IDENTITY))
+
+
+def test_two_processes_of_one_number_do_not_write_into_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In containers on two machines both may be number 7.
+    move = os.replace
+
+    def other_first(beside: Path, path: Path) -> None:
+        monkeypatch.setattr(os, "replace", move)
+        atomic_write(tmp_path / "x.json", "the other one's")
+        move(beside, path)
+
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    monkeypatch.setattr(os, "replace", other_first)
+    atomic_write(tmp_path / "x.json", "this one's")
+    assert (tmp_path / "x.json").read_text() == "this one's"
+
+
+def test_a_folder_that_another_process_is_just_making_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".neurobench.json.123-0a1b2c3d").write_text("{")
+    assert Store(tmp_path / "out").stages() == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".profile").write_text("")
+    with pytest.raises(StoreError, match="was not made by neurobench"):
+        Store(tmp_path / "other")
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> int:
+        with open(path, "wb") as file:
+            file.write(data[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoint = Checkpoint(tmp_path / ("0" * 64))
+    checkpoint.write({"n": 1}, b"first")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match="is full"):
+        checkpoint.write({"n": 2}, b"second")
+    assert len(list(checkpoint.folder.iterdir())) == 2
+    found = checkpoint.read()
+    assert found is not None
+    assert found[0] == {"n": 1}
+
+
+def test_another_disk_that_is_full_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"the disk that holds /somewhere/else is full"), disk_errors(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/else")
+
+
+def test_who_waits_for_a_lock_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "PATIENCE_S", 0.05)
+    held = threading.Event()
+
+    def hold() -> None:
+        with Store(tmp_path / "out").lock("stage", "0" * 64):
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    with Store(tmp_path / "out").lock("stage", "0" * 64):
+        pass
+    thread.join()
+    assert "another process is at work on store/stage/0000" in caplog.text
+    assert str(tmp_path / "out/store/locks/stage-0000") in caplog.text
+
+
+def test_a_disk_without_locks_ends_the_run_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(self: Any, timeout: float) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    store = Store(tmp_path / "out")
+    monkeypatch.setattr(filelock.BaseFileLock, "acquire", none)
+    with pytest.raises(StoreError, match=r"has no locks \(No locks available\).*flock"), store.lock("stage", "0" * 64):
+        pass
+
+
+def test_what_is_damaged_and_cannot_be_removed_at_once_is_moved_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "out")
+    put(store, IDENTITY)
+    entry = store.get("stage", digest(IDENTITY))
+    assert entry is not None
+    entry.file("file.txt").write_text("hel")
+    remove = shutil.rmtree
+
+    def held_open(path: Path, **options: Any) -> None:
+        # As a network disk does with files that somebody reads.
+        if Path(path) != entry.path:
+            remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", held_open)
+    put(Store(tmp_path / "out"), IDENTITY)
+    again = Store(tmp_path / "out").get("stage", digest(IDENTITY))
+    assert again is not None
+    assert again.file("file.txt").read_text() == "hello"

@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from neurobench import upkeep
+from neurobench import runs, upkeep
 from neurobench.cli import app
 from neurobench.errors import StoreError
 from neurobench.identity import digest
@@ -365,3 +366,104 @@ def test_the_commands(out: Path, tmp_path: Path):
     assert "is not an output folder" in " ".join(said("check", str(tmp_path), code=1).split())
     flip(some_file(out, "baseline", "features.npy"))
     assert "1 entries are damaged" in said("check", str(out), code=1).replace("1 entry is", "1 entries are")
+
+
+# ---------------------------------------------------------------- while runs are under way
+
+
+def small(out: Path, *names: str) -> Store:
+    store = Store(out)
+    for name in names:
+        with store.write("pretraining", {"of": name}, "a label") as folder:
+            (folder / "weights").write_text(name)
+    return store
+
+
+def test_what_is_made_anew_meanwhile_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    store = small(out, "a")
+    (entry,) = store.entries("pretraining")
+    entry.file("weights").write_text("damaged")
+    with store.lock("pretraining", entry.path.name):
+        assert len(upkeep.check(out, remove=True).problems) == 1
+        assert entry.path.is_dir(), "somebody makes it anew"
+    looked = upkeep._damage
+    n_looks = 0
+
+    def just_before(of: Store, folder: Path) -> tuple[str, int]:
+        nonlocal n_looks
+        n_looks += 1
+        if n_looks == 3:
+            small(out, "a")
+        return looked(of, folder)
+
+    monkeypatch.setattr(upkeep, "_damage", just_before)
+    upkeep.check(out, remove=True)
+    assert n_looks == 3
+    assert Store(out).get("pretraining", entry.path.name) is not None
+
+
+def test_what_a_run_under_way_plans_to_use_stays(tmp_path: Path):
+    out = tmp_path / "out"
+    store = small(out, "old", "older", "new")
+    entries = {e.file("weights").read_text(): e for e in store.entries("pretraining")}
+    for year, name in (("2001", "old"), ("2000", "older")):
+        told = entries[name].file("manifest.json")
+        told.write_text(json.dumps(json.loads(told.read_text()) | {"written": f"{year}-01-01T00:00:00Z"}))
+    now = time.time()
+    runs.write_state(out, runs.State("r", "", "elsewhere", 1, "", "", started=now, heard=now))
+    key = entries["old"].path.name[: runs.KEY]
+    runs.write_plan(out, "r", [runs.PlannedRow("d", 0, "row", "pretrained", "", "", {"pretraining": key})])
+    assert [g.path for g in upkeep.collect_garbage(out)] == [entries["older"].path]
+
+
+def test_what_is_half_written_is_not_exported_and_what_vanishes_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    small(out, "a")
+    (out / "records").mkdir()
+    (out / "records" / ".x.json.12-0a1b2c3d").write_text("{")
+    upkeep.export(out, tmp_path / "x.tar")
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert not [name for name in tar.getnames() if "x.json" in name]
+
+    def gone(self: tarfile.TarFile, name: Path, **options: object) -> None:
+        raise FileNotFoundError(2, "No such file", str(name))
+
+    monkeypatch.setattr(tarfile.TarFile, "add", gone)
+    with pytest.raises(StoreError, match="was there and is gone"):
+        upkeep.export(out, tmp_path / "y.tar")
+    assert not (tmp_path / "y.tar").exists()
+
+
+def test_nothing_is_merged_where_one_source_cannot_be(tmp_path: Path):
+    small(tmp_path / "good", "a")
+    for wrong, says in (("nowhere", "does not exist"), ("empty", "is not an output folder")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        sources = [str(tmp_path / "good"), str(tmp_path / wrong)]
+        done = CliRunner().invoke(app, ["store", "merge", str(tmp_path / "out"), *sources])
+        assert done.exit_code == 1
+        assert says in " ".join(done.output.split())
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "broken.tar").write_bytes(b"no tar")
+    sources = [str(tmp_path / "good"), str(tmp_path / "broken.tar")]
+    done = CliRunner().invoke(app, ["store", "merge", str(tmp_path / "out"), *sources])
+    assert done.exit_code == 1
+    assert "1 entries and 0 records taken" in " ".join(done.output.split()), "what the first gave is said"
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_a_tar_file_that_is_damaged_within_is_said(tmp_path: Path, kind: str):
+    small(tmp_path / "out", "a")
+    path = tmp_path / f"x.tar.{kind}"
+    with tarfile.open(path, f"w:{kind}") as tar:
+        info = tarfile.TarInfo("store/big")
+        content = os.urandom(1 << 20)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 4096] = b"\xff" * 4096
+    path.write_bytes(bytes(whole))
+    with pytest.raises(StoreError):
+        upkeep.merge(tmp_path / "new", [path])
