@@ -21,6 +21,7 @@ import os
 import queue
 import signal
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ from neurobench.config import Grid, Profile, RunConfig, expand, needs_of
 from neurobench.cost import Observation, Work
 from neurobench.distributed import n_processes
 from neurobench.errors import NeurobenchError, StoreError
-from neurobench.interrupts import Abandoned, end_after
+from neurobench.interrupts import LAST_STEP_S, Abandoned, end_after
 from neurobench.opening import resolve_device, stored_cohorts
 from neurobench.out_of_memory import is_out_of_memory, release, too_large
 from neurobench.plugins import Registry, load_registry
@@ -339,6 +340,11 @@ class Workers(ABC):
         """
         return future.result()
 
+    @property
+    def have_begun(self) -> bool:
+        """Whether those that are there now came to compute anything."""
+        return True
+
     def renew(self, broken: BrokenProcessPool) -> None:
         """Replace processes of which one died."""
         raise broken
@@ -402,12 +408,14 @@ def on_workers(
                 # Who had ended before is still to be told. Of the others it cannot be said whose process it was: every
                 # step that was under way is tried again; those behind the first n only waited for a process.
                 lost = [future for future in running if not future.done() or future.exception() is not None]
+                n_begun = n if workers.have_begun else 0
                 for place, future in enumerate(lost):
-                    (schedule.again if place < n else schedule.put_back)(running.pop(future))
+                    (schedule.again if place < n_begun else schedule.put_back)(running.pop(future))
                 if job is not None:
                     schedule.put_back(job)
                 workers.renew(broken)
-                executor.progress.note("a process ended without a word; its steps are tried again, one at a time.")
+                again = "its steps are tried again, one at a time" if n_begun else "before it began; others are started"
+                executor.progress.note(f"a process ended without a word{';' if n_begun else ','} {again}.")
         finished = True
     finally:
         # After Ctrl-C or a full disk nobody waits for what is under way; what is half-written is swept at the next
@@ -679,6 +687,7 @@ class Processes(Workers):
 
     def __init__(self, config: RunConfig, jobs: int) -> None:
         self.config, self.jobs = config, jobs
+        self._n_dead = 0
         self._before = set(multiprocessing.active_children())
         self._open()
 
@@ -708,6 +717,11 @@ class Processes(Workers):
         """How many there are."""
         return self.jobs
 
+    @property
+    def have_begun(self) -> bool:
+        """Whether one of them was started as it should be."""
+        return self._ready.exception() is None
+
     def submit(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]], needs: Needs) -> Future[Outcome]:
         """Have steps of a (dataset, seed) computed; there are no more processes than have what their steps need."""
         return self._pool.submit(_compute, dataset, seed, steps)
@@ -718,23 +732,32 @@ class Processes(Workers):
         Raises
         ------
         NeurobenchError
-            If none of them ever started.
+            If none of them started, twice.
         """
-        if self._ready.exception() is not None:
+        self._n_dead = 0 if self.have_begun else self._n_dead + 1
+        if self._n_dead > 1:
             raise NeurobenchError(
                 "the processes that were to compute steps could not be started.",
-                next_step="Their error is above. Use --jobs 1; in a script of your own put the call under "
-                '`if __name__ == "__main__":`.',
+                next_step="If they said why, it is above; if not, the system may have killed them for their memory. "
+                'Use --jobs 1; in a script of your own put the call under `if __name__ == "__main__":`.',
             ) from broken
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._open()
 
     def close(self, *, at_once: bool) -> None:
-        """Let them go; at once: without waiting for what is under way."""
+        """Let them go; at once: what is under way comes to its next checkpoint, unless somebody asks once more."""
         if at_once:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - self._before:
+            mine = set(multiprocessing.active_children()) - self._before
+            for process in mine:
                 process.terminate()
+            give_up = time.monotonic() + LAST_STEP_S
+            try:
+                for process in mine:
+                    process.join(max(0.0, give_up - time.monotonic()))
+            finally:
+                for process in mine:
+                    process.kill()
         else:
             self._pool.shutdown()
 

@@ -94,7 +94,7 @@ class Heartbeat:
             word = "cancelled"
         self._open, self._elsewhere = [], ()
         self._state = replace(self._state, state=word, error=describe(error) if word == "failed" and error else "")
-        self._say()
+        self._say(last=True)
 
     def _beat(self) -> None:
         asked = False
@@ -106,7 +106,7 @@ class Heartbeat:
                     asked = True
                     _interrupt(self._caller)
 
-    def _say(self) -> None:
+    def _say(self, *, last: bool = False) -> None:
         """Write how it is; a disk that is full stops the run elsewhere, with an error that says so."""
         executor, labels = self._executor, [*self._open[-1:], *self._elsewhere]
         failed_rows = self._failed_rows.union(*(self._rows_of.get(label, ()) for label in list(self._errors)))
@@ -124,8 +124,12 @@ class Heartbeat:
             failed_rows=sorted(failed_rows),
             errors=list(self._errors.items())[:N_ERRORS],
         )
-        with contextlib.suppress(OSError, StoreError):
-            runs.write_state(self.out, state)
+        with contextlib.suppress(OSError):
+            try:
+                runs.write_state(self.out, state)
+            except StoreError:
+                if last:
+                    runs.overwrite_state(self.out, state)
 
     # ------------------------------------------------------------ what there is to do
 

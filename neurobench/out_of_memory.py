@@ -38,8 +38,9 @@ def _say_once() -> None:
 
 def too_large(error: BaseException) -> NeurobenchError:
     """Return what to say of an error of memory that no smaller part was tried for."""
+    said = " ".join(str(error).split()) or type(error).__name__
     return NeurobenchError(
-        f"memory does not suffice: {' '.join(str(error).split()) or type(error).__name__}",
+        f"memory does not suffice: {said.rstrip('.')}.",
         next_step="Use fewer --jobs, a smaller --profile, or a machine with more memory.",
     )
 

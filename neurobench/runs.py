@@ -36,6 +36,7 @@ __all__ = [
     "folder_of",
     "new_id",
     "overview",
+    "overwrite_state",
     "partial",
     "planned_keys",
     "process_mark",
@@ -147,7 +148,18 @@ def folder_of(out: Path, run: str) -> Path:
 
 def write_state(out: Path, state: State) -> None:
     """Write what a run says."""
-    atomic_write(folder_of(out, state.id) / "state.json", json.dumps(asdict(state), ensure_ascii=False) + "\n")
+    atomic_write(folder_of(out, state.id) / "state.json", _as_json(state))
+
+
+def overwrite_state(out: Path, state: State) -> None:
+    """Write the last that a run says into the room that its state has: on a full disk there is no other."""
+    with (folder_of(out, state.id) / "state.json").open("r+b") as file:
+        file.write(_as_json(state).encode())
+        file.truncate()
+
+
+def _as_json(state: State) -> str:
+    return json.dumps(asdict(state), ensure_ascii=False) + "\n"
 
 
 def read_runs(out: Path) -> list[State]:

@@ -142,7 +142,7 @@ def test_one_that_fails_takes_the_others_with_it(
 def test_one_whose_memory_does_not_suffice_says_what_to_do() -> None:
     told = _told(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."))
     assert str(told["error"]).startswith("memory does not suffice: DefaultCPUAllocator")
-    assert "a smaller --profile" in str(told["error"])
+    assert "9 bytes. Use fewer --jobs, a smaller --profile" in str(told["error"])
     assert _told(ValueError("no")) == {"error": "ValueError: no", "store": False}
 
 

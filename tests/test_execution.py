@@ -22,9 +22,10 @@ import torch
 
 from neurobench import execution, logs, runner
 from neurobench.config import RunConfig, expand
-from neurobench.errors import ConfigError, StoreError
-from neurobench.execution import Executor, Outcome, Todo, Workers
+from neurobench.errors import ConfigError, NeurobenchError, StoreError
+from neurobench.execution import Executor, Outcome, Processes, Todo, Workers
 from neurobench.identity import digest
+from neurobench.interrupts import LAST_STEP_S
 from neurobench.plugins import load_registry
 from neurobench.progress import Done, Silent, TimeLeft
 from neurobench.resources import Needs
@@ -407,6 +408,63 @@ def test_who_had_ended_before_a_process_died_is_not_to_blame(tmp_path: Path) -> 
     assert "ended twice without an error" in failures["c"]["row"]  # type: ignore[index]
     assert [workers.asked.count(step.key) for step in (a, b, c, d)] == [1, 1, 2, 2]
     assert executor.computed == {a.key, b.key, d.key}
+
+
+def test_processes_that_died_before_they_began_are_to_blame_for_no_step(tmp_path: Path) -> None:
+    class StillBorn(DyingWorkers):
+        have_begun = False
+
+        def renew(self, broken: BrokenProcessPool) -> None:
+            self.have_begun = True
+
+    a, b = FakeStep("a"), FakeStep("b")
+    run = SimpleNamespace(needs=lambda row, stage: {}, dataset=SimpleNamespace(label="fake"), seed=0)
+    todo: list[Any] = [Todo(run, [("row", step)]) for step in (a, b)]  # type: ignore[arg-type,list-item]
+    executor, workers = Executor(Store(tmp_path / "out"), Silent()), StillBorn(a.key, b.key)
+    said: list[str] = []
+    executor.progress.note = said.append  # type: ignore[method-assign]
+    with logs.kept(tmp_path / "out", "run"):
+        ended = list(
+            execution.on_workers(todo, executor, lambda step: 0.01, lambda seconds, computed: None, lambda: workers)
+        )
+    assert [one.steps[0][1].label for one, failed in ended if failed] == ["a"], "it dies of it once they have begun"
+    assert said[0] == "a process ended without a word, before it began; others are started."
+    lost = [line["label"] for line in logs.Reader(tmp_path / "out").new() if line["what"] == "step-lost"]
+    assert lost.count("a") >= 2
+    assert workers.asked.count(a.key) == 3
+
+
+def test_processes_are_started_once_more_and_no_oftener(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "_open", lambda self: None)
+    workers = Processes(RunConfig(), 2)
+    workers._ready, workers._pool = Future(), SimpleNamespace(shutdown=lambda **options: None)  # type: ignore[assignment]
+    workers._ready.set_exception(BrokenProcessPool())
+    workers.renew(BrokenProcessPool())
+    with pytest.raises(NeurobenchError, match="could not be started"):
+        workers.renew(BrokenProcessPool())
+
+
+def test_who_asks_twice_does_not_wait_for_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Slow:
+        def terminate(self) -> None:
+            done.append("asked")
+
+        def join(self, seconds: float) -> None:
+            assert 0 < seconds <= LAST_STEP_S
+            raise KeyboardInterrupt
+
+        def kill(self) -> None:
+            done.append("killed")
+
+    monkeypatch.setattr(Processes, "_open", lambda self: None)
+    workers = Processes(RunConfig(), 1)
+    workers._pool = SimpleNamespace(shutdown=lambda **options: None)  # type: ignore[assignment]
+    monkeypatch.setattr(execution.multiprocessing, "active_children", lambda: [Slow()])
+    with pytest.raises(KeyboardInterrupt):
+        workers.close(at_once=True)
+    assert done == ["asked", "killed"]
 
 
 def test_what_was_left_by_a_worker_is_next_again_and_beside_others(tmp_path: Path) -> None:

@@ -133,6 +133,17 @@ def test_a_run_that_is_asked_to_stop_is_interrupted_and_says_so(out: Path, monke
     assert (one.state, one.at_work) == ("cancelled", [])
 
 
+def test_on_a_full_disk_a_run_still_says_how_it_ended(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(out: Path, state: runs.State) -> None:
+        raise StoreError("the disk is full.")
+
+    run = Heartbeat(out, Silent()).__enter__()
+    monkeypatch.setattr(runs, "write_state", full)
+    run.__exit__(StoreError, StoreError("the disk is full."), None)
+    (one,) = runs.read_runs(out)
+    assert (one.state, one.error) == ("failed", "StoreError: the disk is full.")
+
+
 def test_who_presses_ctrl_c_again_is_told_that_the_run_was_cancelled(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from neurobench import batch_systems
+from neurobench.errors import NeurobenchError
 from neurobench.results import load_results
 from tests import tiny_run
 from tests.fakes import write_folder
@@ -186,3 +188,21 @@ def test_a_grid_in_slurm_jobs_of_which_one_is_killed_has_the_records_of_a_local_
         assert time.monotonic() < deadline, "jobs outlived the run"
         time.sleep(0.5)
     assert not any(p.is_file() for p in (tmp_path / "many" / "store" / "unfinished").rglob("*"))
+
+
+def test_jobs_that_end_before_their_worker_comes_end_the_run_with_what_they_said(
+    slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm[name])
+    monkeypatch.setattr(batch_systems, "ASK_S", 3.0)
+    write_folder(tmp_path / "data", n_subjects=24)
+    config = tmp_path / "cluster.yaml"
+    config.write_text(
+        "queue: short\ncores: 1\nmemory: 2GB\nwalltime: '00:20:00'\njobs: 2\ninterface: lo\n"
+        f"python: /no/such/python\nlog_directory: {tmp_path}/logs\n"
+    )
+    options = {"task": "age", "n_steps": 2, "cluster": "slurm", "cluster_config": config}
+    with pytest.raises(NeurobenchError, match=r"ended before a worker of it came: job \d+ \(.*/no/such/python") as said:
+        tiny_run.execute(tmp_path / "data", tmp_path / "out", **options)
+    assert str(said.value).count("/no/such/python") >= batch_systems.MOST_DEAD
