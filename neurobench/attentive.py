@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import nn
 
+from neurobench import optimisers
+
 __all__ = ["attend"]
 
 N_QUERIES = 8
@@ -79,8 +81,8 @@ def attend(
     readout, bias = nn.Parameter(torch.zeros(n, N_QUERIES, width)), nn.Parameter(torch.zeros(n))
     # A fifth of 1 / curvature, which is 2 λ of a square and λ / 4 of a logistic loss: fine enough to stop between.
     rate = (0.8 if classification else 0.1) / _steepest(tokens, values, seen, start, weight[-1])
-    by_gradient = torch.optim.SGD([readout, bias], lr=rate, momentum=MOMENTUM)
-    optimisers: tuple[torch.optim.Optimizer, ...] = (torch.optim.Adam([queries], lr=RATE), by_gradient)
+    by_gradient = optimisers.SGD([readout, bias], lr=rate, momentum=MOMENTUM)
+    both: tuple[torch.optim.Optimizer, ...] = (optimisers.Adam([queries], lr=RATE), by_gradient)
     losses, predicted = [], []
     for step in range(MAX_STEPS + 1):
         out = _read(tokens, values, seen, queries, readout) + bias[:, None]
@@ -91,10 +93,10 @@ def attend(
         best = int(np.argmin(losses))
         if step == MAX_STEPS or step - best >= PATIENCE:
             break
-        for optimiser in optimisers:
+        for optimiser in both:
             optimiser.zero_grad()
         (weight * each).sum().backward()  # type: ignore[no-untyped-call]
-        for optimiser in optimisers:
+        for optimiser in both:
             optimiser.step()
     outputs = predicted[best].astype(np.float64)
     found: Array = expit(outputs) if classification else outputs * scale + mean

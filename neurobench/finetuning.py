@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import nn
 
+from neurobench import optimisers
 from neurobench.adaptation import Kind, Prediction, side_by_side
 from neurobench.adapters import Adapted, adapt
 from neurobench.components import Setting
@@ -380,7 +381,7 @@ def _optimiser(
             if parameter.requires_grad
         ]
     trained.append({"params": list(head.parameters()), "weight_decay": recipe.weight_decay, "lr": recipe.lr})
-    optimiser = torch.optim.AdamW(trained, betas=(0.9, 0.95))
+    optimiser = optimisers.AdamW(trained, betas=(0.9, 0.95))
     n_warm = max(1, round(recipe.warmup * n_steps))
 
     def rate(step: int) -> float:

@@ -217,8 +217,6 @@ def probe(
 
     A backbone that raises is noted as broken: a plan says that its cost is unknown, and the run will say why.
     """
-    # The first optimiser of a process imports much: no part of anybody's pretraining.
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     pretraining = [m for m in grid.masks if registry.get("mask", m.name).pretrains]
     mask = (pretraining or grid.masks)[0]
     waiting: list[tuple[_Timed, list[Step]]] = []

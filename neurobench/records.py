@@ -761,6 +761,8 @@ class TokenTable:
         (batch, units) int64, index of the type in that table's ``type_names``; −1 for a type that is not there.
     units
         The unit table that the backbone was built for: the cohort's own, unless it was pretrained on other cohorts.
+    whole
+        ``valid`` itself, if it is known that it is True throughout: a table with another ``valid`` knows nothing.
     """
 
     unit: torch.Tensor
@@ -770,6 +772,16 @@ class TokenTable:
     orientation: torch.Tensor
     type: torch.Tensor
     units: UnitTable
+    whole: torch.Tensor | None = None
+
+    @property
+    def where_valid(self) -> torch.Tensor | None:
+        """(batch, units, patches) bool, or None: all are. A GPU is not waited for: there it is None if that is known.
+
+        Mixing without a mask is faster: some kernels of attention take none.
+        """
+        is_whole = bool(self.valid.all()) if self.valid.device.type == "cpu" else self.whole is self.valid
+        return None if is_whole else self.valid
 
     def to(self, device: torch.device | str) -> TokenTable:
         """Return the table with its tensors on ``device``."""
@@ -777,14 +789,17 @@ class TokenTable:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenTable:
         """Return the table with every tensor changed, as by a move, a repetition of the batch or a choice of units."""
+        valid = change(self.valid)
         return TokenTable(
             unit=change(self.unit),
-            valid=change(self.valid),
+            valid=valid,
             position=change(self.position),
             group=change(self.group),
             orientation=change(self.orientation),
             type=change(self.type),
             units=self.units,
+            # Looked at on the CPU that a table comes from, known where it is sent to.
+            whole=valid if self.where_valid is None else None,
         )
 
 

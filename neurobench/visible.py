@@ -57,16 +57,19 @@ class VisibleGrid:
             with_units.all() & with_patches.all(),
             with_units.sum(1).max(),
             with_patches.sum(1).max(),
+            visible.sum(),
         )
-        n_hidden, across, along, whole, n_units, n_patches = torch.stack(told).tolist()
+        n_hidden, across, along, whole, n_units, n_patches, n_visible = torch.stack(told).tolist()
         if whole:
-            return cls(None, None, replace(table, valid=visible), n_hidden, bool(across), bool(along))
+            full = visible if n_visible == visible.numel() else None
+            return cls(None, None, replace(table, valid=visible, whole=full), n_hidden, bool(across), bool(along))
         # Those with a visible token first, in their order; without any in the whole batch one place stays, not valid.
         units = (~with_units).long().argsort(dim=1, stable=True)[:, : max(1, n_units)]
         patches = (~with_patches).long().argsort(dim=1, stable=True)[:, : max(1, n_patches)]
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
         valid = visible[row[:, :, None], units[:, :, None], patches[:, None]]
-        small = replace(table.map(lambda x: x[row, units]), valid=valid)
+        full = valid if n_visible == valid.numel() else None
+        small = replace(table.map(lambda x: x[row, units]), valid=valid, whole=full)
         return cls(units, patches, small, n_hidden, bool(across), bool(along))
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:

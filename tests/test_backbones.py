@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,6 +60,24 @@ def test_a_token_sees_before_and_after_it_in_both_axes(cls: type, parameters: di
     for unit in (0, n_units - 1):
         for patch in (0, n_patches - 1):
             assert reach[unit, patch], (unit, patch)
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("gaps", [False, True])
+def test_where_all_tokens_are_valid_a_device_gets_no_mask_and_is_not_asked(cls: type, gaps: bool) -> None:
+    units = simulated_units()
+    batch = simulated_batch(units, 2, 8, 6, gaps=gaps)
+    # Nobody can be told a value by this device: whoever asks fails.
+    net = cls(simulated_spec(units, 8, 6, 32, 1)).to("meta")
+    table = batch.table.to("meta")
+    seen: list[torch.Tensor | None] = []
+    net.layers[0][1].register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    with torch.no_grad():
+        net(batch.signal.to("meta"), torch.zeros_like(table.valid), table)
+    assert [valid is None for valid in seen] == [not gaps]
+    # Sent on, it stays known; of another table nothing is.
+    assert table.to("meta").where_valid is None or gaps
+    assert replace(table, valid=table.valid.clone()).where_valid is not None
 
 
 @pytest.mark.parametrize("cls", ORDERED)

@@ -118,6 +118,17 @@ def test_hiding_whole_units_or_times_leaves_a_smaller_grid(mask: type) -> None:
     grid = VisibleGrid.of(hidden, batch.table)
     most = int((~hidden).sum((1, 2)).max())
     assert grid.table.valid[0].numel() == most < 0.3 * hidden[0].numel()
+    # On a GPU passes get no mask then: it is known that none is needed.
+    assert (grid.table.whole is grid.table.valid) == bool(grid.table.valid.all())
+
+
+def test_a_grid_is_known_to_be_whole_where_every_window_keeps_as_many_places() -> None:
+    table, hidden = batch_of().table, torch.zeros(3, 12, 8, dtype=torch.bool)
+    assert VisibleGrid.of(hidden, table).table.whole is not None
+    hidden[:, 4:] = True
+    assert VisibleGrid.of(hidden, table).table.whole is not None
+    hidden[1, 3] = True
+    assert VisibleGrid.of(hidden, table).table.whole is None
 
 
 # ---------------------------------------------------------------- what visible tokens depend on

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from neurobench import optimisers
 from neurobench.contracts import Backbone
 from neurobench.learners import Filling
 from neurobench.pretraining import Drawn, Recipe, build, optimise, parameter_groups
@@ -56,6 +57,6 @@ def training_step(
     drawn = Drawn.of(batch, hidden, scored).sent(moved)
     recipe = Recipe.for_width(width, len(hidden))
     groups = parameter_groups([net, decoder], recipe.weight_decay)
-    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    optimiser = optimisers.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, foreach=True)
     net.train()
     return lambda: optimise(Filling(net, decoder), drawn, optimiser, recipe.clip)[0]

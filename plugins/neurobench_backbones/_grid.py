@@ -30,7 +30,7 @@ def why_not_first(parameters: Mapping[str, Any]) -> str:
 
 
 def mix_grid(
-    tokens: torch.Tensor, valid: torch.Tensor, layers: Iterable[Iterable[nn.Module]], first: str = "units"
+    tokens: torch.Tensor, valid: torch.Tensor | None, layers: Iterable[Iterable[nn.Module]], first: str = "units"
 ) -> torch.Tensor:
     """Apply layers of two passes each, one along units and one along time.
 
@@ -39,7 +39,7 @@ def mix_grid(
     tokens
         (batch, units, patches, width).
     valid
-        (batch, units, patches) bool.
+        (batch, units, patches) bool; None: all are.
     layers
         Pairs of mixers, in the order in which they are applied.
     first
@@ -48,8 +48,7 @@ def mix_grid(
     batch, units, patches, width = tokens.shape
     across: torch.Tensor | None = None
     along: torch.Tensor | None = None
-    # Asked once, not by every pass; on a GPU the host would have to wait for the answer, and the mask costs less.
-    if valid.is_cuda or not bool(valid.all()):
+    if valid is not None:
         across = valid.transpose(1, 2).reshape(batch * patches, units)
         along = valid.reshape(batch * units, patches)
     for passes in layers:
@@ -75,7 +74,8 @@ def roll_out(
     Parameters
     ----------
     tokens, valid, layers, first
-        As for :func:`mix_grid`; passes have ``weights(tokens, valid)``, (sequences, length, length), rows summing to 1.
+        As for :func:`mix_grid`, ``valid`` always given; passes have ``weights(tokens, valid)``, (sequences, length,
+        length), rows summing to 1.
     """
     batch, units, patches, width = tokens.shape
     across = valid.transpose(1, 2).reshape(batch * patches, units)
@@ -116,7 +116,7 @@ class GridBackbone(TokenBackbone):
 
     def mix(self, tokens: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Mix along both axes, layer after layer."""
-        return mix_grid(tokens, table.valid, self.passes(table), self.first)
+        return mix_grid(tokens, table.where_valid, self.passes(table), self.first)
 
     def importance(self, signal: torch.Tensor, hidden: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Return what every pass says that it draws on, and its residual, chained over passes."""

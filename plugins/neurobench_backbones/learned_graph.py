@@ -118,10 +118,11 @@ class LearnedGraph(TokenBackbone):
     def _mixed(self, tokens: torch.Tensor, table: TokenTable) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mixed tokens, and the mean of the graphs that they were mixed along."""
         drawn = torch.zeros(*table.unit.shape, table.unit.shape[1], device=tokens.device)
+        valid = table.where_valid
         for across, along in self.layers:
             graph = across.graph(tokens, table.valid)
             passes: tuple[Callable[..., torch.Tensor], nn.Module] = (partial(across, graph=graph), along)
-            tokens = mix_grid(tokens, table.valid, [passes])
+            tokens = mix_grid(tokens, valid, [passes])
             drawn = drawn + graph / len(self.layers)
         return tokens, drawn
 

@@ -73,7 +73,7 @@ class MoeSsm(GridBackbone):
 
         across = table.valid.transpose(1, 2).flatten(0, 1)
         layers = [(noted(experts), along) for experts, along in self.passes(table)]
-        mix_grid(self.embed(signal, hidden, table), table.valid, layers)
+        mix_grid(self.embed(signal, hidden, table), table.where_valid, layers)
         shares = torch.cat(gates, -1).unflatten(0, (len(signal), -1)).sum(1) / len(gates)
         return shares / table.valid.sum(2).clamp(min=1)[..., None]
 

@@ -137,11 +137,12 @@ class Timm(TokenBackbone):
             pairs = [tuple(passes[i : i + 2]) for i in range(0, len(passes), 2)]
             if len(pairs[-1]) == 1:
                 pairs[-1] = (*pairs[-1], _leave)
-            x = mix_grid(x, table.valid, pairs)
+            x = mix_grid(x, table.where_valid, pairs)
         else:
             flat = x.flatten(1, 2)
+            valid = None if table.where_valid is None else table.valid.flatten(1)
             for block in self.blocks:
-                flat = _attend(block, flat, table.valid.flatten(1))
+                flat = _attend(block, flat, valid)
             x = flat.view(x.shape)
         mixed: torch.Tensor = self.back(self.norm_of_model(x)) * table.valid[..., None]
         return mixed

@@ -1,0 +1,61 @@
+"""Optimisers: torch's own steps to the byte, without torch's compiler in the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from neurobench import optimisers
+
+SHAPES = ((16, 8), (16,), (1,), (3, 5, 7))
+
+
+def trained(cls: type[torch.optim.Optimizer], **parameters: Any) -> list[torch.nn.Parameter]:
+    """Return weights after some steps, half of them after the optimiser's state went through a dictionary."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    groups = [{"params": weights[:2], "weight_decay": 0.05}, {"params": weights[2:]}]
+    optimiser = cls(groups, lr=0.01, **parameters)
+    for step in range(40):
+        optimiser.zero_grad(set_to_none=True)
+        assert all(w.grad is None for w in weights)
+        for group in optimiser.param_groups:
+            group["lr"] = 0.01 * (1 - step / 40)
+        # What is recorded for gradients is nothing that a step may leave behind.
+        sum((w.square() * torch.randn(w.shape, generator=generator)).sum() for w in weights).backward()
+        optimiser.step()
+        if step == 20:
+            kept = optimiser.state_dict()
+            optimiser = cls(groups, lr=1.0, **parameters)
+            optimiser.load_state_dict(kept)
+    assert all(w.is_leaf and w.requires_grad for w in weights)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("AdamW", {"betas": (0.9, 0.95)}), ("Adam", {}), ("SGD", {"momentum": 0.9})]
+)
+@pytest.mark.parametrize("foreach", [None, True])
+def test_steps_are_those_of_torch_to_the_byte(name: str, parameters: dict[str, Any], foreach: bool | None) -> None:
+    ours = trained(getattr(optimisers, name), foreach=foreach, **parameters)
+    theirs = trained(getattr(torch.optim, name), **parameters)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_training_process_imports_neither_a_compiler_nor_a_library_of_images() -> None:
+    code = """
+import sys
+import torch
+from benchmarks.performance.training import half_hidden, training_step
+from neurobench_backbones.hybrid import Hybrid
+batch, hidden = half_hidden(2, 8, 4, 6)
+training_step(Hybrid, batch, hidden, hidden, width=32, n_layers=1)()
+large = {"torch._dynamo", "torch._inductor", "sympy", "timm", "torchvision"} & set(sys.modules)
+assert not large, large
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
