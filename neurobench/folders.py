@@ -43,10 +43,16 @@ WORKBOOKS = (".xlsx", ".xls", ".ods")
 TABLES = (".csv", ".tsv", *WORKBOOKS)
 
 ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
-    "age": ("ageatscan", "ageatvisit", "agescan", "scanage", "ageyears", "ageinyears", "ageinyrs", "interviewage"),
-    "sex": ("gender", "biologicalsex"),
-    "diagnosis": ("dx", "dxgroup", "group", "diagnosticgroup", "clinicalgroup", "patientgroup"),
-    "site": ("siteid", "center", "centre", "institution", "studysite", "scanner"),
+    "age": (
+        *("ageatscan", "ageatvisit", "agescan", "scanage", "ageyears", "ageinyears", "ageinyrs", "interviewage"),
+        *("alter", "âge", "edad", "età"),
+    ),
+    "sex": ("gender", "biologicalsex", "geschlecht", "sexe", "sexo", "sesso"),
+    "diagnosis": (
+        *("dx", "dxgroup", "group", "diagnosticgroup", "clinicalgroup", "patientgroup"),
+        *("diagnose", "diagnostic", "diagnosi", "gruppe", "groupe", "grupo"),
+    ),
+    "site": ("standort", "zentrum", "centro", "siteid", "center", "centre", "institution", "studysite", "scanner"),
     "mean_fd": ("funcmeanfd", "meanfd", "fdmean", "fd", "meanframewisedisplacement", "meanfdpower"),
     "t_r": ("tr", "repetitiontime", "tros", "trs"),
     "fluid_intelligence": ("cattell", "pmat24acr", "gf", "fluidcog"),
@@ -270,7 +276,7 @@ def _decimal_commas(column: pd.Series[str]) -> bool:
 
 def renamed_columns(columns: Sequence[str] | pd.Index, where: str, wanted: Sequence[str] = ()) -> list[Finding]:
     """Return a finding for every standard column that is not there, and may be there under another name."""
-    named = {re.sub(r"[^a-z0-9]", "", str(c).lower()): str(c) for c in columns}
+    named = {re.sub(r"[\W_]", "", str(c).lower()): str(c) for c in columns}
     there = {str(c).lower() for c in columns}
     findings = []
     for name in wanted or ALSO_CALLED:
