@@ -528,6 +528,11 @@ def test_voxels_and_vertices_are_no_regions_and_it_is_said_what_makes_them_some(
     with pytest.raises(DataError, match="no time series of people") as caught:
         Parcels().list_recordings(folder)
     assert "-cifti-parcellate" in caught.value.next_step
+    assert "bids" not in caught.value.next_step
+    (folder / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz").write_bytes(b"0")
+    with pytest.raises(DataError, match="no time series of people") as caught:
+        Parcels().list_recordings(folder)
+    assert "bids[atlas=" in caught.value.next_step
 
 
 def test_decimal_commas_of_thousands_are_not_guessed(tmp_path: Path) -> None:

@@ -63,6 +63,14 @@ def test_a_folder_of_another_dataset_is_named(folder: Path, dataset: type) -> No
     assert (dataset is ADHD200) == ("Unpack ADHD200_AAL_TCs" in error.next_step)
 
 
+def test_another_signal_of_a_data_set_is_meant_before_another_data_set(folder: Path) -> None:
+    spaced = folder.rename(folder.with_name("my data"))
+    others = {"parcels": Parcels(), "adhd200[signal=meg]": Parcels()}
+    error = refusal(spaced, ADHD200, **others)
+    # To be pasted into any shell.
+    assert error.likely.startswith(f"neurobench data check 'adhd200[signal=meg]' --data-dir '{spaced}' or ")
+
+
 def test_the_command_tries_the_other_datasets(folder: Path) -> None:
     result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["data", "check", "adhd200", "--data-dir", str(folder)])
     assert result.exit_code == 2
@@ -146,6 +154,16 @@ def test_a_table_that_does_not_fit_says_why(folder: Path, spoil: Callable[[Path]
     error = refusal(folder)
     assert says in error.what
     assert "\n" not in error.what
+
+
+def test_a_site_that_names_begin_with_is_nobodys_id(folder: Path) -> None:
+    for path in (folder / "timeseries").iterdir():
+        path.rename(path.with_name(path.name.replace("sub-", "Pitt_00")))
+    table = people().rename(columns={"participant_id": "SUB_ID"})
+    table = table.assign(SITE_ID="Pitt", FILE_ID=[i.replace("sub-", "Pitt_00") for i in IDS])
+    (folder / "participants.tsv").unlink()
+    table.to_csv(folder / "Phenotypic.csv", index=False)
+    assert "what column FILE_ID of Phenotypic.csv holds" in refusal(folder).what
 
 
 def test_what_is_passed_over_in_a_folder_that_can_be_used(folder: Path) -> None:

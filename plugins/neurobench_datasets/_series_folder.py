@@ -325,21 +325,25 @@ def find_series(root: Path, people: People, component: str, pattern: str) -> tup
 def _no_series(what: str, found: list[Path], root: Path) -> DataError:
     """Return the error for a folder without time series, with what to do about those that are of another kind."""
     names = [p.name.lower() for p in found]
-    step = ""
-    if any(n.endswith(".dtseries.nii") for n in names):
-        step = (
-            "Its .dtseries.nii hold voxels and vertices: average them in regions first, with `wb_command "
-            "-cifti-parcellate IN LABELS.dlabel.nii COLUMN OUT.ptseries.nii`."
-        )
-    elif archive := next((p for p in (*found, *sorted(root.glob("*.np[yz]"))) if p.suffix in (".npz", ".npy")), None):
-        step = (
+    images = [n for n in names if n.endswith((".nii", ".nii.gz")) and not n.endswith(".dtseries.nii")]
+    archive = next((p for p in (*found, *sorted(root.glob("*.np[yz]"))) if p.suffix in (".npz", ".npy")), None)
+    steps = []
+    if archive:
+        steps += [
             f"{archive.name} has no participant's id in its name: write the array of each person into a file of its "
             "own, such as timeseries/sub-01.npy."
-        )
-    elif any(n.endswith((".nii", ".nii.gz")) for n in names):
-        step = "Its images are averaged in regions by the dataset bids (fMRIPrep's derivatives), with an atlas."
+        ]
+    if images:
+        steps += [
+            "The dataset bids averages images in regions: 'bids[atlas=LABELS.nii.gz]', of fMRIPrep's derivatives."
+        ]
+    if any(n.endswith(".dtseries.nii") for n in names):
+        steps += [
+            "Its .dtseries.nii hold voxels and vertices: average them in regions first, with `wb_command "
+            "-cifti-parcellate IN LABELS.dlabel.nii COLUMN OUT.ptseries.nii`."
+        ]
     allowed = f"timeseries/<participant_id>*, or such files anywhere, ending in {', '.join((*SUFFIXES, CIFTI))}"
-    return DataError(what, allowed=allowed, next_step=step)
+    return DataError(what, allowed=allowed, next_step=" ".join(steps))
 
 
 def _pattern(files: list[Path]) -> str:

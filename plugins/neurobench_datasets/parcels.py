@@ -145,8 +145,8 @@ class Parcels(Dataset):
                 f"{root} has no participants.tsv or participants.csv.",
                 allowed="participants.tsv, timeseries/<participant_id>*.npy (or .npz .mat .csv .tsv .txt .1D "
                 ".ptseries.nii)",
-                next_step="Write a table with a column participant_id and one row a person, or copy the one of the "
-                "BIDS folder there.",
+                next_step="Write participants.tsv or .csv, with a column participant_id and one row a person, or copy "
+                "that of the BIDS folder there.",
             )
         participants, findings = participants_from(table, component="parcels", female_code=self.female_code)
         if table.parent != root:
