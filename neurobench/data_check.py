@@ -35,6 +35,9 @@ LOST = 0.2
 PREDICTABLE = 0.7
 """Cramér's V, or AUROC of a tree on one feature, from which on a label can be told without looking at a brain."""
 
+LONGEST_LABEL = 40
+"""Characters of a dataset's label that is repeated in every reason."""
+
 CODES = (-999.0, -9999.0)
 """Numbers that stand for a missing value in many tables."""
 
@@ -389,7 +392,8 @@ def _by_task(
             )
         )
     cohort = Cohort(
-        dataset=label,
+        # Reasons name it again and again: without the path of an atlas.
+        dataset=label if len(label) <= LONGEST_LABEL else dataset.name,
         card=dataset.card,
         signal=dataset.signal,
         modality=dataset.modality,

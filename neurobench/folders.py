@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,10 +44,16 @@ WORKBOOKS = (".xlsx", ".xls", ".ods")
 TABLES = (".csv", ".tsv", *WORKBOOKS)
 
 ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
-    "age": ("ageatscan", "ageatvisit", "agescan", "scanage", "ageyears", "ageinyears", "ageinyrs", "interviewage"),
-    "sex": ("gender", "biologicalsex"),
-    "diagnosis": ("dx", "dxgroup", "group", "diagnosticgroup", "clinicalgroup", "patientgroup"),
-    "site": ("siteid", "center", "centre", "institution", "studysite", "scanner"),
+    "age": (
+        *("ageatscan", "ageatvisit", "agescan", "scanage", "ageyears", "ageinyears", "ageinyrs", "interviewage"),
+        *("alter", "âge", "edad", "età"),
+    ),
+    "sex": ("gender", "biologicalsex", "geschlecht", "sexe", "sexo", "sesso"),
+    "diagnosis": (
+        *("dx", "dxgroup", "group", "diagnosticgroup", "clinicalgroup", "patientgroup"),
+        *("diagnose", "diagnostic", "diagnosi", "gruppe", "groupe", "grupo"),
+    ),
+    "site": ("standort", "zentrum", "centro", "siteid", "center", "centre", "institution", "studysite", "scanner"),
     "mean_fd": ("funcmeanfd", "meanfd", "fdmean", "fd", "meanframewisedisplacement", "meanfdpower"),
     "t_r": ("tr", "repetitiontime", "tros", "trs"),
     "fluid_intelligence": ("cattell", "pmat24acr", "gf", "fluidcog"),
@@ -114,12 +121,14 @@ def explained(
         What is known of the folder already.
     """
     root = folder.root
-    fitting = _fitting(root, others)
+    # Of one data set, another signal of it is meant before another data set.
+    fitting = sorted(_fitting(root, others), key=lambda label: label.partition("[")[0] != dataset.name)
     likely = error.likely
     if fitting:
-        likely = " or ".join(f"neurobench data check {label} --data-dir {root}" for label in fitting[:2])
+        where = shlex.quote(str(root))
+        likely = " or ".join(f"neurobench data check {shlex.quote(label)} --data-dir {where}" for label in fitting[:2])
     elif place := _other_place(dataset, root):
-        likely = f"--data-dir {place}"
+        likely = f"--data-dir {shlex.quote(str(place))}"
     noticed = [*noticed, *(f.message for f in spreadsheet_findings(folder))]
     if not fitting:
         tables = folder.tables.items()
@@ -270,7 +279,7 @@ def _decimal_commas(column: pd.Series[str]) -> bool:
 
 def renamed_columns(columns: Sequence[str] | pd.Index, where: str, wanted: Sequence[str] = ()) -> list[Finding]:
     """Return a finding for every standard column that is not there, and may be there under another name."""
-    named = {re.sub(r"[^a-z0-9]", "", str(c).lower()): str(c) for c in columns}
+    named = {re.sub(r"[\W_]", "", str(c).lower()): str(c) for c in columns}
     there = {str(c).lower() for c in columns}
     findings = []
     for name in wanted or ALSO_CALLED:
@@ -304,9 +313,10 @@ def ids_that_differ(folder: Folder) -> list[Finding]:
         return []
     beginnings = _beginnings(stems)
     for path, table in tables:
-        hits = {str(c): _share(beginnings, set(table[c])) for c in table.columns}
-        best = max(hits, key=lambda c: hits[c])
-        if hits[best] > 0.5:
+        # Names may begin with a site, too, which is nobody's id.
+        hits = {str(c): _share(beginnings, set(table[c])) for c in table.columns if 2 * table[c].nunique() > len(table)}
+        best = max(hits, key=lambda c: hits[c], default="")
+        if best and hits[best] > 0.5:
             if best.lower() in ("participant_id", "scandir id"):
                 return []
             text = f"names of files begin with what column {best} of {path.name} holds"

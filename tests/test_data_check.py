@@ -280,3 +280,12 @@ def test_json_and_exit_codes(folder: Path) -> None:
     for path in folder.rglob("*_bold.nii.gz"):
         path.unlink()
     assert invoke()[0] == 2
+
+
+def test_reasons_do_not_repeat_the_path_of_an_atlas(folder: Path) -> None:
+    from neurobench_tasks.fluid_intelligence import FluidIntelligence
+
+    label = f"bids[atlas={folder / 'atlas.nii.gz'}]"
+    report = check_data(BIDS(confounds="none"), folder, label=label, tasks={"fluid_intelligence": FluidIntelligence()})
+    (why,) = report.tasks["why not"]
+    assert why.startswith("bids has no column")

@@ -13,6 +13,7 @@ from scipy.io import savemat
 
 from neurobench import ConfigError, DataError
 from neurobench_datasets._mat import damage
+from neurobench_datasets._roi_series import read_series
 from neurobench_datasets._tables import explain_unreadable, read_table
 from neurobench_datasets.parcels import Parcels
 
@@ -387,3 +388,187 @@ def test_unreadable_files_in_plain_words(tmp_path: Path) -> None:
     good = tmp_path / "good.npy"
     np.save(good, np.zeros(3))
     assert explain_unreadable(good) == ""
+
+
+# ---------------------------------------------------------------- where time series lie, and of what kind they are
+
+
+def spread(folder: Path, name: str) -> list[Path]:
+    """Move the time series of a folder to where pipelines write them, as text."""
+    found = []
+    for i in (1, 2, 3):
+        old = folder / "timeseries" / f"sub-0{i}.npy"
+        values = np.load(old)
+        path = folder / name.format(i=i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(values, columns=[f"r{k}" for k in range(values.shape[1])]).to_csv(path, sep="\t", index=False)
+        found.append(path)
+    return found
+
+
+def without_folder(folder: Path) -> None:
+    for path in (folder / "timeseries").iterdir():
+        path.unlink()
+    (folder / "timeseries").rmdir()
+
+
+def test_time_series_are_found_where_pipelines_write_them(folder: Path) -> None:
+    name = "sub-0{i}/ses-a/func/sub-0{i}_ses-a_task-rest_seg-X_stat-mean_timeseries.tsv"
+    spread(folder, name)
+    for other in ("desc-confounds_timeseries", "motion", "seg-X_stat-pearsoncorrelation_relmat"):
+        spread(folder, "sub-0{i}/ses-a/func/sub-0{i}_ses-a_task-rest_" + other + ".tsv")
+    without_folder(folder)
+    listing = Parcels().list_recordings(folder)
+    assert [r.id for r in listing.recordings] == [f"sub-0{i}_ses-a_rest" for i in (1, 2, 3)]
+    assert "found-series" in codes(listing)
+    assert Parcels().read(listing.recordings[0]).units.names == ("r0", "r1", "r2", "r3", "r4")
+
+
+def test_of_several_kinds_none_is_guessed(folder: Path) -> None:
+    for atlas in ("Gordon", "Tian"):
+        spread(folder, "sub-0{i}/func/sub-0{i}_task-rest_seg-" + atlas + "_stat-mean_timeseries.tsv")
+    without_folder(folder)
+    with pytest.raises(DataError, match=r"2 kinds .*\*_seg-Gordon_stat-mean_timeseries.tsv \(3 files\)") as caught:
+        Parcels().list_recordings(folder)
+    pattern = "*_seg-Tian_stat-mean_timeseries.tsv"
+    assert "parcels[files=" in caught.value.next_step
+    recordings = Parcels(files=pattern).list_recordings(folder).recordings
+    assert len(recordings) == 3
+    assert all("Tian" in r.path.name for r in recordings)
+
+
+def test_a_pattern_that_nothing_fits_and_one_of_folders(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no file under .* fits '\*_gordon\.npy'"):
+        Parcels(files="*_gordon.npy").list_recordings(folder)
+    with pytest.raises(ConfigError, match="names a folder"):
+        Parcels(files="func/*.npy")
+
+
+def test_whose_a_file_is_may_be_said_by_its_folder(folder: Path) -> None:
+    for i in (1, 2, 3):
+        for run in (1, 2):
+            path = folder / f"cpac_sub-0{i}_ses-1" / f"run-{run}" / "timeseries.npy"
+            path.parent.mkdir(parents=True)
+            np.save(path, series(10 * i + run, 60 + i))
+    without_folder(folder)
+    ids = [r.id for r in Parcels().list_recordings(folder).recordings]
+    assert ids == [f"sub-0{i}_ses-1_rest_run-{run}" for i in (1, 2, 3) for run in (1, 2)]
+
+
+def test_ids_behind_a_site_are_found(tmp_path: Path) -> None:
+    (tmp_path / "participants.tsv").write_text("participant_id\tt_r\n50003\t2\n50004\t2\n500\t2\n", encoding="utf-8")
+    for name in ("Pitt_0050003", "Pitt_0050004", "Pitt_0000500"):
+        head = "#2001\t#2002\t#2101\n"
+        rows = "\n".join("\t".join(f"{v:.3f}" for v in row) for row in series(int(name[-1]), 60 + int(name[-1]), 3))
+        (tmp_path / f"{name}_rois_aal.1D").write_text(head + rows + "\n", encoding="utf-8")
+    data = Parcels()
+    listing = data.list_recordings(tmp_path)
+    assert sorted(r.subject for r in listing.recordings) == ["500", "50003", "50004"]
+    # Names of regions in a comment are names all the same.
+    assert data.read(listing.recordings[0]).units.names == ("2001", "2002", "2101")
+
+
+def test_derivatives_belong_to_the_people_of_the_folder_above(folder: Path) -> None:
+    inside = folder / "derivatives" / "xcp_d"
+    inside.mkdir(parents=True)
+    (folder / "timeseries").rename(inside / "timeseries")
+    listing = Parcels().list_recordings(inside)
+    assert len(listing.recordings) == 3
+    assert any(f.code == "table-above" and str(folder / "participants.tsv") in f.message for f in listing.findings)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".NPY", ".TSV", ".csv", ".ptseries.nii"])
+def test_kinds_of_files(folder: Path, ending: str) -> None:
+    for i in (1, 2, 3):
+        old = folder / "timeseries" / f"sub-0{i}.npy"
+        values, path = np.load(old), old.with_name(f"sub-0{i}{ending}")
+        old.unlink()
+        if ending == ".npz":
+            np.savez(path, ts=values)
+        elif ending == ".NPY":
+            with open(path, "wb") as f:
+                np.save(f, values)
+        elif ending == ".TSV":
+            np.savetxt(path, values, delimiter="\t")
+        elif ending == ".csv":
+            # As a spreadsheet in German, French or Italian writes it.
+            pd.DataFrame(values).to_csv(path, sep=";", decimal=",", header=False, index=False)
+        else:
+            write_ptseries(path, values, step=2.0)
+    data = Parcels()
+    raw = [data.read(r) for r in data.list_recordings(folder).recordings]
+    assert [r.data.shape for r in raw] == [(5, 61), (5, 62), (5, 63)]
+    np.testing.assert_allclose(raw[1].data, series(2, 62).T, rtol=1e-6)
+
+
+def write_ptseries(path: Path, values: np.ndarray, step: float) -> None:
+    import nibabel as nib
+
+    voxels = [np.array([[i, 0, 0]]) for i in range(values.shape[1])]
+    names = [f"p{i}" for i in range(values.shape[1])]
+    parcels = nib.cifti2.ParcelsAxis(names, voxels, [{} for _ in names], np.eye(4), (9, 9, 9), {})
+    nib.Cifti2Image(values, (nib.cifti2.SeriesAxis(0, step, len(values)), parcels)).to_filename(path)
+
+
+def test_cifti_parcels_say_their_names_and_their_repetition_time(folder: Path) -> None:
+    people = pd.read_csv(folder / "participants.tsv", sep="\t").drop(columns="t_r")
+    people.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    for path in (folder / "timeseries").glob("*.npy"):
+        write_ptseries(path.with_name(f"{path.stem}.ptseries.nii"), np.load(path), step=0.8)
+        path.unlink()
+    data = Parcels()
+    recordings = data.list_recordings(folder).recordings
+    assert {r.sfreq for r in recordings} == {1 / 0.8}
+    assert data.read(recordings[0]).units.names == ("p0", "p1", "p2", "p3", "p4")
+
+
+def test_voxels_and_vertices_are_no_regions_and_it_is_said_what_makes_them_some(folder: Path) -> None:
+    without_folder(folder)
+    (folder / "sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii").write_bytes(b"0")
+    with pytest.raises(DataError, match="no time series of people") as caught:
+        Parcels().list_recordings(folder)
+    assert "-cifti-parcellate" in caught.value.next_step
+    assert "bids" not in caught.value.next_step
+    (folder / "sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz").write_bytes(b"0")
+    with pytest.raises(DataError, match="no time series of people") as caught:
+        Parcels().list_recordings(folder)
+    assert "bids[atlas=" in caught.value.next_step
+
+
+def test_decimal_commas_of_thousands_are_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("1,234;2,345\n3,456;4,567\n" * 30, encoding="utf-8")
+    with pytest.raises(DataError, match="text where numbers are expected"):
+        read_series(path)
+
+
+def test_names_of_regions_tell_the_orientation(folder: Path) -> None:
+    for i in (1, 2, 3):
+        old = folder / "timeseries" / f"sub-0{i}.npy"
+        frame = pd.DataFrame(series(i), columns=["Insula_L", "Insula_R", "Vermis_1", "Vermis_2", "Pallidum_L"])
+        old.unlink()
+        # As many volumes in all of them, and one that has lost a region.
+        (frame.iloc[:, :4] if i == 3 else frame).to_csv(old.with_suffix(".csv"))
+    data = Parcels()
+    assert [data.read(r).data.shape for r in data.list_recordings(folder).recordings[:2]] == [(5, 60), (5, 60)]
+
+
+def test_columns_that_only_count_tell_nothing(folder: Path) -> None:
+    for i in (1, 2, 3):
+        old = folder / "timeseries" / f"sub-0{i}.npy"
+        old.unlink()
+        pd.DataFrame(series(i), columns=[f"V{k}" for k in range(1, 6)]).to_csv(old.with_suffix(".csv"))
+    with pytest.raises(DataError, match="cannot be told"):
+        Parcels().list_recordings(folder)
+
+
+def test_one_file_that_lost_a_region_does_not_turn_all_others_round(tmp_path: Path) -> None:
+    rows = "".join(f"sub-{i}\t2\n" for i in range(10, 30))
+    (tmp_path / "participants.tsv").write_text("participant_id\tt_r\n" + rows, encoding="utf-8")
+    (tmp_path / "timeseries").mkdir()
+    for i in range(10, 30):
+        np.save(tmp_path / "timeseries" / f"sub-{i}.npy", series(i, 60, 4 if i == 15 else 5))
+    with pytest.raises(DataError, match="nearly all of the 20 files are 60 × 5"):
+        Parcels().list_recordings(tmp_path)
+    recordings = Parcels(orientation="times_first").list_recordings(tmp_path).recordings
+    assert Parcels(orientation="times_first").read(recordings[0]).data.shape == (5, 60)

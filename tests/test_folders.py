@@ -63,6 +63,14 @@ def test_a_folder_of_another_dataset_is_named(folder: Path, dataset: type) -> No
     assert (dataset is ADHD200) == ("Unpack ADHD200_AAL_TCs" in error.next_step)
 
 
+def test_another_signal_of_a_data_set_is_meant_before_another_data_set(folder: Path) -> None:
+    spaced = folder.rename(folder.with_name("my data"))
+    others = {"parcels": Parcels(), "adhd200[signal=meg]": Parcels()}
+    error = refusal(spaced, ADHD200, **others)
+    # To be pasted into any shell.
+    assert error.likely.startswith(f"neurobench data check 'adhd200[signal=meg]' --data-dir '{spaced}' or ")
+
+
 def test_the_command_tries_the_other_datasets(folder: Path) -> None:
     result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["data", "check", "adhd200", "--data-dir", str(folder)])
     assert result.exit_code == 2
@@ -73,7 +81,8 @@ def test_the_command_tries_the_other_datasets(folder: Path) -> None:
 
 
 def test_one_folder_too_deep_or_too_high(folder: Path) -> None:
-    assert refusal(folder / "timeseries").likely == f"--data-dir {folder}"
+    # The table above names the people: nothing is wrong with it.
+    assert len(Parcels().list_recordings(folder / "timeseries").recordings) == 24
     assert refusal(folder.parent).likely == f"--data-dir {folder}"
 
 
@@ -122,9 +131,9 @@ def quoted_ids(root: Path) -> None:
 
 def other_column(root: Path) -> None:
     for path in (root / "timeseries").iterdir():
-        path.rename(path.with_name(path.name.replace("sub-", "Pitt_00")))
+        path.rename(path.with_name(path.name.replace("sub-", "Pitt_A")))
     table = people().rename(columns={"participant_id": "SUB_ID"}).assign(SUB_ID=[i.removeprefix("sub-") for i in IDS])
-    write(root, table.assign(FILE_ID=[i.replace("sub-", "Pitt_00") for i in IDS]))
+    write(root, table.assign(FILE_ID=[i.replace("sub-", "Pitt_A") for i in IDS]))
 
 
 @pytest.mark.parametrize(
@@ -147,16 +156,26 @@ def test_a_table_that_does_not_fit_says_why(folder: Path, spoil: Callable[[Path]
     assert "\n" not in error.what
 
 
+def test_a_site_that_names_begin_with_is_nobodys_id(folder: Path) -> None:
+    for path in (folder / "timeseries").iterdir():
+        path.rename(path.with_name(path.name.replace("sub-", "Pitt_00")))
+    table = people().rename(columns={"participant_id": "SUB_ID"})
+    table = table.assign(SITE_ID="Pitt", FILE_ID=[i.replace("sub-", "Pitt_00") for i in IDS])
+    (folder / "participants.tsv").unlink()
+    table.to_csv(folder / "Phenotypic.csv", index=False)
+    assert "what column FILE_ID of Phenotypic.csv holds" in refusal(folder).what
+
+
 def test_what_is_passed_over_in_a_folder_that_can_be_used(folder: Path) -> None:
     table = people().rename(columns={"sex": "Gender", "age": "AGE_AT_SCAN"})
     table["iq"] = [f"{i},5" for i in range(24)]
     write(folder, table)
     series = folder / "timeseries"
-    (series / f"{IDS[0]}.npy").rename(series / f"{IDS[0]}.NPY")
+    (series / f"{IDS[0]}.npy").rename(series / f"{IDS[0]}.rds")
     np.save(series / f"{IDS[1]}_task-nback.npy", np.zeros((100, 12)))
     np.save(series / f"{IDS[1]}_task-rest.npy", np.zeros((100, 12)))
     told = found(folder)
-    assert f"{IDS[0]}.NPY" in told["unread-files"]
+    assert f"{IDS[0]}.rds" in told["unread-files"]
     assert next(f.fix for f in check_data(Parcels(), folder).findings if f.code == "unread-files").endswith(": .npy")
     assert "decimal sign in iq" in told["table-form"]
     assert told["column-name"] == "the participants table has no column sex; Gender may be it"

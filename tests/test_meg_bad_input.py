@@ -287,6 +287,17 @@ def test_names_with_marks_and_other_letters(tmp_path: Path, form: Any) -> None:
     assert sorted(cohort.subjects) == sorted(people)
 
 
+def test_plain_files_in_a_folder_a_person_are_said_to_be_of_one_person(tmp_path: Path) -> None:
+    for i in range(4):
+        place = tmp_path / f"Pat_{i // 2}"
+        place.mkdir(exist_ok=True)
+        save(make_raw(seed=i), place / ("Ruhe_raw.fif", "AEF_raw.fif")[i % 2])
+    _, findings = list_folder(tmp_path)
+    (found,) = (f for f in findings if f.code == "no-participants")
+    assert "though they lie in 2 folders (Pat_" in found.message
+    assert "one person is in training and test" in found.message
+
+
 def test_plain_files_with_marks_keep_their_names_apart(tmp_path: Path) -> None:
     for i, name in enumerate(("Müller", "Möller", "田中", "鈴木")):
         save(make_raw(seed=i), tmp_path / f"{name}_raw.fif")

@@ -264,3 +264,24 @@ def test_meg_finds_people_whose_ids_lost_their_zeros(tmp_path: Path) -> None:
     assert listing.participants.index.tolist() == ["sub-1", "sub-2"]
     assert {r.subject for r in listing.recordings} == {"sub-1", "sub-2"}
     assert not [f for f in listing.findings if f.level == "error"]
+
+
+def test_sex_in_other_languages(folder: Path) -> None:
+    known, _ = of(folder, people(sex=["Femme", "homme"] * 12))
+    assert known["sex"].tolist() == ["F", "M"] * 12
+    known, _ = of(folder, people(sex=["F", "H"] * 12))
+    assert known["sex"].tolist() == ["F", "M"] * 12
+    # A Spanish M is a woman, so a man among men is none.
+    known, told = of(folder, people(sex=["M", "H"] * 12))
+    assert "sex" not in known
+    assert "M may be mujer" in told["sex-coding"]
+    known, _ = of(folder, people(sex=["M", "H"] * 12), female_code="M")
+    assert known["sex"].tolist() == ["F", "M"] * 12
+
+
+def test_headers_in_other_languages_are_recognised(folder: Path) -> None:
+    table = people().rename(columns={"age": "Âge", "sex": "Geschlecht"}).assign(Gruppe=["Migräne", "gesund"] * 12)
+    table.to_csv(folder / "participants.csv", sep=";", index=False, encoding="latin-1")
+    told = [f.message for f in check_data(Parcels(), folder).findings if f.code == "column-name"]
+    for said in ("no column age; Âge", "no column sex; Geschlecht", "no column diagnosis; Gruppe"):
+        assert any(said in message for message in told), told

@@ -196,9 +196,17 @@ def list_folder(root: Path, how: MegSettings | None = None) -> tuple[list[Record
         text = (
             f"{root.name} has no participants.tsv: each of its {len(files)} recordings counts as a subject of its own"
         )
-        findings.append(
-            Finding("warning", "no-participants", text, fix="write participants.tsv, or use --split within-recording")
-        )
+        fix = "write participants.tsv, or use --split within-recording"
+        folders = Counter(f.path.parent.relative_to(root) for f in files)
+        if 1 < len(folders) < len(files) and Path() not in folders:
+            # Of one person in training and test nothing is learnt about persons.
+            example = folders.most_common(1)[0][0]
+            text += (
+                f", though they lie in {len(folders)} folders ({example}, …): if each is a person, one person is in "
+            )
+            text += "training and test"
+            fix = "name them sub-<label>/meg/sub-<label>_task-<label>_meg.fif, and write participants.tsv"
+        findings.append(Finding("warning", "no-participants", text, fix=fix))
     return files, _reasons(findings, files)
 
 

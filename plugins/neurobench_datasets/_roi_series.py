@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +19,21 @@ from numpy.typing import NDArray
 
 from neurobench import DataError, Finding, UnitTable
 from neurobench_datasets._mat import damage
-from neurobench_datasets._tables import explain_unreadable, find_column, read_table, read_text, unreadable
+from neurobench_datasets._tables import THOUSANDS, explain_unreadable, find_column, read_table, read_text, unreadable
 
-SUFFIXES = (".npy", ".csv", ".tsv", ".1D", ".mat", ".txt")
+SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".1D", ".mat", ".txt")
+"""Endings of names that are read, in capitals too."""
+
+CIFTI = ".ptseries.nii"
+"""What parcels of the Connectome Workbench end in; voxels and vertices (``.dtseries.nii``) are no regions."""
 
 Orientation = Literal["times_first", "units_first"]
 
 MIN_TIMES = 50
 """Recordings with fewer volumes are left out, as loaders of ADHD-200 do."""
+
+COMMAS_IN = 100_000
+"""Characters of a text in which decimal commas are looked for."""
 
 POSITION_GROUPS = 8
 """Groups that are clustered from positions where a parcellation names none."""
@@ -43,19 +51,34 @@ class Series:
     rows: tuple[str, ...] = ()
 
 
+def rank(path: Path) -> int | None:
+    """Return which of the endings that are read a name has; None if it has none."""
+    if path.name.lower().endswith(CIFTI):
+        return len(SUFFIXES)
+    endings = [s.lower() for s in SUFFIXES]
+    return endings.index(path.suffix.lower()) if path.suffix.lower() in endings else None
+
+
 def read_series(path: Path, variable: str = "") -> Series:
-    """Read the 2-D array of a ``.npy``, ``.mat``, ``.csv``, ``.tsv``, ``.txt`` or ``.1D`` file.
+    """Read the 2-D array of a ``.npy``, ``.npz``, ``.mat``, ``.csv``, ``.tsv``, ``.txt``, ``.1D`` or CIFTI file.
 
     Raises
     ------
     DataError
-        If the file cannot be read, has no 2-D array of numbers, or a ``.mat`` has several and none is named.
+        If the file cannot be read, has no 2-D array of numbers, or a ``.mat`` or ``.npz`` has several and none is
+        named.
     """
+    suffix = path.suffix.lower()
     try:
-        if path.suffix == ".npy":
+        if suffix == ".npy":
             return Series(_two_d(np.load(path, allow_pickle=False), path))
-        if path.suffix == ".mat":
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return Series(_two_d(_one_array({name: archive[name] for name in archive.files}, path, variable), path))
+        if suffix == ".mat":
             return Series(_two_d(_read_mat(path, variable), path))
+        if suffix == ".nii":
+            return _read_parcels(path)
     except DataError:
         raise
     except Exception as error:
@@ -78,14 +101,19 @@ def _read_mat(path: Path, variable: str) -> NDArray[Any]:
     if head.startswith(b"\x89HDF\r\n\x1a\n") or b"MATLAB 7.3" in head:
         raise DataError(
             f"{path.name} is a MATLAB 7.3 (HDF5) file.",
-            next_step="Save it again in MATLAB with save(..., '-v7'), or as .npy.",
+            next_step="Save it again in MATLAB with save(..., '-v7'), or as .npy: h5py reads it, with rows and columns "
+            "exchanged.",
         )
     # A zero among the first four bytes is how MATLAB 4 is told, whose reader takes nothing on trust.
     if explain_unreadable(path):
         raise unreadable(path)
     if 0 not in head[:4] and (why := damage(path)):
         raise DataError(f"{path.name} {why}.", next_step="Copy or save it again.")
-    found = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
+    return _one_array({k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}, path, variable)
+
+
+def _one_array(found: Mapping[str, Any], path: Path, variable: str) -> NDArray[Any]:
+    """Return the array of that name, or the only 2-D one."""
     arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "fiu"}
     arrays = {k: v for k, v in arrays.items() if min(v.shape) > 1}
     if variable:
@@ -102,21 +130,67 @@ def _read_mat(path: Path, variable: str) -> NDArray[Any]:
     return np.asarray(next(iter(arrays.values())))
 
 
+def _read_parcels(path: Path) -> Series:
+    """Read a CIFTI file of parcels along time."""
+    image, _, parcels = _cifti(path)
+    return Series(_two_d(np.asarray(image.dataobj), path), tuple(map(str, parcels.name)))
+
+
+def cifti_time(path: Path) -> float:
+    """Return the repetition time in seconds that a CIFTI file of parcels says; 0 if its step is none of time.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    try:
+        _, time, _ = _cifti(path)
+    except DataError:
+        raise
+    except Exception as error:
+        raise unreadable(path, error) from error
+    return float(time.step) if time.unit == "SECOND" else 0.0
+
+
+def _cifti(path: Path) -> tuple[Any, Any, Any]:
+    import nibabel as nib
+
+    image: Any = nib.load(path)
+    axes = [image.header.get_axis(i) for i in range(image.ndim)] if isinstance(image, nib.Cifti2Image) else []
+    kinds = [type(a).__name__ for a in axes]
+    if kinds != ["SeriesAxis", "ParcelsAxis"]:
+        told = " × ".join(kinds) or "no CIFTI-2 image"
+        raise DataError(
+            f"{path.name} holds {told}.", allowed="parcels along time, as wb_command -cifti-parcellate gives"
+        )
+    return image, *axes
+
+
 def _read_text_series(path: Path) -> Series:
     """Read a text file with or without a header and columns that name or count its rows."""
     text = read_text(path)
     line = next((x for x in text.splitlines() if x.strip() and not x.startswith("#")), "")
-    separator = next((s for s in ("\t", ",", ";") if s in line), r"\s+")
-    options = {"sep": separator, "header": None, "comment": "#", "na_values": ["n/a"], "skipinitialspace": True}
+    separator = next((s for s in ("\t", ";", ",") if s in line), r"\s+")
+    options: dict[str, Any] = {
+        "sep": separator,
+        "header": None,
+        "comment": "#",
+        "na_values": ["n/a"],
+        "skipinitialspace": True,
+        "decimal": "," if separator != "," and _decimal_commas(text) else ".",
+    }
     try:
         first = pd.read_csv(io.StringIO(text), nrows=1, dtype=str, **options).iloc[0].fillna("").str.strip().tolist()
-        header = first if _is_header(first) else []
+        plain = [c.replace(",", ".") for c in first] if options["decimal"] == "," else first
+        header = first if _is_header(plain) else []
         body = io.StringIO(text[text.index(line) + len(line) :] if header else text)
         frame = pd.read_csv(body, low_memory=False, **options)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path.name} holds no numbers.") from error
     except pd.errors.ParserError as error:
         raise unreadable(path, error) from error
+    header = header or _commented(text, separator, frame.shape[1])
     header += [""] * (frame.shape[1] - len(header)) if header else []
     # Trailing separators leave empty columns without a name; a named region without data stays.
     kept = [i for i, c in enumerate(frame.columns) if (header and header[i]) or frame[c].notna().any()]
@@ -135,6 +209,19 @@ def _read_text_series(path: Path) -> Series:
             cell = next((c for c in cells if pd.isna(pd.to_numeric(c, errors="coerce")) or len(c) > 40), "")
             raise DataError(f"{path.name} holds text where numbers are expected, such as {cell[:40]!r}.")
     return Series(_two_d(frame.to_numpy(np.float64), path), tuple(header), tuple(index))
+
+
+def _commented(text: str, separator: str, n_columns: int) -> list[str]:
+    """Return the names that a comment above the numbers gives every column, as C-PAC's and ABIDE's; or nothing."""
+    above = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    names = [c.strip(" #") for c in re.split(separator, [*above, ""][-2 if text.startswith("#") else -1].lstrip("# "))]
+    return names if len(names) == n_columns == len(set(names)) and all(names) else []
+
+
+def _decimal_commas(text: str) -> bool:
+    """Whether the commas of numbers are decimal signs: there are no points, and some comma divides no thousands."""
+    numbers = re.findall(r"(?<![^\s;])[-+]?\d+[.,]\d+(?:[eE][-+]?\d+)?(?![^\s;])", text[:COMMAS_IN])
+    return bool(numbers) and not any("." in n for n in numbers) and not all(map(THOUSANDS.fullmatch, numbers))
 
 
 def _is_header(cells: list[str]) -> bool:
@@ -164,9 +251,10 @@ def _is_index(title: str | None, column: pd.Series) -> bool:
     )
 
 
-def shape_of(path: Path, variable: str = "") -> tuple[tuple[int, int], frozenset[str]]:
-    """Return the shape of a file's array and the names of its regions if it has any, reading as little as possible."""
-    if path.suffix == ".npy":
+def shape_of(path: Path, variable: str = "") -> tuple[tuple[int, int], frozenset[str], int | None]:
+    """Return the shape of a file's array, the names of its regions if it has any, and the axis that they lie along if
+    the names tell; reading as little as possible."""
+    if path.suffix.lower() == ".npy":
         try:
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:
@@ -177,16 +265,34 @@ def shape_of(path: Path, variable: str = "") -> tuple[tuple[int, int], frozenset
     rows, columns = map(int, series.values.shape)
     titles = ((series.columns, columns), (series.rows, rows))
     named = (t for t, n in titles if len(set(t)) == n and not all(c.isdigit() for c in t))
-    return (rows, columns), frozenset(next(named, ()))
+    telling = [axis for axis, t in enumerate((series.rows, series.columns)) if _names_regions(t)]
+    axis = 1 if path.suffix.lower() == ".nii" else telling[0] if len(telling) == 1 else None
+    return (rows, columns), frozenset(next(named, ())), axis
+
+
+def _names_regions(titles: Sequence[str]) -> bool:
+    """Whether titles are more than something counted, as V1, V2, … of R and vol_1, vol_2, … are."""
+    return len({re.sub(r"\d+", "", t) for t in titles}) > 2
 
 
 # ---------------------------------------------------------------- orientation
 
 
 def decide_orientation(
-    shapes: Sequence[tuple[int, int]], n_regions: int, wanted: str, component: str
+    shapes: Sequence[tuple[int, int]], n_regions: int, wanted: str, component: str, axes: Sequence[int | None] = ()
 ) -> tuple[Orientation | None, int]:
     """Return which way round the files of a folder are (None: each file for itself), and the number of regions.
+
+    Parameters
+    ----------
+    shapes
+        Of all files.
+    n_regions
+        As a table of regions says; 0: there is none.
+    wanted, component
+        What the user says, and of which dataset.
+    axes
+        Along which axis the names in each file say that regions lie; None: they do not.
 
     Raises
     ------
@@ -200,18 +306,25 @@ def decide_orientation(
     if n_regions:
         # Each file says by itself; a square one cannot.
         return None, n_regions
+    told = set(axes)
+    if told in ({0}, {1}):
+        (axis,) = told
+        return ("units_first", "times_first")[axis or 0], Counter(s[axis or 0] for s in shapes).most_common(1)[0][0]  # type: ignore[return-value]
     # Regions are what all files share; failing that, what nearly all do, for the sake of one odd file.
     first, n_first = Counter(s[0] for s in shapes).most_common(1)[0]
     second, n_second = Counter(s[1] for s in shapes).most_common(1)[0]
-    for least in (len(shapes), 0.9 * len(shapes)):
-        if n_second >= least > n_first:
-            return "times_first", second
-        if n_first >= least > n_second:
-            return "units_first", first
+    most = 0.9 * len(shapes)
+    if n_second >= most > n_first:
+        return "times_first", second
+    if n_first >= most > n_second:
+        return "units_first", first
     example = f"{shapes[0][0]} × {shapes[0][1]}"
     why = (
         f"all {len(shapes)} files are {example}"
         if n_first == n_second == len(shapes)
+        else f"nearly all of the {len(shapes)} files are {first} × {second}, and the others may be of another length "
+        "or have lost regions"
+        if min(n_first, n_second) >= most
         else "both dimensions differ from file to file"
     )
     raise DataError(

@@ -48,6 +48,8 @@ ID_COLUMNS = ("participant_id", "subject_id", "subject", "sub_id", "sub", "ccid"
 SEX_TEXT = {
     **dict.fromkeys(("f", "female", "woman", "girl", "w", "weiblich"), "F"),
     **dict.fromkeys(("m", "male", "man", "boy", "männlich", "maennlich"), "M"),
+    **dict.fromkeys(("frau", "femme", "féminin", "feminin", "mujer", "donna", "vrouw"), "F"),
+    **dict.fromkeys(("mann", "homme", "masculin", "hombre", "uomo"), "M"),
 }
 
 WITH_COMMA = re.compile(r"[-+]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
@@ -317,6 +319,13 @@ def sex_of(
         What is noticed is added here.
     """
     text = pd.Series([None if pd.isna(v) else re.sub(r"\.0+$", "", str(v)).lower() for v in column], dtype=object)
+    # French femme and homme; beside Spanish M for mujer an H says that M is no man.
+    if {"h", "m"} <= set(text.dropna()) and "m" not in codes:
+        said = f"column {column.name} of {path.name} holds H and M, and M may be mujer: there is no sex here"
+        fix = "write F and M, or say female_code=M if it is"
+        findings.append(Finding("warning", "sex-coding", said, fix=fix, path=str(path)))
+        return None
+    codes = {"h": "M", **codes} if {"h", "f"} <= set(text.dropna()) else codes
     others = sorted(set(text.dropna()) - set(SEX_TEXT) - set(codes))
     worded = bool(set(text.dropna()) & set(SEX_TEXT)) and not any(t.isdigit() for t in text.dropna())
     if others and not worded:

@@ -3,7 +3,8 @@
 ::
 
     participants.tsv          participant_id, and any of age, sex, diagnosis, site, mean_fd, t_r, …
-    timeseries/sub-01.npy     regions × volumes or volumes × regions; .npy .mat .csv .tsv .txt .1D
+    timeseries/sub-01.npy     regions × volumes or volumes × regions; .npy .npz .mat .csv .tsv .txt .1D .ptseries.nii
+    sub-01/func/sub-01_….tsv  or anywhere else, as XCP-D and C-PAC write them, where there is no folder timeseries
     regions.tsv               optional: name, group, x, y, z (mm, MNI)
     dataset_description.json  optional, as of BIDS: Name, License, Authors, …: what records and reports call them
 
@@ -23,6 +24,7 @@ from neurobench import (
     DataError,
     Dataset,
     DatasetCard,
+    Finding,
     Listing,
     RawRecording,
     RecordingFile,
@@ -63,7 +65,11 @@ class Parcels(Dataset):
     orientation
         ``times_first`` (volumes × regions) or ``units_first``, where the files cannot tell.
     variable
-        Name of the array in ``.mat`` files that have several.
+        Name of the array in ``.mat`` and ``.npz`` files that have several.
+    files
+        Which files are meant, as a pattern of their names such as ``*_seg-Gordon_stat-mean_timeseries.tsv``, wherever
+        they lie in the folder; empty: those in ``timeseries/``, or where there is no such folder the only kind of
+        time series that people have.
     female_code
         Which code of a coded column ``sex`` means female; codes are never guessed.
     n_units
@@ -102,6 +108,7 @@ class Parcels(Dataset):
         t_r: float = 0.0,
         orientation: str = "",
         variable: str = "",
+        files: str = "",
         female_code: str = "",
         n_units: int = 0,
     ) -> None:
@@ -114,7 +121,13 @@ class Parcels(Dataset):
         if t_r < 0 or n_units < 0:
             raise ConfigError("t_r (seconds) and n_units of parcels cannot be negative.")
         self.t_r, self.orientation, self.variable = t_r, orientation, variable
-        self.female_code, self.n_units = female_code, n_units
+        if "/" in files or "\\" in files:
+            raise ConfigError(
+                f"files of parcels is {files!r}, which names a folder.",
+                allowed="a pattern of names, wherever they lie, such as *_seg-Gordon_stat-mean_timeseries.tsv",
+                likely=files.replace("\\", "/").rsplit("/", 1)[-1],
+            )
+        self.files, self.female_code, self.n_units = files, female_code, n_units
 
     @property
     def spec(self) -> SignalSpec:
@@ -123,14 +136,21 @@ class Parcels(Dataset):
 
     def list_recordings(self, root: Path) -> Listing:
         """Match files in ``timeseries/`` to rows of the participants table."""
-        table = next((root / f for f in ("participants.tsv", "participants.csv") if (root / f).exists()), None)
+        # Derivatives lie inside the data set whose table names the people.
+        places = (root, *root.resolve().parents[:2])
+        tables = (place / name for place in places for name in ("participants.tsv", "participants.csv"))
+        table = next((t for t in tables if t.exists() or t.is_symlink()), None)
         if table is None:
             raise DataError(
                 f"{root} has no participants.tsv or participants.csv.",
-                allowed="participants.tsv, timeseries/<participant_id>*.npy (or .mat .csv .tsv .txt .1D)",
-                next_step="Write a table with a column participant_id and one row a person.",
+                allowed="participants.tsv, timeseries/<participant_id>*.npy (or .npz .mat .csv .tsv .txt .1D "
+                ".ptseries.nii)",
+                next_step="Write participants.tsv or .csv, with a column participant_id and one row a person, or copy "
+                "that of the BIDS folder there.",
             )
         participants, findings = participants_from(table, component="parcels", female_code=self.female_code)
+        if table.parent != root:
+            findings.append(Finding("info", "table-above", f"the people are those of {table}", path=str(table)))
         recordings, more = list_series(
             root,
             participants,
@@ -138,6 +158,7 @@ class Parcels(Dataset):
             t_r=self.t_r,
             orientation=self.orientation,
             variable=self.variable,
+            pattern=self.files,
         )
         findings += more
         findings += missing_targets(participants, STANDARD)
