@@ -20,7 +20,7 @@ from scipy.special import expit
 
 from neurobench import attentive
 from neurobench.contracts import Backbone
-from neurobench.errors import DataError
+from neurobench.errors import DataError, PluginError
 from neurobench.identity import seed_for
 from neurobench.out_of_memory import in_halves
 from neurobench.records import Batch
@@ -38,6 +38,7 @@ __all__ = [
     "fit_predict_classes",
     "one_against_the_others",
     "pool",
+    "refuse_memory",
     "side_by_side",
 ]
 
@@ -214,6 +215,68 @@ def embed_subjects(
             np.add.at(count, at, seen)
     features = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     return subjects, features.reshape(len(subjects), -1).astype(np.float32)
+
+
+SAME_WITHIN = {"cpu": 1e-3}
+"""Standard deviations of the tokens by which those of one window may differ from call to call, by kind of device."""
+
+
+def refuse_memory(
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    windows: Sequence[Window],
+    units: NDArray[np.int64],
+    device: torch.device | str = "cpu",
+) -> None:
+    """Refuse a backbone whose tokens depend on what else it is, or was, shown: asked in a run, of its own windows.
+
+    Contract checks ask the same, at sizes that a plugin could recognise. Windows here are new to it: noise is added, so
+    that whatever it remembers of them it was shown just now.
+
+    Parameters
+    ----------
+    backbone, tokenizer, windows, device
+        As for :func:`embed_subjects`.
+    units
+        Units that are seen together.
+
+    Raises
+    ------
+    PluginError
+        Saying what the tokens depend on.
+    """
+    some = list(windows[:2])
+    batch = tokenizer.batch(some, np.repeat(units[None], len(some), axis=0))
+    valid = batch.table.valid
+    generator = torch.Generator().manual_seed(seed_for(0, "mask", "memory", len(units)) % 2**63)
+    noise = torch.randn(batch.signal.shape, generator=generator)
+    batch = replace(batch, signal=(batch.signal + 0.5 * noise) * valid[..., None])
+    hidden = (torch.rand(valid.shape, generator=generator) < 0.5) & valid
+    backbone.to(device).eval()
+
+    def tokens(where: torch.Tensor, n: int) -> torch.Tensor:
+        signal = batch.signal.masked_fill(where[..., None], 0.0)[:n].to(device)
+        table = batch.table.map(lambda x: x[:n].to(device))
+        with torch.inference_mode():
+            found: torch.Tensor = backbone(signal, where[:n].to(device), table).float().cpu()[valid[:n]]
+        return found
+
+    first = tokens(hidden, len(some))
+    tokens(torch.zeros_like(hidden), len(some))
+    shown = {
+        "after it was shown the same windows whole": (first, tokens(hidden, len(some))),
+        "when they are not beside each other": (first[: int(valid[:1].sum())], tokens(hidden, 1)),
+    }
+    spread = max(float(first.std()) if first.numel() > 1 else 1.0, 1e-6)
+    for when, (before, after) in shown.items():
+        off = float((before - after).abs().max()) / spread if before.numel() else 0.0
+        if off > SAME_WITHIN.get(torch.device(device).type, 1e-2):
+            raise PluginError(
+                f"backbone {backbone.name} gives windows other tokens {when}, by {off:.1e} s.d.: what it says of "
+                "people who are tested may be remembered.",
+                allowed="tokens that follow from the weights and from the window alone",
+                next_step=f"See `neurobench check {backbone.name}`: no-state, subjects-do-not-mix.",
+            )
 
 
 # ---------------------------------------------------------------- probe

@@ -184,6 +184,7 @@ class EvaluationSteps(FeatureSteps, ReconstructionSteps):
         for done, fold in enumerate(self.folds, 1):
             held_out.append(predict(fold))
             advance(done, len(self.folds))
+        self.registry.refuse_intruders()
         whole = self.with_family(pd.concat([h.table for h in held_out], ignore_index=True))
         found = score(whole).to_dict() | {"confounds": {k: asdict(m) for k, m in beside(whole).items()}}
         if trained := [h.trained for h in held_out if h.trained]:

@@ -57,6 +57,7 @@ class FeatureSteps(PretrainingSteps):
                 return
             net, _ = self.load_pretrained(backbone, mask, fold)
             windows = tokens.evaluation_windows(self.cohort, self.cohort.subjects)
+            adaptation.refuse_memory(net, self.tokenizer(fold), windows, self.chunks[0], self.device)
             subjects, features = adaptation.embed_subjects(net, self.tokenizer(fold), windows, self.chunks, self.device)
             _save_features(folder, subjects, features)
 

@@ -102,8 +102,10 @@ class Sample:
         Prediction; of two classes the probability of class 1 of a balanced fit.
     train_mean
         Mean of the truth in the training subjects of the fold.
-    fold, site
-        Numbers from 0.
+    fold
+        Number from 0.
+    site
+        Number from 0; −1 where it is not known.
     age
         In years, NaN where unknown.
     family
@@ -227,9 +229,9 @@ def _auroc(s: Sample, w: Array) -> Array:
 
 
 def _within_site_auroc(s: Sample, w: Array) -> Array:
-    """Pairs of one site only, pooled over sites."""
-    pairs, possible = np.zeros(1), np.zeros(1)
-    for site in np.unique(s.site):
+    """Pairs of one site only, pooled over sites; of whom it is not known where they were scanned no pair is one."""
+    pairs, possible = np.zeros((2, np.broadcast_shapes(s.y.shape, w.shape)[0] if s.y.ndim > 1 else len(w)))
+    for site in np.unique(s.site[s.site >= 0]):
         here = s.site == site
         part = Sample(s.y[..., here], s.p[here], s.train_mean[here], s.fold[here], s.site[here], s.age[here])
         positive, negative, ends = _ordered(part, w[:, here], part.p)

@@ -97,6 +97,10 @@ def _mean_ranks(tasks: Sequence[Comparisons], rows: Sequence[str]) -> Across:
         said = f"{head['row']} is first, but its ranks overlap with those of {overlap}."
     else:
         said = f"{head['row']} is first, ahead of every other row."
+    # A mean may hide that the first row of all is the worse one of some task.
+    behind = {c.task: [row for row in rows if (row, head["row"]) in c.wins] for c in tasks}
+    if lost := [f"on {task} {', '.join(better)}" for task, better in behind.items() if better]:
+        said += f" Better than {head['row']}: {'; '.join(lost)}."
     sentence = f"Mean rank over {', '.join(names)} (ties share the middle of their ranks): {said}"
     return Across(tasks[0].dataset, tasks[0].source, names, table, sentence)
 

@@ -29,6 +29,7 @@ import torch
 from neurobench import hookspecs
 from neurobench.contracts import Backbone, Baseline, Component, Dataset, Figure, MaskingStrategy, Task
 from neurobench.errors import ConfigError, PluginError, closest, unknown_name
+from neurobench.intruders import intruders, own_files
 from neurobench.plugin_rules import HOOKS, KINDS, NAME, Kind, wrong_class, wrong_hooks
 
 __all__ = ["KINDS", "Kind", "PluginInfo", "Provenance", "Registry", "load_registry"]
@@ -36,6 +37,8 @@ __all__ = ["KINDS", "Kind", "PluginInfo", "Provenance", "Registry", "load_regist
 State = Literal["available", "unavailable", "broken", "blocked"]
 
 GROUP = "neurobench"
+OWN = "neurobench-fm"
+"""The distribution that the built-in plugins are part of."""
 BLOCK = "NEUROBENCH_BLOCK_PLUGINS"
 ONLY = "NEUROBENCH_ONLY_PLUGINS"
 TRACE = "NEUROBENCH_TRACE_PLUGINS"
@@ -142,6 +145,26 @@ class Registry:
             if opaque
             else "",
         )
+
+    def refuse_intruders(self) -> None:
+        """Refuse to go on where the code of somebody's plugin has got into neurobench since it was loaded.
+
+        Raises
+        ------
+        PluginError
+            Naming the plugin, and what it replaces.
+        """
+        for (kind, name), (info, files) in self.sources.items():
+            if info.distribution == OWN:
+                continue
+            own = {str(f) for f in files}
+            if taken := intruders(own.__contains__, (GROUP,)):
+                raise PluginError(
+                    f"{kind} {name} of {info.id} has put code of its own into {', '.join(taken[:3])}: nothing that is "
+                    "computed in this process can be believed.",
+                    next_step=f"Leave the plugin out, and delete what was computed with it. `neurobench check {name}` "
+                    "names everything that it replaces.",
+                )
 
     def provenance(self, kind: Kind, name: str) -> Provenance:
         """Return where a component's code comes from, with the digest of its source.
@@ -352,6 +375,20 @@ def _importing() -> Iterator[None]:
         raise _Invalid("changes torch's default dtype or grad mode for everybody when it is imported")
 
 
+def _refuse_intruders(candidate: _Candidate) -> None:
+    """Go no further with a plugin whose code has got into neurobench or a library, whether it could be loaded or not.
+
+    What it replaced is replaced for everybody: no row of this process could be believed.
+    """
+    if taken := intruders(own_files(candidate.module, candidate.file)):
+        more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""
+        raise PluginError(
+            f"plugin {candidate.id} puts code of its own into {', '.join(taken[:3])}{more}, which everybody computes "
+            "with: plugins are called, and replace nothing.",
+            next_step=_how_to_disable(candidate),
+        )
+
+
 @dataclass(frozen=True)
 class _Loaded:
     candidate: _Candidate
@@ -476,6 +513,8 @@ def load_registry(
             infos.append(candidate.info("blocked", f"Not among {ONLY}; name it there to use this plugin."))
             continue
         result = _load(candidate, manager)
+        if candidate.distribution != OWN:
+            _refuse_intruders(candidate)
         if isinstance(result, _Loaded):
             loaded.append(result)
         else:

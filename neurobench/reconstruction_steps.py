@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from neurobench import (
+    adaptation,
     cohort_steps,
     evoked,
     evoked_scores,
@@ -48,6 +49,8 @@ class ReconstructionSteps(PretrainingSteps):
                 self.tokenizer(fold), fold.train, ratio=ratio, seed=self.seed, span=fold.train_span
             )
         net, decoder = self.load_pretrained(*row.pretraining, fold)
+        windows = tokens.evaluation_windows(self.cohort, fold.test)
+        adaptation.refuse_memory(net, self.tokenizer(fold), windows, self.chunks[0], self.device)
         return {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
 
     # ------------------------------------------------------------ hidden tokens

@@ -180,12 +180,19 @@ def sample_of(predictions: pd.DataFrame) -> tuple[Sample, tuple[str, ...]]:
     if not (known := np.isfinite(y) & np.isfinite(p) & np.isfinite(mean)).all():
         row = int(np.flatnonzero(~known)[0])
         raise DataError(f"truth, prediction or training mean of {ids[row]!r} is not a number.")
-    site = predictions["site"].astype(str).to_numpy()[order] if "site" in predictions else np.full(len(ids), "")
+    site = _site_numbers(predictions["site"].to_numpy(object)[order]) if "site" in predictions else None
     age = predictions["age"].to_numpy(float)[order] if "age" in predictions else np.full(len(ids), np.nan)
     fold = np.unique(predictions["fold"].to_numpy()[order], return_inverse=True)[1]
     family = family_numbers(predictions["family"].to_numpy(object)[order]) if "family" in predictions else None
-    sites = np.unique(site, return_inverse=True)[1]
-    return Sample(y, p, mean, fold, sites, age, family), ids
+    return Sample(y, p, mean, fold, np.full(len(ids), -1) if site is None else site, age, family), ids
+
+
+def _site_numbers(sites: NDArray[Any]) -> NDArray[np.int64]:
+    """Return (subjects,) numbers of sites in the order of their names, −1 where there is none."""
+    known = ~(pd.isna(sites) | (sites == ""))
+    numbers = np.full(len(sites), -1)
+    numbers[known] = np.unique(sites[known].astype(str), return_inverse=True)[1]
+    return numbers
 
 
 def score_subject_task(
@@ -219,6 +226,8 @@ def score_subject_task(
     n = len(sample.p)
     ones = np.ones((1, n))
     draws = bootstrap_weights(n, n_bootstrap, seed, sample.family)
+    # Drawing one subject, or one family, again and again is no interval.
+    alone = n < 2 or (sample.family is not None and sample.family.max() == 0)
     folds = (sample.fold == np.arange(sample.fold.max() + 1)[:, None]).astype(float)
     permuted = _permuted(sample, seed, n_permutations)
     metrics: dict[str, MetricScore] = {}
@@ -237,7 +246,9 @@ def score_subject_task(
             # The chance of an error is an estimate itself: the same draws of subjects decide on both.
             level = CHANCE[metric.name](sample, draws) if metric.name in CHANCE else chance
             gain, _ = percentile_interval(drawn - level if metric.higher_is_better else level - drawn)
-            above = gain is not None and gain > 0 and p_value < 0.05
+            above = gain is not None and gain > 0 and p_value < 0.05 and not alone
+        if alone:
+            low = high = None
         metrics[metric.name] = MetricScore(
             value, low, high, metric.unit, metric.higher_is_better, _number(chance), p_value, above
         )
@@ -370,7 +381,13 @@ def _notes(sample: Sample, task: SubjectTask) -> tuple[str, ...]:
         return ()
     n_positive = int(sample.y.sum())
     notes = [f"prevalence of {task.classes[1] or 'class 1'}: {n_positive} of {len(sample.y)}"]
-    of_one_class = sum(len(np.unique(sample.y[sample.site == s])) == 1 for s in np.unique(sample.site))
+    n_unknown = int((sample.site < 0).sum())
+    if n_unknown:
+        notes.append(
+            f"site not known of {n_unknown} of {len(sample.y)}: no within-site score holds them, and for p their "
+            "labels are permuted among themselves, wherever they were scanned"
+        )
+    of_one_class = sum(len(np.unique(sample.y[sample.site == s])) == 1 for s in range(sample.site.max() + 1))
     if of_one_class and sample.site.max() > 0:
         notes.append(f"{of_one_class} of {sample.site.max() + 1}{ONE_CLASS}")
     return tuple(notes)

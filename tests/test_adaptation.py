@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-from neurobench import adaptation
+from neurobench import TokenBackbone, adaptation
 from neurobench.adaptation import (
     ALPHAS,
     INVERSE_PENALTIES,
@@ -21,10 +23,12 @@ from neurobench.adaptation import (
     embed_subjects,
     fit_predict,
     pool,
+    refuse_memory,
 )
-from neurobench.errors import DataError
-from neurobench.records import Batch, TokenTable, UnitTable
-from neurobench.tokens import Window
+from neurobench.errors import DataError, PluginError
+from neurobench.records import BackboneSpec, Batch, TokenTable, UnitTable
+from neurobench.specimens import simulated_cohort
+from neurobench.tokens import Scaler, Tokenizer, Window, evaluation_windows
 
 RNG = np.random.default_rng(0)
 
@@ -90,6 +94,43 @@ def test_embedding_keeps_units_in_their_columns(batch_size, at_once, monkeypatch
     assert np.isnan(features[1, 0]).all()
     np.testing.assert_array_equal(features[0], [[7, u, 0, 0] for u in range(4)])
     np.testing.assert_array_equal(features[1, 1:], [[3, u, 0, 0] for u in range(1, 4)])
+
+
+class Mean(TokenBackbone):
+    """Honest."""
+
+    name = "mean_of_all"
+    summary = "adds the mean of all tokens"
+
+    def mix(self, tokens, table):
+        return tokens + tokens.mean((1, 2), keepdim=True)
+
+
+class BesideEachOther(Mean):
+    """Subtracts what the windows of a batch have in common, at the size of a run only."""
+
+    name = "beside_each_other"
+
+    def mix(self, tokens, table):
+        return super().mix(tokens, table) - (tokens.mean((0, 1, 2)) if tokens.shape[1] == 9 else 0)
+
+
+def test_a_run_refuses_a_backbone_that_remembers_whatever_its_size(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    cheat = importlib.import_module("cheats.remembers_whole_windows").RemembersWholeWindows
+    cohort = simulated_cohort(tmp_path, n_subjects=4, n_units=9)
+    tokenizer = Tokenizer(cohort, Scaler.fit(cohort, cohort.subjects))
+    windows = evaluation_windows(cohort, cohort.subjects)
+    spec = BackboneSpec.of(cohort.units, n_patches=cohort.patches_per_window, n_features=6, width=32, n_layers=1)
+    units = np.arange(9)
+    refuse_memory(Mean(spec), tokenizer, windows, units)
+    refuse_memory(Mean(spec), tokenizer, windows[:1], units)
+    with pytest.raises(
+        PluginError, match=r"remembers_whole_windows gives windows other tokens after it was shown.*whole"
+    ):
+        refuse_memory(cheat(spec), tokenizer, windows, units)
+    with pytest.raises(PluginError, match=r"beside_each_other gives windows other tokens when they are not beside"):
+        refuse_memory(BesideEachOther(spec), tokenizer, windows, units)
 
 
 # ---------------------------------------------------------------- probe

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import neurobench.metrics
 from neurobench.checks import check_component, checks_of
 from neurobench.checks.common import demand, other_global_state, watched_files
 from neurobench.contracts import (
@@ -43,6 +44,10 @@ CHEATS = [
         "resumes",
         r"goes on from a checkpoint ends with other values of backbone\.",
     ),
+    ("starts_where_it_ended", "resumes", r"goes on from a checkpoint ends with other values of backbone\."),
+    ("remembers_whole_windows", "no-state", "after the same batch with nothing hidden the tokens differ"),
+    ("writes_in_training", "inputs-are-left-alone", r"a call opened .*neurobench-cheat-kept\.pt"),
+    ("replaces_the_score", "replaces-nothing", r"its own code is found in place of neurobench\.metrics\.mean_over"),
     ("mixes_subjects", "subjects-do-not-mix", "subjects of a batch are mixed in eval mode.*alone"),
     ("sees_hidden", "hidden-values-stay-hidden", "hidden values reach the tokens in eval mode"),
     ("scaled_on_test", "subject-by-subject", r"something is fitted on test subjects in `transform` \(fmri; meg\)"),
@@ -58,6 +63,7 @@ CHEATS = [
     ),
     ("task_fitted_on_test_rows", "target-row-by-row", "fitted on all rows, test rows among them"),
     ("scaled_over_everybody", "lists-and-reads", "without the recordings of others it has other data"),
+    ("target_in_the_signal", "lists-and-reads", "somebody else's row of the participants table it has other data"),
     ("task_of_a_covariate", "target-of-its-column", "target is made of age, and `column` says 'fluid_intelligence'"),
     ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri; meg\)"),
     ("neighbours_in_gallery", "retrieval", r"is looked for 0 s from one in the gallery.*the filter alone"),
@@ -91,6 +97,7 @@ def cheat(name: str) -> type[Component]:
 @pytest.mark.parametrize(("name", "check", "message"), CHEATS, ids=[c[0] for c in CHEATS])
 def test_a_cheat_is_caught_by_name(name: str, check: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(neurobench.metrics, "mean_over", neurobench.metrics.mean_over)  # One of them replaces it.
     (result,) = check_component(cheat(name), only=check)
     assert result.outcome == "failed", result
     assert re.search(message, result.message), result.message

@@ -324,6 +324,13 @@ def test_ranks_are_averaged_over_tasks_and_errors_are_not():
     assert "a is first, but its ranks overlap with those of 2 of the other 2 rows" in found.sentence
     (clear,) = across_tasks([age, compared("sex", ROWS, {("a", "b"), ("a", "c")}, [0.9, 0.5, 0.5])])
     assert "a is first, ahead of every other row" in clear.sentence
+    assert "Better than" not in clear.sentence
+    # First by the mean of five, and worse than another row on one of them.
+    won = [
+        compared(t, ROWS, {("a", "b"), ("a", "c"), ("c", "b")}, [0.9, 0.5, 0.6]) for t in ("age", "iq", "sex 2", "fd")
+    ]
+    (mixed,) = across_tasks([*won, sex])
+    assert mixed.sentence.endswith("a is first, ahead of every other row. Better than a: on sex c.")
     (none,) = across_tasks([compared(t, ROWS, set(), [1.0, 2.0, 3.0]) for t in ("age", "sex")])
     assert none.table["mean_rank"].tolist() == [2.0, 2.0, 2.0]
     assert "nothing separates any two rows" in none.sentence

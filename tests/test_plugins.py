@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import neurobench.scoring
 from neurobench.cli import app
 from neurobench.errors import ConfigError, PluginError, UnknownNameError
 from neurobench.plugins import PluginInfo, Registry, load_registry
@@ -346,6 +347,54 @@ def test_an_import_prints_nothing_into_the_output_and_sets_nothing_for_everybody
     assert capsys.readouterr() == ("", "hello\n")
     assert "changes torch's default dtype" in plugin(registry, "mask-double").reason
     assert torch.get_default_dtype() == torch.float32
+
+
+REPLACES = """
+import functools
+import neurobench.scoring
+
+
+@functools.wraps(neurobench.scoring.holm)
+def kind(p_values):
+    return [0.001 for _ in p_values]
+
+
+neurobench.scoring.holm = kind
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "raise RuntimeError('too late')\n"], ids=["loads", "fails to load"])
+def test_a_plugin_that_replaces_a_part_of_neurobench_stops_everything(
+    install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ending: str
+) -> None:
+    monkeypatch.setattr(neurobench.scoring, "holm", neurobench.scoring.holm)
+    code = MASK.format(name="stripes") + REPLACES + ending
+    install("third-intruder", {"third_intruder.py": code}, {"mask-stripes": "third_intruder"})
+    said = r"puts code of its own into neurobench\.scoring\.holm.*NEUROBENCH_BLOCK_PLUGINS=third-intruder:mask-stripes"
+    with pytest.raises(PluginError, match=said):
+        load()
+    monkeypatch.undo()
+    monkeypatch.setattr(neurobench.scoring, "holm", neurobench.scoring.holm)
+    file = tmp_path / "intruder.py"
+    file.write_text(code)
+    with pytest.raises(PluginError, match=r"plugin file:intruder:intruder puts code of its own into.*leave it out"):
+        load(plugin_files=[file])
+
+
+def test_a_plugin_that_replaces_something_once_it_is_called_is_found_before_anything_is_scored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(neurobench.scoring, "holm", neurobench.scoring.holm)
+    file = tmp_path / "late.py"
+    late = "        import neurobench.scoring\n        neurobench.scoring.holm = lambda p: [0.001 for _ in p]\n"
+    file.write_text(MASK.format(name="late").replace("        yield from ()", f"{late}        yield from ()"))
+    registry = load(plugin_files=[file])
+    registry.refuse_intruders()
+    list(registry.get("mask", "late")().elements(None, 1, None))
+    with pytest.raises(
+        PluginError, match=r"mask late of file:late:late has put code of its own into neurobench.scoring"
+    ):
+        registry.refuse_intruders()
 
 
 def test_a_file_whose_component_is_called_otherwise_says_how(tmp_path: Path) -> None:

@@ -195,6 +195,38 @@ def test_a_real_effect_is_above_chance():
     assert score.metrics["mae"].value < score.metrics["mae"].chance
 
 
+def test_people_whose_site_is_not_known_are_in_no_within_site_score():
+    rng = np.random.default_rng(0)
+    y = (rng.random(80) < 0.5).astype(float)
+    p = np.clip(0.3 * y + rng.random(80) * 0.7, 0, 1)
+    site = np.array(["a", "", "b", ""] * 20)
+    data = table(y, p, site=site)
+    some = score_subject_task(TWO_CLASSES, data, seed=0)
+    known = score_subject_task(TWO_CLASSES, data[site != ""], seed=0)
+    within = some.metrics["within_site_auroc"]
+    assert within.value == known.metrics["within_site_auroc"].value
+    assert some.notes[1].startswith("site not known of 40 of 80: no within-site score holds them")
+    assert len(known.notes) == 1
+    # Nobody's is known: what would be an AUROC over everybody is not called one within sites.
+    for nothing in (data.assign(site=""), data.assign(site=None), data.drop(columns="site")):
+        none = score_subject_task(TWO_CLASSES, nothing, seed=0)
+        assert (none.metrics["within_site_auroc"].value, none.metrics["within_site_auroc"].above_chance) == (None, None)
+        assert set(none.per_fold["within_site_auroc"]) == {None}
+        assert none.metrics["auroc"].value == some.metrics["auroc"].value
+        assert none.notes[1].startswith("site not known of 80 of 80")
+
+
+def test_one_family_or_one_person_has_no_interval_and_is_not_above_chance():
+    truth = np.random.default_rng(0).normal(size=40)
+    data = table(truth, 0.5 * truth, site="a")
+    assert score_subject_task(REGRESSION, data, seed=0).above_chance
+    for few in (data.assign(family="f"), data.iloc[:1]):
+        score = score_subject_task(REGRESSION, few, seed=0)
+        mae = score.metrics["mae"]
+        assert mae.value is not None
+        assert (mae.low, mae.high, mae.above_chance, score.above_chance) == (None, None, False, False)
+
+
 def test_what_only_tells_sites_apart_is_not_above_chance():
     rng = np.random.default_rng(0)
     site = np.repeat(["a", "b"], 60)

@@ -11,7 +11,7 @@ import pytest
 
 import neurobench
 from benchmarks.performance.board import invented
-from neurobench.caveats import Caveat, _label_and_site, caveats, shown_by_records
+from neurobench.caveats import Caveat, _few, _label_and_site, _of_labels, caveats, shown_by_records
 from neurobench.results import load_evidence, load_predictions, read_record
 from neurobench.scoring import ONE_CLASS, score_subject_task
 from neurobench_tasks.diagnosis import Diagnosis
@@ -160,9 +160,9 @@ def test_relatives_are_drawn_together_where_the_site_is_asked_for_the_class():
 @pytest.mark.parametrize(
     ("notes", "codes"),
     [
-        (["prevalence of case: 4 of 9", f"1 of 3{ONE_CLASS}"], ["one-class-sites"]),
+        (["prevalence of case: 40 of 90", f"1 of 3{ONE_CLASS}"], ["one-class-sites"]),
         ([f"3 of 3{ONE_CLASS}"], ["label-is-site"]),
-        (["prevalence of case: 4 of 9"], []),
+        (["prevalence of case: 40 of 90"], []),
     ],
 )
 def test_records_alone_say_that_a_site_is_of_one_class(notes, codes):
@@ -172,3 +172,30 @@ def test_records_alone_say_that_a_site_is_of_one_class(notes, codes):
     found = shown_by_records([record])
     assert [c.code for c in found] == codes
     assert all("1 of 3 sites hold one class only: a site of one class" in c.text for c in found if c.level != "error")
+
+
+def test_records_alone_say_that_a_class_or_a_cohort_is_too_small_for_its_interval():
+    record = invented("net", "baseline", task="diagnosis")
+
+    def codes(n_subjects, *notes):
+        changed = {"n_subjects": n_subjects, "notes": list(notes), "confounds": {}}
+        return [c.text for c in shown_by_records([record.model_copy(update=changed)]) if c.code == "few-people"]
+
+    (rare,) = codes(80, "prevalence of case: 6 of 80")
+    assert "6 people of the rarer class" in rare
+    assert codes(80, "prevalence of case: 75 of 80")[0].startswith("Intervals are of 5 people of the rarer class")
+    assert codes(19)[0].startswith("Intervals are of 19 people")
+    assert codes(80, "prevalence of case: 40 of 80") == codes(20) == []
+    (related,) = _few("age", record.model_copy(update={"n_subjects": 80, "notes": []}), 4)
+    assert related.text.startswith("Intervals are of 4 families")
+
+
+@pytest.mark.parametrize("headline", ["auroc", "accuracy", "mcc"])
+def test_that_the_label_is_the_site_is_told_whatever_metric_ranks(headline):
+    truth = np.repeat([0.0, 1.0], 20)
+    table = pd.DataFrame({"truth": truth, "site": np.where(truth > 0, "a", "b")})
+    record = invented("net", "baseline", task="diagnosis").model_copy(update={"headline": headline, "confounds": {}})
+    assert "label-is-site" in [c.code for c in _of_labels("diagnosis", record, table)]
+    # Of whom it is not known where they were scanned no site gives anything away.
+    unknown = table.assign(site=np.where(np.arange(40) % 2, "", "a"))
+    assert "one-class-sites" not in [c.code for c in _of_labels("diagnosis", record, unknown)]

@@ -103,7 +103,9 @@ def check_component(
     if (reason := _why_unavailable(cls)) and not only:
         return [CheckResult(name, check, "skipped", reason) for check in found]
     usable = backbones.mended(cls) if issubclass(cls, Backbone) else cls
-    for check, function in found.items():
+    # Last, when everything of the component has been called.
+    last = common.replaces_nothing
+    for check, function in sorted(found.items(), key=lambda item: item[1] is last):
         if only in ("", check):
             seen = cls if check in common.CHECKS else usable
             outcome, message = _run(function, seen, registry, full)

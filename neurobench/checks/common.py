@@ -18,6 +18,7 @@ import torch
 
 from neurobench.contracts import Backbone, Component
 from neurobench.errors import CheckError, NeurobenchError
+from neurobench.intruders import intruders, own_files
 from neurobench.plugins import Registry
 from neurobench.records import BackboneSpec
 from neurobench.resources import wrong_with
@@ -252,8 +253,20 @@ def _short(seen: str) -> str:
     return f"{action} {path.name or what}"
 
 
+def replaces_nothing(cls: type[Component], registry: Registry | None, full: bool) -> str:
+    """Whatever was called before, no code of the plugin is found in neurobench or in a library."""
+    build(cls)
+    own = own_files(cls.__module__, Path(inspect.getsourcefile(cls) or ""))
+    demand(
+        [f"its own code is found in place of {name}" for name in intruders(own)[:6]],
+        "Call what you need and replace nothing: rows of everybody else would be computed by your code.",
+    )
+    return ""
+
+
 CHECKS: dict[str, Check] = {
     "metadata": metadata,
     "parameters": parameters,
     "constructor-reads-nothing": constructor_reads_nothing,
+    "replaces-nothing": replaces_nothing,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ Variant = Literal["default", "null", "confounded"]
 
 SHORTEST_PATCH_S = {"fmri": 10.0, "meg": 0.25}
 """Shorter hidden spans are trivial to interpolate."""
+
+TABLES = (".csv", ".tsv", ".txt")
+"""How the names of tables of people end."""
 
 SFREQ_HZ = {"fmri": (0.1, 5.0), "meg": (50.0, 10_000.0)}
 
@@ -159,10 +163,43 @@ def lists_and_reads(cls: type[Dataset], registry: Registry | None, full: bool) -
             problems.append("listing twice gives another order")
         for file in files:
             problems += _reading_problems(dataset, file)
+        problems += _of_the_table(cls, dataset, root, files)
         if files:
             problems += _not_alone(cls, dataset, root, files)
     demand(problems[:8])
     return f"{len(files)} recordings of {len(people)} participants"
+
+
+def _of_the_table(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence[RecordingFile]) -> list[str]:
+    """Say if a recording is another one once everybody has somebody else's row of the tables: a target may be in it."""
+    bare = list(dict.fromkeys(f.subject.removeprefix("sub-").lstrip("0") for f in files))
+    if len(bare) < 2 or not all(bare):
+        return []
+    others = dict(zip(bare, bare[1:] + bare[:1], strict=True))
+    whole = re.compile(rf"(?<![A-Za-z0-9])((?:sub-)?0*)({'|'.join(map(re.escape, bare))})(?![A-Za-z0-9])")
+    before = {f.id: dataset.read(f).data for f in files}
+    kept: dict[Path, bytes] = {}
+    for path in root.rglob("*"):
+        # Not what is of one person: a sidecar names whose it is.
+        table = path.suffix in TABLES and path.is_file() and not whole.search(str(path.relative_to(root)))
+        if table and whole.search(text := path.read_bytes().decode("utf-8", "replace")):
+            kept[path] = path.read_bytes()
+            path.write_text(whole.sub(lambda m: m[1] + others[m[2]], text), encoding="utf-8")
+    try:
+        turned: Dataset = build(cls)
+        found = [f for f in turned.list_recordings(root).recordings if f.id in before] if kept else []
+        changed = [f.id for f in found if not np.array_equal(turned.read(f).data, before[f.id], equal_nan=True)]
+    except DataError:
+        return []
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    if not changed:
+        return []
+    return [
+        f"{changed[0]}: with somebody else's row of the participants table it has other data: what is a target to "
+        "some task gets into the signal"
+    ]
 
 
 def _not_alone(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence[RecordingFile]) -> list[str]:
