@@ -34,9 +34,12 @@ def own_files(module: str, file: Path | None = None) -> Callable[[str], bool]:
     file
         Where it is, for a plugin that is a file of its own.
     """
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        # Of a class that was made by calling `type`, Python says that it is of `abc`.
+        return lambda name: False
     files = {str(file)} if file else set()
     folders: tuple[str, ...] = ()
-    top = module.partition(".")[0]
     found = sys.modules.get(top)
     spec = getattr(found, "__spec__", None)
     if spec is None and found is None:

@@ -101,7 +101,7 @@ class GlobalConvPass(nn.Module):
 
 
 class WindowPass(AttentionPass):
-    """Self-attention among neighbours, and a feed-forward block: a block with a band of keys."""
+    """Self-attention among neighbours, and a feed-forward block: timm's block with a band of keys."""
 
     def near(self, band: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Return (sequences, units, units) bool who may be attended to; always oneself, as softmax needs somebody."""
@@ -110,7 +110,7 @@ class WindowPass(AttentionPass):
 
     def among(self, tokens: torch.Tensor, valid: torch.Tensor | None, band: torch.Tensor) -> torch.Tensor:
         """Mix (sequences, units, width) tokens within a (sequences, units, units) band."""
-        mixed: torch.Tensor = self.block(tokens, self.near(band, valid)[:, None])
+        mixed: torch.Tensor = self.block(tokens, attn_mask=self.near(band, valid)[:, None])
         return mixed if valid is None else mixed * valid[..., None]
 
     def weights_among(self, tokens: torch.Tensor, valid: torch.Tensor, band: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Transformer: self-attention across units, then along time."""
+"""Transformer: self-attention across units, then along time, in timm's blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Transformer(GridBackbone):
     """
 
     name = "transformer"
-    summary = "self-attention across units, then along time"
+    summary = "self-attention across units, then along time (timm blocks)"
     reference = "arXiv:2010.11929; factorised: arXiv:2103.15691"
 
     def __init__(self, spec: BackboneSpec, *, first: str = "units", visible_only: bool = False) -> None:
