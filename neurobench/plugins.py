@@ -333,6 +333,27 @@ def _source_files(module: ModuleType, component: type) -> tuple[Path, ...]:
     return tuple(sorted(files))
 
 
+_imported: dict[str, tuple[ModuleType, dict[Path, tuple[int, int]]]] = {}
+"""By name, modules of installed plugins, with when their source files were changed, and their sizes, at first."""
+
+
+def _changed(candidate: _Candidate, module: ModuleType, components: Sequence[type]) -> list[Path]:
+    """Return the source files of an installed plugin that are not those any more that this process imported.
+
+    A worker of a cluster, or a notebook, goes on with what it imported; the digest of the new file would lie. A plugin
+    file is imported anew each time.
+    """
+    if candidate.distribution.startswith(FILE):
+        return []
+    files = dict.fromkeys(f for component in components for f in _source_files(module, component))
+    now = {file: (found.st_mtime_ns, found.st_size) for file in files if (found := file.stat())}
+    same, first = _imported.get(module.__name__, (None, now))
+    if same is not module:
+        _imported[module.__name__] = module, now
+        return []
+    return [file for file in now if first.get(file, now[file]) != now[file]]
+
+
 def _module_of(plugin: object) -> ModuleType:
     """Return the module of a plugin that may be a module or any object with hooks."""
     if isinstance(plugin, ModuleType):
@@ -420,6 +441,8 @@ def _load(candidate: _Candidate, manager: pluggy.PluginManager) -> _Loaded | Plu
         if wrong := wrong_hooks(manager, plugin):
             raise _Invalid(wrong)
         components = _components(manager, plugin)
+        if changed := _changed(candidate, module, [c for _, c in components]):
+            raise _Invalid(f"{changed[0]} has changed since this process imported it; start the process anew")
         missing = {(kind, c.name): reason for kind, c in components if (reason := c.unavailable())}
         return _Loaded(candidate, module, components, missing, import_s)
     except KeyboardInterrupt:

@@ -287,6 +287,9 @@ def test_the_digest_covers_private_files_and_bases_but_no_other_plugin(install: 
     site = tmp_path / "site" / "third_pack"
 
     def digest() -> str:
+        # As another process would.
+        for name in [n for n in sys.modules if n.startswith("third_pack")]:
+            del sys.modules[name]
         return load().provenance("mask", "stripes").digest
 
     first = digest()
@@ -298,6 +301,20 @@ def test_the_digest_covers_private_files_and_bases_but_no_other_plugin(install: 
         (site / name).write_text((site / name).read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
         seen.add(digest())
     assert len(seen) == 5
+
+
+def test_what_changed_since_it_was_imported_is_not_used_under_its_new_name(install: Install, tmp_path: Path) -> None:
+    install("third", {"third.py": MASK.format(name="stripes")}, {"mask-stripes": "third"})
+    assert load().get("mask", "stripes").name == "stripes"
+    load()
+    file = tmp_path / "site" / "third.py"
+    file.write_text(file.read_text(encoding="utf-8").replace("every second", "every third"), encoding="utf-8")
+    # A worker that stays while its plugin is written would compute with the old code under the new digest.
+    with pytest.raises(PluginError, match=r"third.py has changed since this process imported it; start the process"):
+        load().get("mask", "stripes")
+    del sys.modules["third"]
+    importlib.invalidate_caches()
+    assert load().get("mask", "stripes").summary == "every third patch"
 
 
 def test_built_ins_are_called_as_their_files_and_entry_points() -> None:
