@@ -426,8 +426,8 @@ def finish(scored: Sequence[Scored], out: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        As :func:`neurobench.load_results`, plus ``best``: the row is ahead of the next one, and the interval of the
-        paired difference on the same subjects excludes 0.
+        As :func:`neurobench.load_results`, plus ``best``: the row is ahead of the next one, the interval of the
+        paired difference on the same subjects excludes 0, and p < .05 from exchanging their predictions.
     """
     groups: dict[tuple[str, str, int], list[Scored]] = {}
     for s in scored:
@@ -490,7 +490,7 @@ def _beyond_covariates(group: Sequence[Scored]) -> dict[Scored, MetricRecord]:
 
 
 def _best(group: Sequence[Scored]) -> Scored | None:
-    """Return the leading row if it is above chance and the interval of its difference to the next one excludes 0.
+    """Return the leading row if it is above chance, and interval and p-value tell it from the next one.
 
     Where there is nothing to find, scores scatter below chance, and who scatters least is no winner. Within recordings
     nothing is ranked: the test signal is the training people's. Nor is reconstruction after a transductive
@@ -508,4 +508,5 @@ def _best(group: Sequence[Scored]) -> Scored | None:
     if first.record.above_chance is False or first.held_out is None or second.held_out is None:
         return None
     found = paired.difference_of(first.record.headline, first.held_out, second.held_out)
-    return first if (found["low"] > 0 if higher else found["high"] < 0) else None
+    # The interval alone is too narrow where people are few: exchanging the two rows' predictions has to agree.
+    return first if (found["low"] > 0 if higher else found["high"] < 0) and found["p"] < 0.05 else None

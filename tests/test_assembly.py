@@ -9,13 +9,16 @@ import pandas as pd
 import pytest
 
 from neurobench.assembly import _best
+from neurobench.paired import difference_of
 
 
-def scored(row: str, error: float, above_chance: bool | None, *, apart: tuple[str, ...] = ()) -> SimpleNamespace:
+def scored(
+    row: str, error: float, above_chance: bool | None, *, apart: tuple[str, ...] = (), n: int = 80
+) -> SimpleNamespace:
     rng = np.random.default_rng(0)
-    truth = rng.normal(size=80)
-    table = pd.DataFrame({"participant_id": [f"s{i:02d}" for i in range(80)], "fold": 0, "truth": truth})
-    table = table.assign(prediction=truth + error * rng.normal(size=80), train_mean=0.0)
+    truth = rng.normal(size=n)
+    table = pd.DataFrame({"participant_id": [f"s{i:02d}" for i in range(n)], "fold": 0, "truth": truth})
+    table = table.assign(prediction=truth + error * rng.normal(size=n), train_mean=0.0)
     metric = SimpleNamespace(value=float(np.abs(table["prediction"] - truth).mean()), higher_is_better=False)
     protocol = SimpleNamespace(split="subjects", transductive=False)
     record = SimpleNamespace(
@@ -40,3 +43,12 @@ def test_a_row_outside_the_common_budget_is_neither_the_best_nor_in_the_way() ->
     exempt = scored("exempt", 0.5, True, apart=("mask budget",))
     first, second = scored("a", 1.0, True), scored("b", 3.0, True)
     assert _best([second, exempt, first]) is first  # type: ignore[list-item]
+
+
+def test_an_interval_over_five_people_is_no_star() -> None:
+    # Of five, all on one side, every draw is on that side too; of the 32 exchanges two reach it.
+    first, second = scored("first", 1.0, True, n=5), scored("second", 3.0, True, n=5)
+    found = difference_of("mae", first.held_out, second.held_out)
+    assert found["high"] < 0
+    assert found["p"] > 0.05
+    assert _best([first, second]) is None  # type: ignore[list-item]
