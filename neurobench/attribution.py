@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from neurobench.adaptation import pooled_tokens
 from neurobench.contracts import Backbone, MaskingStrategy
@@ -206,7 +206,7 @@ def agreement(values: Array) -> float:
     if len(values) < 2 or values.shape[1] < 3:
         return float("nan")
     pairs = [
-        float(stats.spearmanr(a, b).statistic)
+        float(scipy.stats.spearmanr(a, b).statistic)
         for i, a in enumerate(values)
         for b in values[:i]
         if np.ptp(a) > 0 and np.ptp(b) > 0

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from neurobench.contracts import COVARIATES
 from neurobench.scoring import N_BOOTSTRAP, MetricScore, bootstrap_weights, family_numbers, percentile_interval
@@ -74,7 +74,7 @@ def _designs(predictions: pd.DataFrame, family: NDArray[np.int64] | None) -> dic
         # By range: the s.d. of equal numbers may be a rounding error and not 0.
         if not _enough(known, family) or columns.shape[1] == 0 or not np.ptp(columns[known], axis=0).any():
             continue
-        if columns.shape[1] == 1 and abs(stats.pearsonr(columns[known, 0], truth[known]).statistic) > 1 - 1e-9:
+        if columns.shape[1] == 1 and abs(scipy.stats.pearsonr(columns[known, 0], truth[known]).statistic) > 1 - 1e-9:
             continue  # The target itself.
         designs[name] = columns
     if len(designs) > 1:
@@ -221,7 +221,9 @@ def missing_units(present: NDArray[np.bool_], target: Array, names: Sequence[str
             groups.setdefault(present[:, u].tobytes(), []).append(u)
     if not groups or target.min() == target.max():
         return ""
-    found = [(stats.mannwhitneyu(target[(own := present[:, u[0]])], target[~own]).pvalue, u) for u in groups.values()]
+    found = [
+        (scipy.stats.mannwhitneyu(target[(own := present[:, u[0]])], target[~own]).pvalue, u) for u in groups.values()
+    ]
     p, units = min(found, key=lambda x: float(x[0]))
     adjusted = min(1.0, float(p) * len(groups))
     if adjusted >= MISSING_P:

@@ -1,6 +1,6 @@
 """torch's optimisers without torch's compiler.
 
-Making an optimiser imports all of ``torch._dynamo``, only to have it skip the optimiser where somebody compiles a whole
+Making an optimiser of torch imports all of ``torch._dynamo``, only to have it skip the optimiser where somebody compiles a whole
 training step. Nobody does that here, and every process that trains would wait seconds and hold 160 MB for it. What an
 optimiser does to weights is untouched.
 """

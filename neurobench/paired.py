@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from neurobench import retrieval_scoring, window_scoring
 from neurobench.errors import DataError, closest
@@ -181,7 +182,7 @@ def row_of(metric: str, held_out: pd.DataFrame) -> Row:
     if metric == "r2":
         return _Ratios(subjects, fold, (p - y)[None] ** 2, (mean - y)[None] ** 2, 1.0, -1.0)
     if metric == "auroc":
-        return _Area(subjects, fold, y, np.asarray(stats.rankdata(p), float))
+        return _Area(subjects, fold, y, np.asarray(scipy.stats.rankdata(p), float))
     if metric == "balanced_accuracy":
         said = (np.sign(p - 0.5) + 1) / 2
         return _Ratios(subjects, fold, np.stack([said * y, (1 - said) * (1 - y)]), np.stack([y, 1 - y]))

@@ -29,7 +29,8 @@ MANY = 500
 """Combinations above which a plan is to be had at once: nothing is timed, small twins are of :data:`FEW` people, and
 seeds of which nothing is stored yet cost what the first of them costs."""
 
-FEW = 4
+FEW = 2
+"""People of a small twin then: with two more a plan of three datasets had the same rows, and took longer."""
 
 CONTROLS = "baselines and fillers"
 PREPARATION = "preparation"

@@ -387,11 +387,12 @@ class Training:
         first, last = group.share(recipe.batch_size)
         self.share = self.micro_batch = last - first
         # All weights at once: the same to the byte as one after the other, and quicker where they are many and small.
+        # Of weights that are cut into shares torch decides.
         self.optimiser = optimisers.AdamW(
             parameter_groups(learner.modules, recipe.weight_decay),
             lr=recipe.learning_rate,
             betas=recipe.betas,
-            foreach=True,
+            foreach=None if group.sharded else True,
         )
         self.n_done = self.n_valid = self.n_hidden = self.n_scored = 0
         self.losses = torch.zeros(n_steps, device=device)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from neurobench.contracts import RetrievalTask
 from neurobench.errors import ConfigError, DataError
@@ -161,8 +161,8 @@ def _credits(cosines: Array, allowed: NDArray[np.bool_]) -> dict[str, Array]:
     tied entries each has the mean over the places that they share.
     """
     values = np.where(allowed, cosines, -2.0)
-    first = stats.rankdata(-values, method="min", axis=1).astype(np.int64)
-    n_tied = stats.rankdata(-values, method="max", axis=1).astype(np.int64) - first + 1
+    first = scipy.stats.rankdata(-values, method="min", axis=1).astype(np.int64)
+    n_tied = scipy.stats.rankdata(-values, method="max", axis=1).astype(np.int64) - first + 1
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, values.shape[1] + 1))])
     precision = (harmonic[first - 1 + n_tied] - harmonic[first - 1]) / n_tied
     top = np.where(first == 1, 1 / n_tied, 0.0)

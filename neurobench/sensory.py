@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.transform import Rotation
 
 from neurobench.contracts import Backbone, EvokedTask
 from neurobench.errors import DataError
@@ -435,8 +433,8 @@ def turns(position_mm: NDArray[np.floating[Any]], n: int, seed: int) -> NDArray[
     outward /= np.linalg.norm(outward, axis=1, keepdims=True)
     rng = np.random.default_rng(seed_for(seed, "permutation", "turns", len(place)))
     # Uniform turns from normal quaternions: the generator's name in scipy changed between versions.
-    turned = Rotation.from_quat(rng.normal(size=(n, 4))).as_matrix() @ outward.T
-    return np.stack([linear_sum_assignment(-(outward @ t))[1] for t in turned])
+    turned = scipy.spatial.transform.Rotation.from_quat(rng.normal(size=(n, 4))).as_matrix() @ outward.T
+    return np.stack([scipy.optimize.linear_sum_assignment(-(outward @ t))[1] for t in turned])
 
 
 def alignment(
@@ -482,7 +480,7 @@ def _aurocs(values: Array, expected: NDArray[np.bool_], orders: NDArray[np.int64
     known = np.isfinite(values)
     # Values change their places, not their ranks.
     ranks = np.zeros(len(values))
-    ranks[known] = stats.rankdata(values[known])
+    ranks[known] = scipy.stats.rankdata(values[known])
     there = known[orders]
     n, m = (there & expected).sum(1), (there & ~expected).sum(1)
     above = (ranks[orders] * expected).sum(1) - n * (n + 1) / 2
