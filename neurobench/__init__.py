@@ -56,6 +56,8 @@ _PUBLIC = {
     "StoreError": "neurobench.errors",
     "closest": "neurobench.errors",
     "seed_for": "neurobench.identity",
+    "parse_json": "neurobench.parsing",
+    "user_path": "neurobench.parsing",
     "run": "neurobench.runner",
     "compare_results": "neurobench.comparisons",
     "load_results": "neurobench.results",

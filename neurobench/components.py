@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurobench.errors import ConfigError, closest
 from neurobench.identity import digest, file_digest
+from neurobench.parsing import user_path
 
 if TYPE_CHECKING:
     from neurobench.contracts import Component
@@ -100,7 +102,7 @@ def of_content(value: str, files: Sequence[Path]) -> str:
     """
     found = file_digest(files[0]) if len(files) == 1 else digest({f.name: file_digest(f) for f in files})
     text = f"sha256:{found[:16]}"
-    return text if Path(value).expanduser().exists() else f"{value}@{text}"
+    return text if os.path.exists(user_path(value)) else f"{value}@{text}"
 
 
 def _text(value: Value) -> str:

@@ -19,10 +19,11 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+import pydantic
 from numpy.typing import NDArray
 
 from neurobench.errors import DataError
@@ -66,11 +67,20 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a table of :func:`write_table`: twice as fast as pandas asks for it, which counts where there are many."""
+    """Return a table of :func:`write_table`: twice as fast as pandas asks for it, which counts where there are many.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
-        found: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+    try:
+        with parquet.ParquetFile(path) as file:
+            found: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+    except Exception as error:  # Of Arrow, and of what pandas has noted in the file.
+        raise _unread(path, str(error) or type(error).__name__) from error
     return found
 
 
@@ -163,7 +173,7 @@ class Evidence:
                 with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                     self._cache[path] = dict(stored)
             except Exception as error:  # Of the zip file, of its members' headers, of their bytes: a family each.
-                raise _damaged(path, error) from error
+                raise _unread(path, str(error) or type(error).__name__) from error
         found: Mapping[str, NDArray[Any]] = self._cache[path]
         return found
 
@@ -172,19 +182,99 @@ class Evidence:
 
     def _table(self, path: Path) -> pd.DataFrame:
         if path not in self._cache:
-            try:
-                self._cache[path] = read_table(path)
-            except Exception as error:  # Of Arrow, and of what pandas has noted in the file.
-                raise _damaged(path, error) from error
+            self._cache[path] = read_table(path)
         table: pd.DataFrame = self._cache[path]
         return table.copy()
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+def _unread(path: Path, why: str) -> DataError:
+    said = " ".join(why.split())[:200]
     return DataError(
         f"{path} cannot be read: {said}.", next_step="Run the same `neurobench run` again: it is written anew."
     )
+
+
+class _Part(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+
+class _Spread(_Part):
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+class _Card(_Part):
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    title: str
+    modality: Literal["fmri", "meg"]
+    licence: str
+    access: str
+    apply_at: str
+    citation: str
+    doi: str
+    revision: str
+    may_leave: Literal["aggregates", "predictions", "all"]
+    traps: list[str]
+    inclusion: str
+    size: str
+
+
+class _LeftOut(_Part):
+    code: str
+    level: Literal["info", "warning", "error"]
+    n: int
+    example: str
+
+
+class _Column(_Part):
+    n: int
+    mean: float = 0.0
+    sd: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    classes: dict[str, int] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _whole_spread(self) -> Self:
+        if 0 < len(self.model_fields_set & _Spread.model_fields.keys()) < len(_Spread.model_fields):
+            raise ValueError("a spread has mean, sd, low and high")
+        return self
+
+
+class _Site(_Part):
+    site: str
+    n: int
+    diagnosis: dict[str, int] = {}
+    # Left out where a site has none; null is no spread.
+    age: _Spread = _Spread(mean=0, sd=0, low=0, high=0)
+    mean_fd: _Spread = age
+    duration_s: _Spread = age
+
+
+class _Page(_Part):
+    """What reports and figures take from ``cohort.json``."""
+
+    fingerprint: str
+    dataset: str
+    card: _Card
+    source: Literal["real", "simulated"]
+    variant: str
+    modality: Literal["fmri", "meg"]
+    signal: Literal["parcels", "sensors", "volume"]
+    n_subjects: int
+    n_recordings: int
+    n_units: int
+    group_source: str
+    sfreq: float
+    states: dict[str, int]
+    provenance: list[str]
+    findings: list[_LeftOut]
+    columns: dict[str, _Column]
+    sites: list[_Site]
+    recording_s: _Spread
 
 
 def read_cohort(folder: Path, fingerprint: str) -> Mapping[str, Any]:
@@ -193,15 +283,16 @@ def read_cohort(folder: Path, fingerprint: str) -> Mapping[str, Any]:
     Raises
     ------
     DataError
-        If it is missing or unreadable.
+        If it is missing or unreadable, or is of another cohort.
     """
     path = folder / "cohorts" / fingerprint / "cohort.json"
     try:
-        found = parse_json(path.read_bytes())
-        if not isinstance(found, Mapping):
-            raise ValueError("it holds no names with values")
+        found: Mapping[str, Any] = parse_json(path.read_bytes())
+        if _Page.model_validate(found).fingerprint != fingerprint:
+            raise ValueError("it is of another cohort")
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise _unread(path, f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}.", next_step="Run the same `neurobench run` again: it is written anew."
-        ) from error
+        raise _unread(path, str(error)) from error
     return found

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from neurobench.components import Setting, Value, parse_setting, split_names
 from neurobench.errors import ConfigError, ConfigErrors, NeurobenchError, closest
 from neurobench.identity import digest
-from neurobench.parsing import parse_yaml
+from neurobench.parsing import parse_yaml, user_path
 from neurobench.resources import Needs
 
 __all__ = [
@@ -320,7 +320,7 @@ class RunConfig:
             "source": source,
             "variant": variant,
             "n_subjects": n_subjects,
-            "out": None if out is None else Path(out).expanduser(),
+            "out": None if out is None else user_path(out),
             "window_s": window_s,
             "patch_s": patch_s,
             "sfreq": sfreq,
@@ -337,7 +337,7 @@ class RunConfig:
             "distributed": distributed,
             "scheduler": scheduler,
             "cluster": cluster,
-            "cluster_config": None if cluster_config is None else Path(cluster_config).expanduser(),
+            "cluster_config": None if cluster_config is None else user_path(cluster_config),
             "log_format": log_format,
             "tensorboard": tensorboard,
             "resources": _resources(resources),
@@ -354,7 +354,7 @@ class RunConfig:
 
 def _refuse_code(suite: RunConfig, given: Sequence[Path]) -> None:
     """Refuse a suite that names plugin files which its user does not name as well: a suite runs no code of its own."""
-    known = {p.expanduser().resolve() for p in given}
+    known = {user_path(p).resolve() for p in given}
     if missing := [p for p in suite.plugin_files if p.resolve() not in known]:
         raise ConfigError(
             f"the suite needs the plugin {missing[0]}, which is code, and no suite may have code run by itself.",
@@ -433,7 +433,7 @@ def _data_dirs(value: Any) -> dict[str, Path] | None:
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return {k: Path(v).expanduser() for k, v in value.items()}
+        return {k: user_path(v) for k, v in value.items()}
     found: dict[str, Path] = {}
     for item in _listed(value):
         match = _NAMED_PATH.fullmatch(str(item))
@@ -444,7 +444,7 @@ def _data_dirs(value: Any) -> dict[str, Path] | None:
                 allowed="one folder a dataset",
                 next_step="Say whose each is: --data-dir NAME=PATH.",
             )
-        found[name] = Path(path).expanduser()
+        found[name] = user_path(path)
     return found
 
 
@@ -524,8 +524,8 @@ def load_suite(path: Path | str) -> RunConfig:
     return replace(
         config,
         suite=f"{path.stem}@{fingerprint[:12]}",
-        data_dirs={k: path.parent / v.expanduser() for k, v in config.data_dirs.items()},
-        plugin_files=tuple(path.parent / f.expanduser() for f in config.plugin_files),
+        data_dirs={k: path.parent / user_path(v) for k, v in config.data_dirs.items()},
+        plugin_files=tuple(path.parent / user_path(f) for f in config.plugin_files),
     )
 
 
@@ -548,7 +548,7 @@ def frozen_suites() -> dict[str, str]:
 
 def _suite_file(suite: Path | str) -> Path:
     """Return the file of a suite: a path, or the name of one that comes with neurobench."""
-    path = Path(suite).expanduser()
+    path = user_path(suite)
     if path.suffix in (".yaml", ".yml") or path.exists():
         return path
     if str(suite) in frozen_suites():

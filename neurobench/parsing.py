@@ -1,18 +1,29 @@
-"""Text of JSON and YAML from outside as plain values; whatever is wrong with it is one kind of error.
+"""Text of JSON and YAML, and paths, from outside as plain values; whatever is wrong with a text is one kind of error.
 
 The parsers of both answer some texts with errors of their own making (nesting too deep for the stack, a tag on an empty
-value), and YAML can say in a few lines what takes more memory than there is.
+value), YAML can say in a few lines what takes more memory than there is, and JSON lets pass what no message, hash or
+comparison can hold: a number that is no float, half a character, two values of one name.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
+from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "parse_yaml"]
+__all__ = ["parse_json", "parse_yaml", "user_path"]
 
 DEEPEST = 50
 """Lists and mappings in each other that a YAML text may have."""
+
+
+MOST_DIGITS = 300
+"""Digits of a whole number in a JSON text: any with fewer is a float as well."""
+
+_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def parse_json(content: str | bytes) -> Any:
@@ -21,12 +32,45 @@ def parse_json(content: str | bytes) -> Any:
     Raises
     ------
     ValueError
-        If it is none, or is nested too deeply.
+        If it is none, is nested too deeply, gives a name two values, or holds a number or a text that cannot be
+        computed with or written down again.
     """
     try:
-        return json.loads(content)
+        # Decoded here: the parser lets half a character pass.
+        text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
+        value = json.loads(text, parse_float=_finite, parse_int=_whole, object_pairs_hook=_one_value_a_name)
+        if _MAY_BE_HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"it holds a number of {len(text)} digits")
+    return int(text)
+
+
+def _one_value_a_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping; ValueError: a name has two values, of which the parser would take the last without a word.
+
+    Converters of scans do write a name twice, with the same value: that harms nobody.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            # By their text: 1, 1.0 and true are equal, and say different things; NaN is not equal to itself.
+            if repr(value) != repr(found[name]):
+                raise ValueError(f"it gives {name[:40]!r} two values; keep one of them")
+    return found
 
 
 def parse_yaml(text: str) -> Any:
@@ -75,3 +119,11 @@ def _refuse_twice(node: Any) -> None:
         seen.add(name)
     for inner in [value for _, value in pairs] or values:
         _refuse_twice(inner)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home of a user in the place of ``~``.
+
+    Of a user who is unknown here it stays as it is, as in a shell: there is no such path, which whoever opens it says.
+    """
+    return Path(os.path.expanduser(path))

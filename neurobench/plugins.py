@@ -30,6 +30,7 @@ from neurobench import hookspecs
 from neurobench.contracts import Backbone, Baseline, Component, Dataset, Figure, MaskingStrategy, Task
 from neurobench.errors import ConfigError, PluginError, closest, unknown_name
 from neurobench.intruders import intruders, own_files
+from neurobench.parsing import user_path
 from neurobench.plugin_rules import HOOKS, KINDS, NAME, Kind, wrong_class, wrong_hooks
 
 __all__ = ["KINDS", "Kind", "PluginInfo", "Provenance", "Registry", "load_registry"]
@@ -236,7 +237,7 @@ def _installed() -> Iterator[_Candidate]:
 
 
 def _from_file(path: Path) -> _Candidate:
-    path = Path(path).expanduser().resolve()
+    path = user_path(path).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(
             f"the plugin file {path} {'is not a Python file' if path.is_file() else 'does not exist'}.",

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from neurobench.errors import NeurobenchError, StoreError
-from neurobench.evidence import Evidence, read_cohort, write_arrays, write_table
+from neurobench.evidence import Evidence, read_cohort, read_table, write_arrays, write_table
 from neurobench.identity import digest
 from neurobench.objectives import parse_objective
 from neurobench.parsing import parse_json
@@ -467,11 +467,16 @@ def load_predictions(out: str | Path, record_id: str) -> pd.DataFrame:
     """Load the held-out predictions of one record: participant_id, fold, truth, prediction and what they need.
 
     Of evoked responses: participant_id, state, condition, epochs and everything that was measured, one row a response.
+
+    Raises
+    ------
+    StoreError, DataError
+        If there are none, or they cannot be read.
     """
     path = Path(out) / "predictions" / f"{record_id}.parquet"
     if not path.is_file():
         raise StoreError(f"record {record_id} has no stored predictions under {out}.")
-    return pd.read_parquet(path)
+    return read_table(path)
 
 
 def load_evidence(out: str | Path) -> tuple[Evidence, ...]:

@@ -39,6 +39,7 @@ __all__ = [
     "atomic_write",
     "disk_errors",
     "is_half_written",
+    "is_manifest",
     "keys_in",
     "moment",
     "must_be_output",
@@ -422,15 +423,17 @@ class Store:
             try:
                 in_its_place = digest(entry.manifest["identity"]) == entry.path.name
                 self._looked_at[entry.path] = in_its_place and all(file_digest(path) == sha for path, sha in small)
-            except OSError:
+            except (OSError, ValueError):
                 return False
         return self._looked_at[entry.path]
 
     def _open(self, folder: Path) -> Entry | None:
         try:
             manifest = parse_json((folder / "manifest.json").read_bytes())
+            if not is_manifest(manifest):
+                return None
             whole = all((folder / f).stat().st_size == size for f, (_, size) in manifest["files"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError):
             return None
         return Entry(folder, manifest) if whole else None
 
@@ -641,6 +644,18 @@ class Store:
                 return True
         except filelock.Timeout:
             return False
+
+
+_KINDS: Mapping[str, Any] = {"label": str, "identity": dict, "files": dict, "seconds": (int, float), "written": str}
+"""What is taken from a manifest."""
+
+
+def is_manifest(told: Any) -> bool:
+    """Return whether everything that is taken from a manifest is in it, and is what it is taken for."""
+    if not isinstance(told, dict) or not all(isinstance(told.get(name), kind) for name, kind in _KINDS.items()):
+        return False
+    sums = told["files"].values()
+    return all(isinstance(s, list) and list(map(type, s)) == [str, int] for s in sums)
 
 
 def moment(seconds: float | None = None) -> str:

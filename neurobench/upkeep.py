@@ -30,6 +30,7 @@ from neurobench.store import (
     Store,
     disk_errors,
     is_half_written,
+    is_manifest,
     keys_in,
     moment,
     must_be_output,
@@ -155,8 +156,10 @@ def _damage(store: Store, folder: Path) -> tuple[str, int]:
         return "is not an entry", 0
     try:
         manifest = parse_json((folder / "manifest.json").read_bytes())
+        if not is_manifest(manifest):
+            return "its manifest lacks what every manifest has", 0
         entry = Entry(folder, manifest)
-        size = sum(int(s) for _, s in manifest["files"].values())
+        size = sum(s for _, s in manifest["files"].values())
         if manifest["stage"] != folder.parent.name or manifest["key"] != folder.name:
             return f"says that it is {manifest['stage']}/{str(manifest['key'])[:12]}", size
         if digest(manifest["identity"]) != folder.name:
@@ -226,7 +229,7 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
     # A cohort that stays needs its recordings, though their labels may have newer entries.
     for entry in everything.get("cohort", []):
         if entry.path not in superseded:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 needed |= {Path(r["path"]).parts[1] for r in entry.json("cohort.json")["recordings"]}
     planned = runs.planned_keys(out)
     found = []

@@ -23,14 +23,17 @@ from benchmarks.fuzz.pages import only_text
 from benchmarks.fuzz.reader import Reader
 from benchmarks.fuzz.readers import readers
 from benchmarks.fuzz.structured import strategies
+from benchmarks.fuzz.tables import SILENCE
 from neurobench.errors import DataError
 from neurobench_datasets import _meg_files
 from neurobench_datasets._atlases import Atlas, load_labels
 from neurobench_datasets._bold_images import BoldFile
 from neurobench_datasets._mat import damage
+from neurobench_datasets._meg_events import read_events
 from neurobench_datasets._meg_noise import noise_covariance
 from neurobench_datasets._meg_open import open_raw
-from neurobench_datasets._roi_series import read_series
+from neurobench_datasets._roi_series import read_regions, read_series
+from neurobench_datasets._tables import match_id, participants_from
 
 
 @pytest.mark.parametrize("name", readers())
@@ -77,6 +80,17 @@ def test_a_crash_is_found(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0] == "KeyError at ?"
     if engine == "hypothesis":
         assert found[1] == ("'oops'", b"\x00"), "the shortest there is"
+
+
+def test_hypothesis_gives_no_file_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[bytes] = Counter()
+    monkeypatch.setattr(
+        engines, "readers", lambda: {"x": Reader("x", (b"",), lambda f: seen.update([(f / "x").read_bytes()]))}
+    )
+    monkeypatch.setattr(engines, "strategies", lambda: {"x": st.binary(max_size=1)})
+    # There are 257: it ends where nothing new comes.
+    assert 100 < fuzz("x", 1000, engine="hypothesis").n == len(seen) <= 257
+    assert set(seen.values()) == {1}
 
 
 def test_a_file_that_takes_too_long_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +261,44 @@ def test_a_fif_file_that_leads_in_a_circle_is_said(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x_raw\.fif is cut off or damaged .*lead in a circle"):
         open_raw(path)
+
+
+def test_a_text_without_bytes_that_says_gigabytes_is_not_made_room_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.mat"
+    scipy.io.savemat(path, {"a": "abc", "b": np.eye(3)})
+    content = path.read_bytes().replace(struct.pack("<2I2i", 5, 8, 1, 3), struct.pack("<2I2i", 5, 8, 20_000, 20_000), 1)
+    content = content.replace(struct.pack("<2H", 16, 3) + b"abc\0", struct.pack("<2I", 16, 0), 1)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a text of shape \(20000, 20000\) of 0 bytes"):
+        read_series(path)
+
+
+def test_regions_that_lie_nowhere_are_said(tmp_path: Path) -> None:
+    # Their distances are infinite, which no clustering takes.
+    path = tmp_path / "regions.csv"
+    for far in ("1e200", "inf", "-1e7"):
+        path.write_text(f"name,x,y,z\na,{far},1,1\nb,2,1,1\n", encoding="utf-8")
+        with pytest.raises(DataError, match=rf"regions\.csv puts a at x = {far} mm"):
+            read_regions(path)
+
+
+def test_digits_that_are_no_number_are_nobody_and_no_code(tmp_path: Path) -> None:
+    # `²` is a digit for Python, and int("²") is an error; so are thousands of digits.
+    assert match_id("01", ["sub-²", "9" * 5000, "sub-1"]) == "sub-1"
+    assert match_id("²", ["sub-²", "sub-2"]) == "sub-²"
+    assert match_id("²", ["sub-2"]) == ""
+    (tmp_path / "events.tsv").write_text("onset\tvalue\n0.5\t²\n0.7\t1\n", encoding="utf-8")
+    of = {"events_file": "events.tsv", "conditions": (("1", "tone"),), "button": "press"}
+    events, _, _ = read_events(SILENCE, None, of, tmp_path)
+    assert [e.condition for e in events] == ["tone"]
+
+
+@pytest.mark.parametrize("value", ["inf", "-Infinity", "1e999", "9" * 400])
+def test_nothing_that_is_measured_is_infinite(tmp_path: Path, value: str) -> None:
+    (tmp_path / "p.tsv").write_text(f"participant_id\tage\n01\t{value}\n02\t30\n", encoding="utf-8")
+    people, findings = participants_from(tmp_path / "p.tsv", component="parcels")
+    assert people["age"].isna().tolist() == [True, False]
+    assert [f.code for f in findings] == ["not-a-number"]
 
 
 @pytest.mark.parametrize("says", ["lead in a circle", "are of 30000 sensors"])

@@ -27,25 +27,27 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from benchmarks.fuzz.pages import HOSTILE, named, only_text, pages_of, report_of, usual_pages, usual_report
+from benchmarks.fuzz.results import cohort_page
 from benchmarks.fuzz.samples import filled
 from benchmarks.performance.board import invented
 from neurobench import console, upkeep
 from neurobench.cli import app
 from neurobench.config import load_suite
 from neurobench.errors import ConfigError, DataError, StoreError
-from neurobench.evidence import Evidence
+from neurobench.evidence import Evidence, read_cohort
 from neurobench.export import model_card
 from neurobench.options import RunConfig
 from neurobench.parsing import parse_json, parse_yaml
 from neurobench.report import Report
 from neurobench.report_writing import _markdown_table, write_report
-from neurobench.results import read_record, record_text
+from neurobench.results import load_predictions, read_record, record_text
 from neurobench.tables import TextTable
 from neurobench_backbones._weights import read_weights
-from neurobench_datasets._atlases import read_names
+from neurobench_datasets._atlases import find_atlas, read_names
 from neurobench_datasets._meg_sidecars import noise_file
 from neurobench_datasets._tables import read_json
 from neurobench_tasks._embeddings import read_embeddings
+from neurobench_tasks.stimulus import Stimulus
 
 ROOT = Path(__file__).parents[1]
 EVIL = "<script>alert(1)</script>"
@@ -121,6 +123,84 @@ def test_json_is_a_value_or_one_kind_of_error(content: bytes, tmp_path: Path) ->
         read_record(tmp_path / "x.json")
     with pytest.raises(DataError):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "gives 'c' two values"),
+        ('{"a": 1, "a": true}', "gives 'a' two values"),
+        ('{"a": 1e999}', "1e999 is too large"),
+        ('{"a": ' + "9" * 301 + "}", "a number of 301 digits"),
+        ('{"a": "\\ud800"}', "surrogates"),
+        ('{"a": "\\uD83D"}', "surrogates"),
+        (b'{"a": "\xed\xa0\x80"}', "decode"),
+    ],
+)
+def test_json_that_says_two_things_or_nothing_that_can_be_used_is_refused(text: str | bytes, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_json(text)
+
+
+def test_json_that_others_write_is_read(tmp_path: Path) -> None:
+    # Converters of scans repeat a name with its value, and write NaN; a whole character may be written as two halves.
+    text = '{"a": [1, 2.5], "a": [1, 2.5], "b": NaN, "b": NaN, "c": "\\ud83d\\ude00", "d": ' + "9" * 300 + "}"
+    found = parse_json(b"\xef\xbb\xbf" + text.encode())
+    assert (found["a"], found["c"], found["d"]) == ([1, 2.5], "😀", int("9" * 300))
+    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    assert read_json(tmp_path / "x.json")["a"] == [1, 2.5]
+    (tmp_path / "x.json").write_text('{"RepetitionTime": 2, "RepetitionTime": 0.8}', encoding="utf-8")
+    with pytest.raises(DataError, match="gives 'RepetitionTime' two values"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 5000, "x\0"])
+def test_paths_that_cannot_be_are_said(name: str) -> None:
+    # Python raises errors of its own for homes of people who are unknown, and for names that are too long.
+    with pytest.raises(DataError, match="does not exist"):
+        read_weights(name)
+    with pytest.raises(DataError, match="does not exist"):
+        find_atlas(name, "adhd200")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_embeddings(f"{name}.npz", ["face"])
+    with pytest.raises(ConfigError, match="does not exist"):
+        Stimulus.named_files({"embeddings": f"{name}.npz"})
+
+
+def test_a_suite_may_name_the_home_of_somebody_who_is_unknown_here(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("backbones: [mamba]\ndata_dirs: {parcels: ~nobody-of-this-name/x}\n", encoding="utf-8")
+    assert load_suite(path).data_dirs == {"parcels": tmp_path / "~nobody-of-this-name/x"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"card": {"title": "x"}}, "card.modality: Field required"),
+        ({"card": None}, "card: Input should be"),
+        ({"findings": [{"code": "x", "level": "fatal", "n": 1, "example": ""}]}, "findings.0.level"),
+        ({"columns": {"age": {"n": 1, "mean": 2.0}}}, "a spread has mean, sd, low and high"),
+        ({"sites": [{"site": "A", "n": 1, "age": None}]}, "sites.0.age"),
+        ({"fingerprint": "../1"}, "it is of another cohort"),
+    ],
+)
+def test_a_page_of_a_cohort_that_lacks_what_reports_take_from_it_is_said(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "cohorts" / "0"
+    place.mkdir(parents=True)
+    (place / "cohort.json").write_bytes(cohort_page())
+    assert read_cohort(tmp_path, "0")["card"]["title"] == "x"
+    (place / "cohort.json").write_text(json.dumps(json.loads(cohort_page()) | change), encoding="utf-8")
+    with pytest.raises(DataError, match=f"cohort.json cannot be read: .*{re.escape(says)}"):
+        read_cohort(tmp_path, "0")
+
+
+def test_predictions_that_are_damaged_are_said(tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"0\.parquet cannot be read"):
+        load_predictions(tmp_path, "0")
 
 
 def test_half_a_character_in_a_record_is_said(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ from neurobench.identity import digest
 from neurobench.progress import Silent
 from neurobench.results import load_results
 from neurobench.steps import Step
-from neurobench.store import Checkpoint, Store, atomic_write, disk_errors
+from neurobench.store import Checkpoint, Store, atomic_write, disk_errors, stored_steps
+from neurobench.upkeep import check
 from tests.fakes import FakeDataset, write_folder
 from tests.tiny_run import PLUGIN, execute
 
@@ -567,3 +568,26 @@ def test_what_is_damaged_and_cannot_be_removed_at_once_is_moved_away(
     again = Store(tmp_path / "out").get("stage", digest(IDENTITY))
     assert again is not None
     assert again.file("file.txt").read_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("written", None),
+        ("label", 3),
+        ("identity", []),
+        ("seconds", "1"),
+        ("files", []),
+        ("files", {"x.json": ["0", 1.0]}),
+    ],
+)
+def test_a_manifest_that_lacks_what_is_taken_from_it_is_none(tmp_path: Path, name: str, value: object) -> None:
+    store = Store(tmp_path / "out")
+    with store.write("embedding", {"a": 1}, "x") as folder:
+        (folder / "x.json").write_text("1")
+    path = next((tmp_path / "out" / "store").glob("embedding/*/manifest.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    assert Store(tmp_path / "out").entries("embedding") == []
+    assert stored_steps(tmp_path / "out").empty
+    (problem,) = check(tmp_path / "out").problems
+    assert problem.what == "its manifest lacks what every manifest has"

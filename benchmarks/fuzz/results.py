@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import save
 
 from benchmarks.fuzz.reader import Reader
 from benchmarks.fuzz.samples import clinic
@@ -36,8 +36,10 @@ from neurobench.pairwise import PairwiseRecord, name_of
 from neurobench.parsing import parse_json
 from neurobench.plugins import Registry, load_registry
 from neurobench.pretraining import Recipe, Training
-from neurobench.results import Record, content_hash, read_record, record_text
-from neurobench.store import Checkpoint, Store
+from neurobench.records import DatasetCard
+from neurobench.report_cohort import facts, flow, participants, sites
+from neurobench.results import Record, content_hash, load_results, read_record, record_text
+from neurobench.store import Checkpoint, Store, stored_steps
 from neurobench.upkeep import check, collect_garbage, merge
 from neurobench.verification import verify
 
@@ -69,6 +71,7 @@ def readers() -> dict[str, Reader]:
         "record": Reader("record.json", (text,), lambda f: read_record(f / "record.json")),
         "verify": Reader("record.json", (text,), _verify, sealed_record),
         "board": Reader("record.json", (text,), _board, sealed_record),
+        "results": Reader("record.json", (text,), _results, sealed_record),
         "bundle": Reader("bundle.zip", (_bundle(text),), lambda f: read_bundle(f / "bundle.zip")),
         "folds": Reader("folds.json", (folds,), lambda f: _plainly(parse_folds, f / "folds.json")),
         "predictions": Reader("table.csv", (table.encode(),), lambda f: _plainly(parse_table, f / "table.csv")),
@@ -77,11 +80,11 @@ def readers() -> dict[str, Reader]:
         "identity": Reader("identity.json", (identity,), functools.partial(_identity, text)),
         "rerun": Reader("rerun.json", (rerun,), functools.partial(_rerun, record)),
         "comparisons": Reader("comparisons.json", (compared.encode(),), functools.partial(_compared, clinical)),
-        "cohort": Reader("cohort.json", (b'{"dataset": "x", "fingerprint": "0"}',), _cohort),
+        "cohort": Reader("cohort.json", (cohort_page(),), _cohort),
         "marker": Reader(
             "neurobench.json", (b'{"format": 1, "made_by": "neurobench"}',), lambda f: Store(f, read_only=True)
         ),
-        "manifest": Reader("manifest.json", (_manifest(),), _store),
+        "manifest": Reader("manifest.json", (manifest_of(),), _store),
         "tar": Reader("out.tar", (_tar(),), lambda f: merge(f / "into", [f / "out.tar"])),
         "checkpoint": Reader("checkpoint.json", (kept()[0],), _go_on, sealed_checkpoint),
         "checkpoint-arrays": Reader("arrays.safetensors", (kept()[1],), _go_on_from_arrays),
@@ -213,34 +216,74 @@ def _compared(records: Mapping[str, Record], folder: Path) -> Any:
     return read_board(folder / "results")
 
 
+def cohort_page() -> bytes:
+    """Return what ``cohort.json`` says of a cohort of two people."""
+    spread = {"mean": 1.0, "sd": 0.5, "low": 0.5, "high": 1.5}
+    card = dict.fromkeys(
+        ("title", "licence", "access", "apply_at", "citation", "doi", "revision", "inclusion", "size"), "x"
+    )
+    page = {"fingerprint": "0", "dataset": "x", "source": "simulated", "variant": "", "modality": "fmri"}
+    page |= {"card": card | {"modality": "fmri", "may_leave": "all", "traps": ["one"]}, "signal": "parcels"}
+    page |= {"n_subjects": 2, "n_recordings": 2, "n_units": 3, "group_source": "none", "sfreq": 0.5}
+    page |= {"states": {"rest": 2}, "provenance": ["5 % of the volumes"], "recording_s": spread}
+    page |= {"findings": [{"code": "no-id", "level": "error", "n": 1, "n_subjects": 0, "example": "", "fix": ""}]}
+    page |= {"columns": {"age": {"n": 2, **spread}, "sex": {"n": 2, "classes": {"F": 1, "M": 1}}}}
+    page |= {"sites": [{"site": "A", "n": 2, "diagnosis": {"ADHD": 1}, "age": spread}], "n_families": 0}
+    return json.dumps(page).encode()
+
+
 def _cohort(folder: Path) -> Any:
+    """Read what is said of a cohort, and say it in a report."""
     place = folder / "cohorts" / "0"
     place.mkdir(parents=True, exist_ok=True)
     (place / "cohort.json").write_bytes((folder / "cohort.json").read_bytes())
-    return read_cohort(folder, "0")
+    page = read_cohort(folder, "0")
+    of = {k: page[k] for k in ("dataset", "source", "modality", "signal")}
+    said = Evidence(folder, title=page["card"]["title"], table=pd.DataFrame(), cohort=page, **of)
+    DatasetCard(**page["card"]).cite()
+    return [*facts(said)], flow(page, []).rows, sites(page), participants(page)
+
+
+def _results(folder: Path) -> Any:
+    """Load the records of an output folder that holds one."""
+    (folder / "neurobench.json").write_text('{"format": 1}')
+    content = (folder / "record.json").read_bytes()
+    (_emptied(folder / "records") / f"{_named(content)}.json").write_bytes(content)
+    return load_results(folder)
 
 
 # ---------------------------------------------------------------- the store
 
+_THREE = b"abc"
 
-def _manifest() -> bytes:
-    files = {"weights.safetensors": ["0" * 64, 3]}
-    return json.dumps({"stage": "pretraining", "key": "0" * 64, "label": "x", "identity": {}, "files": files}).encode()
+
+def manifest_of() -> bytes:
+    """Return the manifest of an entry of one file of three bytes."""
+    files = {"weights.safetensors": [hashlib.sha256(_THREE).hexdigest(), 3]}
+    told = {"stage": "pretraining", "key": digest({}), "label": "x", "identity": {}, "files": files}
+    return json.dumps(told | {"seconds": 0.1, "work": None, "written": "2026-01-01T00:00:00Z"}).encode()
 
 
 def _store(folder: Path) -> Any:
+    """Look over a store of one entry, under the key that its manifest should have where it can have one."""
     (folder / "neurobench.json").write_text('{"format": 1}')
-    place = folder / "store" / "pretraining" / ("0" * 64)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "weights.safetensors").write_bytes(save({"a": np.zeros(1)})[:3])
-    (place / "manifest.json").write_bytes((folder / "manifest.json").read_bytes())
-    return check(folder)
+    content, key = (folder / "manifest.json").read_bytes(), "0" * 64
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        key = digest(json.loads(content)["identity"])
+    shutil.rmtree(folder / "store", ignore_errors=True)
+    place = folder / "store" / "pretraining" / key
+    place.mkdir(parents=True)
+    (place / "weights.safetensors").write_bytes(_THREE)
+    (place / "manifest.json").write_bytes(content)
+    store = Store(folder)
+    store.get("pretraining", key), store.why_stale("pretraining", "x", {"a": 1}), stored_steps(folder)
+    return check(folder), collect_garbage(folder, remove=False)
 
 
 def _tar() -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
-        for name, data in (("neurobench.json", b'{"format": 1}'), ("store/x/0/manifest.json", _manifest())):
+        for name, data in (("neurobench.json", b'{"format": 1}'), ("store/x/0/manifest.json", manifest_of())):
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))

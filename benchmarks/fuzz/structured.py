@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from benchmarks.fuzz.damage import TOKENS, VALUES
-from benchmarks.fuzz.results import kept, registry, sealed_checkpoint, sealed_record
+from benchmarks.fuzz.results import cohort_page, kept, manifest_of, registry, sealed_checkpoint, sealed_record
+from benchmarks.fuzz.tables import DICTIONARY
 from benchmarks.performance.board import invented
 from neurobench.options import RunConfig
 from neurobench.results import record_text, schema
@@ -36,12 +37,15 @@ def strategies() -> dict[str, st.SearchStrategy[bytes]]:
     told, arrays = kept()
     record = record_text(invented("net · roi", "pretrained")).encode()
     return {
-        "record": _documents(record, schema(), sealed_record),
+        **dict.fromkeys(("record", "results", "board"), _documents(record, schema(), sealed_record)),
         "suite": _suites(),
         "participants": _tables([*ID_COLUMNS, *STANDARD, "Age", "handedness"], ID_COLUMNS[:1], PEOPLE),
         "labels": _tables(LABEL_COLUMNS, ("label", "name"), LABELS),
         "labels-text": _label_lines(),
         "labels-xml": _label_trees(),
+        "dictionary": _documents(DICTIONARY, _schema_of(json.loads(DICTIONARY)), lambda plain: plain),
+        "cohort": _documents(cohort_page(), _schema_of(json.loads(cohort_page())), lambda plain: plain),
+        "manifest": _documents(manifest_of(), _schema_of(json.loads(manifest_of())), lambda plain: plain),
         "checkpoint": _documents(told, _schema_of(json.loads(told)), sealed_checkpoint),
         "checkpoint-arrays": _tensors(arrays),
     }
@@ -49,7 +53,9 @@ def strategies() -> dict[str, st.SearchStrategy[bytes]]:
 
 # ---------------------------------------------------------------- values
 
-TEXT = st.sampled_from([v for v in VALUES if isinstance(v, str)]) | st.text(max_size=8)
+WORDS = [*(v for v in VALUES if isinstance(v, str)), "~nobody-here/x", "²", "9" * 4400, "0" * 64]
+
+TEXT = st.sampled_from(WORDS) | st.text(max_size=8)
 
 ODD = st.sampled_from(VALUES) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
@@ -88,7 +94,10 @@ def _schema_of(plain: Any) -> Schema:
     """Return a JSON schema that a value and others like it have."""
     if isinstance(plain, dict):
         return {"type": "object", "properties": {name: _schema_of(value) for name, value in plain.items()}}
-    return {"type": {bool: "boolean", int: "integer", float: "number", str: "string"}[type(plain)]}
+    if isinstance(plain, list):
+        return {"type": "array", "items": _schema_of(plain[0]) if plain else {}}
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+    return {"type": kinds[type(plain)]}
 
 
 # ---------------------------------------------------------------- JSON
@@ -171,6 +180,7 @@ def _suites() -> st.SearchStrategy[bytes]:
 
 CODES = ("utf-8", "utf-8", "utf-8-sig", "latin-1", "utf-16")
 PEOPLE = ["sub-01", "sub-02", "01", "0010001", "20.5", "1", "2", "F", "male", "A", "control", "ADHD", "3,5", "1e999"]
+PEOPLE += ["inf", "²", "sub-²", "٣"]
 LABEL_COLUMNS = ["label", "index", "id", "code", "value", "roi", "name", "region", "region_name", "group"]
 LABELS = ["0", "1", "2", "2", "170", "-1", "1.0", "1e999", "1e30", "Precentral_L", "Frontal", "7Networks_LH_Vis_1", "a"]
 
@@ -224,7 +234,9 @@ def _label_trees() -> st.SearchStrategy[bytes]:
         lambda p: f"<label><index>{escape(p[0])}</index><name>{escape(p[1])}</name></label>"
     )
     trees = st.recursive(
-        pair | leaf, lambda inner: st.builds(element, tags, st.lists(inner, max_size=3).map("".join), st.none())
+        pair | leaf,
+        lambda inner: st.builds(element, tags, st.lists(inner, max_size=3).map("".join), st.none()),
+        max_leaves=8,
     )
     head = st.sampled_from(["", '<?xml version="1.0" encoding="UTF-8"?>', '<?xml version="1.0"?>'])
     whole = st.builds(

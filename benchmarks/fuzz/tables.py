@@ -22,9 +22,9 @@ from neurobench_datasets._confounds import regressors_of
 from neurobench_datasets._description import FILE, described
 from neurobench_datasets._meg_events import read_events
 from neurobench_datasets._meg_sidecars import bad_channels, noise_file
-from neurobench_datasets._roi_series import read_regions, read_series
+from neurobench_datasets._roi_series import read_regions, read_series, units_of
 from neurobench_datasets._series_folder import repetition_time
-from neurobench_datasets._tables import participants_from
+from neurobench_datasets._tables import match_id, participants_from
 from neurobench_datasets.camcan import read_cattell, read_participants
 from neurobench_datasets.parcels import Parcels
 
@@ -40,6 +40,9 @@ n_subjects: 24
 """
 CLUSTER = b"queue: short\ncores: 4\nmemory: 8GB\nwalltime: '01:00:00'\njobs: 3\n"
 PEOPLE = b"participant_id\tage\tsex\tsite\tdiagnosis\nsub-01\t20.5\tF\tA\tcontrol\nsub-02\t-999\tmale\tB\tADHD\n"
+CODED = b"participant_id\tage\tsex\tdiagnosis\nsub-01\t120\t1\t0\nsub-02\t99\t2\t1\n"
+DICTIONARY = b"""{"sex": {"Levels": {"1": "male", "2": {"Description": "female"}}},
+"diagnosis": {"Levels": {"0": "control", "1": "ADHD"}}, "age": {"Units": "months"}}"""
 ADHD = b"""ScanDir ID,Site,Gender,Age,Handedness,DX,Secondary Dx ,Full4 IQ,QC_Rest_1
 10001,5,1,9.2,-0.3,pending,,110,1
 0010002,5,0,11,1,3,x,-999,N/A
@@ -72,13 +75,14 @@ def readers() -> dict[str, Reader]:
         "suite": Reader("suite.yaml", (SUITE, CLUSTER), lambda f: load_suite(f / "suite.yaml")),
         "cluster": Reader("cluster.yaml", (CLUSTER, SUITE), lambda f: settings_of(f / "cluster.yaml")),
         "participants": Reader("participants.tsv", (PEOPLE, ADHD, CAMCAN), _people),
+        "dictionary": Reader("participants.json", (DICTIONARY,), _people, beside={"participants.tsv": CODED}),
         "adhd200": Reader("NYU_phenotypic.csv", (ADHD,), lambda f: read_phenotypes(f, [])),
         "camcan": Reader(CAMCAN_FILE, (CAMCAN, PEOPLE), lambda f: read_participants(f, [])),
         "cattell": Reader("Cattell_summary.txt", (CATTELL,), lambda f: read_cattell(f, [])),
         "labels": Reader("labels.csv", (NAMES, REGIONS), lambda f: read_names(f / "labels.csv")),
         "labels-text": Reader("labels.txt", (LUT,), lambda f: read_names(f / "labels.txt")),
         "labels-xml": Reader("labels.xml", (XML,), lambda f: read_names(f / "labels.xml")),
-        "regions": Reader("regions.csv", (REGIONS, NAMES), lambda f: read_regions(f / "regions.csv")),
+        "regions": Reader("regions.csv", (REGIONS, NAMES), lambda f: units_of(read_regions(f / "regions.csv"))),
         "series-text": Reader("series.csv", (text, NAMES), lambda f: read_series(f / "series.csv")),
         "series-npy": Reader("series.npy", (npy.getvalue(),), lambda f: read_series(f / "series.npy")),
         "series-mat": Reader("series.mat", (mat.getvalue(),), lambda f: read_series(f / "series.mat")),
@@ -97,7 +101,9 @@ def readers() -> dict[str, Reader]:
 
 
 def _people(folder: Path) -> Any:
-    return participants_from(folder / "participants.tsv", component="parcels")
+    table, findings = participants_from(folder / "participants.tsv", component="parcels")
+    # As files are matched that lost the zeros of their names.
+    return table, findings, match_id("1", table.index)
 
 
 def _time_of_series(folder: Path) -> float:
@@ -110,7 +116,9 @@ SILENCE = mne.io.RawArray(np.zeros((1, 400)), mne.create_info(["MEG0111"], 200.0
 
 
 def _events(folder: Path) -> Any:
-    return read_events(SILENCE, None, {"events_file": "events.tsv"}, folder)
+    of = {"events_file": "events.tsv"}
+    read_events(SILENCE, None, of | {"conditions": (("1", "tone"),), "button": "press"}, folder)
+    return read_events(SILENCE, None, of, folder)
 
 
 def _regressors(folder: Path) -> Any:

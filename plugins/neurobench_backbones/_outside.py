@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from neurobench import user_path
 from neurobench_backbones._weights import existing
 
 EXTRA = "pretrained"
@@ -38,8 +40,8 @@ def in_cache(name: str, *files: str) -> Path | None:
 
 def weights_of(text: str) -> Path:
     """Return the file of weights that a user names: a path, or a name in the local cache of the Hugging Face hub."""
-    path = Path(text).expanduser()
-    return (None if path.exists() else in_cache(text, *WEIGHTS)) or existing(path)
+    path = user_path(text)
+    return (None if os.path.exists(path) else in_cache(text, *WEIGHTS)) or existing(path)
 
 
 def way_in_and_out(width: int, inside: int, outside: int | None = None) -> tuple[nn.Linear, nn.Linear]:

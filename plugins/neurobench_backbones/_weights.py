@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from neurobench import DataError
+from neurobench import DataError, user_path
 
 MOST_NAMES = 6
 """Names that an error lists of each kind."""
@@ -25,10 +26,10 @@ def existing(path: str | Path) -> Path:
     DataError
         If it is not there.
     """
-    found = Path(path).expanduser()
-    if not found.is_file():
+    found = user_path(path)
+    if not os.path.isfile(found):  # Of a name that is too long for a file Path.is_file raises.
         raise DataError(
-            f"the weights file {found} {'is a folder' if found.is_dir() else 'does not exist'}.",
+            f"the weights file {found} {'is a folder' if os.path.isdir(found) else 'does not exist'}.",
             allowed="a .safetensors file, or a torch file that holds tensors and nothing else",
             next_step="Give its path: weights=PATH.",
         )

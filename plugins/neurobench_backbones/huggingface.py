@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neurobench import BackboneSpec, DataError, TokenBackbone, TokenTable, hookimpl
+from neurobench import BackboneSpec, DataError, TokenBackbone, TokenTable, hookimpl, user_path
 from neurobench_backbones._outside import in_cache, seen_by_all, way_in_and_out, without
 
 PACKAGE = "transformers"
@@ -27,10 +28,10 @@ def folder_of(model: str) -> Path | None:
     """
     from transformers import CONFIG_MAPPING
 
-    path = Path(model).expanduser()
-    if (path / "config.json").is_file():
+    path = user_path(model)
+    if os.path.isfile(path / "config.json"):
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if model in CONFIG_MAPPING:
             return None
         if (config := in_cache(model, "config.json")) is not None:

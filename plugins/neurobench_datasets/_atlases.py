@@ -7,6 +7,7 @@ beside the image, in any of the forms that atlases are given out with; the group
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import DataError, closest
+from neurobench import DataError, closest, user_path
 from neurobench_datasets._nifti import open_image
-from neurobench_datasets._tables import explain_unreadable, find_column, read_table, unreadable
+from neurobench_datasets._tables import explain_unreadable, find_column, read_table, unreadable, whole
 
 FETCHED = ("aal3", "aal", "schaefer100", "schaefer200", "schaefer400")
 """Names that nilearn fetches; every other atlas is the path of a label image."""
@@ -90,11 +91,11 @@ def find_atlas(text: str, component: str) -> Atlas:
     DataError
         If the file does not exist, or the name is unknown, or it cannot be fetched.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     names: Path | None = None
     if text in FETCHED:
         path, names = _fetch(text, component)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Of a name that is too long for a file Path.is_file raises.
         known = "" if path.suffix else f", or one of {', '.join(FETCHED)}"
         raise DataError(
             f"the atlas {text} does not exist.",
@@ -240,8 +241,8 @@ def read_names(path: Path) -> pd.DataFrame:
         elif path.suffix == ".txt":
             for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
                 parts = line.split()
-                if len(parts) >= 2 and parts[0].isdigit():
-                    rows.append((int(parts[0]), parts[1], ""))
+                if len(parts) >= 2 and (number := whole(parts[0])) is not None:
+                    rows.append((number, parts[1], ""))
         else:
             frame = read_table(path)
             # MIST's column `label` is a short name, and `roi` the number.

@@ -22,7 +22,13 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8, 16: 1, 17
 CELL, STRUCT, OBJECT, OPAQUE = 1, 2, 3, 17
 """Classes of matrices that hold matrices."""
 
-PARTS = {4: ((False,),), 5: ((False,) * 3, (False,) * 4), 16: ((True,),)}
+TEXT = 4
+"""Class of matrices that hold text; of one without any bytes scipy makes as many blanks as its shape says."""
+
+MOST_BLANKS = 1 << 16
+"""Characters that a text without bytes may have."""
+
+PARTS = {TEXT: ((False,),), 5: ((False,) * 3, (False,) * 4), 16: ((True,),)}
 """What text, sparse matrices and functions may hold: whether each of their elements is a matrix."""
 
 NUMERIC = range(6, 16)
@@ -118,6 +124,8 @@ def _check_matrix(content: memoryview, order: str, depth: int) -> None:
             raise ValueError(f"a matrix of shape {dims} that does not hold {wanted} numbers")
     if kind in PARTS and tuple(t == MATRIX for t, _ in rest) not in PARTS[kind]:
         raise ValueError(f"a matrix of class {kind} of {len(rest)} parts")
+    if kind == TEXT and math.prod(dims) > max(len(rest[0][1]), MOST_BLANKS):
+        raise ValueError(f"a text of shape {dims} of {len(rest[0][1])} bytes")
     if kind in (CELL, STRUCT, OBJECT):
         wanted = math.prod(dims)
         if kind != CELL:

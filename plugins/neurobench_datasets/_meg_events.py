@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurobench import DataError, Event, Finding
-from neurobench_datasets._tables import find_column, read_table, read_text
+from neurobench_datasets._tables import find_column, read_table, read_text, whole
 
 TRIGGERS = ("STI101", "STI 014", "STI014", "STI201", "UPPT001", "UPPT002", "STIM", "TRIGGER")
 """Channels that carry whole codes, in the order in which they are tried; then every other stimulus channel."""
@@ -293,7 +293,7 @@ def _named(
     if not table:
         return [Event(r.onset_s, r.text or f"trigger-{r.code}") for r in written], False
     events, known, others = [], set(), Counter[str]()
-    high = Counter(r.code for r in written if r.code.isdigit() and int(r.code) > 255 and r.code not in table)
+    high = Counter(r.code for r in written if (whole(r.code) or 0) > 255 and r.code not in table)
     button = high.most_common(1)[0][0] if options.get("button") and high else ""
     for r in written:
         key = next((k for k in (r.text.lower(), r.code) if k and k in table), "")

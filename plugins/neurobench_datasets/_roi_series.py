@@ -360,6 +360,10 @@ def units_first(values: NDArray[Any], n_regions: int, orientation: str, name: st
 # ---------------------------------------------------------------- regions
 
 
+FARTHEST_MM = 1e6
+"""Coordinates beyond this are none of a brain's, in whatever unit they are."""
+
+
 def read_regions(path: Path) -> pd.DataFrame:
     """Read a table of regions: column name, and if there are any group, x, y, z (mm)."""
     frame = read_table(path)
@@ -370,6 +374,11 @@ def read_regions(path: Path) -> pd.DataFrame:
     table["group"] = frame["group"].fillna("") if "group" in frame else ""
     for axis in "xyz":
         table[axis] = pd.to_numeric(frame[axis], errors="coerce") if axis in frame else np.nan
+        if (far := table[axis].abs() > FARTHEST_MM).any():
+            raise DataError(
+                f"{path.name} puts {table['name'][far].iloc[0]} at {axis} = {frame[axis][far].iloc[0][:40]} mm.",
+                next_step="Correct it, or leave the cell empty: positions are in mm.",
+            )
     if (table["name"] == "").any():
         raise DataError(
             f"{path.name} has {int((table['name'] == '').sum())} regions without a name.",

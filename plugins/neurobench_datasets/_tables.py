@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import re
 import warnings
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurobench import DataError, Finding, closest
+from neurobench import DataError, Finding, closest, parse_json
 
 SHEET_ERRORS = (
     "#null!",
@@ -157,8 +156,8 @@ def read_json(path: Path) -> dict[str, Any]:
         If it cannot be read, or holds no names with values.
     """
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         raise DataError(f"{path.name} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path.name} holds no names with values.", allowed='such as {"RepetitionTime": 2.0}')
@@ -241,11 +240,17 @@ def _cell(value: Any) -> Any:
     return np.nan if text.lower() in MISSING_CODES or MISSING_NUMBER.fullmatch(text) else text
 
 
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """Return a column of text as numbers; NaN where it says none, and where it says infinity: nothing measured is."""
+    values = pd.to_numeric(column, errors="coerce").astype(float)
+    return values.where(np.isfinite(values))
+
+
 def typed(column: pd.Series) -> pd.Series:
     """Return a column of text as numbers where every known value is one."""
-    numbers = pd.to_numeric(column, errors="coerce")
+    numbers = _as_numbers(column)
     if numbers.notna().sum() == column.notna().sum():
-        return numbers.astype(float)
+        return numbers
     return column.astype(object).where(column.notna(), None)
 
 
@@ -270,7 +275,7 @@ def numbers(column: pd.Series, path: Path, findings: list[Finding], *, age: bool
         Whether these are ages: ``11 years`` and ``034Y`` are numbers of years.
     """
     said = column.map(lambda v: m[1] if (m := IN_YEARS.fullmatch(str(v))) else v) if age else column
-    values = pd.to_numeric(said, errors="coerce").astype(float)
+    values = _as_numbers(said)
     wrong = values.isna() & column.notna()
     if wrong.any():
         examples = list(dict.fromkeys(map(str, column[wrong])))
@@ -497,6 +502,11 @@ def missing_targets(participants: pd.DataFrame, names: Iterable[str]) -> list[Fi
     return findings
 
 
+def whole(text: str) -> int | None:
+    """Return the whole number that digits say; None of anything else (``²`` is a digit for Python, and no number)."""
+    return int(text) if re.fullmatch("[0-9]{1,300}", text) else None
+
+
 def match_id(subject: str, known: Iterable[str]) -> str:
     """Return the participant a file's id means: the same, with or without ``sub-``, or with lost zeros; else empty."""
     known = list(known)
@@ -504,8 +514,8 @@ def match_id(subject: str, known: Iterable[str]) -> str:
     for candidate in (subject, bare, f"sub-{bare}"):
         if candidate in known:
             return candidate
-    if bare.isdigit():
-        same = [k for k in known if k.removeprefix("sub-").isdigit() and int(k.removeprefix("sub-")) == int(bare)]
+    if (number := whole(bare)) is not None:
+        same = [k for k in known if whole(k.removeprefix("sub-")) == number]
         if len(same) == 1:
             return same[0]
     return ""

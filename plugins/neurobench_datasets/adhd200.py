@@ -59,7 +59,7 @@ from neurobench_datasets._bold_layouts import (
 )
 from neurobench_datasets._bold_settings import BOLD_SPEC, PATCH_VOXELS, SPACING_MM, BoldSettings
 from neurobench_datasets._roi_series import MIN_TIMES, evenly, read_series, units_of
-from neurobench_datasets._tables import missing_targets
+from neurobench_datasets._tables import missing_targets, whole
 
 T_R = {
     "Peking": 2.0,
@@ -378,7 +378,7 @@ class ADHD200(Dataset):
         series = read_series(file.path)
         expected = N_REGIONS[self.time_courses]
         names = [re.sub(r"^Mean_", "", c) for c in series.columns]
-        if len(names) != series.values.shape[1] or not all(n.isdigit() for n in names):
+        if len(names) != series.values.shape[1] or any(whole(n) is None for n in names):
             raise DataError(f"{file.path.name} has no header of region codes (Mean_2001, Mean_2002, …).")
         if len(names) != expected:
             detail = ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurobench import ConfigError, closest
+from neurobench import ConfigError, closest, user_path
 
 
 def read_embeddings(path: str, labels: Sequence[str]) -> NDArray[np.float64]:
@@ -20,7 +19,7 @@ def read_embeddings(path: str, labels: Sequence[str]) -> NDArray[np.float64]:
     ConfigError
         If the file cannot be read, lacks a stimulus, or its arrays are no vectors of one length.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     known: dict[str, NDArray[np.float64]] = {}
     try:
         if file.suffix == ".npz":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from neurobench import (
     RetrievalWindow,
     closest,
     hookimpl,
+    user_path,
 )
 from neurobench_tasks._embeddings import read_embeddings
 
@@ -63,8 +65,8 @@ class Stimulus(RetrievalTask):
         """Return the file of the stimuli's embeddings."""
         if not parameters["embeddings"]:
             return {}
-        path = Path(parameters["embeddings"]).expanduser()
-        if not path.is_file():
+        path = user_path(parameters["embeddings"])
+        if not os.path.isfile(path):
             raise ConfigError(
                 f"embeddings cannot be read from {path}: it does not exist.", allowed="a file .npz or .parquet"
             )
