@@ -5,6 +5,7 @@ Every name, parameter and combination is judged in :func:`expand`, all problems 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -650,6 +651,26 @@ def _nothing_to_train_on(
             )
 
 
+def _no_folder(path: Path) -> ConfigError:
+    """Return the error for a --data-dir that is no folder, with what was likely meant."""
+    step = "Give the folder that holds the recordings."
+    if path.is_file():
+        return ConfigError(f"--data-dir: {path} is a file.", likely=f"--data-dir {path.parent}", next_step=step)
+    if path.is_symlink():
+        return ConfigError(f"--data-dir: {path} is a link to what is not there: {path.readlink()}.", next_step=step)
+    there = next((p for p in path.parents if p.is_dir()), path)
+    missing = path.relative_to(there).parts[:1]
+    with contextlib.suppress(OSError):
+        beside = {p.name: p for p in there.iterdir() if p.is_dir() and p.name[0] != "."}
+        if missing and (meant := closest(missing[0], beside)):
+            rest = path.relative_to(there / missing[0])
+            likely = beside[meant] / rest if (beside[meant] / rest).is_dir() else beside[meant]
+            return ConfigError(
+                f"--data-dir: the folder {path} does not exist.", likely=f"--data-dir {likely}", next_step=step
+            )
+    return ConfigError(f"--data-dir: the folder {path} does not exist.", next_step=step)
+
+
 def _resolve_data_dirs(
     config: RunConfig, datasets: tuple[ComponentSpec, ...], registry: Registry, problems: list[NeurobenchError]
 ) -> dict[str, Path]:
@@ -677,12 +698,7 @@ def _resolve_data_dirs(
                 )
             )
         elif not path.is_dir():
-            problems.append(
-                ConfigError(
-                    f"--data-dir: the folder {path} does not exist.",
-                    next_step="Give the folder that holds the recordings.",
-                )
-            )
+            problems.append(_no_folder(path))
     found: dict[str, Path] = {}
     for spec in datasets:
         folder = next((config.data_dirs[k] for k in (spec.label, spec.name, "") if k in config.data_dirs), None)

@@ -456,3 +456,19 @@ def test_transductive_within_recordings_is_refused():
     config = RunConfig.from_options(backbone="mamba", mask="roi", transductive=True, split="within-recording")
     with pytest.raises(ConfigErrors, match="--transductive has no meaning"):
         expand(config, load_registry())
+
+
+def test_a_folder_that_is_none_says_what_was_meant(tmp_path: Path) -> None:
+    meant = tmp_path / "adhd200" / "filtfix"
+    meant.mkdir(parents=True)
+    (meant / "participants.tsv").write_text("participant_id\n")
+    (tmp_path / "gone").symlink_to(tmp_path / "elsewhere")
+    says = {
+        tmp_path / "ADHD-200" / "filtfix": f"does not exist. Did you mean '--data-dir {meant}'?",
+        meant / "participants.tsv": f"is a file. Did you mean '--data-dir {meant}'?",
+        tmp_path / "gone": "is a link to what is not there",
+        Path("/xyzzyxyzzy"): "does not exist. Give the folder",
+    }
+    for path, text in says.items():
+        (found,) = problems(data_dir=[str(path)])
+        assert text in found, found

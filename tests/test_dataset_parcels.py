@@ -420,7 +420,9 @@ def test_time_series_are_found_where_pipelines_write_them(folder: Path) -> None:
     without_folder(folder)
     listing = Parcels().list_recordings(folder)
     assert [r.id for r in listing.recordings] == [f"sub-0{i}_ses-a_rest" for i in (1, 2, 3)]
-    assert "found-series" in codes(listing)
+    said = {f.code: f.message for f in listing.findings}
+    assert said["found-series"].endswith("3 files such as *_seg-X_stat-mean_timeseries.tsv are used")
+    assert "sub-0" not in said["found-series"]
     assert Parcels().read(listing.recordings[0]).units.names == ("r0", "r1", "r2", "r3", "r4")
 
 

@@ -19,6 +19,7 @@ from neurobench import runs
 from neurobench.cli import app
 from neurobench.report_cohort import _alike
 from neurobench.results import load_results, read_record
+from tests.browser import Browser, find_browser
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +225,26 @@ def test_a_browser_shows_it_without_sideways_scrolling(out: Path, tmp_path: Path
     assert len(measured["images"]) >= 10
     # On a phone a picture keeps the size at which its type is read, and moves in a frame that fits.
     assert all(natural > 0 and frame <= width and own >= 500 for natural, frame, own in measured["images"])
+
+
+@pytest.mark.slow
+def test_at_night_and_on_paper(out: Path):
+    browser = Browser(find_browser())
+    try:
+        browser.window(720, dark=True)
+        browser.open((out / "report" / "report.html").as_uri())
+        light = "(e => getComputedStyle(e).{}.match(/\\d+/g).reduce((a, b) => a + +b, 0) / 3)({})"
+        assert browser.evaluate(light.format("backgroundColor", "document.body")) < 60
+        assert browser.evaluate(light.format("color", "document.body")) > 180
+        # Pictures are drawn on paper, of which some have none of their own.
+        assert browser.evaluate(light.format("backgroundColor", "document.querySelector('figure img')")) == 255
+        browser.send("Emulation.setEmulatedMedia", media="print", features=[])
+        assert browser.evaluate(light.format("color", "document.body")) < 60
+        # Nothing can be opened or moved sideways there.
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tables = browser.evaluate("[...document.querySelectorAll('details table')].map(t => t.offsetHeight)")
+        assert tables
+        assert min(tables) > 0
+        assert not browser.evaluate("[...document.querySelectorAll('table')].some(t => t.offsetWidth > innerWidth)")
+    finally:
+        browser.close()

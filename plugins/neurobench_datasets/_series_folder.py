@@ -313,12 +313,13 @@ def find_series(root: Path, people: People, component: str, pattern: str) -> tup
             next_step=f"Say which: '{component}[files={_pattern(example)}]'.",
         )
     (files,) = chosen.values()
-    text = f"there is no folder timeseries: the {len(files)} files such as {files[0].relative_to(root)} are used"
-    findings = [Finding("info", "found-series", text, path=str(files[0]))]
-    if others := [p for k, paths in kinds.items() if k not in chosen for p in paths]:
-        text = f"{len(others)} other files of people are not used, such as {others[0].relative_to(root)}"
-        fix = f"say {component}[files=…] to choose"
-        findings.append(Finding("info", "other-files", text, fix=fix, path=str(others[0])))
+    # Patterns, not names: what a report shows may be passed on.
+    text = f"there is no folder timeseries: {len(files)} files such as {_pattern(files)} are used"
+    findings = [Finding("info", "found-series", text)]
+    if others := {k: paths for k, paths in kinds.items() if k not in chosen}:
+        text = f"{sum(map(len, others.values()))} other files of people are not used: "
+        text += ", ".join([_pattern(paths) for paths in others.values()][:4])
+        findings.append(Finding("info", "other-files", text, fix=f"say {component}[files=…] to choose"))
     return files, findings
 
 

@@ -93,7 +93,7 @@ class Parcels(Dataset):
         may_leave="aggregates",
         size="yours: `neurobench data check` says how many",
         inclusion=(
-            "Everybody with a row in participants.tsv and a file in timeseries. Files that cannot be read, have "
+            "Everybody with a row in participants.tsv and a file of time series. Files that cannot be read, have "
             "another number of regions or are shorter than half a window are left out, each with its reason."
         ),
         traps=(
