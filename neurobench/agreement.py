@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from neurobench.bundle_reader import printable
 from neurobench.components import Setting
-from neurobench.contracts import SubjectTask, Task
+from neurobench.contracts import EvokedTask, ReconstructionTask, RetrievalTask, SubjectTask, Task, WindowTask
 from neurobench.errors import ConfigError
 from neurobench.identity import digest
 from neurobench.objectives import parse_objective
@@ -26,10 +27,15 @@ __all__ = [
     "not_as_named",
     "not_of_suite",
     "not_of_task",
+    "odd_predictions",
     "of_people",
+    "other_means",
     "people_problems",
     "same_predictions",
+    "sides",
+    "undue_columns",
     "unlike",
+    "unsaid",
 ]
 
 PERSON = ("age", "sex", "site", "family", "mean_fd", "duration_s")
@@ -80,14 +86,23 @@ def not_as_named(record: Record) -> Iterator[str]:
         wrong = backbone is not None or mask is not None or (baseline is None) != (record.kind == "filler")
         wrong |= baseline is not None and record.row != baseline.label
         wrong |= baseline is None and record.row not in FILLERS
+    elif record.kind == "pretrained":
+        on = ",".join(o.dataset for o in record.pretraining.on) if record.pretraining else ""
+        objective = parse_objective(record.protocol.objective)
+        by = "" if objective.is_default else f" ({objective.label})"
+        # To the letter: what stands behind a name is read as a claim.
+        wrong = backbone is None or mask is None or record.pretraining is None
+        wrong |= record.row != f"{_label(backbone)} · {_label(mask)}{by}{on and f' ← {on}'}"
     else:
-        start = f"{backbone.label if backbone else ''} · " + (
-            mask.label if record.kind == "pretrained" and mask else ""
-        )
-        wrong = backbone is None or not record.row.startswith(start)
-        wrong |= record.kind == "pretrained" and (mask is None or record.pretraining is None)
+        start, _, rest = record.row.partition(f"{_label(backbone)} · ")
+        words = r"as given" if record.kind == "given" else r"untrained|scratch"
+        wrong = backbone is None or bool(start) or not re.fullmatch(rf"({words})( \(units of [^()]+\))?", rest)
     if wrong:
         yield f"row {printable(record.row)} is not named after what it was made with, or is of another kind"
+
+
+def _label(component: ComponentRecord | None) -> str:
+    return component.label if component is not None else ""
 
 
 def not_of_task(record: Record, task: Task) -> Iterator[str]:
@@ -177,6 +192,35 @@ def not_as_identified(record: Record, evaluation: Mapping[str, Any], steps: Mapp
         yield f"has {p.n_folds} folds, and the steps beside it are of {len(tested)}"
 
 
+STEP_NAMES = {
+    "backbone": {"mask", "spec", "n_steps", "n_tokens", "recipe", "ratio", "objective", "seed", "code"},
+    "baseline": {"cohort", "train", "test", "seed", "task", "code"},
+}
+EVALUATION_NAMES = {
+    SubjectTask: {"adaptation", "adaptation_parameters", "harmonise", "probe", "folds", "cohort"},
+    WindowTask: {"adaptation", "adaptation_parameters", "probe", "folds", "cohort", "windows"},
+    RetrievalTask: {"folds", "cohort", "windows"},
+    ReconstructionTask: {"row"},
+    EvokedTask: {"row"},
+}
+
+
+def unsaid(record: Record, task: Task, evaluation: Mapping[str, Any], steps: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what an identity of this version has to say and does not: what is not there is held to nothing."""
+    wanted = next((names for kind, names in EVALUATION_NAMES.items() if isinstance(task, kind)), set())
+    if gone := sorted((wanted | {"sources", "task", "seed", "code"}) - evaluation.keys()):
+        yield f"its id is the hash of something without {gone[0]}"
+    inside = record.pretraining is None or not record.pretraining.on
+    for step in steps.values():
+        own = step["identity"]
+        for kind, names in STEP_NAMES.items():
+            more = {"cohort", "people", "train", "test"} if kind == "backbone" and "people" in own else set()
+            if kind == "backbone" and record.kind == "pretrained" and inside:
+                more = {"cohort", "people", "train", "test"}
+            if kind in own and (gone := sorted((names | more) - own.keys())):
+                yield f"a step of its {kind} does not say its {gone[0]}"
+
+
 def fold_problems(folds: Sequence[Fold], split: str, n_folds: int, n_subjects: int) -> Iterator[str]:
     people = {s for f in folds for s in (*f.train, *f.test)}
     tested = [s for f in folds for s in f.test]
@@ -192,6 +236,72 @@ def fold_problems(folds: Sequence[Fold], split: str, n_folds: int, n_subjects: i
         for who in (f.train, f.test):
             if len(set(who)) != len(who):
                 yield f"somebody is twice in fold {f.index}"
+    if split == "subjects" and any(set(f.train) != people - set(f.test) for f in folds):
+        yield "somebody is neither trained on nor tested in a fold"
+
+
+def sides(table: pd.DataFrame, folds: Sequence[Fold], split: str, n_folds: int) -> Iterator[str]:
+    """Yield what of folds is not as their split makes them, by what predictions say of people."""
+    known = table.drop_duplicates("participant_id").set_index("participant_id")
+    tested = [set(f.test) for f in folds]
+    if "family" in known:
+        family = {s: f for s, f in known["family"].items() if isinstance(f, str) and f}
+        for f, test in zip(folds, tested, strict=True):
+            both = {family[s] for s in test if s in family} & {
+                family[s] for s in f.train if s in family and s not in test
+            }
+            if both:
+                yield f"fold {f.index} trains on relatives of people whom it tests: family {printable(min(both))}"
+                return
+    elif split == "subjects" and len(people := set().union(*tested)) and n_folds > 1:
+        most = -(-len(people) // n_folds)
+        if max(map(len, tested)) > most:
+            text = f"{max(map(len, tested))} of {len(people)} people"
+            yield f"one of {n_folds} folds tests {text}, and a split tests {most} in one at most"
+    if split == "site" and "site" in known:
+        site = {s: str(of) for s, of in known["site"].items() if isinstance(of, str) and of}
+        for f, test in zip(folds, tested, strict=True):
+            both = {site[s] for s in test if s in site} & {site[s] for s in f.train if s in site}
+            if both:
+                yield f"fold {f.index} tests a site that it trains on: {printable(min(both))}"
+                return
+
+
+def other_means(table: pd.DataFrame, folds: Sequence[Fold]) -> Iterator[str]:
+    """Yield where the mean of the training targets, which chance and R² are made from, is not that of those people."""
+    if "train_mean" not in table or "truth" not in table or table["truth"].dtype != float:
+        return
+    truth = dict(zip(table["participant_id"], table["truth"], strict=True))
+    tested = {s for f in folds for s in f.test}
+    for f in folds:
+        said = table.loc[table["fold"] == f.index, "train_mean"]
+        # Of people who are never tested nobody says the target.
+        if not len(said) or not set(f.train) <= tested:
+            continue
+        own = [truth[s] for s in f.train if s in truth]
+        mean = float(np.mean(own)) if own else np.nan
+        if not np.allclose(said, mean, rtol=1e-9, atol=1e-9):
+            yield (
+                f"the mean of the training targets of fold {f.index} is given as {said.iloc[0]:.6g}, and is {mean:.6g}"
+            )
+            return
+
+
+def undue_columns(table: pd.DataFrame, needed: Collection[str] | None) -> Iterator[str]:
+    """Yield what pseudonymous predictions say of people that no metric needs, or by names that are their own.
+
+    ``needed`` is None where nobody here knows the metrics.
+    """
+    for column, pattern in (
+        ("participant_id", r"s[0-9]+"),
+        ("window", r"w[0-9]+"),
+        ("site", r"(site[0-9]+)?"),
+        ("family", r"(family[0-9]+)?"),
+    ):
+        if column in table and not all(re.fullmatch(pattern, str(v)) for v in table[column]):
+            yield f"asks for pseudonyms: column {column} holds other names"
+    if needed is not None and (more := sorted(c for c in PERSON if c in table and c not in {*needed, "family"})):
+        yield f"asks for no more of a person than a metric needs: column {more[0]} is none of that"
 
 
 def people_problems(table: pd.DataFrame, record: Record, folds: Sequence[Fold] | None) -> Iterator[str]:
@@ -217,6 +327,31 @@ def people_problems(table: pd.DataFrame, record: Record, folds: Sequence[Fold] |
         if wrong.any():
             who, there = table["participant_id"][wrong].iloc[0], table["fold"][wrong].iloc[0]
             yield f"its predictions have {printable(who)} in fold {there}, who is tested in fold {fold[who]}"
+
+
+def odd_predictions(
+    record: Record, task: Task, table: pd.DataFrame
+) -> Iterator[tuple[Literal["warning", "error"], str]]:
+    """Yield what no probe predicts."""
+    if isinstance(task, WindowTask):
+        shares = table[[c for c in map(str, table.columns) if c.startswith("p[")]].to_numpy(float)
+        if ((shares < -1e-9) | (shares > 1 + 1e-9)).any():
+            yield "error", "a predicted probability is not in 0 to 1"
+    if not isinstance(task, SubjectTask):
+        return
+    truth, predicted = table["truth"].to_numpy(float), table["prediction"].to_numpy(float)
+    if task.kind == "classification":
+        if not np.isin(truth, (0.0, 1.0)).all():
+            yield "error", f"a true class is {truth[~np.isin(truth, (0.0, 1.0))][0]:.4g}: 0 and 1 are classes"
+        if ((predicted < 0) | (predicted > 1)).any():
+            yield "error", "a predicted probability is not in 0 to 1"
+        return
+    if record.backbone is None:
+        return
+    if (n := int((truth == predicted).sum())) > 2:
+        yield "warning", f"{n} people are predicted to the last digit: no probe does that"
+    if len(np.unique(predicted)) > len(table) / 2 and (np.round(predicted, 3) == predicted).all():
+        yield "warning", "its predictions have three decimals at most, and those of a probe have all"
 
 
 def unlike(table: pd.DataFrame, other: pd.DataFrame) -> Iterator[str]:
@@ -274,10 +409,22 @@ def of_people(table: pd.DataFrame, task: ComponentRecord) -> list[tuple[str, pd.
 
 
 def same_predictions(table: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Return whether two rows of one task predict the same of everybody, and not the same for everybody."""
+    """Return whether two rows of one task predict the same of everybody, and not the same for everybody.
+
+    The same up to a thousandth of what people differ by: two networks never agree that well, and who adds a little to
+    every number of another one does. Sums of squares differ by people more than by networks: those are equal or not.
+    """
     keys = [c for c in ("participant_id", "mask", "window", "state", "condition") if c in table]
     names = [c for c in map(str, table.columns) if c in ("prediction", "sse") or c.startswith(("p[", "p_"))]
-    if not names or len(table) != len(other) or not {*keys, *names} <= set(other):
+    if not names or len(table) != len(other) or not {*keys, "fold", *names} <= set(other):
         return False
-    a, b = (t.sort_values(keys)[names].to_numpy(float) for t in (table, other))
-    return bool((a == b).all() and len(np.unique(a)) > len(table["fold"].unique()))
+    here, there = (t.sort_values(keys) for t in (table, other))
+    if not all((here[k].to_numpy() == there[k].to_numpy()).all() for k in (*keys, "fold")):
+        return False
+    a, b = (t[names].to_numpy(float) for t in (here, there))
+    if "sse" in names:
+        return bool(np.allclose(a, b, rtol=1e-7, atol=0.0) and len(np.unique(a)) > len(here["fold"].unique()))
+    folds = here["fold"].to_numpy()
+    a, b = (np.concatenate([v[folds == f] - v[folds == f].mean(0) for f in np.unique(folds)]) for v in (a, b))
+    spread = float(a.std())
+    return bool(spread > 1e-9 and np.abs(a - b).max() < 1e-3 * spread)

@@ -52,8 +52,10 @@ __all__ = [
     "Stripped",
     "allowed_name",
     "components",
+    "covariates_needed",
     "make_bundle",
     "may_leave",
+    "pull_request",
     "suite_folder",
     "task_of",
     "without_paths",
@@ -196,7 +198,7 @@ def make_bundle(out: Path, registry: Registry) -> Bundle:
         files[f"records/{record.id}.json"] = _json(record.hashed().model_dump(mode="json"))
         files[f"identities/{record.id}.json"] = _identity(out, record)
     summed = _summed(stripped)
-    files[PULL_REQUEST] = _pull_request(shown, files, summed).encode()
+    files[PULL_REQUEST] = pull_request(shown, files, summed).encode()
     files[MANIFEST] = _json(_manifest(files, len(shown), summed))
     return Bundle(dict(sorted(files.items())), shown, summed)
 
@@ -285,7 +287,7 @@ def _add_cohort(
         stripped.append(Stripped("names of participants, recordings and sites", why, len(names.people)))
         for r in records:
             if r.id in tables:
-                tables[r.id], gone = names.applied(tables[r.id], _covariates_needed(r, registry))
+                tables[r.id], gone = names.applied(tables[r.id], covariates_needed(r, registry))
                 for column in gone:
                     stripped.append(Stripped(f"column {column} of predictions", "no metric needs it"))
         folds = {f: names.folds(found) for f, found in folds.items()}
@@ -322,7 +324,7 @@ def task_of(record: Record, registry: Registry) -> Task:
     return task
 
 
-def _covariates_needed(record: Record, registry: Registry) -> frozenset[str]:
+def covariates_needed(record: Record, registry: Registry) -> frozenset[str]:
     """Return the covariates without which a metric could not be found again."""
     try:
         task = task_of(record, registry)
@@ -444,7 +446,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _pull_request(records: Sequence[Record], files: Mapping[str, bytes], stripped: Sequence[Stripped]) -> str:
+def pull_request(records: Sequence[Record], files: Mapping[str, bytes], stripped: Sequence[Stripped]) -> str:
+    """Return the text that a submission is sent with."""
     data = {(r.dataset.label, r.data.source, r.data.n_subjects) for r in records if r.data}
     simulated = any(source == "simulated" for _, source, _ in data)
     suites = sorted({r.protocol.suite or "none" for r in records})

@@ -84,6 +84,8 @@ def impossible(record: Record, *, declared: bool = True) -> Iterator[tuple[Level
     yield from _made(record)
     if record.p_value is not None and not 0 < record.p_value <= 1:
         yield "error", f"a p-value is {record.p_value:.4g}"
+    if head.p_value is not None and record.p_value != head.p_value:
+        yield "error", "its p-value is not that of its headline"
     if record.skill is not None and record.skill > 1 + 1e-9:
         yield "error", f"its skill is {record.skill:.4g}, and 1 is perfect"
     p = record.pretraining
@@ -125,6 +127,20 @@ def _made(record: Record) -> Iterator[tuple[Level, str]]:
     if any(x is not None and x < 0 for x in amounts) or (cost.n_parameters is not None and cost.n_parameters < 1):
         yield "error", "what it took is less than nothing"
     p = record.pretraining
+    shares = () if p is None else (p.hidden_fraction, p.scored_fraction)
+    if any(x is not None and not 0 <= x <= 1 for x in shares):
+        yield "error", "a share of hidden or scored tokens is not in 0 to 1"
+    if p is not None and any(x is not None and x > 1 for x in (p.r2_own_mask, p.r2_best_filler)):
+        yield "error", "an R² of its pretraining is above 1"
+    data = record.data
+    if data is not None and (data.n_recordings < data.n_subjects or data.n_units < 1 or not data.sfreq > 0):
+        yield (
+            "error",
+            (
+                f"speaks of {data.n_recordings} recordings of {data.n_subjects} people, {data.n_units} units at "
+                f"{data.sfreq:.4g} Hz"
+            ),
+        )
     if p is not None and p.learned is not None:
         reached = None if p.r2_own_mask is None or p.r2_best_filler is None else p.r2_own_mask >= p.r2_best_filler
         if p.learned != reached:
@@ -200,6 +216,18 @@ def _relations(record: Record) -> Iterator[tuple[Level, str]]:
         right = value["accuracy"] * record.n_subjects
         if abs(right - round(right)) > 1e-6 * max(1.0, right):
             yield "error", f"accuracy is {value['accuracy']:.6g}: no share of {record.n_subjects} subjects is"
+    # Whatever the threshold, the ROC curve goes through its point and never falls.
+    if {"auroc", "sensitivity", "specificity"} <= value.keys():
+        a, b = value["sensitivity"], value["specificity"]
+        low, high = a * b, 1 - (1 - a) * (1 - b)
+        if not low - 1e-9 <= value["auroc"] <= high + 1e-9:
+            text = f"its sensitivity and specificity leave {low:.4g} to {high:.4g}"
+            yield "error", f"AUROC is {value['auroc']:.4g}, and {text}"
+    for name in ("mae", "brier", "accuracy"):
+        folds = [v for v in record.per_fold.get(name, ()) if v is not None]
+        if name in value and folds and not min(folds) - 1e-9 <= value[name] <= max(folds) + 1e-9:
+            text = f"{min(folds):.4g} to {max(folds):.4g}"
+            yield "error", f"{name} is {value[name]:.4g}, a mean over people, and that of single folds is {text}"
     recalls = [v for name, v in value.items() if name.startswith("recall[")]
     if recalls and "balanced_accuracy" in value and "sensitivity" not in value:
         implied = sum(recalls) / len(recalls)

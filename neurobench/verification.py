@@ -28,15 +28,32 @@ from neurobench.agreement import (
     not_as_named,
     not_of_suite,
     not_of_task,
+    odd_predictions,
     of_people,
+    other_means,
     people_problems,
     same_predictions,
+    sides,
+    undue_columns,
     unlike,
+    unsaid,
 )
-from neurobench.bundle import LIMITS, Limits, may_leave, task_of
+from neurobench.attestation import tolerated
+from neurobench.bundle import (
+    LIMITS,
+    PULL_REQUEST,
+    Limits,
+    Stripped,
+    components,
+    covariates_needed,
+    may_leave,
+    pull_request,
+    task_of,
+)
 from neurobench.bundle_reader import Contents, parse_folds, parse_json, parse_table, printable, read_bundle
+from neurobench.claims import beyond_reason, not_of_card, not_repeatable, wrong_cost
 from neurobench.components import CONTENT, from_outside, parse_component
-from neurobench.contracts import SubjectTask, WindowTask
+from neurobench.contracts import ReconstructionTask, SubjectTask, WindowTask
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.evidence import read_table
 from neurobench.identity import digest
@@ -201,6 +218,7 @@ class _Check:
     again: dict[str, Again] = field(default_factory=dict)
     told: set[tuple[str, str]] = field(default_factory=set)
     people: dict[tuple[str, str], pd.Series[Any]] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def add(self, level: Literal["warning", "error"], code: str, message: str, who: str = "", fix: str = "") -> None:
         self.findings.append(Finding(level, code, message, fix, subject=who))
@@ -286,7 +304,7 @@ class _Check:
                 if self._alone(item):
                     good.append(item)
         folds = self._folds(good, contents)
-        tables = self._predictions(good, contents, folds)
+        tables = self.tables = self._predictions(good, contents, folds)
         self._people(good, tables)
         self._seeds(good)
         for group in _grouped(good):
@@ -294,6 +312,8 @@ class _Check:
                 self._group(group, tables)
         self._comparisons(good, contents)
         self._sources(good)
+        self._pretrainings(good)
+        self._text(items, contents)
 
     @contextlib.contextmanager
     def _guard(self, who: str) -> Iterator[None]:
@@ -312,6 +332,10 @@ class _Check:
         if record.status != "ok":
             self.add("error", "failed", "holds an error and no number", item.label)
             return False
+        if too_much := list(itertools.islice(beyond_reason(item.plain), SHOWN)):
+            for message in too_much:
+                self.add("error", "text", message, item.label)
+            return False
         for level, message in impossible(record, declared=item.declared):
             self.add(level, "value", message, item.label)
         if record.data is None:
@@ -327,6 +351,12 @@ class _Check:
         self._components(record)
         self._settings(item)
         self._identity(item)
+        for message in not_repeatable(record):
+            self.add("error", "command", message, item.label)
+        for message in not_of_card(record, self.registry):
+            self.add("error", "card", message, item.label)
+        for message in wrong_cost(record, item.identity, self.registry):
+            self.add("error", "cost", message, item.label)
         return record.headline in record.metrics
 
     def _sources(self, items: Sequence[_Item]) -> None:
@@ -336,6 +366,53 @@ class _Check:
             data = item.record.data
             if data is not None and known.setdefault(data.fingerprint, data.source) != data.source:
                 self.add("error", "source", "calls real what another record calls simulated", item.label)
+
+    def _pretrainings(self, items: Sequence[_Item]) -> None:
+        """Hold to each other what records say of one pretraining: every task of a row is scored with the same one."""
+        for _, own in _by([i for i in items if i.record.backbone is not None], _pretraining_of):
+            first = own[0].record
+            said = _of_pretraining(first)
+            for item in own[1:]:
+                if other := sorted(k for k, v in _of_pretraining(item.record).items() if not alike(v, said[k])):
+                    text = (
+                        f"says another {other[0]} of its pretraining than the record of {printable(first.task.label)}"
+                    )
+                    self.add("warning", "cost", text, item.label, "Of one pretraining there is one measurement.")
+            self._own_mask(own)
+
+    def _own_mask(self, own: Sequence[_Item]) -> None:
+        """Hold what a pretraining is said to have reached under its own mask to the score of its reconstruction."""
+        for item in own:
+            record = item.record
+            name = f"r2[{record.mask.label}]" if record.mask else ""
+            with contextlib.suppress(NeurobenchError):
+                task = task_of(record, self.registry)
+                if not isinstance(task, ReconstructionTask) or not same(task.ratio, record.protocol.ratio, 1e-9):
+                    continue
+                if (found := record.metrics.get(name)) is None:
+                    continue
+                for other in own:
+                    p = other.record.pretraining
+                    if p is not None and not same(p.r2_own_mask, found.value, 1e-6):
+                        text = f"{p.r2_own_mask:.4g}" if p.r2_own_mask is not None else "not known"
+                        was = f"and {found.value:.4g} is scored" if found.value is not None else "and it has no value"
+                        self.add("error", "pretraining", f"R² under its own mask is {text}, {was}", other.label)
+
+    def _text(self, items: Sequence[_Item], contents: Contents) -> None:
+        """Hold the text that reviewers read to what the records say, its boxes ticked or not."""
+        content = contents.files.get(PULL_REQUEST)
+        if content is None or len(items) < contents.manifest["n_records"]:
+            return
+        left = [Stripped(**x) for x in contents.manifest["left_behind"]]
+        wanted = pull_request([i.record for i in items], contents.files, left)
+        found = content.decode("utf-8", "replace").replace("\r\n", "\n").replace("- [x]", "- [ ]")
+        if found.strip() != wanted.strip():
+            self.add(
+                "warning",
+                "text",
+                f"{PULL_REQUEST} is not what `neurobench submit` writes of these records: read the verdict instead",
+                fix="Words of your own belong into the pull request, below that text.",
+            )
 
     # ------------------------------------------------------------ code
 
@@ -443,6 +520,9 @@ class _Check:
                     item.label,
                 )
         made_by = item.record.environment.get(OWN, "")
+        if others := sorted({c.version for c in components(item.record) if c.distribution == OWN} - {made_by}):
+            text = f"says that neurobench {printable(made_by) or 'of no version'} made it, and a component of "
+            self.add("error", "version", f"{text}{OWN} that it is of {printable(others[0])}", item.label)
         if made_by != _version(OWN):
             self.once(
                 "warning", "version", f"made by neurobench {printable(made_by) or 'of no version'}, not the one here"
@@ -506,6 +586,10 @@ class _Check:
             self.add("error", "identity", "an earlier step that its identity names is not beside it", item.label)
         for message in not_as_identified(item.record, evaluation, steps):
             self.add("error", "identity", message, item.label)
+        if item.record.environment.get(OWN, "") == _version(OWN):
+            with contextlib.suppress(NeurobenchError):
+                for message in unsaid(item.record, task_of(item.record, self.registry), evaluation, steps):
+                    self.add("error", "identity", message, item.label)
 
     # ------------------------------------------------------------ folds
 
@@ -567,7 +651,7 @@ class _Check:
             pairs = {(digest(list(f.train)), digest(list(f.test))) for f in folds}
             for item in own:
                 steps = [s["identity"] for s in item.identity["steps"].values()] if item.identity else []
-                if steps and {(str(s["train"]), str(s["test"])) for s in steps if "test" in s} != pairs:
+                if steps and {(str(s.get("train")), str(s["test"])) for s in steps if "test" in s} != pairs:
                     self.add("error", "folds", "was trained or tested on other folds than it says", item.label)
         return folds
 
@@ -607,13 +691,22 @@ class _Check:
         except ValueError as error:
             self.add("error", "predictions", f"its predictions cannot be read: {error}", item.label)
             return None
-        if allowed == "predictions" and not all(re.fullmatch(r"s[0-9]+", p) for p in table["participant_id"]):
-            self.add("error", "forbidden", f"{who} asks for pseudonyms: they name participants", item.label)
-            return None
+        if allowed == "predictions":
+            known = record.task.name in self.registry.tasks
+            undue = list(undue_columns(table, covariates_needed(record, self.registry) if known else None))
+            for message in undue:
+                self.add("error", "forbidden", f"{who} {message}", item.label)
+            if undue:
+                return None
         problems = list(people_problems(table, record, folds))
         for message in problems:
             self.add("error", "predictions", message, item.label)
-        return None if problems else table
+        if problems:
+            return None
+        p = record.protocol
+        for message in [] if folds is None else [*sides(table, folds, p.split, p.n_folds), *other_means(table, folds)]:
+            self.add("error", "predictions", message, item.label)
+        return table
 
     def _recomputed(self, item: _Item, table: pd.DataFrame) -> bool:
         """Compare a record with what its predictions give; return whether they could be scored."""
@@ -632,6 +725,8 @@ class _Check:
         except NeurobenchError as error:
             self.add("error", "predictions", f"its predictions cannot be scored: {error}", item.label)
             return False
+        for level, message in odd_predictions(record, task, table):
+            self.add(level, "predictions", message, item.label)
         tolerance = tolerance_of(record)
         wrong = list(recomputation.differences(record.metrics, score.metrics, tolerance))
         wrong += [
@@ -644,8 +739,12 @@ class _Check:
             wrong.append(f"counts {record.n_subjects} subjects, and its predictions are of {score.n_subjects}")
         if not same(record.p_value, score.p_value, tolerance.p_value):
             wrong.append("its p-value is not that of its headline")
-        elif record.above_chance != score.above_chance and tolerance.interval == 0:
-            wrong.append("whether it is above chance is not what its predictions give")
+        elif record.above_chance != score.above_chance:
+            text = "whether it is above chance is not what its predictions give"
+            if tolerance.interval == 0:
+                wrong.append(text)
+            else:
+                self.add("warning", "numpy", f"{text} here: another numpy draws other people", item.label)
         if isinstance(task, SubjectTask) and (hidden := sorted(set(score.notes) - set(record.notes))):
             wrong.append(f"a note on its predictions is missing: {hidden[0]}")
         for name, values in score.per_fold.items():
@@ -858,7 +957,7 @@ class _Check:
             raise BundleError(f"--against: there is no folder {folder}.", allowed="a folder of accepted records")
         there: dict[str, Mapping[str, Any]] = {}
         sources: dict[str, str] = {}
-        slots: dict[str, set[str]] = {}
+        slots: dict[str, list[Record]] = {}
         for path in sorted(folder.rglob("*.json")):
             try:
                 plain = parse_json(path.read_bytes())
@@ -868,8 +967,10 @@ class _Check:
             there[record.id] = plain
             if record.data is not None:
                 sources[record.data.fingerprint] = record.data.source
-                self._accepted_people(record, record.data, path.parent / "predictions" / f"{record.id}.parquet")
-            slots.setdefault(slot(record), set()).add(record.id)
+                beside = path.parent / "predictions" / f"{record.id}.parquet"
+                self._accepted_people(record, record.data, beside)
+                self._accepted_predictions(items, record, beside)
+            slots.setdefault(slot(record), []).append(record)
         for item in items:
             data = item.record.data
             if data is not None and sources.get(data.fingerprint, data.source) != data.source:
@@ -889,8 +990,12 @@ class _Check:
                     "An accepted record is superseded by a new one with an id of its own, never edited.",
                 )
             elif before := slots.get(slot(item.record)):
-                names = ", ".join(sorted(b[:12] for b in before))
+                names = ", ".join(sorted(b.id[:12] for b in before))
                 self.findings.append(Finding("info", "supersedes", f"supersedes {names}", subject=item.label))
+                if text := _other_score(item.record, max(before, key=lambda b: (b.written, b.id))):
+                    self.add(
+                        "warning", "supersedes", text, item.label, "Whose row it is, and why, is for people to say."
+                    )
 
     def _accepted_people(self, record: Record, data: DataRecord, path: Path) -> None:
         """Hold what a bundle says of simulated people, who keep their names, to what accepted predictions say."""
@@ -911,6 +1016,30 @@ class _Check:
                 text = f"{n} people are not scored on {printable(record.task.label)} who are in an accepted record"
                 self.once("error", "people", text)
 
+    def _accepted_predictions(self, items: Sequence[_Item], record: Record, path: Path) -> None:
+        """Find an accepted row of another backbone whose predictions came in under a name of their own."""
+        known = [
+            i
+            for i in items
+            if i.record.id in self.tables
+            and i.record.backbone is not None
+            and record.backbone is not None
+            and i.record.backbone.name != record.backbone.name
+            and _group_of(i.record) == _group_of(record)
+        ]
+        if not known or not path.is_file():
+            return
+        try:
+            table = read_table(path)
+        except (OSError, ValueError):
+            return
+        for item in known:
+            if same_predictions(self.tables[item.record.id], table):
+                text = (
+                    f"its predictions are those of {printable(record.row)}, an accepted record: one run under two names"
+                )
+                self.add("error", "one-run", text, item.label)
+
     def repeated(
         self,
         items: Sequence[_Item],
@@ -928,6 +1057,18 @@ class _Check:
 
 
 # ---------------------------------------------------------------- small pieces
+
+
+def _pretraining_of(item: _Item) -> str:
+    """Return what tells a pretraining from others: the earlier steps that its id names, else the record itself."""
+    steps = item.identity["steps"] if item.identity is not None else {}
+    keys = sorted(k for k, s in steps.items() if "backbone" in s["identity"])
+    return digest(keys) if keys else item.record.id
+
+
+def _of_pretraining(record: Record) -> dict[str, Any]:
+    cost = record.cost.model_dump(mode="json", exclude={"seconds", "peak_memory_mb"})
+    return {**cost, "result": record.pretraining.model_dump(mode="json") if record.pretraining else None}
 
 
 def _contradict(a: pd.Series[Any], b: pd.Series[Any]) -> bool:
@@ -955,11 +1096,23 @@ def _by(items: Sequence[_Item], key: Callable[[_Item], str]) -> Iterator[tuple[s
     yield from groups.items()
 
 
-def _grouped(items: Sequence[_Item]) -> Iterator[list[_Item]]:
-    def key(item: _Item) -> str:
-        r = item.record
-        settings = r.protocol.model_dump(mode="json", exclude={"recipe", "suite"})
-        return digest([r.dataset.label, r.data.fingerprint if r.data else "", r.task.label, settings])
+def _group_of(r: Record) -> str:
+    settings = r.protocol.model_dump(mode="json", exclude={"recipe", "suite"})
+    return digest([r.dataset.label, r.data.fingerprint if r.data else "", r.task.label, settings])
 
-    for _, own in _by(items, key):
+
+def _grouped(items: Sequence[_Item]) -> Iterator[list[_Item]]:
+    for _, own in _by(items, lambda i: _group_of(i.record)):
         yield own
+
+
+def _other_score(record: Record, before: Record) -> str:
+    """Return in words by how much a score is another one than that of the accepted record, or nothing."""
+    a, b = record.metrics.get(record.headline), before.metrics.get(record.headline)
+    if a is None or b is None or a.value is None or b.value is None:
+        return ""
+    if abs(a.value - b.value) <= max(tolerated(before, record.headline), 1e-6 * max(1.0, abs(b.value))):
+        return ""
+    return (
+        f"its {record.headline} is {a.value:.4g}, and that of the accepted record which it supersedes is {b.value:.4g}"
+    )

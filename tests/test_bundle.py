@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
@@ -13,8 +12,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,21 +25,32 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import neurobench
-from neurobench.bundle import LIMITS, MANIFEST, _Pseudonyms, make_bundle, task_of, write_bundle, zip_bytes
+from neurobench.bundle import LIMITS, MANIFEST, _Pseudonyms, make_bundle, write_bundle, zip_bytes
 from neurobench.bundle_reader import parse_folds, parse_json, parse_table, read_bundle
 from neurobench.cli import app
 from neurobench.errors import BundleError
-from neurobench.identity import digest
 from neurobench.leaderboard import BoardError, read_board
 from neurobench.plugins import load_registry
 from neurobench.publication import add_records
-from neurobench.recomputation import recompute, recompute_beside
 from neurobench.records import Finding
 from neurobench.repetition import Again
-from neurobench.results import content_hash, parse_record
-from neurobench.verification import Verdict, verify
-
-Files = dict[str, bytes]
+from neurobench.results import content_hash
+from neurobench.verification import verify
+from tests.forger import (
+    Files,
+    everywhere,
+    judged,
+    named,
+    of_task,
+    refused,
+    renamed,
+    scored_again,
+    sealed,
+    text_of,
+    warned,
+    with_record,
+    with_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +76,6 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def honest(out: Path, registry) -> Files:
     return dict(make_bundle(out, registry).files)
-
-
-def of_task(files: Files, task: str, rows: tuple[str, ...] = ()) -> Files:
-    """Return a bundle of the records of one task, or of some rows of it."""
-    plain = {n: json.loads(c) for n, c in files.items() if n.startswith("records/")}
-    ids = {p["id"] for p in plain.values() if p["task"]["name"] == task and (not rows or p["row"] in rows)}
-    ids |= {n[12:76] for n, c in files.items() if n.startswith("comparisons/") and json.loads(c)["task"] == task}
-    return sealed({n: c for n, c in files.items() if "/" not in n or "folds/" in n or n.partition("/")[2][:64] in ids})
-
-
-def _text(plain: dict) -> bytes:
-    return json.dumps(plain).encode()
 
 
 @pytest.fixture(scope="module")
@@ -114,131 +111,7 @@ def real(out: Path, registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------- a forger's tools
-
-
-def named(files: Files, row: str, task: str) -> str:
-    """Return the id of a record."""
-    for name, content in files.items():
-        if name.startswith("records/"):
-            plain = json.loads(content)
-            if (plain["row"], plain["task"]["name"]) == (row, task):
-                return plain["id"]
-    raise LookupError(row)
-
-
-def sealed(files: Files) -> Files:
-    """Return the files with a manifest that fits them."""
-    manifest = json.loads(files[MANIFEST])
-    manifest["files"] = {
-        n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in files.items() if n != MANIFEST
-    }
-    manifest["n_records"] = sum(n.startswith("records/") for n in files)
-    return files | {MANIFEST: json.dumps(manifest).encode()}
-
-
-def with_record(files: Files, record_id: str, change: Callable[[dict], None]) -> Files:
-    """Return the files with one record changed, its content hash and the manifest made to fit."""
-    plain = json.loads(files[f"records/{record_id}.json"])
-    change(plain)
-    plain["content_hash"] = content_hash(plain)
-    return sealed(files | {f"records/{record_id}.json": json.dumps(plain).encode()})
-
-
-def with_rows(files: Files, record_id: str, change: Callable[[list[dict]], None]) -> Files:
-    """Return the files with the predictions of one record changed, and the manifest made to fit."""
-    name = f"predictions/{record_id}.csv"
-    rows = list(csv.DictReader(io.StringIO(files[name].decode())))
-    change(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return sealed(files | {name: text.getvalue().encode()})
-
-
-def judged(files: Files, tmp_path: Path, registry, **options) -> Verdict:
-    path = tmp_path / "bundle.zip"
-    path.write_bytes(zip_bytes(files))
-    return verify(path, registry, **options)
-
-
-def refused(verdict: Verdict, code: str, says: str) -> None:
-    """Assert that a verdict refuses, for this reason."""
-    assert verdict.word == "refused"
-    assert verdict.exit_code == 1
-    errors = [f for f in verdict.findings if f.level == "error"]
-    assert any(f.code == code and says in f"{f.path}: {f.message}" for f in errors), errors
-    assert not any(f.code == "uncheckable" for f in errors), errors
-
-
 # ---------------------------------------------------------------- what fits itself and is no truth
-
-
-def scored_again(files: Files, registry, ids: Sequence[str] = ()) -> Files:
-    """Return the files with every number of records made to fit their predictions, confounds and skill included."""
-    every = [n[8:72] for n in files if n.startswith("records/")]
-    for i in ids or every:
-        record = parse_record(json.loads(files[f"records/{i}.json"]))
-        score = recompute(task_of(record, registry), record, parse_table(files[f"predictions/{i}.csv"]))
-
-        def numbers(p, score=score):
-            p["metrics"] = {n: asdict(m) for n, m in score.metrics.items()}
-            p["per_fold"] = {n: list(v) for n, v in score.per_fold.items()}
-            p |= {"p_value": score.p_value, "above_chance": score.above_chance, "n_subjects": score.n_subjects}
-            p["notes"] = list(score.notes)
-
-        files = with_record(files, i, numbers)
-    records = {i: parse_record(json.loads(files[f"records/{i}.json"])) for i in every}
-    tables = {i: parse_table(files[f"predictions/{i}.csv"]) for i in every}
-    for i, record in records.items():
-        found, _ = recompute_beside(record, list(records.values()), tables)
-        head = record.metrics[record.headline]
-        controls = {r.row: r.metrics[r.headline].value for r in records.values() if r.kind != "pretrained"}
-        controls.pop(record.row, None)
-        best = (max if head.higher_is_better else min)(controls, key=controls.__getitem__)
-
-        skill = (head.value - controls[best]) / (float(head.higher_is_better) - controls[best])
-
-        def beside(p, found=found, best=best, skill=skill):
-            leak = {n: m for n, m in p["confounds"].items() if n == "site_leak"}
-            p["confounds"] = leak | {n: asdict(m) for n, m in found.items()}
-            p |= {"best_baseline": best, "skill": skill}
-
-        files = with_record(files, i, beside)
-    return files
-
-
-def everywhere(files: Files, registry, change: Callable[[list[dict]], None]) -> Files:
-    for i in [n[8:72] for n in files if n.startswith("records/")]:
-        files = with_rows(files, i, change)
-    return scored_again(files, registry)
-
-
-def renamed(files: Files, record_id: str, change: Callable[[dict, dict], None]) -> tuple[Files, str]:
-    """Return the files with a record and its identity changed alike, every hash made to fit, and its new id."""
-    plain, identity = (json.loads(files[f"{folder}/{record_id}.json"]) for folder in ("records", "identities"))
-    for step in identity["steps"].values():
-        change(plain, step["identity"])
-    change(plain, identity["evaluation"])
-    text, before = json.dumps(identity), ""
-    while text != before:
-        before = text
-        for key, step in json.loads(text)["steps"].items():
-            text = text.replace(key, digest(step["identity"]))
-    identity = json.loads(text)
-    plain["id"] = digest({"evaluation": identity["evaluation"]})
-    plain["content_hash"] = content_hash(plain)
-    moved = {n: c for n, c in files.items() if record_id not in n}
-    moved |= {f"records/{plain['id']}.json": _text(plain), f"identities/{plain['id']}.json": _text(identity)}
-    moved[f"predictions/{plain['id']}.csv"] = files[f"predictions/{record_id}.csv"]
-    return sealed(moved), plain["id"]
-
-
-def warned(verdict: Verdict, code: str, says: str) -> None:
-    """Assert that a verdict does not believe without a word, and says this."""
-    assert verdict.exit_code != 0
-    assert any(f.code == code and says in f.message for f in verdict.findings), verdict.findings
 
 
 def test_sites_and_ages_of_one_row_that_are_not_those_of_the_others(diagnoses: Files, tmp_path: Path, registry):
@@ -436,7 +309,7 @@ def test_equal_folders_give_equal_bytes(out: Path, registry, tmp_path: Path):
     assert contents.files == packed.files
     write_bundle(make_bundle(out, registry), folder)
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "mine.txt").write_text("mine")
+    (tmp_path / "thesis" / "mine.txt").writetext_of("mine")
     with pytest.raises(BundleError, match="is there already and is no bundle"):
         write_bundle(make_bundle(out, registry), tmp_path / "thesis")
 
@@ -450,7 +323,7 @@ def test_no_folder_of_this_machine_leaves(out: Path, honest: Files, monkeypatch)
 def test_predictions_leave_under_pseudonyms_where_the_card_says_so(real: Path, registry, tmp_path: Path):
     bundle = make_bundle(real, registry)
     assert any("names of participants" in s.what and "ADHD-200" in s.why for s in bundle.stripped)
-    people = next((real / "folds").glob("*.json")).read_text()
+    people = next((real / "folds").glob("*.json")).readtext_of()
     names = {n for f in json.loads(people) for n in f["train"]}
     for name, content in bundle.files.items():
         if name.startswith(("predictions/", "folds/")):
@@ -484,7 +357,9 @@ def test_only_scores_leave_where_the_card_says_so(real: Path, registry, tmp_path
         assert not {f.code for f in judged(closed, tmp_path, registry).findings} & {"comparisons", "not-ranked"}
         plain = json.loads(closed[name])
         plain["pairs"][0]["difference"] += 0.1
-        forged = sealed({n: c for n, c in closed.items() if n != name} | {f"comparisons/{'a' * 64}.json": _text(plain)})
+        forged = sealed(
+            {n: c for n, c in closed.items() if n != name} | {f"comparisons/{'a' * 64}.json": text_of(plain)}
+        )
         refused(judged(forged, tmp_path, registry), "comparisons", "and their records give")
         refused(judged(forged, tmp_path, registry), "comparisons", "is not the hash of what it says")
         refused(judged(sealed(closed | {name: b"{}"}), tmp_path, registry), "comparisons", "are no comparisons")
@@ -876,7 +751,7 @@ def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path
     record_id = named(ages, "mean", "age")
     content = ages[f"records/{record_id}.json"]
     (accepted / f"{record_id}.json").write_bytes(content)
-    (accepted / "not-a-record.json").write_text("[]")
+    (accepted / "not-a-record.json").writetext_of("[]")
     assert judged(ages, tmp_path, registry, against=tmp_path / "results").word == "believed, with warnings"
     again = with_record(ages, record_id, lambda plain: plain.update(written="2026-01-01T00:00:00Z"))
     verdict = judged(again, tmp_path, registry, against=tmp_path / "results")
@@ -889,7 +764,7 @@ def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path
     plain["data"]["source"] = "real"
     plain["content_hash"] = content_hash(plain)
     (accepted / f"{record_id}.json").unlink()
-    (accepted / "older.json").write_text(json.dumps(plain))
+    (accepted / "older.json").writetext_of(json.dumps(plain))
     verdict = judged(ages, tmp_path, registry, against=tmp_path / "results")
     assert any(f.code == "supersedes" and "eeeeeeeeeeee" in f.message for f in verdict.findings)
     refused(verdict, "source", "calls real what")
@@ -953,7 +828,7 @@ def test_who_ran_records_again_is_kept_beside_them(ages: Files, tmp_path: Path, 
     add_records(path, results, registry)
     assert {p: p.read_bytes() for p in results.rglob("*.json")} == before, "what is accepted stays, to the byte"
     (beside,) = (results / "mine" / "reruns").iterdir()
-    plain = json.loads(beside.read_text())
+    plain = json.loads(beside.readtext_of())
     for change, says in (
         ({"found": plain["found"] + 1}, "further off"),
         ({"found": plain["found"] + 1, "allowed": 2.0}, "it allows a difference of 2"),
@@ -961,7 +836,7 @@ def test_who_ran_records_again_is_kept_beside_them(ages: Files, tmp_path: Path, 
         ({"content_hash": "a"}, "another record"),
         ({"allowed": -1.0}, "allowed"),
     ):
-        beside.write_text(json.dumps(plain | change))
+        beside.writetext_of(json.dumps(plain | change))
         with pytest.raises(BoardError, match=f"attests to nothing: .*{says}"):
             read_board(results)
     # An output folder of one's own is nothing to attest to.
@@ -1024,7 +899,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_workflow_has_nothing_to_steal_and_runs_nothing_that_was_sent():
-    text = (ROOT / ".github/workflows/submission.yml").read_text(encoding="utf-8")
+    text = (ROOT / ".github/workflows/submission.yml").readtext_of(encoding="utf-8")
     plan = yaml.safe_load(text)
     assert plan["permissions"] == {"contents": "read"}
     assert set(plan[True]) == {"pull_request"}, "YAML reads `on` as true"
@@ -1062,7 +937,7 @@ def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_
         )
         return run.returncode, run.stdout + run.stderr
 
-    (repository / "README.md").write_text("nothing of a submission")
+    (repository / "README.md").writetext_of("nothing of a submission")
     assert judged_now() == (0, "## Submissions\n\nNo submission here.\n")
     for name, content in ages.items():
         path = repository / "leaderboard" / "submissions" / "mine" / name
@@ -1075,7 +950,7 @@ def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_
     assert "### mine: believed, with warnings" in says
     (accepted / "no-suite" / f"{mine}.json").write_bytes(ages[f"records/{mine}.json"] + b" ")
     (accepted / "no-suite" / f"{record_id}.json").unlink()
-    (accepted / "no-suite" / "note.md").write_text("x")
+    (accepted / "no-suite" / "note.md").writetext_of("x")
     code, says = judged_now()
     assert code == 1
     assert "is in no bundle of this pull request that was believed" in says
@@ -1096,7 +971,7 @@ def test_readers_of_text_say_what_is_wrong_and_never_break(content: bytes):
 
 
 @given(st.text(max_size=300))
-def test_readers_of_tables_take_any_text(text: str):
+def test_readers_of_tables_take_anytext_of(text: str):
     for content in (text, f"participant_id,truth\n{text}", f"participant_id,fold,headline\n{text},0,true\n"):
         try:
             parse_table(content.encode("utf-8", "surrogatepass"))
