@@ -52,6 +52,41 @@ RUN, COMPONENTS, RESULTS, PUBLISH, FILES = "Run", "Components", "What came of it
 WHAT, HOW, DATA, OUTPUT = "What", "How", "Data", "Output"
 
 
+# ---------------------------------------------------------------- neurobench itself
+
+
+def _versions(asked: bool) -> None:
+    """Print one line for reports of errors: what is installed, from metadata alone."""
+    if not asked:
+        return
+    import platform
+    from importlib import metadata
+
+    import neurobench
+
+    def version(distribution: str, without: str) -> str:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            return without
+
+    own = version("neurobench-fm", f"{neurobench.__version__} (not installed)")
+    typer.echo(f"neurobench-fm {own}, Python {platform.python_version()}, torch {version('torch', 'not installed')}")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_versions, is_eager=True, help="Say which versions are installed, and stop."
+        ),
+    ] = False,
+) -> None:
+    """Take what is said before a command."""
+
+
 # ---------------------------------------------------------------- run
 
 

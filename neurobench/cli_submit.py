@@ -156,7 +156,7 @@ def export(
     developer: Annotated[str, typer.Option(help="Who made the backbones, as their ids should say.")] = "neurobench",
     verbose: Verbose = False,
 ) -> None:
-    """Write records in a format that others collect: one JSON file a backbone or baseline.
+    """Write records in a format that others collect: one JSON file a row, in the folders of the collection.
 
     Example: neurobench export neurobench-results --format every-eval-ever
     """
@@ -172,12 +172,16 @@ def export(
     schema = f"Every Eval Ever's schema {exporting.EVERY_EVAL_EVER}"
     screen.print(f"{len(paths)} files of {schema} under {to or out / 'every-eval-ever'}", markup=False)
     screen.print(exporting.validated(paths), markup=False)
+    for path in exporting.superseded(paths):
+        screen.print(
+            f"{path} is of an earlier export of that row: delete it before you share the folder.", markup=False
+        )
 
 
 @guarded
 def card(
     out: OutFolder = Path("neurobench-results"),
-    row: Annotated[str, typer.Option("--row", help="One row only, such as 'mamba · roi'.")] = "",
+    row: Annotated[str, typer.Option("--row", help="Of which row, such as 'mamba · roi'.")] = "",
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE.md", help="Write it here instead of printing.")
     ] = None,

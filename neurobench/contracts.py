@@ -624,11 +624,15 @@ class SubjectTask(Task):
         ``regression`` or ``classification`` (two classes).
     column
         Column of the participants table.
+    examples
+        Values of the column as participants tables hold them, such as ``("R", "L")``: contract checks make people of
+        them. Not needed for numbers of any size, nor for columns that every dataset has (age, sex, site, diagnosis).
     """
 
     needs = "features"
     kind: Literal["regression", "classification"]
     column: str
+    examples: ClassVar[Sequence[Any]] = ()
 
     @abstractmethod
     def target(self, participants: pd.DataFrame) -> pd.Series[float]:

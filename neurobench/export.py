@@ -13,9 +13,11 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from neurobench.errors import ConfigError, StoreError, closest
 from neurobench.identity import digest
@@ -25,7 +27,7 @@ from neurobench.scoring import INTERVAL, N_BOOTSTRAP
 from neurobench.store import atomic_write
 from neurobench.tables import markdown_text
 
-__all__ = ["EVERY_EVAL_EVER", "every_eval_ever", "model_card", "validated", "write_every_eval_ever"]
+__all__ = ["EVERY_EVAL_EVER", "every_eval_ever", "model_card", "superseded", "validated", "write_every_eval_ever"]
 
 EVERY_EVAL_EVER = "0.3.0"
 """Version of the schema that is written."""
@@ -46,48 +48,75 @@ def _records(out: Path) -> list[Record]:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.").lower()
 
 
-def _name(record: Record) -> str:
-    """Return a name for files and ids; a baseline and a filler may be called alike."""
-    return _slug(record.row if record.backbone is not None else f"{record.kind} {record.row}")
+def _simulated(record: Record) -> bool:
+    return record.data is not None and record.data.source == "simulated"
+
+
+def _names(records: Iterable[Record]) -> dict[tuple[str, str], str]:
+    """Return a name for ids and folders of every (kind, row): a baseline and a filler may be called alike."""
+    found = dict.fromkeys((r.kind, r.row, r.backbone is not None) for r in records)
+    names = {(kind, row): _slug(row if of_backbone else f"{kind} {row}") for kind, row, of_backbone in found}
+    counts = Counter(names.values())
+    # Brackets and signs are left out of a name: two rows that differ in them alone stay two.
+    return {key: f"{n}-{digest([*key])[:8]}" if counts[n] > 1 else n for key, n in names.items()}
 
 
 def _title(record: Record) -> str:
     data = record.data
     assert data is not None
-    return f"{data.title} ({_SIMULATED})" if data.source == "simulated" else data.title
+    return f"{data.title} ({_SIMULATED})" if _simulated(record) else data.title
 
 
 # ---------------------------------------------------------------- Every Eval Ever
 
 
 def write_every_eval_ever(out: Path, to: Path, *, developer: str) -> list[Path]:
-    """Write one file a row (backbone and mask, baseline, filler); return their paths.
+    """Write one file a row (backbone and mask, baseline, filler) and source; return their paths.
+
+    They lie as in the collection that they are for, ``data/COLLECTION/DEVELOPER/ROW/UUID.json``, simulated data in a
+    collection of their own. The same records get the same path.
 
     Raises
     ------
+    ConfigError
+        If nothing is left of the developer's name in a path.
     StoreError
         If the folder holds no record with a number, or one that was changed.
     """
-    by_name: dict[str, list[Record]] = {}
-    for record in _records(out):
-        by_name.setdefault(_name(record), []).append(record)
+    if not _slug(developer):
+        raise ConfigError(
+            f"--developer {developer!r} gives no name of a folder.", allowed="at least one letter a to z or digit"
+        )
+    records = _records(out)
+    names = _names(records)
+    logs: dict[tuple[str, bool], list[Record]] = {}
+    for record in records:
+        logs.setdefault((names[record.kind, record.row], _simulated(record)), []).append(record)
     paths = []
-    for name, own in sorted(by_name.items()):
-        path = to / f"{name}.json"
-        log = every_eval_ever(own, developer=developer)
+    for (name, simulated), own in sorted(logs.items(), key=lambda item: item[0]):
+        log = every_eval_ever(own, developer=developer, name=name)
+        collection = "neurobench-simulated" if simulated else "neurobench"
+        # A random UUID is asked for; one that is drawn from the records gives no second file at a second export.
+        uuid = UUID(bytes=bytes.fromhex(digest(log["evaluation_id"])[:32]), version=4)
+        path = to / "data" / collection / _slug(developer) / name / f"{uuid}.json"
         atomic_write(path, json.dumps(log, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         paths.append(path)
     return paths
 
 
-def every_eval_ever(records: Sequence[Record], *, developer: str) -> dict[str, Any]:
-    """Return the records of one row as one evaluation log."""
+def superseded(paths: Sequence[Path]) -> list[Path]:
+    """Return files beside those that were written: of the same rows, and of other records."""
+    return sorted(p for folder in {p.parent for p in paths} for p in folder.glob("*.json") if p not in paths)
+
+
+def every_eval_ever(records: Sequence[Record], *, developer: str, name: str) -> dict[str, Any]:
+    """Return the records of one row, all real or all simulated, as one evaluation log."""
     records = sorted(records, key=lambda r: (r.dataset.label, r.task.label, r.protocol.seed, r.id))
     first = records[0]
-    model = f"{_slug(developer)}/{_name(first)}"
+    model = f"{_slug(developer)}/{name}"
     newest = max(r.written for r in records)
     run = digest(sorted(r.id for r in records))
     return {
@@ -139,9 +168,11 @@ def _results(record: Record) -> Iterator[dict[str, Any]]:
     for name, metric in record.metrics.items():
         if metric.value is None:
             continue
+        # What is joined by name must not meet: a twin is another evaluation than its dataset.
+        source = "simulated." if _simulated(record) else ""
         yield {
             "evaluation_result_id": f"{record.id}.{name}",
-            "evaluation_name": f"neurobench.{record.task.label}.{record.dataset.label}",
+            "evaluation_name": f"neurobench.{source}{record.task.label}.{record.dataset.label}",
             "evaluation_timestamp": record.written,
             "source_data": {
                 "dataset_name": _title(record),
@@ -237,12 +268,12 @@ def model_card(out: Path, row: str = "") -> str:
     out
         Output folder.
     row
-        Label of the row that the card is of; all pretrained rows without one (all rows where none is).
+        Label of the row that the card is of; may be left out where only one was pretrained.
 
     Raises
     ------
     ConfigError
-        If there is no such row.
+        If there is no such row, or several and none is named.
     StoreError
         If the folder holds no record with a number, or one that was changed.
     """
@@ -252,22 +283,28 @@ def model_card(out: Path, row: str = "") -> str:
     rows = list(dict.fromkeys(r.row for r in records))
     if row and row not in rows:
         raise ConfigError(f"there is no row {row!r}.", allowed=", ".join(rows), likely=closest(row, rows))
-    pretrained = [r.row for r in records if r.kind == "pretrained"]
-    named = [row] if row else list(dict.fromkeys(pretrained or rows))
-    index = {"model-index": [_index(name, [r for r in records if r.row == name]) for name in named]}
-    head = yaml.safe_dump(index, sort_keys=False, allow_unicode=True, width=1000)
+    pretrained = list(dict.fromkeys(r.row for r in records if r.kind == "pretrained")) or rows
+    if not row and len(pretrained) > 1:
+        # A reader of the metadata takes every result to be of the one model that the card lies beside.
+        raise ConfigError(
+            f"a card is of one row, and {out} holds {len(pretrained)}.",
+            allowed=", ".join(pretrained),
+            next_step=f"Name one: --row '{pretrained[0]}'. `neurobench report` has all of them.",
+        )
+    name = row or pretrained[0]
+    own = [r for r in records if r.row == name]
+    head = yaml.safe_dump({"model-index": [_index(name, own)]}, sort_keys=False, allow_unicode=True, width=1000)
     lines = ["---", head.rstrip(), "---", "", "## Evaluation", ""]
-    if any(r.data is not None and r.data.source == "simulated" for r in records):
+    tables = {_table(r) for r in own}
+    shown = [r for r in records if _table(r) in tables and (r.row == name or r.kind != "pretrained")]
+    if any(map(_simulated, shown)):
         lines += ["**Rows on simulated data measure the software, not the model.**", ""]
     lines += [
-        "| dataset | task | row | metric | score | 95 % interval | chance | skill | over | n |",
-        "|---|---|---|---|---:|---|---:|---:|---|---:|",
+        "| dataset | task | protocol | row | metric | score | 95 % interval | chance | skill | over | n |",
+        "|---|---|---|---|---|---:|---|---:|---:|---|---:|",
     ]
-    tasks = {(r.dataset.label, r.task.label, r.protocol.seed) for r in records if r.row in named}
     order = {"pretrained": 0, "given": 1, "untrained": 2, "baseline": 3, "filler": 4}
-    for r in sorted(records, key=lambda r: (r.dataset.label, r.task.label, r.protocol.seed, order[r.kind], r.row)):
-        if (r.dataset.label, r.task.label, r.protocol.seed) in tasks and (r.row in named or r.kind != "pretrained"):
-            lines.append(_card_row(r, bold=r.row in named))
+    lines += [_card_row(r, bold=r.row == name) for r in sorted(shown, key=lambda r: (*_table(r), order[r.kind], r.row))]
     lines += [
         "",
         f"Intervals: {INTERVAL}. Skill: 1 is perfect, 0 is as good as the best control. Made with neurobench "
@@ -275,6 +312,20 @@ def model_card(out: Path, row: str = "") -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _table(record: Record) -> tuple[str, bool, str, str]:
+    """Return what rows have in common that may be compared: dataset, source, task, protocol."""
+    return record.dataset.label, _simulated(record), record.task.label, _protocol(record)
+
+
+def _protocol(record: Record) -> str:
+    """Return in words what rows of one dataset and task may differ in beside their components."""
+    p = record.protocol
+    said = [p.profile, p.adaptation, f"{p.n_folds} folds", f"{p.n_steps} steps", f"seed {p.seed}"]
+    usual = {"split": "subjects", "objective": "reconstruction", "harmonise": "none", "probe": "linear"}
+    said += [f"{name} {value}" for name, default in usual.items() if (value := getattr(p, name)) != default]
+    return ", ".join(said + ["transductive"] * p.transductive)
 
 
 def _index(name: str, records: Sequence[Record]) -> dict[str, Any]:
@@ -286,15 +337,24 @@ def _index(name: str, records: Sequence[Record]) -> dict[str, Any]:
         assert r.data is not None
         interval = "" if head.low is None else f", 95 % interval {_short(head.low)} to {_short(head.high)}"
         unit = f" in {head.unit}" if head.unit else ""
+        # Readers put results together whose types and configuration are equal, and allow them few signs.
+        source = "-simulated" if _simulated(r) else ""
+        dataset = {
+            "type": f"{r.dataset.name}{source}",
+            "name": _title(r),
+            "config": r.dataset.label,
+            "revision": r.data.revision,
+        }
+        apart = f", not ranked: {', '.join(r.apart)}" if r.apart else ""
         results.append(
             {
-                "task": {"type": r.task.name, "name": r.task.label},
-                "dataset": {"type": r.dataset.name, "name": _title(r), "revision": r.data.revision},
+                "task": {"type": _slug(r.task.label), "name": r.task.label},
+                "dataset": dataset,
                 "metrics": [
                     {
                         "type": r.headline,
                         "value": head.value,
-                        "name": f"{r.headline}{unit}{interval}, n = {r.n_subjects}, seed {r.protocol.seed}",
+                        "name": f"{r.headline}{unit}{interval}, n = {r.n_subjects}, {_protocol(r)}{apart}",
                     }
                 ],
             }
@@ -308,13 +368,14 @@ def _short(value: float | None) -> str:
 
 def _card_row(record: Record, *, bold: bool) -> str:
     head = record.metrics[record.headline]
-    assert record.data is not None
     name = markdown_text(record.row)
-    simulated = " (simulated)" if record.data.source == "simulated" else ""
+    simulated = " (simulated)" if _simulated(record) else ""
+    apart = f" (not ranked: {', '.join(record.apart)})" if record.apart else ""
     cells = [
         f"{markdown_text(record.dataset.label)}{simulated}",
         markdown_text(record.task.label),
-        f"**{name}**" if bold else name,
+        markdown_text(_protocol(record)),
+        (f"**{name}**" if bold else name) + markdown_text(apart),
         markdown_text(f"{record.headline}{f' ({head.unit})' if head.unit else ''}"),
         _short(head.value),
         "" if head.low is None else f"{_short(head.low)} to {_short(head.high)}",

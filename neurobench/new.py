@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import keyword
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import jinja2
 
+import neurobench
 from neurobench.errors import ConfigError, closest
 from neurobench.plugin_rules import KINDS, NAME
 from neurobench.plugins import Kind, Registry
@@ -27,6 +30,8 @@ EXAMPLES: Mapping[str, str] = {
     "figure": "neurobench report neurobench-results   # one picture more in every report",
 }
 """How one of a kind is run beside what comes with neurobench."""
+
+OWN = "neurobench-fm"
 
 FILES = {
     "pyproject.toml.j2": "pyproject.toml",
@@ -82,11 +87,18 @@ def new_plugin(kind: str, name: str, folder: Path, registry: Registry) -> tuple[
             f"{kind} {name!r} is there already: {owner} provides it.",
             next_step="Choose another name: two plugins of one name are refused.",
         )
+    package = f"neurobench_{name}"
+    distribution = package.replace("_", "-")
+    if distribution == OWN or importlib.util.find_spec(package) is not None:
+        # Installing it would put its files, or the whole distribution, in the place of those.
+        raise ConfigError(
+            f"{name!r} would make a package {package} in a distribution {distribution}, and that is there already.",
+            next_step=f"Choose another name, such as {name}_{kind}.",
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"{folder} is there already.", allowed="a new or empty folder", next_step="Give one with --to."
         )
-    package = f"neurobench_{name}"
     words = WORDS.get(kind, kind)
     values = {
         "kind": kind,
@@ -94,9 +106,9 @@ def new_plugin(kind: str, name: str, folder: Path, registry: Registry) -> tuple[
         "article": "an" if words[0] in "aeiou" else "a",
         "name": name,
         "title": name.replace("_", " ").capitalize(),
-        "cls": "".join(part.capitalize() for part in name.split("_")),
+        "cls": _class_name(kind, name),
         "package": package,
-        "distribution": package.replace("_", "-"),
+        "distribution": distribution,
         "example": EXAMPLES[kind].format(name=name),
     }
     environment = jinja2.Environment(
@@ -118,6 +130,12 @@ def new_plugin(kind: str, name: str, folder: Path, registry: Registry) -> tuple[
             f'"""{values["title"]}, a plugin of neurobench."""\n', encoding="utf-8"
         )
     return tuple(written)
+
+
+def _class_name(kind: str, name: str) -> str:
+    """Return the name of a class that is no keyword, and none that a plugin imports."""
+    cls = "".join(part.capitalize() for part in name.split("_"))
+    return f"{cls}{kind.capitalize()}" if keyword.iskeyword(cls) or cls in {*dir(neurobench), "Canvas"} else cls
 
 
 def _plugin(kind: str, values: Mapping[str, str]) -> str:

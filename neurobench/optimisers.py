@@ -1,8 +1,8 @@
 """torch's optimisers without torch's compiler.
 
-Making an optimiser of torch imports all of ``torch._dynamo``, only to have it skip the optimiser where somebody compiles a whole
-training step. Nobody does that here, and every process that trains would wait seconds and hold 160 MB for it. What an
-optimiser does to weights is untouched.
+Making an optimiser of torch imports all of ``torch._dynamo``, only to have it skip the optimiser where somebody
+compiles a whole training step. Nobody does that here, and every process that trains would wait seconds and hold 160 MB
+for it. What an optimiser does to weights is untouched.
 """
 
 from __future__ import annotations

@@ -45,6 +45,9 @@ def wrong_class(kind: Kind, component: object) -> str:
     """Return what is wrong with a class as a component of this kind, or an empty string."""
     base = KINDS[kind]
     if not isinstance(component, type) or not issubclass(component, base):
+        if isinstance(component, base):
+            made = type(component).__name__
+            return f"returns a {made} that it has made as a {kind}: return the class, {made} without parentheses"
         return f"returns {component!r} as a {kind}, which is no subclass of {base.__name__}"
     problems = []
     name = getattr(component, "name", None)

@@ -374,7 +374,8 @@ def _components(manager: pluggy.PluginManager, plugin: object) -> list[tuple[Kin
         kind = HOOKS[caller.name]
         for classes in manager.subset_hook_caller(caller.name, others)():
             if not isinstance(classes, list | tuple):
-                raise _Invalid(f"{caller.name} returned {type(classes).__name__}, not a list of classes")
+                what = f"the class {classes.__name__}" if isinstance(classes, type) else type(classes).__name__
+                raise _Invalid(f"{caller.name} returned {what}, not a list of classes")
             found += [(kind, component) for component in classes]
     if wrong := [text for kind, component in found if (text := wrong_class(kind, component))]:
         raise _Invalid("; ".join(wrong))

@@ -24,6 +24,7 @@ from neurobench.contracts import (
     Baseline,
     Component,
     Dataset,
+    Figure,
     MaskingStrategy,
     Metric,
     SubjectTask,
@@ -65,6 +66,8 @@ CHEATS = [
     ("scaled_over_everybody", "lists-and-reads", "without the recordings of others it has other data"),
     ("target_in_the_signal", "lists-and-reads", "somebody else's row of the participants table it has other data"),
     ("task_of_a_covariate", "target-of-its-column", "target is made of age, and `column` says 'fluid_intelligence'"),
+    ("label_in_signal", "lists-and-reads", r"sub-.*: its signal changes with age of the participants table"),
+    ("knows_the_names", "signal-only", r"change when people are called otherwise.*ids.*\(fmri; meg\)"),
     ("knows_the_file", "signal-only", r"lies in a file of its own.*such as its length.*\(fmri; meg\)"),
     ("neighbours_in_gallery", "retrieval", r"is looked for 0 s from one in the gallery.*the filter alone"),
     ("mask_global_state", "table-and-generator-only", "global state of random, numpy or torch"),
@@ -570,7 +573,7 @@ def test_a_good_baseline_passes_everything() -> None:
 @pytest.mark.parametrize(
     ("cls", "check", "message"),
     [
-        (Noisy, "deterministic", "global random state.*an earlier `fit` or `transform`"),
+        (Noisy, "deterministic", "chance without a seed of its own.*or global random state"),
         (Lost, "features", r"shape \(5, 12\), not \(6, features\)"),
         (Lost, "cohort-is-left-alone", "participants table is changed"),
     ],
@@ -638,6 +641,83 @@ def test_a_broken_task_fails_where_it_is_broken(check: str, message: str) -> Non
     assert re.search(message, result.message), result.message
 
 
+class Hand(Sex):
+    """Is about texts that no table of a check holds unless it is told."""
+
+    name = "hand"
+    column = "handedness"
+    classes = ("right", "left")
+
+    def refuses(self, cohort) -> str:
+        known = self.column in cohort.participants and self.target(cohort.participants).notna().any()
+        return "" if known else f"nobody has a {self.column}"
+
+    def target(self, participants):
+        return participants[self.column].map({"R": 0.0, "L": 1.0}).astype(float)
+
+
+class Told(Hand):
+    """Says what its column holds."""
+
+    examples = ("R", "L", "ambidextrous")
+
+
+class Score(Told):
+    """Takes scores of a questionnaire, which have a range."""
+
+    name = "score"
+    kind = "regression"
+    column = "total"
+    examples = (0, 4, 11, 27)
+    classes = ("", "")
+    metrics = (Metric("mae", "points", False, float("nan"), 0.0),)
+
+    def target(self, participants):
+        values = pd.to_numeric(participants[self.column], errors="coerce").astype(float)
+        return values.where(values.between(0, 27))
+
+
+@pytest.mark.parametrize("cls", [Told, Score])
+def test_examples_say_what_a_column_holds(cls) -> None:
+    assert [r for r in check_component(cls) if not r.ok] == []
+
+
+@pytest.mark.parametrize("check", ["target", "perfect-and-shuffled", "refusal"])
+def test_values_that_are_not_known_are_asked_for(check: str) -> None:
+    (result,) = check_component(Hand, only=check)
+    assert result.outcome == "failed"
+    assert "their 'handedness' is 'x', 'y', …" in result.message or "is 'y', 'x'" in result.message, result.message
+    assert "examples = ('R', 'L')" in result.message
+
+
+class Rescales(Score):
+    """Writes into the table that it is given."""
+
+    def target(self, participants):
+        participants[self.column] = pd.to_numeric(participants[self.column], errors="coerce") / 27
+        return participants[self.column].astype(float)
+
+
+class Jitters(Score):
+    """Adds noise."""
+
+    def target(self, participants):
+        return super().target(participants) + np.random.default_rng().normal(size=len(participants))
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "message"),
+    [
+        (Rescales, "participants-are-left-alone", "`target` changes the participants table"),
+        (Jitters, "target-row-by-row", "changes from call to call"),
+    ],
+)
+def test_a_task_that_writes_or_draws_is_told(cls, check: str, message: str) -> None:
+    (result,) = check_component(cls, only=check)
+    assert result.outcome == "failed"
+    assert message in result.message
+
+
 class OfAdults(Sex):
     """Is about some people only, whom a covariate names."""
 
@@ -696,6 +776,54 @@ def test_a_broken_dataset_fails_where_it_is_broken(check: str, message: str) -> 
     (result,) = check_component(Folder, only=check)
     assert result.outcome == "failed"
     assert re.search(message, result.message), result.message
+
+
+class SetsTheSeed(Folder):
+    """Makes its twin from a seed that it sets for everybody."""
+
+    def simulate(self, root, *, n_subjects, seed, variant) -> None:
+        np.random.seed(seed)  # noqa: NPY002
+        super().simulate(root, n_subjects=n_subjects, seed=seed, variant=variant)
+
+
+def test_a_twin_that_sets_the_seed_for_everybody_is_told() -> None:
+    (result,) = check_component(SetsTheSeed, only="twin-is-the-same-twice")
+    assert result.outcome == "failed"
+    assert "`simulate` sets the seed of numpy for everybody" in result.message
+
+
+class Sorts(Figure):
+    """Draws nothing, and leaves the table as it likes it."""
+
+    name = "sorts"
+    summary = "changes the evidence"
+
+    def draw(self, evidence):
+        evidence.table["score"] = 0.0
+        return ()
+
+
+class Forgets(Figure):
+    """Has no yield in it."""
+
+    name = "forgets"
+    summary = "returns nothing"
+
+    def draw(self, evidence):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "message"),
+    [
+        (Sorts, "no-trace", "changes `evidence.table`"),
+        (Forgets, "nothing-of-nothing", "draw returns None: it has to yield drawings"),
+    ],
+)
+def test_a_figure_that_changes_the_evidence_or_yields_nothing_is_told(cls, check: str, message: str) -> None:
+    (result,) = check_component(cls, only=check)
+    assert result.outcome == "failed"
+    assert message in result.message
 
 
 # ---------------------------------------------------------------- what the checks stand on

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import neurobench
 from neurobench import planning
 from neurobench.cli import app
 from neurobench.errors import DataError
@@ -168,6 +171,34 @@ def test_help_answers_before_anything_heavy_is_loaded() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_versions_are_told_from_metadata_alone() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom neurobench.cli import app\n"
+        "asked = (['--version'], ['-V'], ['-V', 'run', '--no-such'])\n"
+        "told = {CliRunner().invoke(app, words).output for words in asked}\n"
+        "assert len(told) == 1, told\nprint(told.pop(), end='')\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'mne', 'pluggy'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    versions = {name: metadata.version(name) for name in ("neurobench-fm", "torch")}
+    expected = (
+        f"neurobench-fm {versions['neurobench-fm']}, Python {platform.python_version()}, torch {versions['torch']}"
+    )
+    assert result.stdout == f"{expected}\n"
+
+
+def test_versions_of_a_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    found = CliRunner().invoke(app, ["-V"])
+    assert found.exit_code == 0
+    assert f"neurobench-fm {neurobench.__version__} (not installed)" in found.output
+    assert "torch not installed" in found.output
 
 
 def test_listing_components_loads_torch_and_pandas_and_nothing_else_that_is_large() -> None:

@@ -44,6 +44,8 @@ def test_a_backbone_is_about_forty_lines(tmp_path: Path) -> None:
         (["backbon", "x"], "did you mean: backbone"),
         (["backbone", "My Net"], "did you mean: my_net"),
         (["backbone", "mamba"], "neurobench-fm provides it"),
+        (["backbone", "masks"], "neurobench_masks in a distribution neurobench-masks, and that is there already"),
+        (["mask", "fm"], "distribution neurobench-fm, and that is there already"),
     ],
 )
 def test_what_cannot_be_is_answered(arguments: list[str], message: str, tmp_path: Path, monkeypatch) -> None:
@@ -52,6 +54,18 @@ def test_what_cannot_be_is_answered(arguments: list[str], message: str, tmp_path
     assert found.exit_code == 2
     assert message in found.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("backbone", "none"), ("task", "true"), ("figure", "drawing"), ("dataset", "finding"), ("mask", "class")],
+)
+def test_names_that_mean_something_in_python_make_plugins(kind: str, name: str, tmp_path: Path) -> None:
+    (plugin, *_) = new_plugin(kind, name, tmp_path / "it", load_registry())
+    registry = load_registry([plugin])
+    found = registry.get(kind, name)  # type: ignore[arg-type]
+    results = check_component(found, registry=registry, only="metadata" if kind != "figure" else "legible")
+    assert [r for r in results if not r.ok] == []
 
 
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch) -> None:

@@ -109,13 +109,28 @@ def check_component(
         if only in ("", check):
             seen = cls if check in common.CHECKS else usable
             outcome, message = _run(function, seen, registry, full)
-            if "raised " in message and any(r.check == "builds" and r.outcome == "failed" for r in results):
-                message += " Mend `builds` first: this may come of it."
+            if outcome == "failed":
+                message = _in_short(check, message, results)
             results.append(_judged(cls, name, check, outcome, message))
     for check in sorted(set(cls.expected_failures) - set(found)) if not only else ():
         message = f"expected_failures names a check {check!r} that does not exist; there are {', '.join(found)}"
         results.append(CheckResult(name, check, "failed", message))
     return results
+
+
+FIRST: Mapping[str, str] = {"builds": "raised ", "elements-are-flat-indices": ""}
+"""Checks without which others cannot be understood, and how the messages of those begin."""
+
+
+def _in_short(check: str, message: str, results: list[CheckResult]) -> str:
+    """Return a message without what an earlier check has said, and with the check that is to be mended before."""
+    failed = {r.check: r.message for r in results if r.outcome == "failed"}
+    if same := [r for r, said in failed.items() if said == message]:
+        return f"the same as `{same[0]}`"
+    for first, begin in FIRST.items():
+        if first in failed and begin in message:
+            return f"{message} Mend `{first}` first: this may come of it."
+    return message
 
 
 def _why_unavailable(cls: type[Component]) -> str:

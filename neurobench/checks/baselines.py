@@ -56,6 +56,33 @@ def _fitted(cls: type[Baseline], cohort: Cohort) -> Any:
     return baseline
 
 
+def _rows(baseline: Any, cohort: Cohort) -> NDArray[np.float64]:
+    """Return what `transform` gives, where it is an array at all."""
+    found = baseline.transform(cohort)
+    rows = np.asarray(found)
+    if rows.ndim != 2 or rows.dtype == object:
+        kind = f"an array of shape {rows.shape}" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
+        raise CheckError(f"`transform` returns {kind}, not an array of (subjects, features).")
+    return rows
+
+
+@functools.cache
+def _repeats(cls: type[Baseline]) -> bool:
+    """Return whether the same subjects give the same features twice: chance would look like a leak elsewhere."""
+    found = []
+    with _cohorts(cls) as cohorts:
+        train, test = _halves(cohorts[0][1])
+        for seed in (1, 2):
+            with other_global_state(seed):
+                found.append(_rows(_fitted(cls, train), test))
+    return _same(*found)
+
+
+def _skip_chance(cls: type[Baseline]) -> None:
+    if not _repeats(cls):
+        raise Skip("features change from call to call: see `deterministic`")
+
+
 def _same(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
     scale = max(1.0, float(np.nanmax(np.abs(a), initial=0.0)))
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=0, atol=TOLERANCE * scale, equal_nan=True))
@@ -69,17 +96,18 @@ def features(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
             train, test = _halves(cohort)
             try:
                 baseline = _fitted(cls, train)
-                rows = [np.asarray(baseline.transform(c)) for c in (train, test)]
+                rows = [_rows(baseline, c) for c in (train, test)]
             except KeyError as error:
                 if error.args[0] not in COVARIATES:
                     raise
                 raise CheckError(
                     f"reads {error.args[0]!r} of the participants table, which is the target of some task.",
-                    next_step="With `depends_on_task = True` it is told the covariates, all but a task's target.",
+                    next_step="With `depends_on_task = True` it is told the covariates, all but a task's target. "
+                    "No baseline is told a target: what predicts it from the features is the probe.",
                 ) from error
             incomplete = {r.subject for r in cohort.recordings if not r.present.all()}
             for row, subjects in zip(rows, (train.subjects, test.subjects), strict=True):
-                if row.ndim != 2 or len(row) != len(subjects):
+                if len(row) != len(subjects):
                     problems.append(f"features have shape {row.shape}, not ({len(subjects)}, features) ({modality})")
                 elif not np.issubdtype(row.dtype, np.floating):
                     problems.append(f"features are {row.dtype}, not float ({modality})")
@@ -111,7 +139,7 @@ def training_subjects_only(cls: type[Baseline], registry: Registry | None, full:
         for modality, cohort in cohorts:
             train, test = _halves(cohort)
             with watched_files() as seen:
-                first = np.asarray(_fitted(cls, train).transform(train))
+                first = _rows(_fitted(cls, train), train)
             own = {str(r.path) for r in train.recordings}
             foreign = [Path(s.partition(" ")[2]).name for s in seen if s.partition(" ")[2] not in own]
             if foreign:
@@ -121,7 +149,7 @@ def training_subjects_only(cls: type[Baseline], registry: Registry | None, full:
                 )
             for recording in test.recordings:
                 np.save(recording.path, 9.0 * np.load(recording.path, allow_pickle=False)[:, ::-1])
-            if not _same(first, np.asarray(_fitted(cls, train).transform(train))):
+            if _repeats(cls) and not _same(first, _rows(_fitted(cls, train), train)):
                 problems.append(
                     f"it is fitted on test rows: other test recordings change what `fit` learns ({modality})"
                 )
@@ -131,14 +159,15 @@ def training_subjects_only(cls: type[Baseline], registry: Registry | None, full:
 
 def subject_by_subject(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
     """The features of a subject do not depend on who else is in the call, nor on the order."""
+    _skip_chance(cls)
     problems = []
     with _cohorts(cls) as cohorts:
         for modality, cohort in cohorts:
             train, test = _halves(cohort)
             baseline = _fitted(cls, train)
-            together = np.asarray(baseline.transform(test))
-            alone = np.concatenate([baseline.transform(test.part([s])) for s in test.subjects])
-            everyone = np.asarray(baseline.transform(cohort))[len(train.subjects) :]
+            together = _rows(baseline, test)
+            alone = np.concatenate([_rows(baseline, test.part([s])) for s in test.subjects])
+            everyone = _rows(baseline, cohort)[len(train.subjects) :]
             if not _same(together, alone) or not _same(together, everyone):
                 problems.append(
                     f"the features of a subject change with the other subjects in the call: something is fitted on "
@@ -148,10 +177,19 @@ def subject_by_subject(cls: type[Baseline], registry: Registry | None, full: boo
     return ""
 
 
+def _renamed(cohort: Cohort) -> Cohort:
+    """Return a cohort in which everybody has another name, in the same order."""
+    names = {s: f"p{7919 * (i + 1):08d}" for i, s in enumerate(cohort.subjects)}
+    people = cohort.participants.rename(index=names)
+    recordings = tuple(replace(r, subject=names[r.subject]) for r in cohort.recordings)
+    return replace(cohort, participants=people, recordings=recordings)
+
+
 def signal_only(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
-    """Features follow from the signal: not from the participants table, a window's file, or its name."""
+    """Features follow from the signal: not from the participants table, a window's file, or anybody's name."""
     if cls.depends_on_task:
         raise Skip("knows the participants table, and is left out where people are looked for")
+    _skip_chance(cls)
     problems = []
     with _cohorts(cls) as cohorts, tempfile.TemporaryDirectory() as folder:
         for modality, cohort in cohorts:
@@ -162,12 +200,17 @@ def signal_only(cls: type[Baseline], registry: Registry | None, full: bool) -> s
                 path = Path(folder) / f"{modality}-{i}.npy"
                 np.save(path, np.asarray(piece.open()))
                 moved.append(replace(piece, id=f"window-{i}", path=path, start=0))
-            cohorts_of_windows = (replace(cohort, recordings=tuple(pieces)) for pieces in (cut, moved))
-            both = [np.asarray(_fitted(cls, c).transform(c)) for c in cohorts_of_windows]
+            cohorts_of_windows = [replace(cohort, recordings=tuple(pieces)) for pieces in (cut, moved)]
+            both = [_rows(_fitted(cls, c), c) for c in cohorts_of_windows]
             if not _same(*both):
                 problems.append(
                     f"the features of a window change when it lies in a file of its own: they hold something of the "
                     f"file, such as its length or name, which is the same in all windows of a recording ({modality})"
+                )
+            if not _same(both[0], _rows(_fitted(cls, named := _renamed(cohorts_of_windows[0])), named)):
+                problems.append(
+                    f"features change when people are called otherwise: they hold something of the participants' ids, "
+                    f"such as their site ({modality})"
                 )
     demand(problems, "Read `recording.open()`, and nothing else.")
     return ""
@@ -180,15 +223,19 @@ def deterministic(cls: type[Baseline], registry: Registry | None, full: bool) ->
         for modality, cohort in cohorts:
             train, test = _halves(cohort)
             with other_global_state(1):
-                first = np.asarray(_fitted(cls, train).transform(test))
+                first = _rows(_fitted(cls, train), test)
             with other_global_state(2):
                 used = _fitted(cls, test)
                 used.transform(train)
-                if not _same(first, np.asarray(_fitted(cls, train).transform(test))):
-                    problems.append(f"features depend on global random state ({modality})")
+                if not _same(first, _rows(_fitted(cls, train), test)):
+                    problems.append(
+                        f"the same subjects get other features each time: chance without a seed of its own, such as "
+                        f"random_state=0, or global random state ({modality})"
+                    )
+                    continue
                 used.fit(train)
                 used.transform(train)
-                if not _same(first, np.asarray(used.transform(test))):
+                if not _same(first, _rows(used, test)):
                     problems.append(
                         f"features depend on an earlier `fit` or `transform`: state is carried ({modality})"
                     )

@@ -72,7 +72,7 @@ def raised(error: Exception, cls: type[Component]) -> str:
     own = [f for f in frames if f.filename == inspect.getsourcefile(cls)]
     frame = (own or frames)[-1]
     kind = "" if isinstance(error, NeurobenchError) else f"{type(error).__name__}: "
-    what = str(error).partition(" Hint: enable anomaly detection")[0]
+    what = str(error).partition(" Hint: enable anomaly detection")[0].partition("\n")[0]
     obj = getattr(error, "obj", None)  # of an AttributeError, what has no such attribute
     if type(obj).__module__.startswith("neurobench."):
         what += f"; it has {', '.join(n for n in dir(obj) if not n.startswith('_'))}"
@@ -224,6 +224,14 @@ def parameters(cls: type[Component], registry: Registry | None, full: bool) -> s
     ]
     if extra:
         problems.append(f"the constructor takes *{' and *'.join(extra)}: misspelt parameters would pass unseen")
+    if "__init__" in vars(cls):  # what a base of neurobench takes is its own affair
+        given = {"self", "spec"} if issubclass(cls, Backbone) else {"self"}
+        fixed = [
+            p.name
+            for p in inspect.signature(cls.__init__).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given
+        ]
+        problems += [f"nobody can set {n!r}, as `[{n}=…]` does: it is not keyword-only" for n in fixed]
     demand(problems, "Make every parameter keyword-only, typed, with a default.")
     build(cls)
     return ", ".join(f"{n}={p.default}" for n, p in found.items())

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 
-from neurobench.checks.common import Check, Skip, build, demand
-from neurobench.contracts import Dataset
+from neurobench.checks.common import Check, Skip, build, demand, seeds_set_by
+from neurobench.contracts import COVARIATES, Dataset
 from neurobench.errors import CheckError, DataError
 from neurobench.identity import file_digest
 from neurobench.plugins import Registry
@@ -112,12 +113,20 @@ def nothing_to_read(cls: type[Dataset], registry: Registry | None, full: bool) -
 
 def twin_is_the_same_twice(cls: type[Dataset], registry: Registry | None, full: bool) -> str:
     """The same seed writes the same files, another seed others."""
-    with _simulated(cls) as (_, first), _simulated(cls) as (_, second), _simulated(cls, seed=2) as (_, other):
-        a, b, c = (_digests(root) for root in (first, second, other))
+    made: list[dict[str, str]] = []
+
+    def simulate() -> None:
+        with _simulated(cls) as (_, root):
+            made.append(_digests(root))
+
+    seeds = seeds_set_by(simulate)
+    a, b = made
+    with _simulated(cls, seed=2) as (_, other):
+        c = _digests(other)
     if not a:
         raise CheckError("`simulate` writes no file.")
     different = sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
-    problems = []
+    problems = [f"`simulate` sets the seed of {name} for everybody: draw from a generator" for name in seeds]
     if different:
         problems.append(f"the same seed writes other bytes: {', '.join(different[:4])}")
     if a == c:
@@ -165,6 +174,7 @@ def lists_and_reads(cls: type[Dataset], registry: Registry | None, full: bool) -
             problems += _reading_problems(dataset, file)
         problems += _of_the_table(cls, dataset, root, files)
         if files:
+            problems += _told_by_tables(cls, dataset, root, files)
             problems += _not_alone(cls, dataset, root, files)
     demand(problems[:8])
     return f"{len(files)} recordings of {len(people)} participants"
@@ -217,6 +227,51 @@ def _not_alone(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence
     if found is None or np.array_equal(alone.read(found).data, before, equal_nan=True):
         return []
     return [f"{first.id}: without the recordings of others it has other data: something is fitted on everybody"]
+
+
+TECHNICAL = {*COVARIATES, "t_r", "sfreq"} - {"age", "sex"}
+"""Columns of a participants table that may well say how a recording is to be read."""
+
+
+def _told_by_tables(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence[RecordingFile]) -> list[str]:
+    """Say if a signal is another one once a table says something else of its subject: a target could be in it."""
+    before = {f.id: dataset.read(f).data for f in files}
+    people = dataset.list_recordings(root).participants
+    named = {p for f in files for p in (*f.path.parts, f.path.stem, str(f.path), str(f.path.relative_to(root)))}
+    subjects = {name for f in files for name in (f.subject, f.subject.removeprefix("sub-"), f"sub-{f.subject}")}
+    found: dict[str, str] = {}
+
+    def changed(table: pd.DataFrame, columns: Sequence[str]) -> tuple[set[str], str]:
+        """Return which columns of the participants table change with those of a file, and whose signal does."""
+        other = table.assign(**{c: np.roll(table[c], 1) for c in columns})
+        other.to_csv(path, sep=separator, index=False)
+        again: Dataset = build(cls)
+        listing = again.list_recordings(root)
+        now = listing.participants.reindex(people.index)
+        columns_now = {str(c) for c in people if c not in now or not now[c].equals(people[c])}
+        for file in listing.recordings:
+            if file.id in before and not np.array_equal(again.read(file).data, before[file.id], equal_nan=True):
+                return columns_now, file.id
+        return columns_now, ""
+
+    for path in sorted({*root.rglob("*.tsv"), *root.rglob("*.csv")} - {f.path for f in files}):
+        content, separator = path.read_bytes(), "\t" if path.suffix == ".tsv" else ","
+        try:
+            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+            told = [str(c) for c in table if not {*table[c]} & named and not {f"sub-{v}" for v in table[c]} & named]
+            about = max((len({*table[c]} & subjects) for c in table), default=0)
+            if about < 2 or changed(table, ())[0]:
+                continue  # not about people, or of a form that does not survive being written again
+            if changed(table, told)[1]:
+                for column in told:
+                    targets, whose = changed(table, [column])
+                    if whose and targets - TECHNICAL:
+                        found.setdefault(whose, ", ".join(sorted(targets - TECHNICAL)))
+        except Exception:  # noqa: S112 - a reader may refuse a table that says something else as it likes
+            continue
+        finally:
+            path.write_bytes(content)
+    return [f"{i}: its signal changes with {what} of the participants table" for i, what in found.items()]
 
 
 def _reading_problems(dataset: Dataset, file: Any) -> list[str]:

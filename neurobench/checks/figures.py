@@ -23,8 +23,10 @@ SECTIONS = ("reconstruction", "evoked", "comparison", "pretraining", "interpreta
 
 
 def _drawn(cls: type[Figure], evidence: Evidence) -> list[Drawing]:
-    figure = build(cls)
-    drawings = list(figure.draw(evidence))
+    made = build(cls).draw(evidence)
+    if made is None:
+        raise CheckError("draw returns None: it has to yield drawings.")
+    drawings = list(made)
     wrong = next((type(d).__name__ for d in drawings if not isinstance(d, Drawing)), "")
     if wrong:
         raise CheckError(f"draw yields {wrong}, not a Drawing.")
@@ -129,7 +131,7 @@ def legible(cls: type[Figure], registry: Registry | None, full: bool) -> str:
 
 
 def no_trace(cls: type[Figure], registry: Registry | None, full: bool) -> str:
-    """Nothing is written into the output folder, and pyplot keeps no figure: a report of hundreds must fit."""
+    """The evidence is not changed, no file is written, and pyplot keeps no figure: a report of hundreds must fit."""
     from matplotlib import pyplot
 
     problems = []
@@ -138,7 +140,10 @@ def no_trace(cls: type[Figure], registry: Registry | None, full: bool) -> str:
         with tempfile.TemporaryDirectory() as folder:
             evidence = simulated_evidence(Path(folder), kind)
             files = sorted(Path(folder).rglob("*"))
+            table = evidence.table.copy()
             _drawn(cls, evidence)
+            if not table.equals(evidence.table):
+                problems.append("changes `evidence.table`, from which the next figure is drawn: work on a copy")
             new = [f.name for f in sorted(Path(folder).rglob("*")) if f not in files]
             problems += [f"writes {name} into the output folder" for name in new]
     if pyplot.get_fignums() != before:

@@ -71,8 +71,17 @@ def elements_are_flat_indices(cls: type[MaskingStrategy], registry: Registry | N
             array = np.asarray(element)
             if not array.size and array.dtype.kind == "f":
                 problems.append(f"yields an empty list, which has no type: leave it out ({what})")
+            elif array.dtype == bool:
+                problems.append(
+                    f"yields True and False, not the indices of tokens: np.flatnonzero(…) of a mask of "
+                    f"(units, patches) has them ({what})"
+                )
+            elif array.dtype == object:
+                problems.append(f"yields a {type(element).__name__}, not an array of integers ({what})")
             elif array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-                problems.append(f"yields {array.dtype} of shape {array.shape}, not one-dimensional integers ({what})")
+                n = "one number" if array.ndim == 0 else f"{array.ndim} dimensions"
+                found = n if np.issubdtype(array.dtype, np.integer) else f"{array.dtype}"
+                problems.append(f"yields {found}, not a one-dimensional array of integers ({what})")
             elif array.size and (array.min() < 0 or array.max() >= window.valid.size):
                 wrong = array.max() if array.max() >= window.valid.size else array.min()
                 problems.append(f"yields token {wrong}, and the table has 0 to {window.valid.size - 1} ({what})")
@@ -82,7 +91,7 @@ def elements_are_flat_indices(cls: type[MaskingStrategy], registry: Registry | N
 
 def equal_budget(cls: type[MaskingStrategy], registry: Registry | None, full: bool) -> str:
     """Exactly the promised number of valid tokens is scored, on any table and at any ratio."""
-    problems, hidden_share = [], []
+    problems, hidden_share, units_only = [], [], True
     for what, strategy, window in _possible(cls, full):
         for ratio, seed in itertools.product(RATIOS, range(6 if full else 2)):
             wanted = budget(window, ratio)
@@ -90,6 +99,9 @@ def equal_budget(cls: type[MaskingStrategy], registry: Registry | None, full: bo
                 drawn = draw(strategy, window, ratio, np.random.default_rng(seed))
             except ConfigError as error:
                 problems.append(f"the elements do not suffice ({what}, ratio {ratio:g}: {error.what.rstrip('.')})")
+                seen = [np.asarray(e, np.int64).ravel() for e in _elements(strategy, window, ratio, seed)]
+                reached = np.concatenate([*seen, [-1]]).max()
+                units_only &= reached < window.valid.shape[0] < window.valid.size
                 continue
             n_scored = int(drawn.scored.sum())
             if n_scored != wanted and strategy.budgeted:
@@ -100,7 +112,8 @@ def equal_budget(cls: type[MaskingStrategy], registry: Registry | None, full: bo
                 problems.append(f"nothing stays visible ({what}, ratio {ratio:g})")
             if ratio == 0.5 and window.n_valid:
                 hidden_share.append(drawn.hidden.sum() / window.n_valid)
-    demand(problems, "Yield whole elements until all tokens that can be hidden have been yielded.")
+    hint = "Are these rows of units? Patch p of unit u is token u * n_patches + p. " if units_only else ""
+    demand(problems, f"{hint}Yield whole elements until all tokens that can be hidden have been yielded.")
     return f"hides {np.mean(hidden_share):.0%} of the tokens to score 50 %"
 
 
@@ -114,7 +127,8 @@ def leaves_something_visible(cls: type[MaskingStrategy], registry: Registry | No
             taken[np.asarray(element, np.int64)] = True
             if taken[window.valid.ravel()].all():
                 raise CheckError(
-                    f"one element hides all {window.n_valid} valid tokens ({what}): nothing is left to see."
+                    f"one element hides all {window.n_valid} valid tokens ({what}): nothing is left to see.",
+                    next_step="Yield less at once, or let `impossible` say of such units what they lack.",
                 )
     return ""
 
@@ -213,7 +227,10 @@ def masks_differ(cls: type[MaskingStrategy], registry: Registry | None, full: bo
     if reason := build(cls).impossible(units):
         raise Skip(reason)
     window = simulated_window(units, 10)
-    drawn = {draw(build(cls), window, 0.5, np.random.default_rng(i)).hidden.tobytes() for i in range(20)}
+    try:
+        drawn = {draw(build(cls), window, 0.5, np.random.default_rng(i)).hidden.tobytes() for i in range(20)}
+    except ConfigError:
+        raise Skip("the elements do not suffice: see `equal-budget`") from None
     return f"{len(drawn)} different masks in 20 draws"
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from neurobench.checks.common import Check, Skip, build, demand, watched_files
 from neurobench.contracts import (
     COVARIATES,
     EvokedTask,
+    Metric,
     ReconstructionTask,
     RetrievalTask,
     SubjectTask,
@@ -41,7 +43,20 @@ def _subject_task(cls: type[Task]) -> SubjectTask:
     task = build(cls)
     if not isinstance(task, SubjectTask):
         raise Skip("is not scored a subject at a time")
+    if missing := [n for n in ("kind", "column", "metrics") if not hasattr(task, n)]:
+        raise CheckError(f"does not say its `{'` and `'.join(missing)}`.")
     return task
+
+
+def _target(task: SubjectTask, people: pd.DataFrame) -> pd.Series[float]:
+    """Return the target of people, whose table stays as it is whatever a task does."""
+    values = task.target(people.copy())
+    if not isinstance(values, pd.Series) or not values.index.equals(people.index):
+        raise CheckError(
+            "`target` does not return a Series with the index of the participants.",
+            next_step="Everybody stays in it: NaN where a value is missing.",
+        )
+    return values
 
 
 def _participants(task: SubjectTask, n: int = 60) -> pd.DataFrame:
@@ -58,7 +73,9 @@ def _participants(task: SubjectTask, n: int = 60) -> pd.DataFrame:
         },
         index=pd.Index([f"sub-{i:03d}" for i in range(n)], name="participant_id"),
     )
-    if task.column not in people:
+    if len(task.examples):
+        people[task.column] = rng.permutation(np.resize(np.asarray(task.examples, object), n))
+    elif task.column not in people:
         people[task.column] = (
             rng.normal(0, 1, n) if task.kind == "regression" else rng.permutation(np.resize(["x", "y"], n))
         )
@@ -74,8 +91,13 @@ def metrics(cls: type[Task], registry: Registry | None, full: bool) -> str:
     """There is a headline metric, names are unique, and best and chance agree with the direction."""
     task = build(cls)
     problems = []
-    if not task.metrics:
-        problems.append("`metrics` is empty: the first one is the headline")
+    if not getattr(task, "metrics", ()):
+        raise CheckError("`metrics` is missing or empty: the first one is the headline.")
+    if wrong := [m for m in task.metrics if not isinstance(m, Metric)]:
+        raise CheckError(
+            f"`metrics` holds {wrong[0]!r}, not a Metric.",
+            allowed='such as regression_metrics("points") or CLASSIFICATION_METRICS, which neurobench has',
+        )
     names = [m.name for m in task.metrics]
     problems += [f"metric {n!r} is there twice" for n in dict.fromkeys(names) if names.count(n) > 1]
     for m in task.metrics:
@@ -85,26 +107,40 @@ def metrics(cls: type[Task], registry: Registry | None, full: bool) -> str:
     return ", ".join(names)
 
 
+def _known_target(task: SubjectTask) -> NDArray[np.float64]:
+    """Return the targets of simulated participants; that nobody has one says nothing but that the values are wrong."""
+    people = _participants(task)
+    known: NDArray[np.float64] = np.asarray(_target(task, people).dropna(), np.float64)
+    if len(known):
+        return known
+    values = ", ".join(repr(v) for v in dict.fromkeys(people[task.column][:3]))
+    raise CheckError(
+        f"of simulated participants nobody has a target: their {task.column!r} is {values}, …",
+        allowed="`examples`, values of the column as your participants tables hold them",
+        next_step="Add them to the class, such as examples = ('R', 'L') or (80.0, 95.0, 110.0, 125.0).",
+    )
+
+
 def target(cls: type[Task], registry: Registry | None, full: bool) -> str:
     """The target is one float a participant, 0 and 1 for two classes, NaN where missing."""
     task = _subject_task(cls)
     people = _participants(task)
+    _known_target(task)
     missing = people.copy()
     missing[task.column] = missing[task.column].astype(object)
     missing.loc[missing.index[:3], task.column] = None
-    values = task.target(people)
+    values = _target(task, people)
     problems = []
     if task.kind not in ("regression", "classification"):
         problems.append(f"`kind` is {task.kind!r}, not regression or classification")
-    if not isinstance(values, pd.Series) or not values.index.equals(people.index):
-        raise CheckError("`target` does not return a Series with the index of the participants.")
     if not np.issubdtype(values.to_numpy().dtype, np.floating):
         problems.append(f"`target` returns {values.dtype}, not float")
     elif task.kind == "classification" and not set(values.dropna().unique()) <= {0.0, 1.0}:
-        problems.append(f"classes are {sorted(values.dropna().unique())[:4]}, not 0 and 1")
+        found = ", ".join(f"{v:g}" for v in sorted(values.dropna().unique())[:4])
+        problems.append(f"classes are {found}, not 0 and 1 (NaN where somebody is in neither)")
     elif values.nunique() < 2:
         problems.append("all simulated participants have the same target")
-    if task.target(missing).iloc[:3].notna().any():
+    if _target(task, missing).iloc[:3].notna().any():
         problems.append("a missing value gets a target: it has to stay NaN")
     classes = task.classes
     if task.kind == "classification" and (len(set(classes)) != 2 or not all(classes)):
@@ -117,16 +153,18 @@ def target_row_by_row(cls: type[Task], registry: Registry | None, full: bool) ->
     """The target of a participant does not depend on who else is in the table."""
     task = _subject_task(cls)
     people = _participants(task)
-    everyone = task.target(people)
+    everyone = _target(task, people)
+    if not everyone.equals(_target(task, people)):
+        raise CheckError("the target of the same participants changes from call to call.")
     problems = []
     for what, index in (("half of the participants", people.index[::2]), ("five participants", people.index[:5])):
-        part = build(cls).target(people.loc[index])
+        part = _target(build(cls), people.loc[index])
         if not np.array_equal(part.to_numpy(float), everyone.loc[index].to_numpy(float), equal_nan=True):
             problems.append(
                 f"the target of a participant changes when only {what} are in the table: it is fitted on all rows, "
                 "test rows among them"
             )
-    single = [task.target(people.loc[[p]]).iloc[0] for p in people.index[:8]]
+    single = [_target(task, people.loc[[p]]).iloc[0] for p in people.index[:8]]
     if task.kind == "classification" and not np.array_equal(single, everyone.iloc[:8].to_numpy(float), equal_nan=True):
         problems.append("a participant alone gets another class: classes are numbered by what is in the table")
     demand(
@@ -139,7 +177,7 @@ def target_of_its_column(cls: type[Task], registry: Registry | None, full: bool)
     """The target follows from `column` alone among the covariates: baselines are given the others."""
     task = _subject_task(cls)
     people = _participants(task).assign(mean_fd=0.1, duration_s=300.0)
-    before = task.target(people).to_numpy(float)
+    before = _target(task, people).to_numpy(float)
     given = []
     for name in COVARIATES:
         if name == task.column:
@@ -148,7 +186,7 @@ def target_of_its_column(cls: type[Task], registry: Registry | None, full: bool)
         other = people[name].shift(1, fill_value=people[name].iloc[-1])
         if people[name].nunique() == 1:
             other = pd.Series(np.linspace(0.05, 900.0, len(people)), people.index)
-        after = build(cls).target(people.assign(**{name: other})).to_numpy(float)
+        after = _target(build(cls), people.assign(**{name: other})).to_numpy(float)
         # Who has a target may well hang on a covariate: adults only, one site, those who lay still.
         known = np.isfinite(before) & np.isfinite(after)
         if not np.array_equal(before[known], after[known]):
@@ -185,9 +223,9 @@ def perfect_and_shuffled(cls: type[Task], registry: Registry | None, full: bool)
         return _windows_perfect_and_shuffled(task)
     if isinstance(task, RetrievalTask):
         return _retrieval_perfect_and_shuffled(task)
-    if not isinstance(task, SubjectTask):
-        raise Skip("is not scored a subject at a time")
-    truth = task.target(_participants(task)).dropna().to_numpy(float)
+    _subject_task(cls)
+    assert isinstance(task, SubjectTask)
+    truth = _known_target(task)
     headline = task.metrics[0]
     rng = np.random.default_rng(seed_for(0, "permutation", "task-check"))
     problems = []
@@ -361,7 +399,11 @@ def refusal(cls: type[Task], registry: Registry | None, full: bool) -> str:
     with tempfile.TemporaryDirectory() as folder:
         cohort = _cohort(Path(folder))
         if isinstance(task, SubjectTask):
+            _subject_task(cls)
             good = _cohort(Path(folder), _participants(task))
+            _known_target(task)
+            if not isinstance(said := task.refuses(good), str):
+                raise CheckError(f"`refuses` returns {said!r}, not a text: the reason, or an empty one.")
             if reason := task.refuses(good):
                 problems.append(f"refuses a cohort that has {task.column!r}: {reason}")
             bare = replace(good, participants=good.participants.drop(columns=task.column))
@@ -493,6 +535,24 @@ def epochs(cls: type[Task], registry: Registry | None, full: bool) -> str:
     return f"{task.tile}, {low:g} to {high:g} s"
 
 
+def participants_are_left_alone(cls: type[Task], registry: Registry | None, full: bool) -> str:
+    """The participants table is read and never written: every other task is scored from the same one."""
+    task = _subject_task(cls)
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = _cohort(Path(folder), _participants(task))
+        before = cohort.participants.copy()
+        task.target(cohort.participants)
+        if not before.equals(cohort.participants):
+            problems.append("`target` changes the participants table")
+            cohort = replace(cohort, participants=before.copy())
+        task.refuses(cohort)
+        if not before.equals(cohort.participants):
+            problems.append("`refuses` changes the participants table")
+    demand(problems, "Work on a copy: `participants[self.column].copy()`.")
+    return ""
+
+
 def evaluation_masks(cls: type[Task], registry: Registry | None, full: bool) -> str:
     """Evaluation masks exist, and something can be scored."""
     task = build(cls)
@@ -524,6 +584,7 @@ CHECKS: dict[str, Check] = {
     "target": target,
     "target-row-by-row": target_row_by_row,
     "target-of-its-column": target_of_its_column,
+    "participants-are-left-alone": participants_are_left_alone,
     "perfect-and-shuffled": perfect_and_shuffled,
     "refusal": refusal,
     "evaluation-masks": evaluation_masks,
