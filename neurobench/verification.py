@@ -54,7 +54,7 @@ from neurobench.bundle_reader import Contents, parse_folds, parse_json, parse_ta
 from neurobench.claims import beyond_reason, not_of_card, not_repeatable, wrong_cost
 from neurobench.components import CONTENT, from_outside, parse_component
 from neurobench.contracts import ReconstructionTask, SubjectTask, WindowTask
-from neurobench.errors import BundleError, NeurobenchError
+from neurobench.errors import BundleError, DataError, NeurobenchError
 from neurobench.evidence import read_table
 from neurobench.identity import digest
 from neurobench.options import PROFILES, frozen_suites, load_suite
@@ -404,7 +404,9 @@ class _Check:
         if content is None or len(items) < contents.manifest["n_records"]:
             return
         left = [Stripped(**x) for x in contents.manifest["left_behind"]]
-        wanted = pull_request([i.record for i in items], contents.files, left)
+        # A record without its headline is refused elsewhere, and no text can be made of it.
+        told = [i.record for i in items if i.record.headline in i.record.metrics]
+        wanted = pull_request(told, contents.files, left)
         found = content.decode("utf-8", "replace").replace("\r\n", "\n").replace("- [x]", "- [ ]")
         if found.strip() != wanted.strip():
             self.add(
@@ -1004,7 +1006,7 @@ class _Check:
             return
         try:
             accepted = of_people(read_table(path), record.task)
-        except (OSError, ValueError):
+        except (DataError, OSError, ValueError):
             # As of a record that is none: what lies there is not what is judged here.
             return
         for what, values in accepted:
@@ -1031,7 +1033,7 @@ class _Check:
             return
         try:
             table = read_table(path)
-        except (OSError, ValueError):
+        except (DataError, OSError):
             return
         for item in known:
             if same_predictions(self.tables[item.record.id], table):

@@ -46,7 +46,7 @@ def named(files: Files, row: str, task: str) -> str:
 def sealed(files: Files) -> Files:
     """Return the files with a text and a manifest that fit them."""
     manifest = json.loads(files[MANIFEST])
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(KeyError, ValueError):  # A record without its headline.
         records = [parse_record(json.loads(c)) for n, c in files.items() if n.startswith("records/")]
         text = pull_request(records, files, [Stripped(**x) for x in manifest["left_behind"]])
         files = files | {PULL_REQUEST: text.encode()}

@@ -193,8 +193,6 @@ def test_the_dataset_that_a_folder_is_for_is_named(folder: Path, command: str) -
     assert code == 1
     assert likely in said
     assert "Unpack ADHD200_AAL_TCs" in said
-    code, said = run(folder / "timeseries")
-    assert f"--data-dir {folder}" in said
 
 
 def test_results_do_not_go_where_other_things_lie(folder: Path) -> None:

@@ -309,7 +309,7 @@ def test_equal_folders_give_equal_bytes(out: Path, registry, tmp_path: Path):
     assert contents.files == packed.files
     write_bundle(make_bundle(out, registry), folder)
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "mine.txt").writetext_of("mine")
+    (tmp_path / "thesis" / "mine.txt").write_text("mine")
     with pytest.raises(BundleError, match="is there already and is no bundle"):
         write_bundle(make_bundle(out, registry), tmp_path / "thesis")
 
@@ -323,7 +323,7 @@ def test_no_folder_of_this_machine_leaves(out: Path, honest: Files, monkeypatch)
 def test_predictions_leave_under_pseudonyms_where_the_card_says_so(real: Path, registry, tmp_path: Path):
     bundle = make_bundle(real, registry)
     assert any("names of participants" in s.what and "ADHD-200" in s.why for s in bundle.stripped)
-    people = next((real / "folds").glob("*.json")).readtext_of()
+    people = next((real / "folds").glob("*.json")).read_text()
     names = {n for f in json.loads(people) for n in f["train"]}
     for name, content in bundle.files.items():
         if name.startswith(("predictions/", "folds/")):
@@ -751,7 +751,7 @@ def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path
     record_id = named(ages, "mean", "age")
     content = ages[f"records/{record_id}.json"]
     (accepted / f"{record_id}.json").write_bytes(content)
-    (accepted / "not-a-record.json").writetext_of("[]")
+    (accepted / "not-a-record.json").write_text("[]")
     assert judged(ages, tmp_path, registry, against=tmp_path / "results").word == "believed, with warnings"
     again = with_record(ages, record_id, lambda plain: plain.update(written="2026-01-01T00:00:00Z"))
     verdict = judged(again, tmp_path, registry, against=tmp_path / "results")
@@ -764,7 +764,7 @@ def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path
     plain["data"]["source"] = "real"
     plain["content_hash"] = content_hash(plain)
     (accepted / f"{record_id}.json").unlink()
-    (accepted / "older.json").writetext_of(json.dumps(plain))
+    (accepted / "older.json").write_text(json.dumps(plain))
     verdict = judged(ages, tmp_path, registry, against=tmp_path / "results")
     assert any(f.code == "supersedes" and "eeeeeeeeeeee" in f.message for f in verdict.findings)
     refused(verdict, "source", "calls real what")
@@ -828,7 +828,7 @@ def test_who_ran_records_again_is_kept_beside_them(ages: Files, tmp_path: Path, 
     add_records(path, results, registry)
     assert {p: p.read_bytes() for p in results.rglob("*.json")} == before, "what is accepted stays, to the byte"
     (beside,) = (results / "mine" / "reruns").iterdir()
-    plain = json.loads(beside.readtext_of())
+    plain = json.loads(beside.read_text())
     for change, says in (
         ({"found": plain["found"] + 1}, "further off"),
         ({"found": plain["found"] + 1, "allowed": 2.0}, "it allows a difference of 2"),
@@ -836,7 +836,7 @@ def test_who_ran_records_again_is_kept_beside_them(ages: Files, tmp_path: Path, 
         ({"content_hash": "a"}, "another record"),
         ({"allowed": -1.0}, "allowed"),
     ):
-        beside.writetext_of(json.dumps(plain | change))
+        beside.write_text(json.dumps(plain | change))
         with pytest.raises(BoardError, match=f"attests to nothing: .*{says}"):
             read_board(results)
     # An output folder of one's own is nothing to attest to.
@@ -899,7 +899,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_workflow_has_nothing_to_steal_and_runs_nothing_that_was_sent():
-    text = (ROOT / ".github/workflows/submission.yml").readtext_of(encoding="utf-8")
+    text = (ROOT / ".github/workflows/submission.yml").read_text(encoding="utf-8")
     plan = yaml.safe_load(text)
     assert plan["permissions"] == {"contents": "read"}
     assert set(plan[True]) == {"pull_request"}, "YAML reads `on` as true"
@@ -937,7 +937,7 @@ def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_
         )
         return run.returncode, run.stdout + run.stderr
 
-    (repository / "README.md").writetext_of("nothing of a submission")
+    (repository / "README.md").write_text("nothing of a submission")
     assert judged_now() == (0, "## Submissions\n\nNo submission here.\n")
     for name, content in ages.items():
         path = repository / "leaderboard" / "submissions" / "mine" / name
@@ -950,7 +950,7 @@ def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_
     assert "### mine: believed, with warnings" in says
     (accepted / "no-suite" / f"{mine}.json").write_bytes(ages[f"records/{mine}.json"] + b" ")
     (accepted / "no-suite" / f"{record_id}.json").unlink()
-    (accepted / "no-suite" / "note.md").writetext_of("x")
+    (accepted / "no-suite" / "note.md").write_text("x")
     code, says = judged_now()
     assert code == 1
     assert "is in no bundle of this pull request that was believed" in says
@@ -971,7 +971,7 @@ def test_readers_of_text_say_what_is_wrong_and_never_break(content: bytes):
 
 
 @given(st.text(max_size=300))
-def test_readers_of_tables_take_anytext_of(text: str):
+def test_readers_of_tables_take_any_text(text: str):
     for content in (text, f"participant_id,truth\n{text}", f"participant_id,fold,headline\n{text},0,true\n"):
         try:
             parse_table(content.encode("utf-8", "surrogatepass"))

@@ -116,7 +116,7 @@ def test_unknown_names_get_the_likely_one(install: Install) -> None:
         ("X = 1\n", r"has no hook\. Mark one of register_backbones"),
         (
             "from neurobench import hookimpl\n@hookimpl\ndef register_masks():\n    return int\n",
-            r"register_masks returned type, not a list of classes",
+            r"register_masks returned the class int, not a list of classes",
         ),
         ("import third_bad.nothing\n", r"ModuleNotFoundError"),
     ],

@@ -471,11 +471,11 @@ def test_every_text_of_a_record_is_text_in_a_card(tmp_path: Path) -> None:
     _, head, body = model_card(tmp_path).split("---\n", 2)
     (model,) = yaml.safe_load(head)["model-index"]
     assert model["name"] == f"{QUOTED} · roi"
-    assert model["results"][0]["dataset"]["type"] == QUOTED
+    assert model["results"][0]["dataset"]["type"] == f"{QUOTED}-simulated"
     assert not re.search(r"(?<!\\)<", body)
     assert not re.search(r"(?<!\\)\]\(", body)
     (row,) = (line for line in body.splitlines() if "img" in line)
-    assert len(re.findall(r"(?<!\\)\|", row)) == 11, "a name opens no column"
+    assert len(re.findall(r"(?<!\\)\|", row)) == 12, "a name opens no column"
 
 
 def test_every_text_of_a_verdict_is_text_in_a_pull_request() -> None:

@@ -126,7 +126,7 @@ def test_commands_and_options_in_a_line_of_text_exist(page: str) -> None:
         command: Any = COMMAND
         while words and words[0] in getattr(command, "commands", ()):
             command = command.commands[words.pop(0)]
-        if hasattr(command, "commands") and words and words[0].islower():
+        if hasattr(command, "commands") and words and words[0][0].islower():
             wrong.append(f"{code}: there is no {words[0]}")
         known = {o for p in command.params for o in p.opts}
         wrong += [f"{code}: there is no {w}" for w in words if re.fullmatch(r"--[a-z-]+", w) and w not in known]

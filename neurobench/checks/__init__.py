@@ -69,7 +69,7 @@ def checks_of(cls: type[Component]) -> dict[str, Check]:
     """
     for base, own in _BY_KIND.items():
         if issubclass(cls, base):
-            return {**common.CHECKS, **own}
+            return {**common.CHECKS, **own, **common.LAST}
     kinds = ", ".join(base.__name__ for base in _BY_KIND)
     raise CheckError(f"{cls.__name__} is no plugin class.", allowed=f"a subclass of one of {kinds}")
 
@@ -103,11 +103,9 @@ def check_component(
     if (reason := _why_unavailable(cls)) and not only:
         return [CheckResult(name, check, "skipped", reason) for check in found]
     usable = backbones.mended(cls) if issubclass(cls, Backbone) else cls
-    # Last, when everything of the component has been called.
-    last = common.replaces_nothing
-    for check, function in sorted(found.items(), key=lambda item: item[1] is last):
+    for check, function in found.items():
         if only in ("", check):
-            seen = cls if check in common.CHECKS else usable
+            seen = cls if check in {**common.CHECKS, **common.LAST} else usable
             outcome, message = _run(function, seen, registry, full)
             if outcome == "failed":
                 message = _in_short(check, message, results)

@@ -26,6 +26,7 @@ from neurobench.specimens import simulated_connectivity
 
 __all__ = [
     "CHECKS",
+    "LAST",
     "Check",
     "Skip",
     "build",
@@ -276,5 +277,8 @@ CHECKS: dict[str, Check] = {
     "metadata": metadata,
     "parameters": parameters,
     "constructor-reads-nothing": constructor_reads_nothing,
-    "replaces-nothing": replaces_nothing,
 }
+"""Checks of every kind, before its own."""
+
+LAST: dict[str, Check] = {"replaces-nothing": replaces_nothing}
+"""When everything of the component has been called."""
