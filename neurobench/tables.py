@@ -217,7 +217,7 @@ def results_table(block: pd.DataFrame, width: int) -> RenderableType:
     if "probe" in scored and (scored["probe"] == "attentive").any() and any(x.kind == "baseline" for x in ok):
         footnotes.append("attentive probe of backbones; baselines have no unit tokens and keep the linear one")
     if any(x.best for x in ok):
-        footnotes.append("★ ahead of the next row: the interval of their difference excludes 0")
+        footnotes.append("★ ahead of the next row: the interval of their difference excludes 0, and p < .05")
     n_seeds = block["seed"].nunique()
     if n_seeds > 1:
         footnotes.append(f"mean over {n_seeds} seeds, with the widest limits of their intervals")
