@@ -30,7 +30,7 @@ from neurobench.commands import (
     guarded,
     open_registry,
 )
-from neurobench.errors import ConfigError, closest, unknown_name
+from neurobench.errors import ConfigError, DataError, closest, unknown_name
 from neurobench.resources import described
 
 if TYPE_CHECKING:
@@ -482,10 +482,15 @@ def run(
                     "wall_s": planned.wall_s,
                     "probe_s": planned.probe_s,
                     "notes": planned.notes,
+                    "unusable": [str(e) for e in planned.unusable],
                 },
             )
         else:
             console.print_plan(screen, planned, quiet=quiet)
+        if len(planned.unusable) > 1:
+            raise DataError("\n".join(map(str, planned.unusable)))
+        for error in planned.unusable:
+            raise error
         return
     unseen = quiet or as_json or as_lines
     bars = console.Terminal(side) if shown else contextlib.nullcontext(None if unseen else console.Lines(side))

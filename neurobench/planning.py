@@ -6,14 +6,18 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.cost import Estimate, Model, Source, Work, total
+from neurobench.errors import DataError
 from neurobench.execution import STAGES, few_threads, measured, most_jobs, suitable_jobs
+from neurobench.folders import other_datasets
 from neurobench.opening import cohort_source, resolve_device, stored_cohorts
 from neurobench.plugins import Registry
+from neurobench.preparation import usable
 from neurobench.probing import SUBJECTS, Limit, Sample, nothing, probe, sample
 from neurobench.stages import CohortRun
 from neurobench.steps import Row, Step
@@ -107,6 +111,8 @@ class Plan:
         Processes that will compute steps at once.
     wall_s
         Estimated seconds from start to end with so many.
+    unusable
+        What is wrong with folders of which nothing can be prepared: the run would fail for them.
     """
 
     items: tuple[PlanItem, ...]
@@ -115,6 +121,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     jobs: int = 1
     wall_s: float = 0.0
+    unusable: tuple[DataError, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -186,6 +193,7 @@ class _Planner:
         self.items: list[PlanItem] = []
         self.seen: set[str] = set()
         self.notes: list[str] = []
+        self.unusable: list[tuple[str, DataError]] = []
         self.from_few: list[str] = []
         self.n_records = 0.0
         self.many = len(grid.combinations) > MANY
@@ -220,7 +228,8 @@ class _Planner:
             jobs = int(min(asked, most_jobs(self.grid, self.registry)))
         # The others start as this one did.
         starting = (self.model.estimate(Work("start", 1.0)).seconds or 0.0) if jobs > 1 else 0.0
-        return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, alone + starting + shared / jobs)
+        wall = alone + starting + shared / jobs
+        return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, wall, tuple(e for _, e in self.unusable))
 
     def dataset(self, dataset: ComponentSpec, seeds: Sequence[int], folder: Path) -> None:
         """Add the steps of one dataset for all seeds."""
@@ -276,11 +285,12 @@ class _Planner:
     # ------------------------------------------------------------ not prepared
 
     def _not_prepared(self, dataset: ComponentSpec, seeds: Sequence[int], labels: str, folder: Path) -> None:
+        self._look_for_recordings(dataset)
         try:
             few = self._small_twin(dataset, folder)
             works = None if few is None else self._works(few, seeds[0], len(seeds))
         except Exception as error:
-            # Whatever is wrong with the data is told by the run, or by `data check`, and not by an estimate.
+            # What is wrong with single recordings is told by the run, or by `data check`, and not by an estimate.
             few = works = None
             self.notes.append(f"no sample of {labels} could be made: {' '.join(str(error).split())}")
         if few is None or works is None:
@@ -304,6 +314,18 @@ class _Planner:
             self.items.append(PlanItem("cohort", label, "to do", "", seconds, preparation.source))
             seconds = None if cost.seconds is None else cost.seconds / len(seeds)
             self._whole_seed(dataset, seed, replace(cost, seconds=seconds), "steps are known once it is prepared")
+
+    def _look_for_recordings(self, dataset: ComponentSpec) -> None:
+        """Note folders of which nothing could be prepared: a job in a queue is not to find that out."""
+        for spec in dict.fromkeys([dataset, *self.grid.pretrain_on]):
+            source = cohort_source(spec, self.grid, self.registry)
+            if source.root is None or any(spec.label == label for label, _ in self.unusable):
+                continue
+            others = partial(other_datasets, spec.label, self.registry.datasets)
+            try:
+                usable(source.dataset, spec.label, source.root, others)
+            except DataError as error:
+                self.unusable.append((spec.label, error))
 
     def _small_twin(self, dataset: ComponentSpec, folder: Path) -> Sample | None:
         """Return a few simulated people of a dataset; None where real files would have to be read."""

@@ -29,7 +29,7 @@ from neurobench.filtering import Temporal
 from neurobench.folders import Folder, explained
 from neurobench.identity import digest, file_digest
 from neurobench.listing import listed, passed_over
-from neurobench.records import Cohort, Finding, RawRecording, RecordingFile, SignalSpec, UnitTable
+from neurobench.records import Cohort, Finding, Listing, RawRecording, RecordingFile, SignalSpec, UnitTable
 from neurobench.store import Store
 from neurobench.tokens import statistics
 
@@ -267,20 +267,7 @@ def prepare(
     StoreError
         If the disk is full; what is prepared is kept.
     """
-    if not root.is_dir():
-        raise DataError(
-            f"the folder {root} of dataset {label} does not exist.",
-            next_step=f"Give its place: --data-dir {dataset.name}=PATH.",
-        )
-    try:
-        listing = listed(dataset, root)
-        if not listing.recordings:
-            raise DataError(
-                f"no recording that can be used was found for {label} under {root}." + reasons(listing.findings),
-                next_step=f"`neurobench data check {dataset.name} --data-dir {root}` lists everything that was found.",
-            )
-    except DataError as error:
-        raise hinted(error, dataset, root, others()) from error
+    listing = usable(dataset, label, root, others)
     spec = replace(spec, sfreq=target_sfreq(listing.recordings, spec.sfreq))
     identities = {f.id: identity_of(code, f, spec) for f in listing.recordings}
     todo = [f for f in listing.recordings if store.get("prepared", digest(identities[f.id])) is None]
@@ -299,6 +286,31 @@ def prepare(
             entries.append((file, entry, entry.json("meta.json")))
     findings = [*listing.findings, *(failed[f.id] for f in listing.recordings if f.id in failed)]
     return assemble(dataset, label, listing, spec, entries, findings, source)
+
+
+def usable(dataset: Dataset, label: str, root: Path, others: Callable[[], Mapping[str, Dataset]] = dict) -> Listing:
+    """Return the recordings under ``root`` of a dataset; parameters as for :func:`prepare`, and nothing is read.
+
+    Raises
+    ------
+    DataError
+        If the folder is not there, or holds nothing that can be used, with what was probably meant.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"the folder {root} of dataset {label} does not exist.",
+            next_step=f"Give its place: --data-dir {dataset.name}=PATH.",
+        )
+    try:
+        listing = listed(dataset, root)
+        if not listing.recordings:
+            raise DataError(
+                f"no recording that can be used was found for {label} under {root}." + reasons(listing.findings),
+                next_step=f"`neurobench data check {dataset.name} --data-dir {root}` lists everything that was found.",
+            )
+    except DataError as error:
+        raise hinted(error, dataset, root, others()) from error
+    return listing
 
 
 def hinted(error: DataError, dataset: Dataset, root: Path, others: Mapping[str, Dataset]) -> DataError:

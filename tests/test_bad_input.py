@@ -180,6 +180,19 @@ def test_a_run_says_which_values_of_the_table_it_could_not_read(folder: Path) ->
     assert "column sex of participants.tsv holds 1, 2" in said
 
 
+def test_a_dry_run_says_that_a_folder_cannot_be_used(folder: Path) -> None:
+    code, said = run(folder, "--dry-run")
+    assert code == 0, said
+    (folder / "participants.tsv").unlink()
+    code, said = run(folder, "--dry-run")
+    assert code == 1
+    assert "steps to do" in said
+    assert f"{folder} has no participants.tsv" in said
+    code, said = run(folder, "--dry-run", "--json")
+    assert code == 1
+    assert f"{folder} has no participants.tsv" in said
+
+
 @pytest.mark.parametrize("command", ["run", "prepare"])
 def test_the_dataset_that_a_folder_is_for_is_named(folder: Path, command: str) -> None:
     """By a run as by `data check`, and what the dataset asked for would have next stays."""
