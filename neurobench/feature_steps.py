@@ -55,9 +55,8 @@ class FeatureSteps(PretrainingSteps):
             if self._embeds_alike(backbone, mask) and fold is not self.folds[0]:
                 _copy_features(self.fetch(self.embedding_step(backbone, mask, self.folds[0])), folder)
                 return
-            net, _ = self.load_pretrained(backbone, mask, fold)
+            net, _ = self.load_honest(backbone, mask, fold)
             windows = tokens.evaluation_windows(self.cohort, self.cohort.subjects)
-            adaptation.refuse_memory(net, self.tokenizer(fold), windows, self.chunks[0], self.device)
             subjects, features = adaptation.embed_subjects(net, self.tokenizer(fold), windows, self.chunks, self.device)
             _save_features(folder, subjects, features)
 

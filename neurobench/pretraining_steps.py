@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import neurobench
 from neurobench import (
+    adaptation,
     cohort_steps,
     connectivity,
     contracts,
@@ -242,3 +243,28 @@ class PretrainingSteps(CohortSteps):
         for prefix, module in (("backbone.", net), ("decoder.", decoder)):
             module.load_state_dict({k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
         return net.eval(), decoder.eval()
+
+    @functools.cached_property
+    def _asked(self) -> set[str]:
+        """Keys of the pretrainings whose network was asked whether it remembers."""
+        return set()
+
+    def load_honest(
+        self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold
+    ) -> tuple[Backbone, pretraining.Decoder]:
+        """Return the same, of a network whose tokens depend on nothing that it was shown before.
+
+        It is asked once in a process: under ten masks it is the same network.
+
+        Raises
+        ------
+        PluginError
+            See :func:`neurobench.adaptation.refuse_memory`.
+        """
+        net, decoder = self.load_pretrained(backbone, mask, fold)
+        key = self.pretraining_step(backbone, mask, fold).key
+        if key not in self._asked:
+            windows = tokens.evaluation_windows(self.cohort, fold.test)
+            adaptation.refuse_memory(net, self.tokenizer(fold), windows, self.chunks[0], self.device)
+            self._asked.add(key)
+        return net, decoder

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from neurobench import (
-    adaptation,
     cohort_steps,
     evoked,
     evoked_scores,
@@ -48,9 +47,7 @@ class ReconstructionSteps(PretrainingSteps):
             return reconstruction.fit_fillers(
                 self.tokenizer(fold), fold.train, ratio=ratio, seed=self.seed, span=fold.train_span
             )
-        net, decoder = self.load_pretrained(*row.pretraining, fold)
-        windows = tokens.evaluation_windows(self.cohort, fold.test)
-        adaptation.refuse_memory(net, self.tokenizer(fold), windows, self.chunks[0], self.device)
+        net, decoder = self.load_honest(*row.pretraining, fold)
         return {row.label: reconstruction.BackbonePredictor(net, decoder, self.device)}
 
     # ------------------------------------------------------------ hidden tokens
