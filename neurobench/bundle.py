@@ -38,6 +38,7 @@ from neurobench.contracts import RetrievalTask, SubjectTask, Task
 from neurobench.errors import BundleError, NeurobenchError
 from neurobench.pairwise import MIN_SUBJECTS, name_of, pairwise_record, tables_of
 from neurobench.parsing import parse_json
+from neurobench.places import place_beside
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, Record, load_results, read_record
 from neurobench.store import atomic_write, disk_errors
@@ -508,7 +509,7 @@ def write_bundle(bundle: Bundle, to: Path) -> Path:
     if to.suffix.lower() == ".zip":
         with disk_errors(to):
             to.parent.mkdir(parents=True, exist_ok=True)
-            beside = to.with_name(f".{to.name}.{os.getpid()}")
+            beside = place_beside(to)
             beside.write_bytes(zip_bytes(bundle.files))
             os.replace(beside, to)
         return to

@@ -28,6 +28,7 @@ import pydantic
 
 from neurobench.bundle import FORMAT, LIMITS, MANIFEST, Limits, allowed_name
 from neurobench.errors import BundleError
+from neurobench.parsing import finite
 from neurobench.records import Finding, Fold
 
 __all__ = ["Contents", "parse_folds", "parse_json", "parse_table", "printable", "read_bundle"]
@@ -312,13 +313,6 @@ def _as_listed(files: Mapping[str, bytes], manifest: Mapping[str, Any], findings
 # ---------------------------------------------------------------- text
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return value
-
-
 def _constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
@@ -340,7 +334,7 @@ def parse_json(content: bytes) -> Any:
     """
     try:
         text = content.decode("utf-8")
-        plain = json.loads(text, parse_constant=_constant, parse_float=_finite, object_pairs_hook=_once)
+        plain = json.loads(text, parse_constant=_constant, parse_float=finite, object_pairs_hook=_once)
         # An escaped half of a pair is text that cannot be hashed.
         json.dumps(plain, ensure_ascii=False).encode("utf-8")
     except RecursionError:

@@ -15,7 +15,6 @@ alone and never a model. Folders of an output::
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from neurobench.errors import DataError
 from neurobench.parsing import parse_json
+from neurobench.places import place_beside
 
 __all__ = ["ARRAYS", "TABLES", "Evidence", "read_table", "write_arrays", "write_table"]
 
@@ -61,7 +61,7 @@ ARRAYS: Mapping[str, str] = {
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table, moved into place once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    beside = place_beside(path)
     table.to_parquet(beside, index=False)
     os.replace(beside, path)
 
@@ -87,8 +87,10 @@ def read_table(path: Path) -> pd.DataFrame:
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays, moved into place once they are whole; nothing is pickled."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.npz")
-    np.savez(beside, allow_pickle=False, **arrays)
+    beside = place_beside(path)
+    # By name numpy would add an ending.
+    with beside.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     os.replace(beside, path)
 
 

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "parse_yaml", "user_path"]
+__all__ = ["finite", "parse_json", "parse_yaml", "user_path"]
 
 DEEPEST = 50
 """Lists and mappings in each other that a YAML text may have."""
@@ -38,7 +38,7 @@ def parse_json(content: str | bytes) -> Any:
     try:
         # Decoded here: the parser lets half a character pass.
         text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
-        value = json.loads(text, parse_float=_finite, parse_int=_whole, object_pairs_hook=_one_value_a_name)
+        value = json.loads(text, parse_float=finite, parse_int=_whole, object_pairs_hook=_one_value_a_name)
         if _MAY_BE_HALF.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -46,7 +46,8 @@ def parse_json(content: str | bytes) -> Any:
     return value
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """Return the number of a JSON text; ValueError: no float is as large."""
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"the number {text[:40]} is too large")

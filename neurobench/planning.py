@@ -193,7 +193,7 @@ class _Planner:
         self.items: list[PlanItem] = []
         self.seen: set[str] = set()
         self.notes: list[str] = []
-        self.unusable: list[tuple[str, DataError]] = []
+        self.unusable: dict[str, DataError] = {}
         self.from_few: list[str] = []
         self.n_records = 0.0
         self.many = len(grid.combinations) > MANY
@@ -229,7 +229,7 @@ class _Planner:
         # The others start as this one did.
         starting = (self.model.estimate(Work("start", 1.0)).seconds or 0.0) if jobs > 1 else 0.0
         wall = alone + starting + shared / jobs
-        return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, wall, tuple(e for _, e in self.unusable))
+        return Plan(tuple(self.items), rows, self.limit.spent, notes, jobs, wall, tuple(self.unusable.values()))
 
     def dataset(self, dataset: ComponentSpec, seeds: Sequence[int], folder: Path) -> None:
         """Add the steps of one dataset for all seeds."""
@@ -319,13 +319,13 @@ class _Planner:
         """Note folders of which nothing could be prepared: a job in a queue is not to find that out."""
         for spec in dict.fromkeys([dataset, *self.grid.pretrain_on]):
             source = cohort_source(spec, self.grid, self.registry)
-            if source.root is None or any(spec.label == label for label, _ in self.unusable):
+            if source.root is None or spec.label in self.unusable:
                 continue
             others = partial(other_datasets, spec.label, self.registry.datasets)
             try:
                 usable(source.dataset, spec.label, source.root, others)
             except DataError as error:
-                self.unusable.append((spec.label, error))
+                self.unusable[spec.label] = error
 
     def _small_twin(self, dataset: ComponentSpec, folder: Path) -> Sample | None:
         """Return a few simulated people of a dataset; None where real files would have to be read."""

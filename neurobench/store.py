@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ import filelock
 from neurobench.errors import StoreError
 from neurobench.identity import digest, file_digest
 from neurobench.parsing import parse_json
+from neurobench.places import is_half_written, place_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,12 +38,10 @@ __all__ = [
     "Store",
     "atomic_write",
     "disk_errors",
-    "is_half_written",
     "is_manifest",
     "keys_in",
     "moment",
     "must_be_output",
-    "place_beside",
     "stored_steps",
 ]
 
@@ -121,17 +119,6 @@ def _is_full(error: Exception) -> bool:
     text = str(error)
     told = any(f"(os error {number})" in text for number in _FULL)
     return told or (isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", text) is not None)
-
-
-def place_beside(path: Path) -> Path:
-    """Return where a file is written before it is moved into its place: nobody else's, on this machine or another."""
-    # Two containers on a shared disk have processes of one number.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def is_half_written(path: Path) -> bool:
-    """Return whether a file is one that is to be moved into another one's place, or was when its process was killed."""
-    return re.fullmatch(r"\..+\.\d+(-[0-9a-f]{8})?(\.npz)?", path.name) is not None
 
 
 def atomic_write(path: Path, text: str) -> None:

@@ -23,18 +23,17 @@ from neurobench import runs
 from neurobench.errors import StoreError
 from neurobench.identity import digest
 from neurobench.parsing import parse_json
+from neurobench.places import is_half_written, place_beside
 from neurobench.results import OF_THE_RUN, Record, read_record
 from neurobench.store import (
     NO_STAGES,
     Entry,
     Store,
     disk_errors,
-    is_half_written,
     is_manifest,
     keys_in,
     moment,
     must_be_output,
-    place_beside,
 )
 
 __all__ = ["Check", "Garbage", "Merge", "Problem", "check", "check_sources", "collect_garbage", "export", "merge"]

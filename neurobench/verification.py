@@ -1006,7 +1006,7 @@ class _Check:
             return
         try:
             accepted = of_people(read_table(path), record.task)
-        except (DataError, OSError, ValueError):
+        except (DataError, ValueError):
             # As of a record that is none: what lies there is not what is judged here.
             return
         for what, values in accepted:
@@ -1033,7 +1033,7 @@ class _Check:
             return
         try:
             table = read_table(path)
-        except (DataError, OSError):
+        except DataError:
             return
         for item in known:
             if same_predictions(self.tables[item.record.id], table):

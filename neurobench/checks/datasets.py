@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -14,18 +14,22 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from neurobench.checks.common import Check, Skip, build, demand, seeds_set_by
 from neurobench.contracts import COVARIATES, Dataset
 from neurobench.errors import CheckError, DataError
 from neurobench.identity import file_digest
 from neurobench.plugins import Registry
-from neurobench.records import DatasetCard, RecordingFile, SignalKind
+from neurobench.records import DatasetCard, RawRecording, RecordingFile, SignalKind
 
 Variant = Literal["default", "null", "confounded"]
 
 SHORTEST_PATCH_S = {"fmri": 10.0, "meg": 0.25}
 """Shorter hidden spans are trivial to interpolate."""
+
+Signals = Mapping[str, NDArray[Any]]
+"""Data of recordings, by id."""
 
 TABLES = (".csv", ".tsv", ".txt")
 """How the names of tables of people end."""
@@ -170,24 +174,26 @@ def lists_and_reads(cls: type[Dataset], registry: Registry | None, full: bool) -
         again = [f.id for f in dataset.list_recordings(root).recordings]
         if again != ids:
             problems.append("listing twice gives another order")
+        before = {}
         for file in files:
-            problems += _reading_problems(dataset, file)
-        problems += _of_the_table(cls, dataset, root, files)
+            raw = dataset.read(file)
+            problems += _reading_problems(dataset, file, raw)
+            before[file.id] = raw.data
+        problems += _of_the_table(cls, root, files, before)
         if files:
-            problems += _told_by_tables(cls, dataset, root, files)
-            problems += _not_alone(cls, dataset, root, files)
+            problems += _told_by_tables(cls, root, files, people, before)
+            problems += _not_alone(cls, root, files, before)
     demand(problems[:8])
     return f"{len(files)} recordings of {len(people)} participants"
 
 
-def _of_the_table(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence[RecordingFile]) -> list[str]:
+def _of_the_table(cls: type[Dataset], root: Path, files: Sequence[RecordingFile], before: Signals) -> list[str]:
     """Say if a recording is another one once everybody has somebody else's row of the tables: a target may be in it."""
     bare = list(dict.fromkeys(f.subject.removeprefix("sub-").lstrip("0") for f in files))
     if len(bare) < 2 or not all(bare):
         return []
     others = dict(zip(bare, bare[1:] + bare[:1], strict=True))
     whole = re.compile(rf"(?<![A-Za-z0-9])((?:sub-)?0*)({'|'.join(map(re.escape, bare))})(?![A-Za-z0-9])")
-    before = {f.id: dataset.read(f).data for f in files}
     kept: dict[Path, bytes] = {}
     for path in root.rglob("*"):
         # Not what is of one person: a sidecar names whose it is.
@@ -212,10 +218,9 @@ def _of_the_table(cls: type[Dataset], dataset: Dataset, root: Path, files: Seque
     ]
 
 
-def _not_alone(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence[RecordingFile]) -> list[str]:
+def _not_alone(cls: type[Dataset], root: Path, files: Sequence[RecordingFile], before: Signals) -> list[str]:
     """Say if a recording is another one once those of other people are gone: they may be test subjects."""
     first = files[0]
-    before = dataset.read(first).data
     own = {f.path for f in files if f.subject == first.subject}
     for path in {f.path for f in files} - own:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -224,7 +229,7 @@ def _not_alone(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence
         found = next((f for f in alone.list_recordings(root).recordings if f.id == first.id), None)
     except DataError:
         return []
-    if found is None or np.array_equal(alone.read(found).data, before, equal_nan=True):
+    if found is None or np.array_equal(alone.read(found).data, before[first.id], equal_nan=True):
         return []
     return [f"{first.id}: without the recordings of others it has other data: something is fitted on everybody"]
 
@@ -233,10 +238,10 @@ TECHNICAL = {*COVARIATES, "t_r", "sfreq"} - {"age", "sex"}
 """Columns of a participants table that may well say how a recording is to be read."""
 
 
-def _told_by_tables(cls: type[Dataset], dataset: Dataset, root: Path, files: Sequence[RecordingFile]) -> list[str]:
+def _told_by_tables(
+    cls: type[Dataset], root: Path, files: Sequence[RecordingFile], people: pd.DataFrame, before: Signals
+) -> list[str]:
     """Say if a signal is another one once a table says something else of its subject: a target could be in it."""
-    before = {f.id: dataset.read(f).data for f in files}
-    people = dataset.list_recordings(root).participants
     named = {p for f in files for p in (*f.path.parts, f.path.stem, str(f.path), str(f.path.relative_to(root)))}
     subjects = {name for f in files for name in (f.subject, f.subject.removeprefix("sub-"), f"sub-{f.subject}")}
     found: dict[str, str] = {}
@@ -274,8 +279,7 @@ def _told_by_tables(cls: type[Dataset], dataset: Dataset, root: Path, files: Seq
     return [f"{i}: its signal changes with {what} of the participants table" for i, what in found.items()]
 
 
-def _reading_problems(dataset: Dataset, file: Any) -> list[str]:
-    raw = dataset.read(file)
+def _reading_problems(dataset: Dataset, file: RecordingFile, raw: RawRecording) -> list[str]:
     problems = []
     shape = raw.data.shape
     wanted = 3 if dataset.signal == "volume" else 2
