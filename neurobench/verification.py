@@ -584,7 +584,8 @@ class _Check:
         named = evaluation.get("sources", [])
         named = named if isinstance(named, list) else []
         named = [*named, *(s["identity"].get("pretraining") for s in steps.values())]
-        if not named or any(n is not None and n not in steps for n in named):
+        # What names no step may be anything, a list that no mapping can be asked for among it.
+        if not named or any(n is not None and not (isinstance(n, str) and n in steps) for n in named):
             self.add("error", "identity", "an earlier step that its identity names is not beside it", item.label)
         for message in not_as_identified(item.record, evaluation, steps):
             self.add("error", "identity", message, item.label)

@@ -284,6 +284,17 @@ def test_an_identity_that_does_not_say_all(gone: str, ages: Files, tmp_path: Pat
     refused(judged(forged, tmp_path, registry), "identity", f"{gone}")
 
 
+@pytest.mark.parametrize("name", [[], {}, 3, "0" * 64])
+def test_an_identity_that_names_a_step_that_is_none(name, ages: Files, tmp_path: Path, registry):
+    record_id = named(ages, NET, "age")
+    path = f"identities/{record_id}.json"
+    identity = json.loads(ages[path])
+    identity["evaluation"]["sources"] = [name]
+    verdict = judged(sealed(ages | {path: json.dumps(identity).encode()}), tmp_path, registry)
+    refused(verdict, "identity", "an earlier step that its identity names is not beside it")
+    assert not any(f.code == "uncheckable" for f in verdict.findings), verdict.findings
+
+
 def test_one_pretraining_with_two_costs(honest: Files, tmp_path: Path, registry):
     def faster(p):
         p["cost"]["tokens_per_s"] *= 2
