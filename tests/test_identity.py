@@ -51,6 +51,7 @@ DECIDES_NONE = {
     "options": "what is asked for, which is in identities",
     "out_of_memory": "retries in parts what does not fit",
     "parsing": "reads files that were written",
+    "places": "where a file is written first",
     "progress": "tells",
     "resources": "where something is computed",
     "splits": "folds, which are in identities",
