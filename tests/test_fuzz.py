@@ -72,14 +72,31 @@ def _breaks(folder: Path) -> None:
         raise KeyError("oops")
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES)
+@pytest.mark.parametrize("engine", [*engines.ENGINES, engines.COVERAGE])
 def test_a_crash_is_found(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if engine == engines.COVERAGE:
+        pytest.importorskip(engine)
     monkeypatch.setattr(engines, "readers", lambda: {"x": Reader("x", (b"a\x00b",), _breaks)})
     monkeypatch.setattr(engines, "strategies", lambda: {"x": st.binary(max_size=50)})
     (found,) = fuzz("x", 500, engine=engine).found.items()
     assert found[0] == "KeyError at ?"
     if engine == "hypothesis":
         assert found[1] == ("'oops'", b"\x00"), "the shortest there is"
+
+
+@pytest.mark.parametrize("share", [0.0, engines.SEARCHED])
+def test_hypothesis_makes_up_files_in_two_ways_and_gives_none_twice(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: Counter[bytes] = Counter()
+    monkeypatch.setattr(
+        engines, "readers", lambda: {"x": Reader("x", (b"",), lambda f: seen.update([(f / "x").read_bytes()]))}
+    )
+    monkeypatch.setattr(engines, "strategies", lambda: {"x": st.binary(max_size=20)})
+    monkeypatch.setattr(engines, "SEARCHED", share)
+    monkeypatch.setattr(engines, "SEARCHED_LEAST", 100)
+    assert fuzz("x", 1000, engine="hypothesis").n == len(seen) == 1000
+    assert set(seen.values()) == {1}
 
 
 def test_hypothesis_gives_no_file_twice(monkeypatch: pytest.MonkeyPatch) -> None:

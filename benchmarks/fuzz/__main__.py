@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from benchmarks.fuzz.engines import ENGINES, KEPT, fuzz, guided, keep
+from benchmarks.fuzz.engines import COVERAGE, ENGINES, KEPT, fuzz, keep
 from benchmarks.fuzz.readers import readers
 from benchmarks.fuzz.structured import strategies
 
@@ -34,18 +34,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Another seed is other files.")
     parser.add_argument(
         "--engine",
-        choices=[*ENGINES, "atheris"],
+        choices=[*ENGINES, COVERAGE],
         default="mutation",
         help="mutation: valid files, damaged. hypothesis: made up of known fields, by "
-        f"{', '.join(strategies())}. atheris: damaged as coverage guides it; one reader, and nothing is kept.",
+        f"{', '.join(strategies())}. atheris: damaged as coverage guides it, where it is installed.",
     )
     parser.add_argument("--save", action="store_true", help=f"Keep what was run in {KEPT.name}.")
     options = parser.parse_args()
     logging.disable()
     has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (has + LIMIT_BYTES, has + LIMIT_BYTES))
-    if options.engine == "atheris":
-        guided(options.reader[0], options.n, options.seed)
     everything = strategies() if options.engine == "hypothesis" else readers()
     broken = False
     for name in track(options.reader or list(everything), description="reading", disable=not sys.stderr.isatty()):

@@ -69,14 +69,28 @@ def _places(plain: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(plain[key])
 
 
+BY_VALUE = 0.7
+"""Share of JSON whose values are changed, and not its bytes."""
+
+
+def with_other_values(rng: np.random.Generator, reader: Reader, sample: bytes) -> bytes | None:
+    """Return a sample after one to three changes of its values, with sums that are right; None: it is no JSON."""
+    if sample[:1] not in (b"{", b"["):
+        return None
+    try:
+        plain = json.loads(sample)
+    except (ValueError, RecursionError):
+        return None
+    for _ in range(int(rng.integers(1, 4))):
+        plain = changed(rng, plain)
+    return json.dumps(reader.sealed(plain)).encode()
+
+
 def damaged(rng: np.random.Generator, reader: Reader) -> bytes:
     """Return one of a reader's samples after one to six changes."""
     sample = reader.samples[int(rng.integers(len(reader.samples)))]
-    if sample[:1] in (b"{", b"[") and rng.random() < 0.7:
-        plain = json.loads(sample)
-        for _ in range(int(rng.integers(1, 4))):
-            plain = changed(rng, plain)
-        return json.dumps(reader.sealed(plain)).encode()
+    if rng.random() < BY_VALUE and (other := with_other_values(rng, reader, sample)) is not None:
+        return other
     if reader.in_place and rng.random() < 0.5:
         return overwritten(rng, sample)
     return mutated(rng, sample, reader.samples)

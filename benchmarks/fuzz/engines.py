@@ -9,6 +9,8 @@ import gc
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fuzz.damage import TOKENS, damaged
+from benchmarks.fuzz.damage import BY_VALUE, TOKENS, damaged, with_other_values
 from benchmarks.fuzz.reader import Reader
 from benchmarks.fuzz.readers import readers
 from benchmarks.fuzz.structured import strategies
@@ -140,6 +142,12 @@ class _Broken(Exception):
 TOGETHER = 10
 """Files that hypothesis makes up in one go: what it does before and after takes longer than to make up a file."""
 
+SEARCHED, SEARCHED_LEAST = 0.1, 2000
+"""Share of the files that hypothesis searches for itself, near those it tried before and as short as can be."""
+
+CHOICES = 100, 1000
+"""Random bytes that the choices of one file are taken from: too few end in the middle of most files."""
+
 
 def _by_hypothesis(name: str, n: int, seed: int, give: Give) -> None:
     """Make up files of known fields, no two alike; one that breaks the reader is made as short as it can be."""
@@ -149,11 +157,10 @@ def _by_hypothesis(name: str, n: int, seed: int, give: Give) -> None:
     files = st.tuples(*[strategies()[name]] * TOGETHER)
     # Hypothesis varies what it made up before, and often comes to the same file: it is given once, and counts once.
     read: dict[bytes, bool] = {}
-    # Many short searches: a single one remembers every file, and takes longer with each.
-    for part in itertools.count():
-        before = len(read)
+
+    def search_for(most: int, part: int) -> Callable[..., None]:
         settings = hypothesis.settings(
-            max_examples=min(200, max(20, (n - before) // TOGETHER)),
+            max_examples=min(200, max(20, most // TOGETHER)),
             database=None,
             deadline=None,
             derandomize=True,
@@ -170,27 +177,114 @@ def _by_hypothesis(name: str, n: int, seed: int, give: Give) -> None:
             for content in contents:
                 known = hashlib.sha256(content).digest()
                 if known not in read:
-                    read[known] = give(content)
+                    read[known] = len(read) >= n or give(content)
                 if not read[known]:
                     raise _Broken
 
+        return search
+
+    # Many short searches: a single one remembers every file, and takes longer with each.
+    for part in itertools.count():
+        before = len(read)
+        search = search_for(n - before, part)
         with contextlib.suppress(_Broken):
             search()
-        if not before < len(read) < n:
-            return
+        if len(read) >= min(n, max(SEARCHED_LEAST, SEARCHED * n)) or len(read) == before:
+            break
+    # The rest from random choices alone, which takes a fraction of the time and hardly ever comes to the same file.
+    rng = np.random.default_rng([seed, *name.encode()])
+    tried = before = 0
+    while len(read) < n:
+        with contextlib.suppress(_Broken):
+            search.hypothesis.fuzz_one_input(rng.bytes(int(rng.integers(*CHOICES)) * TOGETHER))
+        tried += 1
+        if tried % 1000 == 0:
+            if len(read) == before:
+                return
+            before = len(read)
 
 
-ENGINES: Mapping[str, Callable[[str, int, int, Give], None]] = {
-    "mutation": _by_mutation,
-    "hypothesis": _by_hypothesis,
-}
+def _by_coverage(name: str, n: int, seed: int, give: Give, folder: Path) -> None:
+    """Let libFuzzer damage a reader's files by what they reach in our code and in YAML's; ends the process.
+
+    Where a file is JSON, most of what it does is done to its values, so that what comes after the parser is reached.
+    """
+    import atheris
+
+    reader = readers()[name]
+    (folder / "samples").mkdir()
+    for i, sample in enumerate(reader.samples):
+        (folder / "samples" / str(i)).write_bytes(sample)
+    tokens = [t for t in TOKENS if 0 < len(t) < 60]
+    lines = ('"' + "".join(f"\\x{b:02x}" for b in token) + '"\n' for token in tokens)
+    (folder / "tokens").write_text("".join(lines), encoding="ascii")
+
+    reached: set[types.CodeType] = set()
+    rng = np.random.default_rng(seed)
+    sys.setprofile(lambda frame, *_: reached.add(frame.f_code))
+    for content in (*reader.samples, *(damaged(rng, reader) for _ in range(100))):
+        give(content)
+    sys.setprofile(None)
+    # Of everything that is imported only what a file reaches: to prepare a function takes longer than to read a file.
+    for function in [f for f in gc.get_objects() if type(f) is types.FunctionType and f.__code__ in reached]:
+        if str(function.__module__).startswith(GUIDED):
+            atheris.instrument_func(function)
+
+    def mutate(content: bytes, most: int, number: int) -> bytes:
+        own = np.random.default_rng(number)
+        with contextlib.suppress(RecursionError):
+            if own.random() < BY_VALUE and (other := with_other_values(own, reader, content)) is not None:
+                return other[:most]
+        return bytes(atheris.Mutate(content, most))
+
+    limits = [f"-runs={n}", f"-seed={seed + 1}", "-max_len=65536", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0"]
+    files = [f"-dict={folder / 'tokens'}", f"-artifact_prefix={folder}/", str(folder / "samples")]
+    atheris.Setup([sys.argv[0], *limits, *files], give, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+ENGINES: Mapping[str, Callable[[str, int, int, Give], None]] = {"mutation": _by_mutation, "hypothesis": _by_hypothesis}
+
+COVERAGE = "atheris"
+"""The engine that never returns, and has a process of its own."""
 
 
 def fuzz(name: str, n: int, seed: int = 0, engine: str = "mutation") -> Campaign:
     """Give a reader ``n`` files."""
     done = Campaign()
     with _reading(readers()[name], done) as give:
+        if engine == COVERAGE:
+            return _in_a_process(name, n, seed, give, done)
         ENGINES[engine](name, n, seed, give)
+    return done
+
+
+def _in_a_process(name: str, n: int, seed: int, give: Give, done: Campaign) -> Campaign:
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        last = folder / "last"
+
+        def give_and_tell(content: bytes) -> bool:
+            # What ends the process is told by nobody else.
+            last.write_bytes(content)
+            good = give(content)
+            if done.n >= n:
+                send.send(done)
+                os._exit(0)
+            return good
+
+        process = fork.Process(target=_by_coverage, args=(name, n, seed, give_and_tell, folder))
+        process.start()
+        send.close()
+        try:
+            done = receive.recv()
+        except EOFError:
+            process.join()
+            said = f"the process ended with exit code {process.exitcode}; what it said is on standard error"
+            done.bug(COVERAGE, said, last.read_bytes() if last.is_file() else b"")
+        process.join()
     return done
 
 
@@ -216,43 +310,3 @@ def keep(name: str, done: Campaign, seed: int, engine: str, path: Path = KEPT) -
         }
         file.truncate(0)
         file.write(json.dumps(kept, indent=1, sort_keys=True) + "\n")
-
-
-def guided(name: str, n: int, seed: int) -> None:
-    """Let libFuzzer damage a reader's files by what they reach in our code and in YAML's; ends the process.
-
-    What breaks the reader is kept beside the samples, and the traceback is printed.
-    """
-    import atheris
-
-    reader = readers()[name]
-    folder = Path(tempfile.mkdtemp(prefix=f"neurobench-fuzz-{name}-"))
-    (folder / "samples").mkdir()
-    (folder / "read").mkdir()
-    for i, sample in enumerate(reader.samples):
-        (folder / "samples" / str(i)).write_bytes(sample)
-    tokens = [t for t in TOKENS if 0 < len(t) < 60]
-    lines = ('"' + "".join(f"\\x{b:02x}" for b in token) + '"\n' for token in tokens)
-    (folder / "tokens").write_text("".join(lines), encoding="ascii")
-
-    def read(content: bytes) -> None:
-        reader.place(folder / "read", content)
-        with contextlib.suppress(NeurobenchError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reader.read(folder / "read")
-
-    reached: set[types.CodeType] = set()
-    rng = np.random.default_rng(seed)
-    sys.setprofile(lambda frame, *_: reached.add(frame.f_code))
-    for content in (*reader.samples, *(damaged(rng, reader) for _ in range(100))):
-        read(content)
-    sys.setprofile(None)
-    # Of everything that is imported only what a file reaches: to prepare a function takes longer than to read a file.
-    for function in [f for f in gc.get_objects() if type(f) is types.FunctionType and f.__code__ in reached]:
-        if str(function.__module__).startswith(GUIDED):
-            atheris.instrument_func(function)
-    print(f"{name}: samples and what is found in {folder}", flush=True)
-    limits = [f"-runs={n}", f"-seed={seed + 1}", "-max_len=65536", f"-timeout={2 * LIMIT_S:.0f}", "-verbosity=1"]
-    files = [f"-dict={folder / 'tokens'}", f"-artifact_prefix={folder}/", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *limits, *files, str(folder / "samples")], read)
-    atheris.Fuzz()

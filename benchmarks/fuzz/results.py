@@ -68,7 +68,7 @@ def readers() -> dict[str, Reader]:
     ).as_text.encode()  # fmt: skip
     clinical, compared = clinic()
     return {
-        "record": Reader("record.json", (text,), lambda f: read_record(f / "record.json")),
+        "record": Reader("record.json", (text,), lambda f: read_record(f / "record.json"), sealed_record),
         "verify": Reader("record.json", (text,), _verify, sealed_record),
         "board": Reader("record.json", (text,), _board, sealed_record),
         "results": Reader("record.json", (text,), _results, sealed_record),
