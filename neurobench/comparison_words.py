@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scipy import stats
+from scipy import special
 
 from neurobench.paired import POWER
 
@@ -27,7 +27,7 @@ def _needed_among(line: Mapping[str, Any], n_tested: int) -> float:
     Bonferroni's level, which is the one of Holm's first step: the number is on the safe side.
     """
     se, difference, n = float(line["detectable"]) / POWER, abs(float(line["difference"])), int(line["n_subjects"])
-    reach = float(stats.norm.isf(0.05 / (2 * n_tested)) + stats.norm.isf(0.2))
+    reach = -float(special.ndtri(0.05 / (2 * n_tested)) + special.ndtri(0.2))
     # It was not found with those that there are.
     return max(float(math.ceil(n * (reach * se / difference) ** 2)), float(n + 1))
 

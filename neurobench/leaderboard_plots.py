@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
+import scipy
 
 from neurobench.identity import digest
 from neurobench.leaderboard_tables import KINDS, Board, Line, Table
@@ -323,7 +323,7 @@ def _drawn_transfer(t: Table, other: Table, both: Sequence[tuple[Line, Line]]) -
     rho = math.nan
     if len(own) >= 4 and len({r.score for r, _ in own}) > 1 and len({x.score for _, x in own}) > 1:
         sign = 1 if t.higher == other.higher else -1
-        rho = sign * float(stats.spearmanr([r.score for r, _ in own], [x.score for _, x in own]).statistic)
+        rho = sign * float(scipy.stats.spearmanr([r.score for r, _ in own], [x.score for _, x in own]).statistic)
     return {
         "name": "transfer",
         "title": "Reconstruction against this task",

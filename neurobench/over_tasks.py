@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from neurobench.comparisons import Comparisons
 from neurobench.ranks import on_equal_terms, rank_ranges
@@ -131,4 +131,4 @@ def _rank_correlation(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float,
     if len(both) < MIN_ROWS or min(both["score_x"].nunique(), both["score_y"].nunique()) < 2:
         return math.nan, len(both)
     x, y = (both[f"score_{s}"] * np.where(both[f"higher_is_better_{s}"], 1.0, -1.0) for s in "xy")
-    return float(stats.spearmanr(x, y).statistic), len(both)
+    return float(scipy.stats.spearmanr(x, y).statistic), len(both)

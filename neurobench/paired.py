@@ -282,30 +282,30 @@ class Paired:
 
     def _reached(self, many: Sequence[Terms], swaps: Iterable[NDArray[np.bool_]]) -> NDArray[np.int64]:
         """Return how many exchanges reach each mean difference over pairs; what is not defined does."""
-        sums = [all(_is_sum(a, b) for a, b in terms) for terms in many]
-        rows = list(dict.fromkeys(row for i, terms in enumerate(many) if sums[i] for pair in terms for row in pair))
-        place = {row: k for k, row in enumerate(rows)}
+        sums = [i for i, terms in enumerate(many) if all(_is_sum(a, b) for a, b in terms)]
+        others = sorted(set(range(len(many))) - set(sums))
+        rows, parts = _places([many[i] for i in sums])
         shares = np.array([row.shares for row in rows])  # type: ignore[union-attr]
         # The difference without any exchange, in the form that the null has: of ranks, where those are exchanged.
         none = np.zeros((1, self.n), bool)
         whole = shares.sum(-1)
-        observed = [
-            float(np.mean([whole[place[a]] - whole[place[b]] for a, b in terms]))
-            if sums[i]
-            else float(np.mean([_exchanged(a, b, none)[0] for a, b in terms]))
-            for i, terms in enumerate(many)
-        ]
+        observed = np.zeros(len(many))
+        for of, first, second in parts:
+            observed[np.take(sums, of)] = (whole[first] - whole[second]).mean(1)
+        observed[others] = [np.mean([_exchanged(a, b, none)[0] for a, b in many[i]]) for i in others]
         reached = np.zeros(len(many), np.int64)
+
+        def count(i: NDArray[np.int64], null: Array) -> None:
+            reached[i] += np.count_nonzero(~(np.abs(null) < np.abs(observed[i])[:, None] - 1e-12), axis=1)
+
         for swap in swaps:
             # Who is exchanged counts for the other row: twice what they add, one product for all pairs of rows.
             moved = shares @ (2.0 * swap.T) if rows else shares
-            for i, terms in enumerate(many):
-                if sums[i]:
-                    each = [moved[place[b]] - moved[place[a]] for a, b in terms]
-                    null = observed[i] + (each[0] if len(each) == 1 else np.mean(each, 0))
-                else:
-                    null = np.mean([_exchanged(a, b, swap) for a, b in terms], 0)
-                reached[i] += np.count_nonzero(~(np.abs(null) < abs(observed[i]) - 1e-12))
+            for of, first, second in parts:
+                i = np.take(sums, of)
+                count(i, observed[i][:, None] + (moved[second] - moved[first]).mean(1))
+            for n in others:
+                count(np.array([n]), np.mean([_exchanged(a, b, swap) for a, b in many[n]], 0)[None])
         return reached
 
     def drawn(self, row: Row) -> tuple[float, Array, Array]:
@@ -319,23 +319,21 @@ class Paired:
 
     def spans(self, many: Sequence[Terms]) -> list[tuple[float, float, float, float]]:
         """Return of each mean difference over pairs its value, the ends of its interval, and its standard error."""
-        found = []
-        for start in range(0, len(many), PAIRS_AT_ONCE):
-            terms = many[start : start + PAIRS_AT_ONCE]
-            drawn = [[(self.drawn(a), self.drawn(b)) for a, b in pairs] for pairs in terms]
-            values = [float(np.mean([a[0] - b[0] for a, b in pairs])) for pairs in drawn]
-            draws = np.array([np.mean([a[1] - b[1] for a, b in pairs], 0) for pairs in drawn])
+        rows, parts = _places(many)
+        drawn = [self.drawn(row) for row in rows]
+        value, every = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
+        found = np.full((len(many), 4), math.nan)
+        for of, first, second in parts:
+            found[of, 0] = (value[first] - value[second]).mean(1)
+            draws = (every[first] - every[second]).mean(1)
             defined = np.isfinite(draws).all(1)
-            low, high, se = np.full((3, len(terms)), math.nan)
-            low[defined], high[defined] = np.percentile(draws[defined], [2.5, 97.5], axis=1)
-            se[defined] = draws[defined].std(1)
+            whole = draws[defined]
+            found[of[defined], 1:] = np.stack([*np.percentile(whole, [2.5, 97.5], axis=1), whole.std(1)], 1)
             for i in np.flatnonzero(~defined):
                 known = draws[i][np.isfinite(draws[i])]
                 if len(known):
-                    low[i], high[i] = np.percentile(known, [2.5, 97.5])
-                    se[i] = known.std()
-            found += list(zip(values, low.tolist(), high.tolist(), se.tolist(), strict=True))
-        return found
+                    found[of[i], 1:] = *np.percentile(known, [2.5, 97.5]), known.std()
+        return [(float(d), float(low), float(high), float(se)) for d, low, high, se in found]
 
     def difference(self, terms: Terms, n_seeds: int = 1) -> dict[str, Any]:
         """Return the mean difference over pairs of rows, see :meth:`differences`."""
@@ -419,6 +417,26 @@ def families_of(held_out: pd.DataFrame) -> NDArray[np.int64] | None:
     by_subject = held_out.drop_duplicates("participant_id").set_index("participant_id")["family"]
     by_subject.index = by_subject.index.astype(str)
     return family_numbers(by_subject.sort_index())
+
+
+_Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""(differences,) their numbers; (differences, pairs) the numbers of their first rows, and of their second ones."""
+
+
+def _places(many: Sequence[Terms]) -> tuple[list[Row], list[_Part]]:
+    """Return the rows of differences, each once, and the differences in parts of as many pairs each."""
+    rows = list(dict.fromkeys(row for terms in many for pair in terms for row in pair))
+    place = {row: k for k, row in enumerate(rows)}
+    by_length: dict[int, list[int]] = {}
+    for i, terms in enumerate(many):
+        by_length.setdefault(len(terms), []).append(i)
+    parts = []
+    for alike in by_length.values():
+        for start in range(0, len(alike), PAIRS_AT_ONCE):
+            of = alike[start : start + PAIRS_AT_ONCE]
+            pairs = np.array([[(place[a], place[b]) for a, b in many[i]] for i in of], np.int64)
+            parts.append((np.array(of), pairs[..., 0], pairs[..., 1]))
+    return rows, parts
 
 
 def _is_sum(a: Row, b: Row) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from scipy import stats
+from scipy import special
 
 from neurobench.comparisons import Comparisons, compare_pairs, compare_rows
 from neurobench.errors import DataError
@@ -313,7 +313,7 @@ def _wrong_with(file: PairwiseRecord, x: _Difference, records: Mapping[str, Reco
         yield f"p is {x.p:.6g}, which exchanges of predictions cannot give"
     else:
         # Roughly: exchanges of a few people, or of ranks, do not follow the normal distribution.
-        normal = float(stats.norm.isf(x.p / 2))
+        normal = -float(special.ndtri(x.p / 2))
         if normal > 1.5 * z + 1 or (z > 1.5 * normal + 1.5 and x.p * N_PERMUTATIONS > 2):
             yield f"p is {x.p:.4g}, and the difference is {z:.2g} standard errors"
     # A bootstrap of the same draws: standard errors of differences are distances.

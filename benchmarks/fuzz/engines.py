@@ -237,7 +237,7 @@ def _by_coverage(name: str, n: int, seed: int, give: Give, folder: Path) -> None
                 return other[:most]
         return bytes(atheris.Mutate(content, most))
 
-    limits = [f"-runs={n}", f"-seed={seed + 1}", "-max_len=65536", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0"]
+    limits = [f"-runs={n}", f"-seed={seed + 1}", "-max_len=65536", "-timeout=86400", "-rss_limit_mb=0", "-verbosity=0"]
     files = [f"-dict={folder / 'tokens'}", f"-artifact_prefix={folder}/", str(folder / "samples")]
     atheris.Setup([sys.argv[0], *limits, *files], give, custom_mutator=mutate)
     atheris.Fuzz()
