@@ -43,16 +43,18 @@ class Block(MaskingStrategy):
 
     def elements(self, window: WindowTable, n_hidden: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         """Yield blocks around random centres that no earlier block covers."""
-        position, sites = window.position_mm, window.sites
-        size = block_size(window.region_share)
-        covered = np.zeros(len(sites), bool)
-        while not covered.all():
-            centre = rng.choice(np.flatnonzero(~covered))
+        position, size = window.position_mm, block_size(window.region_share)
+        sites, site = np.unique(window.sites, return_inverse=True)
+        covered = np.zeros(len(site), bool)
+        while (free := np.flatnonzero(~covered)).size:
+            centre = free[rng.integers(free.size)]
             distance = np.linalg.norm(position - position[centre], axis=1)
             nearest = np.argsort(distance, kind="stable")[:size]
             # All sensors of a site go together: a visible twin at the same place would give the block away. The
             # centre is named, as units at one position may fill the block without it.
-            block = np.isin(sites, sites[np.append(nearest, centre)])
+            hidden = np.zeros(len(sites), bool)
+            hidden[site[nearest]] = hidden[site[centre]] = True
+            block = hidden[site]
             covered |= block
             yield whole_window(window, block)
 
