@@ -200,7 +200,7 @@ def pareto_plot(t: Table, cost: str) -> dict[str, Any] | None:
             steps.append(f"{_x(x_of(c))},{_y(axis.at(front[n - 1][1].score) / 100)}")
         steps.append(f"{_x(x_of(c))},{_y(axis.at(x.score) / 100)}")
     shown = [_point(x, x_of(c), axis, (c, x) in front, _cost(cost, c), t) for c, x in points]
-    _place_labels(shown, axis)
+    chance_name = _place_labels(shown, axis)
     seconds = cost == "seconds"
     return {
         "name": "time" if seconds else "parameters",
@@ -217,6 +217,7 @@ def pareto_plot(t: Table, cost: str) -> dict[str, Any] | None:
             for k in _log_ticks(low, high, (lambda v: f"{v:g}") if seconds else count)
         ],
         **_frame(axis),
+        "chance_name": chance_name,
     }
 
 
@@ -262,12 +263,20 @@ def _point(x: Line, share: float, axis: Axis, on_front: bool, where: str, t: Tab
     }
 
 
-def _place_labels(points: Sequence[dict[str, Any]], axis: Axis, size: float = 11.0) -> None:
-    """Write names beside points where there is room: those of the front first, none over another or over a point."""
+def _place_labels(points: Sequence[dict[str, Any]], axis: Axis, size: float = 11.0) -> dict[str, Any] | None:
+    """Write names beside points where there is room: those of the front first, none over another or over a point.
+
+    Returns where the line of chance is named: at the end that has the most room.
+    """
     taken = [(p["x"] - 6, p["y"] - 6, p["x"] + 6, p["y"] + 6) for p in points]
+    chance = None
     if axis.chance_at is not None:
-        y = _y(axis.chance_at / 100)
-        taken.append((WIDTH - RIGHT - 42, y - 16, WIDTH - RIGHT, y + 1))
+        y, wide = _y(axis.chance_at / 100), 42
+        ends = (("end", WIDTH - RIGHT - wide, WIDTH - RIGHT), ("start", LEFT + 2, LEFT + 2 + wide))
+        places = [(anchor, y + dy, (x0, y + dy - 12, x1, y + dy + 5)) for dy in (-4, 14) for anchor, x0, x1 in ends]
+        anchor, at, box = min(places, key=lambda place: sum(_overlap(place[2], other) for other in taken))
+        chance = {"anchor": anchor, "x": box[2] if anchor == "end" else box[0], "y": round(at, 1)}
+        taken.append(box)
     # Beyond some dozens of names there is no room anyway.
     for p in sorted(points, key=lambda p: (not p["front"], p["y"]))[:40]:
         name = p["line"].name
@@ -286,6 +295,7 @@ def _place_labels(points: Sequence[dict[str, Any]], axis: Axis, size: float = 11
                 }
                 taken.append(box)
                 break
+    return chance
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
@@ -318,7 +328,7 @@ def _drawn_transfer(t: Table, other: Table, both: Sequence[tuple[Line, Line]]) -
         _point(x, across.at(r.score) / 100, axis, False, f"reconstruction {other.metric} {r.score:.{other.places}f}", t)
         for r, x in both
     ]
-    _place_labels(shown, axis)
+    chance_name = _place_labels(shown, axis)
     own = [x for x in both if x[1].kind == "pretrained"]
     rho = math.nan
     if len(own) >= 4 and len({r.score for r, _ in own}) > 1 and len({x.score for _, x in own}) > 1:
@@ -336,4 +346,5 @@ def _drawn_transfer(t: Table, other: Table, both: Sequence[tuple[Line, Line]]) -
         "n": len(own),
         "file": "../" + board_file(other),
         **_frame(axis),
+        "chance_name": chance_name,
     }

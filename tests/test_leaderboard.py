@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from neurobench.bundle import make_bundle, write_bundle
 from neurobench.cli import app
 from neurobench.errors import StoreError
 from neurobench.leaderboard import BoardError, read_board
-from neurobench.leaderboard_plots import Axis
+from neurobench.leaderboard_plots import LEFT, RIGHT, WIDTH, Axis, _place_labels
 from neurobench.leaderboard_site import MANIFEST, build_leaderboard
 from neurobench.leaderboard_text import gain, markdown, words
 from neurobench.plausibility import impossible
@@ -599,3 +600,21 @@ def test_a_bundle_is_placed_if_it_is_believed(tmp_path: Path):
     with pytest.raises(BoardError, match="is not believed"):
         add_records(tmp_path / "sent", tmp_path / "elsewhere", registry)
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("crowded", ["left", "right"])
+def test_the_line_of_chance_is_named_where_no_point_lies(crowded: str) -> None:
+    axis = Axis(0.0, 10.0, chance=5.0)
+    points = [
+        {
+            "x": (LEFT + 10 if crowded == "left" else WIDTH - RIGHT - 10),
+            "y": y,
+            "front": False,
+            "line": SimpleNamespace(name="x" * 99),
+        }
+        for y in (140.0, 150.0)
+    ]
+    found = _place_labels(points, axis)
+    assert found is not None
+    assert found["anchor"] == ("end" if crowded == "left" else "start")
+    assert _place_labels(points, Axis(0.0, 1.0, math.nan)) is None
