@@ -605,15 +605,9 @@ def test_a_bundle_is_placed_if_it_is_believed(tmp_path: Path):
 @pytest.mark.parametrize("crowded", ["left", "right"])
 def test_the_line_of_chance_is_named_where_no_point_lies(crowded: str) -> None:
     axis = Axis(0.0, 10.0, chance=5.0)
-    points = [
-        {
-            "x": (LEFT + 10 if crowded == "left" else WIDTH - RIGHT - 10),
-            "y": y,
-            "front": False,
-            "line": SimpleNamespace(name="x" * 99),
-        }
-        for y in (140.0, 150.0)
-    ]
+    x = LEFT + 10 if crowded == "left" else WIDTH - RIGHT - 10
+    row = SimpleNamespace(name="x" * 99)
+    points = [{"x": x, "y": y, "front": False, "line": row} for y in (140.0, 150.0)]
     found = _place_labels(points, axis)
     assert found is not None
     assert found["anchor"] == ("end" if crowded == "left" else "start")
