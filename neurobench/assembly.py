@@ -16,6 +16,7 @@ from neurobench import evoked_scores, gather, paired, results
 from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
+from neurobench.evidence import read_table
 from neurobench.identity import digest
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
@@ -201,7 +202,7 @@ def _score(
         tables["geometry"] = gather.embedding_geometry(run, row, task)
     path = entry.file("predictions.parquet")
     if path.is_file():
-        predictions = pd.read_parquet(path)
+        predictions = read_table(path)
         return Scored(record, predictions=predictions, held_out=predictions, tables=tables)
     built = run.task(task)
     if isinstance(built, EvokedTask):

@@ -36,6 +36,7 @@ import pandas as pd
 
 from neurobench.contracts import RetrievalTask, SubjectTask, Task
 from neurobench.errors import BundleError, NeurobenchError
+from neurobench.evidence import read_table
 from neurobench.pairwise import MIN_SUBJECTS, name_of, pairwise_record, tables_of
 from neurobench.parsing import parse_json
 from neurobench.places import place_beside
@@ -280,7 +281,7 @@ def _add_cohort(
                 few = f"there are none of two rows, or fewer than {MIN_SUBJECTS} subjects"
                 stripped.append(Stripped("comparisons of the rows of a table", few))
         return
-    tables = {r.id: pd.read_parquet(p) for r in records if (p := out / "predictions" / f"{r.id}.parquet").is_file()}
+    tables = {r.id: read_table(p) for r in records if (p := out / "predictions" / f"{r.id}.parquet").is_file()}
     folds = {f: _folds(out, f) for f in fingerprints}
     if level not in _FREE:
         names = _Pseudonyms.of(tables.values(), folds.values())

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from neurobench import alignment, listing, preparation
 from neurobench.alignment import unit_table
 from neurobench.contracts import Dataset
 from neurobench.errors import DataError
+from neurobench.evidence import read_table
 from neurobench.identity import digest, file_digest
 from neurobench.listing import listed
 from neurobench.preparation import prepare, target_sfreq
@@ -198,7 +198,7 @@ def _read_cohort(entry: Entry, source: CohortSource, store: Store) -> Cohort | N
         signal=source.dataset.signal,
         modality=source.dataset.modality,
         source="simulated" if source.root is None else "real",
-        participants=pd.read_parquet(entry.file("participants.parquet")),
+        participants=read_table(entry.file("participants.parquet")),
         recordings=recordings,
         units=unit_table(whole["units"]),
         spec=replace(source.spec, sfreq=whole["sfreq"]),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from neurobench import attribution, sensory
 from neurobench.components import ComponentSpec
 from neurobench.contracts import EvokedTask, ReconstructionTask, SubjectTask
-from neurobench.evidence import write_table
+from neurobench.evidence import read_table, write_table
 from neurobench.grand_average import GrandAverage
 from neurobench.paired import Paired, families_of, row_of
 from neurobench.reconstruction import ReconstructionScores
@@ -179,7 +179,7 @@ def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> p
     if isinstance(built, ReconstructionTask):
         return _occluded(entries, run)
     if isinstance(built, SubjectTask) and all(e.file("predictions.parquet").is_file() for e in entries):
-        whole = pd.concat([pd.read_parquet(e.file("predictions.parquet")) for e in entries], ignore_index=True)
+        whole = pd.concat([read_table(e.file("predictions.parquet")) for e in entries], ignore_index=True)
         return _without_groups(whole[whole["task"] == task.label], built, run)
     return None
 

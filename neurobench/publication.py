@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from neurobench import attestation
 from neurobench.bundle import MANIFEST, may_leave, without_paths
 from neurobench.bundle_reader import parse_table, read_bundle
 from neurobench.errors import StoreError
-from neurobench.evidence import write_table
+from neurobench.evidence import read_table, write_table
 from neurobench.leaderboard import SUITE_NAME, BoardError
 from neurobench.pairwise import PairwiseRecord, name_of, pairwise_record, tables_of
 from neurobench.parsing import parse_json
@@ -93,7 +91,7 @@ def add_records(source: str | Path, results: str | Path, registry: Registry, *, 
         if leaves == "predictions":
             withheld += 1  # Under other names only, and giving those is a bundle's business.
             continue
-        write_table(results / suite / "predictions" / beside.name, pd.read_parquet(beside))
+        write_table(results / suite / "predictions" / beside.name, read_table(beside))
         n += 1
     compared = 0
     for own in tables_of([r for r in records if may_leave(r, registry) == "aggregates" and r.data is not None]):

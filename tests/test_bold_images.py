@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,7 @@ from neurobench_datasets._atlases import find_atlas, load_labels, read_names, re
 from neurobench_datasets._bold_images import PatchGrid, check_grid, patch_units, patches_of, read_bold
 
 N_TIMES = 60
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("NEUROBENCH_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real recordings is not here")
 
 
