@@ -90,17 +90,23 @@ def _mean_ranks(tasks: Sequence[Comparisons], rows: Sequence[str]) -> Across:
     names = tuple(c.task for c in tasks)
     head = table.iloc[0]
     tied = table["row"][1:][table["first"][1:] <= head["last"]].tolist()
-    if len(tied) == len(table) - 1 and table["mean_rank"].nunique() == 1:
+    top = table["row"][table["mean_rank"] == head["mean_rank"]].tolist()
+    overlap = f"{len(tied)} of the other {len(table) - 1} rows"
+    wins = {c.task: {(a, b) for a, b in c.wins if a in rows and b in rows} for c in tasks}
+    if not any(wins.values()):
         said = "nothing separates any two rows, so all share one rank."
+    elif len(top) > 1:
+        # Of equal ranks the order of names must not make one the first.
+        said = f"{', '.join(top[:-1])} and {top[-1]} share the first place."
     elif tied:
-        overlap = f"{len(tied)} of the other {len(table) - 1} rows"
         said = f"{head['row']} is first, but its ranks overlap with those of {overlap}."
     else:
         said = f"{head['row']} is first, ahead of every other row."
-    # A mean may hide that the first row of all is the worse one of some task.
-    behind = {c.task: [row for row in rows if (row, head["row"]) in c.wins] for c in tasks}
-    if lost := [f"on {task} {', '.join(better)}" for task, better in behind.items() if better]:
-        said += f" Better than {head['row']}: {'; '.join(lost)}."
+    # A mean may hide that a first row is the worse one of some task.
+    for first in top:
+        behind = {task: [row for row in rows if (row, first) in won] for task, won in wins.items()}
+        if lost := [f"on {task} {', '.join(better)}" for task, better in behind.items() if better]:
+            said += f" Better than {first}: {'; '.join(lost)}."
     sentence = f"Mean rank over {', '.join(names)} (ties share the middle of their ranks): {said}"
     return Across(tasks[0].dataset, tasks[0].source, names, table, sentence)
 

@@ -331,6 +331,17 @@ def test_ranks_are_averaged_over_tasks_and_errors_are_not():
     ]
     (mixed,) = across_tasks([*won, sex])
     assert mixed.sentence.endswith("a is first, ahead of every other row. Better than a: on sex c.")
+    # Names that come first in the alphabet are no better for it.
+    (shared,) = across_tasks([compared(t, ROWS, {("a", "c"), ("b", "c")}, [2.0, 2.0, 1.0]) for t in ("age", "sex")])
+    assert shared.sentence.endswith("a and b share the first place.")
+    either = [
+        compared("age", ROWS, {("a", "b")}, [2.0, 1.0, 1.5]),
+        compared("sex", ROWS, {("b", "a")}, [1.0, 2.0, 1.5]),
+    ]
+    (turned,) = across_tasks(either)
+    assert turned.sentence.endswith(
+        "a, b and c share the first place. Better than a: on sex b. Better than b: on age a."
+    )
     (none,) = across_tasks([compared(t, ROWS, set(), [1.0, 2.0, 3.0]) for t in ("age", "sex")])
     assert none.table["mean_rank"].tolist() == [2.0, 2.0, 2.0]
     assert "nothing separates any two rows" in none.sentence
