@@ -71,6 +71,17 @@ def test_twin_has_eight_sites_and_their_quirks(twin: Path) -> None:
     assert "other filtering" in found["other-filtering"]
 
 
+def test_files_that_a_browser_called_anew_are_named_and_left_out(tmp_path: Path) -> None:
+    first = write_run(tmp_path, "NYU", "0010001")
+    shutil.copy(first, first.with_name(f"{first.stem} (1).1D"))
+    write_site(tmp_path, "10001,5,0,9,1,0,,100,1,\n")
+    listing = ADHD200().list_recordings(tmp_path)
+    assert len(listing.recordings) == 1
+    (said,) = (f for f in listing.findings if f.code == "file-name")
+    assert "ignored: 1, for example" in said.message
+    assert said.message.endswith("_TCs (1).1D")
+
+
 def test_twin_can_be_windowed_and_named(twin: Path) -> None:
     data = ADHD200()
     raw = [data.read(r) for r in data.list_recordings(twin).recordings]

@@ -295,8 +295,19 @@ class ADHD200(Dataset):
     def _time_courses(self, root: Path, findings: list[Finding]) -> tuple[list[RecordingFile], str]:
         """Return the time courses of one parcellation and filtering, and where there are none, what there is."""
         prefix = "sfnwmrda" if self.filtered else "snwmrda"
-        found = [(p, _FILE.fullmatch(p.name)) for p in sorted(root.rglob("*_TCs.1D")) if "templates" not in p.parts]
+        found = [(p, _FILE.fullmatch(p.name)) for p in sorted(root.rglob("*_TCs*.1D")) if "templates" not in p.parts]
         named = [(p, m) for p, m in found if m is not None]
+        if others := [p for p, m in found if m is None]:
+            text = f"named like time courses, but not as in the release, and ignored: {len(others)}"
+            findings.append(
+                Finding(
+                    "warning",
+                    "file-name",
+                    f"{text}, for example {others[0].name}",
+                    fix="delete copies; name others <sfnwmrda><ID>_session_1_rest_1_<atlas>_TCs.1D",
+                    path=str(others[0]),
+                )
+            )
         same = [(p, m) for p, m in named if m["atlas"] == self.time_courses]
         files = [(p, m) for p, m in same if m["filtered"] == prefix]
         if not files:
