@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -142,6 +143,13 @@ def test_on_a_full_disk_a_run_still_says_how_it_ended(out: Path, monkeypatch: py
     run.__exit__(StoreError, StoreError("the disk is full."), None)
     (one,) = runs.read_runs(out)
     assert (one.state, one.error) == ("failed", "StoreError: the disk is full.")
+
+
+def test_a_run_makes_no_folder_in_the_place_of_one_that_was_removed(out: Path) -> None:
+    with Heartbeat(out, Silent()) as run:
+        shutil.rmtree(out)
+        run._say()
+    assert not out.exists()
 
 
 def test_who_presses_ctrl_c_again_is_told_that_the_run_was_cancelled(
