@@ -61,8 +61,11 @@ def check(
                 else f"{entries} entries are damaged; with --remove they go, and the next run computes them again.",
                 markup=False,
             )
-        if len(found.problems) > entries:
+        records = sum(p.path.startswith("records/") for p in found.problems)
+        if records:
             screen.print("Records are never removed: move those named here away, and run their command again.")
+        if len(found.problems) > entries + records:
+            screen.print("What lies beside records is written anew when their command is run again.")
     if found.problems:
         raise typer.Exit(1)
 
@@ -151,6 +154,6 @@ def merge(
         for text in one.conflicts:
             screen.print(f"  conflict, kept as it was: {text}", markup=False, soft_wrap=True)
         for text in one.damaged:
-            screen.print(f"  damaged, not taken: {text}", markup=False, soft_wrap=True)
+            screen.print(f"  not taken: {text}", markup=False, soft_wrap=True)
     if any(one.conflicts or one.damaged for one in found):
         raise typer.Exit(1)
