@@ -81,7 +81,7 @@ def gc(
 ) -> None:
     """Remove entries that were made anew since, with other code, data or options, and that no record rests on.
 
-    Checkpoints of what nobody has gone on with go, too.
+    Checkpoints of what nobody has gone on with, and files that killed processes left half-written, go, too.
 
     Example: neurobench store gc neurobench-results --dry-run
     """
@@ -95,7 +95,7 @@ def gc(
         return
     for stage in dict.fromkeys(g.stage for g in found):
         own = [g for g in found if g.stage == stage]
-        why = "abandoned" if stage == "unfinished" else "superseded"
+        why = {"unfinished": "abandoned", "half-written": "left behind"}.get(stage, "superseded")
         screen.print(f"{stage}: {len(own)} {why}, {sum(g.n_bytes for g in own) / 1e6:.1f} MB", markup=False)
     verb = "would be removed" if dry_run else "removed"
     size = sum(g.n_bytes for g in found) / 1e6

@@ -226,7 +226,8 @@ class Garbage:
     Parameters
     ----------
     stage, label, path
-        What it is, and its folder; ``unfinished`` are checkpoints that nothing went on from.
+        What it is, and where; ``unfinished`` are checkpoints that nothing went on from, ``half-written`` files of
+        processes that were killed.
     n_bytes
         Its size.
     """
@@ -238,7 +239,7 @@ class Garbage:
 
 
 def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -> list[Garbage]:
-    """Remove entries that are superseded and that no record rests on, and checkpoints of what nobody finished.
+    """Remove entries that are superseded and that no record rests on, and what nobody finished.
 
     Superseded: a newer entry of the same stage and label exists, made with other code, data or options. Whatever a
     record of the folder was computed from stays, of every profile and version, and so do what runs under way plan to
@@ -282,7 +283,23 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
     for garbage in found if remove else ():
         with disk_errors(garbage.path):
             shutil.rmtree(garbage.path)
-    return found + _abandoned(store, before, remove)
+    return found + _abandoned(store, before, remove) + _half_written(out, before, remove)
+
+
+def _half_written(out: Path, before: str, remove: bool) -> list[Garbage]:
+    """Return files beside records that a process which was killed left half-written before some time; remove them."""
+    found = []
+    # In the store whoever opens it next sweeps them, by their locks.
+    folders = (f for f in sorted(out.iterdir()) if f.is_dir() and f != out / "store")
+    for path in (*out.glob(".*"), *(p for f in folders for p in sorted(f.rglob(".*")))):
+        with contextlib.suppress(FileNotFoundError):
+            told = path.lstat()
+            if is_half_written(path) and moment(told.st_mtime) < before and not path.is_dir():
+                found.append(Garbage("half-written", path.name, path, told.st_size))
+    for garbage in found if remove else ():
+        with disk_errors(garbage.path):
+            garbage.path.unlink(missing_ok=True)
+    return found
 
 
 def _abandoned(store: Store, before: str, remove: bool) -> list[Garbage]:

@@ -510,6 +510,23 @@ def test_what_a_run_under_way_plans_to_use_stays(tmp_path: Path):
     assert [g.path for g in upkeep.collect_garbage(out)] == [entries["older"].path]
 
 
+def test_what_killed_processes_left_half_written_goes_once_it_is_old(tmp_path: Path):
+    out = tmp_path / "out"
+    small(out, "a")
+    (out / "predictions").mkdir()
+    old, young = out / "predictions" / ".a.parquet.12-0a1b2c3d", out / ".neurobench.json.13-0a1b2c3d"
+    kept = out / "predictions" / ".hidden"
+    for path in (old, young, kept):
+        path.write_bytes(b"half")
+    long_ago = time.time() - 30 * 86400
+    os.utime(old, (long_ago, long_ago))
+    os.utime(kept, (long_ago, long_ago))
+    assert [(g.stage, g.path) for g in upkeep.collect_garbage(out, remove=False)] == [("half-written", old)]
+    said = CliRunner().invoke(app, ["store", "gc", str(out)])
+    assert "half-written: 1 left behind" in said.output
+    assert (old.exists(), young.exists(), kept.exists()) == (False, True, True)
+
+
 def test_what_is_half_written_is_not_exported_and_what_vanishes_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
