@@ -328,6 +328,7 @@ class Store:
         self._looked_at: dict[Path, bool] = {}
         self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
+        self._said: set[tuple[str, str]] = set()
         marker = out / _MARKER
         if marker.is_file():
             self._check_version(marker)
@@ -400,7 +401,8 @@ class Store:
         if not is_there:
             return None
         entry = self._whole(stage, key)
-        if entry is None and not self.read_only:
+        if entry is None and not self.read_only and (stage, key) not in self._said:
+            self._said.add((stage, key))
             log.warning("store/%s/%s is not what was written, and is made again", stage, key)
         return entry
 

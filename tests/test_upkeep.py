@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from neurobench import runs, upkeep
 from neurobench.cli import app
 from neurobench.errors import StoreError
+from neurobench.evidence import damage, read_table
 from neurobench.identity import digest
 from neurobench.results import load_results, read_record
 from neurobench.store import Checkpoint, Store
@@ -134,6 +135,24 @@ def test_what_lies_beside_records_is_looked_at_and_written_anew(finished: Path, 
     assert execute(finished / "data", out, task="age").n_computed == 0
     assert upkeep.check(out).problems == ()
     assert all(path.read_bytes() == before[str(path.relative_to(out))] for path in paths)
+
+
+def test_a_number_that_changed_on_the_disk_is_found_beside_records(finished: Path, out: Path):
+    path = next((out / "predictions").iterdir())
+    whole = path.read_bytes()
+    table = read_table(path)
+    silent = 0
+    # Behind the pages of numbers is what describes them, whose length is said at the end.
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(4, pages, 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        silent += not damage(path) and not read_table(path).equals(table)
+    assert silent == 0
+    at = pages - 9
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert [p.path for p in upkeep.check(out).problems] == [str(path.relative_to(out))]
+    execute(finished / "data", out, task="age")
+    assert path.read_bytes() == whole
 
 
 def test_what_belongs_to_another_record_is_found(out: Path):
