@@ -100,9 +100,12 @@ def cancel(
     state = runs.under_way(out, run)
     runs.ask_to_stop(out, state.id)
     screen.print(f"asked run {state.id} on {state.host} to stop", markup=False)
+    # A run whose clock is behind seems to have died as soon as it is looked at.
+    behind = time.time() - state.heard > runs.LOST_S
     give_up = time.monotonic() + STOP_S
     while time.monotonic() < give_up:
-        now = next((s for s in runs.read_runs(out) if s.id == state.id), state)
+        every = [runs.read_state(out, state.id)] if behind else runs.read_runs(out)
+        now = next((s for s in every if s is not None and s.id == state.id), state)
         if not now.is_under_way:
             steps = f"{now.n_computed} of {now.n_steps} steps computed, {now.n_found} found stored"
             kept = "what is finished is kept, and the same command goes on"

@@ -61,8 +61,11 @@ def check(
                 else f"{entries} entries are damaged; with --remove they go, and the next run computes them again.",
                 markup=False,
             )
-        if len(found.problems) > entries:
+        records = sum(p.path.startswith("records/") for p in found.problems)
+        if records:
             screen.print("Records are never removed: move those named here away, and run their command again.")
+        if len(found.problems) > entries + records:
+            screen.print("What lies beside records is written anew when their command is run again.")
     if found.problems:
         raise typer.Exit(1)
 
@@ -78,7 +81,7 @@ def gc(
 ) -> None:
     """Remove entries that were made anew since, with other code, data or options, and that no record rests on.
 
-    Checkpoints of what nobody has gone on with go, too.
+    Checkpoints of what nobody has gone on with, and files that killed processes left half-written, go, too.
 
     Example: neurobench store gc neurobench-results --dry-run
     """
@@ -92,7 +95,7 @@ def gc(
         return
     for stage in dict.fromkeys(g.stage for g in found):
         own = [g for g in found if g.stage == stage]
-        why = "abandoned" if stage == "unfinished" else "superseded"
+        why = {"unfinished": "abandoned", "half-written": "left behind"}.get(stage, "superseded")
         screen.print(f"{stage}: {len(own)} {why}, {sum(g.n_bytes for g in own) / 1e6:.1f} MB", markup=False)
     verb = "would be removed" if dry_run else "removed"
     size = sum(g.n_bytes for g in found) / 1e6
@@ -151,6 +154,6 @@ def merge(
         for text in one.conflicts:
             screen.print(f"  conflict, kept as it was: {text}", markup=False, soft_wrap=True)
         for text in one.damaged:
-            screen.print(f"  damaged, not taken: {text}", markup=False, soft_wrap=True)
+            screen.print(f"  not taken: {text}", markup=False, soft_wrap=True)
     if any(one.conflicts or one.damaged for one in found):
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -450,11 +451,15 @@ def _run(state: State, now: float, width: int) -> RenderableType:
     head = Text.assemble(("● ", style), (state.id, "bold"), (f" {word}", style))
     if state.is_under_way:
         times = [f"for {duration(now - state.started)}", f"on {state.host}"]
+        if state.heard - now > SILENT_S:
+            times.append(f"its clock is {duration(state.heard - now)} ahead of this one's")
         if now - state.heard > SILENT_S:
             times.append(f"silent for {duration(now - state.heard)}")
         times.append(time_left(state.left_s, learned=state.learned))
     else:
-        times = [f"{duration(now - state.heard)} ago", f"after {duration(state.heard - state.started)}"]
+        # Nobody here sees its process.
+        by = f" by the clock of {state.host}" if state.state == "died" and state.host != socket.gethostname() else ""
+        times = [f"{duration(now - state.heard)} ago{by}", f"after {duration(state.heard - state.started)}"]
     head.append("".join(f" · {t}" for t in times if t), style="dim")
     lines = [Text(state.command, style="dim", overflow="ellipsis", no_wrap=True)]
     share = state.done_s / state.total_s if state.total_s else 0.0

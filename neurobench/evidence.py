@@ -14,6 +14,7 @@ alone and never a model. Folders of an output::
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from neurobench.errors import DataError
 from neurobench.parsing import parse_json
 from neurobench.places import place_beside
 
-__all__ = ["ARRAYS", "TABLES", "Evidence", "read_table", "write_arrays", "write_table"]
+__all__ = ["ARRAYS", "TABLES", "Evidence", "damage", "read_table", "write_arrays", "write_table"]
 
 TABLES: Mapping[str, str] = {
     "units": "of a reconstruction, one row a unit: unit, r2 (mean over headline masks), r2[MASK] of each mask",
@@ -60,10 +61,9 @@ ARRAYS: Mapping[str, str] = {
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table, moved into place once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = place_beside(path)
-    table.to_parquet(beside, index=False)
-    os.replace(beside, path)
+    with _whole(path) as beside:
+        # Without sums a flipped bit is another number, which nobody notices.
+        table.to_parquet(beside, index=False, write_page_checksum=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def read_table(path: Path) -> pd.DataFrame:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             found: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
     except Exception as error:  # Of Arrow, and of what pandas has noted in the file.
         raise _unread(path, str(error) or type(error).__name__) from error
@@ -86,12 +86,21 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write named arrays, moved into place once they are whole; nothing is pickled."""
+    # By name numpy would add an ending.
+    with _whole(path) as beside, beside.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a place to write a file to; without an error it is moved into its own, and with one nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = place_beside(path)
-    # By name numpy would add an ending.
-    with beside.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    os.replace(beside, path)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +180,7 @@ class Evidence:
         if path not in self._cache:
             if not path.is_file():
                 return None
-            try:
-                with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                    self._cache[path] = dict(stored)
-            except Exception as error:  # Of the zip file, of its members' headers, of their bytes: a family each.
-                raise _unread(path, str(error) or type(error).__name__) from error
+            self._cache[path] = _read_arrays(path)
         found: Mapping[str, NDArray[Any]] = self._cache[path]
         return found
 
@@ -187,6 +192,30 @@ class Evidence:
             self._cache[path] = read_table(path)
         table: pd.DataFrame = self._cache[path]
         return table.copy()
+
+
+def damage(path: Path) -> str:
+    """Return why a table, a bundle of arrays or a cohort's page cannot be used; empty: it is whole."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        if path.suffix == ".parquet":
+            read_table(path)
+        elif path.suffix == ".npz":
+            _read_arrays(path)
+        elif path.name == "cohort.json":
+            read_cohort(path.parent.parent.parent, path.parent.name)
+    except DataError:
+        return "cannot be read"
+    return ""
+
+
+def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except Exception as error:  # Of the zip file, of its members' headers, of their bytes: a family each.
+        raise _unread(path, str(error) or type(error).__name__) from error
 
 
 def _unread(path: Path, why: str) -> DataError:
@@ -296,5 +325,6 @@ def read_cohort(folder: Path, fingerprint: str) -> Mapping[str, Any]:
         first = error.errors()[0]
         raise _unread(path, f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
     except (OSError, ValueError) as error:
-        raise _unread(path, str(error)) from error
+        # The system's own text names the file once more.
+        raise _unread(path, (isinstance(error, OSError) and error.strerror) or str(error)) from error
     return found

@@ -277,6 +277,7 @@ def in_turn(
                 except StoreError:
                     raise
                 except Exception as error:
+                    executor.store.must_be_there()
                     failures[row] = describe(error)
                     executor.progress.failed(step.label, failures[row])
                 if row in failures:
@@ -628,6 +629,11 @@ class Here:
                     store_error = found
                     break
                 except Exception as found:
+                    try:
+                        self.store.must_be_there()
+                    except StoreError as gone:
+                        store_error = gone
+                        break
                     failed[key] = describe(found)
                 if key in failed:
                     release()

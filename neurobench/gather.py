@@ -309,8 +309,8 @@ def write_cohort(run: CohortRun, out: Path) -> None:
     folder = out / "cohorts" / cohort.fingerprint
     path = folder / "cohort.json"
     with disk_errors(path):
-        if not (folder / "units.parquet").is_file():
-            write_table(folder / "units.parquet", _units(cohort))
+        # Each time: what is there may be cut or changed.
+        write_table(folder / "units.parquet", _units(cohort))
     atomic_write(path, json.dumps(_cohort(run), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -124,9 +124,11 @@ class Heartbeat:
             failed_rows=sorted(failed_rows),
             errors=list(self._errors.items())[:N_ERRORS],
         )
+        # Where the folder was removed, nothing is made in its place: it would be somebody else's to the next run.
         with contextlib.suppress(OSError):
             try:
-                runs.write_state(self.out, state)
+                if runs.folder_of(self.out, self.id).is_dir():
+                    runs.write_state(self.out, state)
             except StoreError:
                 if last:
                     runs.overwrite_state(self.out, state)

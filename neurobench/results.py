@@ -364,11 +364,18 @@ def read_record(path: Path) -> Record:
     StoreError
         If it is not a record, is of another schema version, or was edited after it was written.
     """
+    plain = None
     try:
         plain = parse_json(path.read_bytes())
         record = parse_record(plain)
         as_written = content_hash(plain) == record.content_hash
     except (OSError, ValueError) as error:
+        version = plain.get("schema_version") if isinstance(plain, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{path} is a record of schema version {version}, and this neurobench reads up to {SCHEMA_VERSION}.",
+                next_step="Use the neurobench that wrote it, or a newer one.",
+            ) from error
         raise StoreError(
             f"{path} is not a record of schema version {SCHEMA_VERSION}: {error}.",
             next_step="Remove it, or run the same command again to write it anew.",
@@ -400,8 +407,10 @@ def content_hash(plain: Mapping[str, Any]) -> str:
 def write_folds(out: Path, fingerprint: str, folds: Sequence[Fold]) -> None:
     """Write who is trained on and tested in every fold: what the fingerprint in the records is the hash of."""
     path = out / "folds" / f"{fingerprint}.json"
-    if not path.is_file():
-        atomic_write(path, json.dumps([asdict(f) for f in folds], indent=1) + "\n")
+    text = json.dumps([asdict(f) for f in folds], indent=1) + "\n"
+    # What is there may be cut or changed.
+    if not (path.is_file() and path.read_bytes() == text.encode()):
+        atomic_write(path, text)
 
 
 def load_results(out: str | Path) -> pd.DataFrame:

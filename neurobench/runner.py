@@ -167,6 +167,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
         except StoreError:
             raise
         except (NeurobenchError, OSError, ValueError) as error:
+            store.must_be_there()
             logs.tell("cohort-failed", level=logging.ERROR, dataset=dataset.label, seed=seed, **logs.failure(error))
             settings = protocol(grid, seed, source.spec)
             write(assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks))
@@ -210,6 +211,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
         else:
             ended = in_turn(todo, executor, seconds, done)
         for of, failures in ended:
+            store.must_be_there()
             write(assembly.collect(of.run, failures, store))
             progress.written(of, failures)
     if elsewhere and not executor.computed and not failed:

@@ -44,6 +44,7 @@ __all__ = [
     "read_state",
     "tidy",
     "under_way",
+    "watched_runs",
     "write_plan",
     "write_state",
 ]
@@ -58,6 +59,12 @@ QUIET_S = 10.0
 
 LOST_S = 120.0
 """Seconds without a word after which a run on another machine, whose process nobody here can see, has died."""
+
+SKEW_S = 3600.0
+"""Seconds by which clocks of two machines may differ: until then a run elsewhere that seems to have died is watched."""
+
+WATCH_S = 8.0
+"""Seconds that it is watched for: it speaks every second or two, and a network disk shows that some seconds later."""
 
 KEPT = 20
 """Ended runs whose folders are kept."""
@@ -170,6 +177,27 @@ def read_runs(out: Path) -> list[State]:
     return sorted(found, key=lambda s: not s.is_under_way)
 
 
+def watched_runs(out: Path) -> list[State]:
+    """Return the runs of an output folder, for who acts on what is under way.
+
+    A run on another machine that has died by that one's clock is watched for a moment: one that speaks meanwhile goes
+    on, whatever its clock says.
+    """
+    found = read_runs(out)
+    doubtful = {s.id for s in found if s.state == "died" and s.host != socket.gethostname() and _may_be_skewed(s)}
+    if not doubtful:
+        return found
+    before = {s.id: s.heard for s in found}
+    time.sleep(WATCH_S)
+    now = {run: read_state(out, run) for run in doubtful}
+    found = [s if (new := now.get(s.id)) is None or new.heard == before[s.id] else new for s in found]
+    return sorted(found, key=lambda s: not s.is_under_way)
+
+
+def _may_be_skewed(state: State) -> bool:
+    return time.time() - state.heard < SKEW_S
+
+
 def read_state(out: Path, run: str) -> State | None:
     """Return what a run said last; None if it cannot be read."""
     try:
@@ -222,7 +250,7 @@ def under_way(out: Path, run: str = "") -> State:
         If the folder is no output folder.
     """
     must_be_output(out)
-    every = read_runs(out)
+    every = watched_runs(out)
     running = {s.id: s for s in every if s.is_under_way}
     if run in running:
         return running[run]
@@ -289,7 +317,7 @@ def _read_plan(out: Path, run: str) -> list[PlannedRow]:
 
 def planned_keys(out: Path) -> set[str]:
     """Return the first :data:`KEY` digits of the keys of all steps that runs under way plan to use."""
-    plans = (_read_plan(out, state.id) for state in read_runs(out) if state.is_under_way)
+    plans = (_read_plan(out, state.id) for state in watched_runs(out) if state.is_under_way)
     return {key for rows in plans for row in rows for text in row.steps.values() for key in _keys(text)}
 
 

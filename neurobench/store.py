@@ -45,6 +45,8 @@ __all__ = [
     "stored_steps",
 ]
 
+_MARKER = "neurobench.json"
+
 FORMAT = 1
 """Version of the layout of an output folder."""
 
@@ -326,7 +328,8 @@ class Store:
         self._looked_at: dict[Path, bool] = {}
         self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
-        marker = out / "neurobench.json"
+        self._said: set[tuple[str, str]] = set()
+        marker = out / _MARKER
         if marker.is_file():
             self._check_version(marker)
         elif out.exists() and not out.is_dir():
@@ -338,7 +341,7 @@ class Store:
                 next_step="Choose another folder with --out.",
             )
         elif not read_only:
-            atomic_write(marker, json.dumps({"format": FORMAT, "made_by": "neurobench"}) + "\n")
+            atomic_write(marker, _marker())
         if not read_only:
             with disk_errors(self.root):
                 (self.root / "tmp").mkdir(parents=True, exist_ok=True)
@@ -356,10 +359,16 @@ class Store:
             found = parse_json(marker.read_bytes()).get("format")
         except (ValueError, AttributeError):
             found = None
+        if found is None:
+            raise StoreError(
+                f"{marker} cannot be read, so nobody knows which version made the folder.",
+                next_step=f"If a neurobench of this version did, put {_marker().strip()} into it and run the same "
+                "command again.",
+            )
         if found != FORMAT:
             raise StoreError(
                 f"{marker.parent} is an output folder of another version (format {found}; this is format {FORMAT}).",
-                next_step="Choose a new folder with --out, or use the neurobench that made it.",
+                next_step="Use the neurobench that made it, or another folder.",
             )
 
     def _sweep(self) -> None:
@@ -392,7 +401,8 @@ class Store:
         if not is_there:
             return None
         entry = self._whole(stage, key)
-        if entry is None and not self.read_only:
+        if entry is None and not self.read_only and (stage, key) not in self._said:
+            self._said.add((stage, key))
             log.warning("store/%s/%s is not what was written, and is made again", stage, key)
         return entry
 
@@ -480,6 +490,25 @@ class Store:
         return ", ".join(_differences(others[-1], json.loads(json.dumps(identity)))[:4]) if others else ""
 
     # ------------------------------------------------------------ writing
+
+    def must_be_there(self) -> None:
+        """Refuse to go on in a folder that is gone: what would be made anew in its place is no output folder.
+
+        Raises
+        ------
+        StoreError
+            If it is gone.
+        """
+        try:
+            is_there = (self.out / _MARKER).exists()
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise StoreError(
+                f"{self.out} was removed, or its disk taken away, while it was written into.",
+                next_step="Nothing can be kept there. Once the disk is back, or nothing is left of the folder, run the "
+                "same command again.",
+            )
 
     def checkpoint(self, stage: str, key: str, label: str) -> Checkpoint:
         """Return the place of what an entry goes on from; whoever uses it holds the entry's lock."""
@@ -570,8 +599,9 @@ class Store:
         Raises
         ------
         StoreError
-            If the disk has no locks.
+            If the disk has no locks, or the folder is gone.
         """
+        self.must_be_there()
         lock = self._lock(_lock_name(stage, key))
         with disk_errors(self.out, inside=True):
             try:
@@ -645,6 +675,10 @@ def is_manifest(told: Any) -> bool:
     return all(isinstance(s, list) and list(map(type, s)) == [str, int] for s in sums)
 
 
+def _marker() -> str:
+    return json.dumps({"format": FORMAT, "made_by": "neurobench"}) + "\n"
+
+
 def moment(seconds: float | None = None) -> str:
     """Return a moment, this one unless another is given in seconds since 1970, as manifests have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -662,7 +696,7 @@ def must_be_output(out: Path) -> None:
     StoreError
         If it is one.
     """
-    if not (out / "neurobench.json").is_file():
+    if not (out / _MARKER).is_file():
         why = "" if out.exists() else ": there is nothing of that name"
         raise StoreError(
             f"{out} is not an output folder of neurobench{why}.",

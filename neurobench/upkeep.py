@@ -14,12 +14,12 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from neurobench import runs
+from neurobench import evidence, runs
 from neurobench.errors import StoreError
 from neurobench.identity import digest
 from neurobench.parsing import parse_json
@@ -133,14 +133,22 @@ def check(out: Path, *, remove: bool = False, advance: Callable[[int, int], None
             if remove:
                 store.abandon(checkpoint)
     records = sorted((out / "records").glob("*.json"))
+    # Records share the pages of cohorts and folds.
+    beside: dict[str, Record] = {}
     for path in records:
         try:
             record = read_record(path)
         except StoreError as error:
-            problems.append(Problem(str(path.relative_to(out)), error.what, entry=False))
+            what = error.what.removeprefix(f"{path} ")
+            problems.append(Problem(str(path.relative_to(out)), what, entry=False))
             continue
         if record.id != path.stem:
             problems.append(Problem(str(path.relative_to(out)), f"is record {record.id[:12]}", entry=False))
+            continue
+        beside.update((name, record) for name in _beside(out, record))
+    for name, record in sorted(beside.items(), key=lambda item: item[0]):
+        if wrong := _wrong_beside(out, name, record):
+            problems.append(Problem(name, wrong, entry=False))
     return Check(len(folders), len(records), n_bytes, tuple(problems), tuple(unfinished))
 
 
@@ -175,6 +183,39 @@ def _damage(store: Store, folder: Path) -> tuple[str, int]:
         return f"its manifest cannot be read: {type(error).__name__}", 0
 
 
+def _beside(folder: Path, record: Record) -> list[str]:
+    """Return the files that belong beside a record, relative to the folder: those of every one, and more if there."""
+    more = sorted((folder / "evidence" / record.id).glob("*"))
+    found = [str(p.relative_to(folder)) for p in more if p.suffix in (".parquet", ".npz") and not is_half_written(p)]
+    if record.status == "failed" or record.data is None:
+        return found
+    cohort = f"cohorts/{record.data.fingerprint}"
+    found += [f"{part}/{record.id}{suffix}" for part, suffix in BESIDE.items()]
+    return [
+        *found,
+        f"folds/{record.protocol.fold_fingerprint}.json",
+        f"{cohort}/cohort.json",
+        f"{cohort}/units.parquet",
+    ]
+
+
+def _wrong_beside(folder: Path, name: str, record: Record) -> str:
+    """Return what is wrong with a file beside a record; empty: nothing that can be seen without computing anew."""
+    path = folder / name
+    if wrong := evidence.damage(path):
+        return wrong
+    try:
+        if name.startswith("identities/"):
+            fits = digest({"evaluation": parse_json(path.read_bytes())["evaluation"]}) == record.id
+        elif name.startswith("folds/"):
+            fits = digest(parse_json(path.read_bytes())) == record.protocol.fold_fingerprint
+        else:
+            return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return "cannot be read"
+    return "" if fits else "its name is not the hash of what it holds"
+
+
 # ---------------------------------------------------------------- garbage
 
 
@@ -185,7 +226,8 @@ class Garbage:
     Parameters
     ----------
     stage, label, path
-        What it is, and its folder; ``unfinished`` are checkpoints that nothing went on from.
+        What it is, and where; ``unfinished`` are checkpoints that nothing went on from, ``half-written`` files of
+        processes that were killed.
     n_bytes
         Its size.
     """
@@ -197,7 +239,7 @@ class Garbage:
 
 
 def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -> list[Garbage]:
-    """Remove entries that are superseded and that no record rests on, and checkpoints of what nobody finished.
+    """Remove entries that are superseded and that no record rests on, and what nobody finished.
 
     Superseded: a newer entry of the same stage and label exists, made with other code, data or options. Whatever a
     record of the folder was computed from stays, of every profile and version, and so do what runs under way plan to
@@ -241,7 +283,23 @@ def collect_garbage(out: Path, *, keep_days: float = 7.0, remove: bool = True) -
     for garbage in found if remove else ():
         with disk_errors(garbage.path):
             shutil.rmtree(garbage.path)
-    return found + _abandoned(store, before, remove)
+    return found + _abandoned(store, before, remove) + _half_written(out, before, remove)
+
+
+def _half_written(out: Path, before: str, remove: bool) -> list[Garbage]:
+    """Return files beside records that a process which was killed left half-written before some time; remove them."""
+    found = []
+    # In the store whoever opens it next sweeps them, by their locks.
+    folders = (f for f in sorted(out.iterdir()) if f.is_dir() and f != out / "store")
+    for path in (*out.glob(".*"), *(p for f in folders for p in sorted(f.rglob(".*")))):
+        with contextlib.suppress(FileNotFoundError):
+            told = path.lstat()
+            if is_half_written(path) and moment(told.st_mtime) < before and not path.is_dir():
+                found.append(Garbage("half-written", path.name, path, told.st_size))
+    for garbage in found if remove else ():
+        with disk_errors(garbage.path):
+            garbage.path.unlink(missing_ok=True)
+    return found
 
 
 def _abandoned(store: Store, before: str, remove: bool) -> list[Garbage]:
@@ -332,7 +390,7 @@ class Merge:
     conflicts
         What both have, and not the same; the target's own was kept.
     damaged
-        What was not taken over because it is not what was written.
+        What was not taken over because it is not what was written, and what taken records lack beside them.
     """
 
     source: Path
@@ -353,7 +411,8 @@ def check_sources(sources: Sequence[Path]) -> None:
     """
     for source in sources:
         if source.is_dir():
-            must_be_output(source)
+            # Of a version that is read here, too.
+            _opened(source)
         elif not source.is_file():
             raise StoreError(f"{source} does not exist.", allowed="an output folder, or what export wrote")
 
@@ -420,9 +479,15 @@ def _unpack(source: Path, folder: Path) -> None:
 
 
 def _merged(target: Store, folder: Path, source: Path) -> Merge:
-    other = _opened(folder)
+    try:
+        other = _opened(folder)
+    except StoreError as error:
+        # What a tar file holds lies elsewhere for the moment.
+        said = error.what.replace(str(folder), str(source))
+        raise StoreError(said, allowed=error.allowed, next_step=error.next_step) from None
     taken = {"entry": 0, "record": 0, "known": 0}
     conflicts, damaged = [], []
+    lacks: list[tuple[str, str]] = []
     for stage in other.stages():
         for entry_folder in sorted((other.root / stage).iterdir()):
             name = f"{stage}/{entry_folder.name[:12]}"
@@ -441,16 +506,19 @@ def _merged(target: Store, folder: Path, source: Path) -> Merge:
             if record.id != path.stem:
                 raise StoreError(f"it is record {record.id[:12]}")
         except StoreError as error:
-            damaged.append(f"records/{path.stem[:12]}: {error.what}")
+            damaged.append(f"records/{path.stem[:12]}: {error.what.removeprefix(f'{path} ')}")
             continue
         mine = target.out / "records" / path.name
         if not mine.is_file():
-            _take_record(target, folder, record)
+            lacks += _take_beside(target, folder, record)
+            _copy(path, mine)
             taken["record"] += 1
-        elif _says_the_same(record, mine):
-            taken["known"] += 1
+        elif other_says := _differs(record, mine):
+            conflicts.append(f"record {record.id[:12]} ({record.row} on {record.task.label}): {other_says}")
         else:
-            conflicts.append(f"record {record.id[:12]} ({record.row} on {record.task.label}): it says something else")
+            lacks += _take_beside(target, folder, record)
+            taken["known"] += 1
+    damaged += _summed(lacks)
     return Merge(source, taken["entry"], taken["record"], taken["known"], tuple(conflicts), tuple(damaged))
 
 
@@ -491,23 +559,31 @@ def _unmeasured(content: Any) -> Any:
     return {k: v for k, v in content.items() if k not in MEASURED} if isinstance(content, dict) else content
 
 
-def _take_record(target: Store, folder: Path, record: Record) -> None:
-    """Copy a record with everything beside it, itself last: where it lies, all of it is there."""
-    data = record.data.fingerprint if record.data else ""
-    wholes = [f"evidence/{record.id}", *([f"cohorts/{data}"] if data else [])]
-    singles = [f"{part}/{record.id}{suffix}" for part, suffix in BESIDE.items()]
-    singles.append(f"folds/{record.protocol.fold_fingerprint}.json")
-    for path in _files(folder, wholes, singles):
-        place = target.out / path.relative_to(folder)
-        if not place.exists():
-            _copy(path, place)
-    _copy(folder / "records" / f"{record.id}.json", target.out / "records" / f"{record.id}.json")
+def _take_beside(target: Store, folder: Path, record: Record) -> list[tuple[str, str]]:
+    """Copy what lies beside a record where the target lacks it; return what the folder lacks too, and why.
+
+    Before the record itself: where that lies, all that there was is there.
+    """
+    lacks = []
+    for name in _beside(folder, record):
+        if not _wrong_beside(target.out, name, record):
+            continue
+        if wrong := _wrong_beside(folder, name, record):
+            lacks.append((name, wrong))
+        else:
+            _copy(folder / name, target.out / name)
+    return lacks
 
 
-def _files(folder: Path, wholes: Sequence[str], singles: Sequence[str]) -> Iterator[Path]:
-    for name in wholes:
-        yield from (p for p in sorted((folder / name).rglob("*")) if p.is_file() and not p.is_symlink())
-    yield from (folder / name for name in singles if (folder / name).is_file())
+def _summed(lacks: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line for every folder and every thing that is wrong in it: a folder half copied lacks thousands."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, wrong in dict.fromkeys(lacks):
+        groups.setdefault((name.partition("/")[0], wrong), []).append(name)
+    return [
+        f"{names[0]}: {wrong}" + (f", and so are {len(names) - 1} more of {part}/" if len(names) > 1 else "")
+        for (part, wrong), names in groups.items()
+    ]
 
 
 def _copy(path: Path, place: Path) -> None:
@@ -521,12 +597,16 @@ def _copy(path: Path, place: Path) -> None:
             beside.unlink(missing_ok=True)
 
 
-def _says_the_same(record: Record, mine: Path) -> bool:
+def _differs(record: Record, mine: Path) -> str:
+    """Return what a record says otherwise than the one that is there; empty: nothing."""
+
     def plain(one: Record) -> dict[str, Any]:
         # What a run takes is measured, and the same nowhere.
         return one.model_dump(mode="json", exclude={*OF_THE_RUN, "cost"})
 
     try:
-        return plain(record) == plain(read_record(mine))
+        ours, theirs = plain(read_record(mine)), plain(record)
     except StoreError:
-        return False
+        return "the one that is there is damaged; move it away, and merge again"
+    different = [name for name in theirs if theirs[name] != ours[name]]
+    return f"it says something else ({', '.join(different)})" if different else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -190,6 +193,26 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert errno.ENOSPC
     assert len(store.stored_steps(tmp_path / "out").query("stage == 'pretraining'")) == 1
     assert execute(data, tmp_path / "out").failed == ()
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "evaluation"])
+def test_a_folder_that_is_removed_meanwhile_ends_the_run_and_nothing_is_made_in_its_place(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    out = tmp_path / "out"
+    original = store.Store.write
+
+    @contextlib.contextmanager
+    def write(self: store.Store, of: str, *args: Any) -> Iterator[Path]:
+        with original(self, of, *args) as folder:
+            if of == stage:
+                shutil.rmtree(out)
+            yield folder
+
+    monkeypatch.setattr(store.Store, "write", write)
+    with pytest.raises(StoreError, match="out was removed, or its disk taken away, while it was written into"):
+        execute(data, out)
+    assert not out.exists(), "what is made anew would be somebody else's to the same command"
 
 
 def test_source_real_refuses_the_twin(data: Path, tmp_path: Path) -> None:

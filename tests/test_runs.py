@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -144,6 +145,13 @@ def test_on_a_full_disk_a_run_still_says_how_it_ended(out: Path, monkeypatch: py
     assert (one.state, one.error) == ("failed", "StoreError: the disk is full.")
 
 
+def test_a_run_makes_no_folder_in_the_place_of_one_that_was_removed(out: Path) -> None:
+    with Heartbeat(out, Silent()) as run:
+        shutil.rmtree(out)
+        run._say()
+    assert not out.exists()
+
+
 def test_who_presses_ctrl_c_again_is_told_that_the_run_was_cancelled(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +262,47 @@ def test_which_run_is_meant(out: Path) -> None:
     assert CliRunner().invoke(app, ["cancel", str(out)]).exit_code == 2
     with pytest.raises(StoreError, match="is not an output folder"):
         runs.under_way(out / "nowhere")
+
+
+def test_a_run_whose_clock_is_behind_is_watched_before_it_is_taken_for_dead(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "WATCH_S", 0.3)
+    now, slept = time.time(), []
+    behind = state(id="a1", host="node1", heard=now - 600.0, started=now - 900.0)
+    runs.write_state(out, behind)
+    runs.write_state(out, state(id="b1", host="node2", heard=now - 600.0))
+    runs.write_state(out, state(id="c1", host="node3", heard=now - 2 * runs.SKEW_S))
+    assert "died · 10 min ago by the clock of node" in said(runs.overview(out), 200)
+
+    def speaks(seconds: float) -> None:
+        slept.append(seconds)
+        runs.write_state(out, replace(behind, heard=behind.heard + len(slept)))
+
+    monkeypatch.setattr(runs.time, "sleep", speaks)
+    assert [(s.id, s.state) for s in runs.watched_runs(out)] == [("a1", "running"), ("c1", "died"), ("b1", "died")]
+    assert slept == [0.3]
+    assert runs.under_way(out).id == "a1"
+
+    def stops(seconds: float) -> None:
+        word = "cancelled" if seconds < 0.3 else "running"
+        runs.write_state(out, replace(behind, heard=behind.heard + 9.0, state=word))
+
+    monkeypatch.setattr(runs.time, "sleep", stops)
+    done = CliRunner().invoke(app, ["cancel", str(out)])
+    assert done.exit_code == 0
+    assert "cancelled: 0 of 0 steps" in done.output
+    assert runs.asked_to_stop(out, "a1")
+    slept.clear()
+    monkeypatch.setattr(runs.time, "sleep", slept.append)
+    runs.write_state(out, state(id="b1", host="node2", heard=now - 2 * runs.SKEW_S))
+    assert runs.watched_runs(out) == runs.read_runs(out)
+    assert slept == [], "nobody waits for what has been silent for long"
+
+
+def test_a_run_whose_clock_is_ahead_says_so(out: Path) -> None:
+    runs.write_state(out, state(host="node1", heard=time.time() + 630.0))
+    assert "its clock is 10 min ahead of this one's" in said(runs.overview(out), 200)
 
 
 def planned(n_backbones: int, n_masks: int, n_seeds: int, out: Path) -> list[runs.PlannedRow]:

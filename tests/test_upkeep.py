@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from neurobench import runs, upkeep
 from neurobench.cli import app
 from neurobench.errors import StoreError
+from neurobench.evidence import damage, read_table
 from neurobench.identity import digest
 from neurobench.results import load_results, read_record
 from neurobench.store import Checkpoint, Store
@@ -107,6 +108,62 @@ def test_a_changed_record_is_found_and_never_removed(out: Path):
     (problem,) = upkeep.check(out, remove=True).problems
     assert "changed after it was written" in problem.what
     assert path.is_file()
+
+
+BESIDE = ("predictions/*", "identities/*", "folds/*", "cohorts/*/cohort.json", "cohorts/*/units.parquet")
+"""What lies beside every record."""
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_what_lies_beside_records_is_looked_at_and_written_anew(finished: Path, out: Path):
+    before = everything(out)
+    paths = [next(out.glob(part)) for part in (*BESIDE, "evidence/*/*.parquet")]
+    for number, path in enumerate(paths):
+        cut(path) if number % 2 else path.unlink()
+    found = {p.path: p.what for p in upkeep.check(out).problems}
+    # Of evidence nobody knows what there was: only what is there can be damaged.
+    assert found == {
+        str(p.relative_to(out)): "cannot be read" if number % 2 else "is missing" for number, p in enumerate(paths)
+    }
+    said = CliRunner().invoke(app, ["store", "check", str(out)])
+    assert said.exit_code == 1
+    assert "written anew when their command is run again" in " ".join(said.output.split())
+    assert "Records are never removed" not in said.output
+    assert execute(finished / "data", out, task="age").n_computed == 0
+    assert upkeep.check(out).problems == ()
+    assert all(path.read_bytes() == before[str(path.relative_to(out))] for path in paths)
+
+
+def test_a_number_that_changed_on_the_disk_is_found_beside_records(finished: Path, out: Path):
+    path = next((out / "predictions").iterdir())
+    whole = path.read_bytes()
+    table = read_table(path)
+    silent = 0
+    # Behind the pages of numbers is what describes them, whose length is said at the end.
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(4, pages, 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        silent += not damage(path) and not read_table(path).equals(table)
+    assert silent == 0
+    at = pages - 9
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert [p.path for p in upkeep.check(out).problems] == [str(path.relative_to(out))]
+    execute(finished / "data", out, task="age")
+    assert path.read_bytes() == whole
+
+
+def test_what_belongs_to_another_record_is_found(out: Path):
+    first, second = sorted((out / "identities").iterdir())[:2]
+    shutil.copyfile(first, second)
+    folds = next((out / "folds").iterdir())
+    folds.write_text(folds.read_text().replace('"index": 0', '"index": 9', 1))
+    found = {p.path: p.what for p in upkeep.check(out).problems}
+    assert found == dict.fromkeys(
+        (f"folds/{folds.name}", f"identities/{second.name}"), "its name is not the hash of what it holds"
+    )
 
 
 def test_a_flipped_bit_is_not_used_by_a_run(finished: Path, out: Path, caplog: pytest.LogCaptureFixture):
@@ -302,11 +359,66 @@ def test_a_conflict_is_shown_and_nothing_is_replaced(out: Path, tmp_path: Path):
     result = CliRunner().invoke(app, ["store", "merge", str(out), str(other)])
     assert result.exit_code == 1
     assert f"conflict, kept as it was: pretraining/{entry.path.name[:12]} ({entry.manifest['label']})" in result.output
-    assert "damaged, not taken: embedding/" in result.output
+    assert "  not taken: embedding/" in result.output
     after = everything(out)
     assert {k: v for k, v in after.items() if not k.startswith("store/locks")} == {
         k: v for k, v in before.items() if not k.startswith("store/locks")
     }
+
+
+def test_a_folder_that_was_half_copied_says_what_it_lacks_and_a_whole_one_fills_that_in(out: Path, tmp_path: Path):
+    half = tmp_path / "half"
+    shutil.copytree(out, half)
+    shutil.rmtree(half / "predictions")
+    lost = next((half / "identities").iterdir())
+    cut(lost)
+    (merged,) = upkeep.merge(tmp_path / "new", [half])
+    n = len(list((out / "records").iterdir()))
+    assert merged.n_records == n, "numbers are worth having alone"
+    said = sorted(merged.damaged)
+    assert said[0] == f"identities/{lost.name}: cannot be read"
+    assert said[1].startswith("predictions/")
+    assert said[1].endswith(f".parquet: is missing, and so are {n - 1} more of predictions/")
+    assert len(said) == 2
+    assert len(upkeep.check(tmp_path / "new").problems) == n + 1
+    (whole,) = upkeep.merge(tmp_path / "new", [out])
+    assert (whole.n_records, whole.damaged, whole.conflicts) == (0, (), ())
+    assert upkeep.check(tmp_path / "new").problems == ()
+    for part in BESIDE:
+        ours, theirs = (sorted(p.read_bytes() for p in folder.glob(part)) for folder in (out, tmp_path / "new"))
+        assert ours == theirs
+
+
+def test_a_record_that_says_something_else_is_a_conflict_that_says_where(out: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    path, broken, newer = sorted((other / "records").iterdir())[:3]
+    record = read_record(path)
+    path.write_text(record.model_copy(update={"notes": ["edited"], "skill": 0.5}).hashed().as_text)
+    cut(out / "records" / broken.name)
+    newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    before = everything(out / "records")
+    (merged,) = upkeep.merge(out, [other])
+    assert merged.conflicts == (
+        f"record {path.stem[:12]} ({record.row} on age): it says something else (skill, notes)",
+        f"record {broken.stem[:12]} ({read_record(broken).row} on age): the one that is there is damaged; move it "
+        "away, and merge again",
+    )
+    assert merged.damaged == (
+        f"records/{newer.stem[:12]}: is a record of schema version 2, and this neurobench reads up to 1.",
+    )
+    assert everything(out / "records") == before
+
+
+def test_a_folder_of_a_newer_version_is_refused_before_anything_is_made(out: Path, tmp_path: Path):
+    (out / "neurobench.json").write_text('{"format": 2, "made_by": "neurobench"}')
+    with pytest.raises(StoreError, match=r"out is an output folder of another version .* Use the neurobench that made"):
+        upkeep.merge(tmp_path / "new", [out])
+    assert not (tmp_path / "new").exists()
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(out / "neurobench.json", "neurobench.json")
+    with pytest.raises(StoreError, match=r"x\.tar is an output folder of another version"):
+        upkeep.merge(tmp_path / "new", [tmp_path / "x.tar"])
 
 
 def packed(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
@@ -415,6 +527,23 @@ def test_what_a_run_under_way_plans_to_use_stays(tmp_path: Path):
     key = entries["old"].path.name[: runs.KEY]
     runs.write_plan(out, "r", [runs.PlannedRow("d", 0, "row", "pretrained", "", "", {"pretraining": key})])
     assert [g.path for g in upkeep.collect_garbage(out)] == [entries["older"].path]
+
+
+def test_what_killed_processes_left_half_written_goes_once_it_is_old(tmp_path: Path):
+    out = tmp_path / "out"
+    small(out, "a")
+    (out / "predictions").mkdir()
+    old, young = out / "predictions" / ".a.parquet.12-0a1b2c3d", out / ".neurobench.json.13-0a1b2c3d"
+    kept = out / "predictions" / ".hidden"
+    for path in (old, young, kept):
+        path.write_bytes(b"half")
+    long_ago = time.time() - 30 * 86400
+    os.utime(old, (long_ago, long_ago))
+    os.utime(kept, (long_ago, long_ago))
+    assert [(g.stage, g.path) for g in upkeep.collect_garbage(out, remove=False)] == [("half-written", old)]
+    said = CliRunner().invoke(app, ["store", "gc", str(out)])
+    assert "half-written: 1 left behind" in said.output
+    assert (old.exists(), young.exists(), kept.exists()) == (False, True, True)
 
 
 def test_what_is_half_written_is_not_exported_and_what_vanishes_is_said(
