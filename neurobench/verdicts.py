@@ -117,6 +117,8 @@ class Judge:
         What predictions say of people: values by cohort and by what it is.
     tables
         Predictions that could be scored, by record id.
+    held
+        Ids of records whose people were held to those of a twin: who has a value among them.
     """
 
     registry: Registry
@@ -126,6 +128,7 @@ class Judge:
     told: set[tuple[str, str]] = field(default_factory=set)
     people: dict[tuple[str, str], pd.Series[Any]] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
 
     def add(self, level: Literal["warning", "error"], code: str, message: str, who: str = "", fix: str = "") -> None:
         """Add a finding on the record with that label, or on the bundle."""

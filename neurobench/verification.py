@@ -33,6 +33,7 @@ from neurobench.verification_rows import (
     check_tables,
     check_text,
 )
+from neurobench.verification_twins import check_twins
 
 __all__ = ["Repeat", "Verdict", "verify"]
 
@@ -59,7 +60,7 @@ def verify(
     against
         Folder of accepted records, searched with its subfolders; none of them may be changed.
     repeat
-        Runs records again; None: nothing is run.
+        Runs records again; None: nothing is trained, and of simulated cohorts the twins alone are made.
     limits
         Of size, while it is read.
 
@@ -77,6 +78,7 @@ def verify(
         good = check_records(judge, items)
         folds = usable_folds(judge, good, contents)
         judge.tables = usable_predictions(judge, good, contents, folds)
+        check_twins(judge, good, folds)
         check_people(judge, good)
         check_seeds(judge, good)
         check_tables(judge, good)

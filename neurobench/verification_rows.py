@@ -39,12 +39,13 @@ CONTROLS = ("baseline", "filler", "untrained")
 def check_people(judge: Judge, items: Sequence[Item]) -> None:
     """Hold what tables say of people to each other: of one person there is one age, one site, one truth of a task.
 
-    How many of a cohort are scored is up to the labels that there are; that it was not chosen nobody can see.
+    How many of a cohort are scored is up to the labels that there are; of real people nobody can see that it was not
+    chosen.
     """
     for item in items:
         record, data = item.record, item.record.data
         assert data is not None
-        if record.n_subjects < data.n_subjects:
+        if record.n_subjects < data.n_subjects and record.id not in judge.held:
             judge.once(
                 "warning",
                 "not-all",
