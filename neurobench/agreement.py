@@ -22,6 +22,7 @@ from neurobench.records import Fold
 from neurobench.results import ComponentRecord, Record
 
 __all__ = [
+    "contradict",
     "fold_problems",
     "not_as_identified",
     "not_as_named",
@@ -406,6 +407,13 @@ def of_people(table: pd.DataFrame, task: ComponentRecord) -> list[tuple[str, pd.
         if task.name == "age" and "age" in table:
             found.append(("age", by_name["truth"]))
     return found
+
+
+def contradict(a: pd.Series[Any], b: pd.Series[Any]) -> bool:
+    """Return whether two columns say different things of people whom both have."""
+    both = a.index.intersection(b.index)
+    a, b = a[both], b[both]
+    return not bool(((a == b) | (a.isna() & b.isna())).all())
 
 
 def same_predictions(table: pd.DataFrame, other: pd.DataFrame) -> bool:

@@ -94,6 +94,11 @@ def from_outside(parameters: Mapping[str, Any]) -> bool:
     return any(isinstance(v, str) and CONTENT.search(v) for v in parameters.values())
 
 
+def names_files(parameters: Mapping[str, Any]) -> bool:
+    """Return whether a parameter names a file or a folder, by its place or by its content."""
+    return from_outside(parameters) or any(isinstance(v, str) and re.search(r"[\\/]", v) for v in parameters.values())
+
+
 def of_content(value: str, files: Sequence[Path]) -> str:
     """Return what stands for a value that names files: their hash, after the name if that is no path.
 

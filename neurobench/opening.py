@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,23 +12,48 @@ from neurobench.components import ComponentSpec
 from neurobench.config import Grid
 from neurobench.contracts import Dataset
 from neurobench.errors import ConfigError
+from neurobench.options import Variant
 from neurobench.plugins import Registry
 from neurobench.records import Cohort
 from neurobench.store import Store
 
-__all__ = ["cohort_source", "resolve_device", "sources_of", "stored_cohorts"]
+__all__ = ["cohort_source", "resolve_device", "source_of", "sources_of", "stored_cohorts"]
 
 
 def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> CohortSource:
     """Return where a dataset's cohort comes from: the user's folder if there is one, else the twin."""
     config = grid.config
+    return source_of(
+        spec,
+        registry,
+        root=grid.data_dirs.get(spec.label),
+        n_subjects=config.n_subjects,
+        variant=config.variant,
+        window_s=config.window_s,
+        patch_s=config.patch_s,
+        sfreq=config.sfreq,
+    )
+
+
+def source_of(
+    spec: ComponentSpec,
+    registry: Registry,
+    *,
+    root: Path | None = None,
+    n_subjects: int | None,
+    variant: Variant,
+    window_s: float | None,
+    patch_s: float | None,
+    sfreq: float | None,
+) -> CohortSource:
+    """Return where a dataset's cohort comes from, by what was asked for; None is as the dataset has it."""
     dataset: Dataset = registry.get("dataset", spec.name)(**spec.arguments)
     default = dataset.spec
     signal = replace(
         default,
-        window_s=default.window_s if config.window_s is None else config.window_s,
-        patch_s=default.patch_s if config.patch_s is None else config.patch_s,
-        sfreq=default.sfreq if config.sfreq is None else config.sfreq,
+        window_s=default.window_s if window_s is None else window_s,
+        patch_s=default.patch_s if patch_s is None else patch_s,
+        sfreq=default.sfreq if sfreq is None else sfreq,
     )
     provenance = registry.provenance("dataset", spec.name)
     return CohortSource(
@@ -41,11 +67,11 @@ def cohort_source(spec: ComponentSpec, grid: Grid, registry: Registry) -> Cohort
             "score_version": type(dataset).score_version,
         },
         spec=signal,
-        root=grid.data_dirs.get(spec.label),
-        n_subjects=config.n_subjects,
+        root=root,
+        n_subjects=n_subjects,
         # One twin for every seed of a run: seeds repeat the analysis, not the people.
         seed=0,
-        variant=config.variant,
+        variant=variant,
     )
 
 

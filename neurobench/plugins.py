@@ -33,7 +33,7 @@ from neurobench.intruders import intruders, own_files
 from neurobench.parsing import user_path
 from neurobench.plugin_rules import HOOKS, KINDS, NAME, Kind, wrong_class, wrong_hooks
 
-__all__ = ["KINDS", "Kind", "PluginInfo", "Provenance", "Registry", "load_registry"]
+__all__ = ["KINDS", "OWN", "Kind", "PluginInfo", "Provenance", "Registry", "load_registry"]
 
 State = Literal["available", "unavailable", "broken", "blocked"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from neurobench import runner
 from neurobench.attestation import tolerated
+from neurobench.components import names_files
 from neurobench.config import RunConfig, expand
 from neurobench.errors import NeurobenchError
 from neurobench.identity import digest
@@ -91,7 +92,7 @@ def _config(
     assert record.data is not None
     real = record.data.source == "real"
     twin: Mapping[str, Any] = {"variant": "default", "n_subjects": None} if real else identity["twin"]
-    if any(isinstance(v, str) and ("/" in v or "\\" in v) for v in record.dataset.parameters.values()):
+    if names_files(record.dataset.parameters):
         raise ValueError("a parameter of its dataset names a file of another machine")
     objective = parse_objective(p.objective)
     if "outside weights" in record.apart:

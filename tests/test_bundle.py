@@ -48,6 +48,7 @@ from tests.forger import (
     sealed,
     text_of,
     warned,
+    with_means,
     with_record,
     with_rows,
 )
@@ -149,9 +150,11 @@ def test_another_target_in_every_row(ages: Files, diagnoses: Files, out: Path, t
     def classes(rows):
         for k, row in enumerate(rows):
             row["truth"] = str(float(k % 2))
+        with_means(rows)
 
-    # Of one's own nobody can say what the class of a person is: an accepted record can.
+    # What the class of a person is a twin can say, and an accepted record.
     forged = everywhere(diagnoses, registry, classes)
+    refused(judged(forged, tmp_path, registry), "twin", "another truth of diagnosis")
     i = named(diagnoses, "mean", "diagnosis")
     accepted = tmp_path / "results" / "core"
     (accepted / "predictions").mkdir(parents=True)
@@ -165,9 +168,10 @@ def test_another_target_in_every_row(ages: Files, diagnoses: Files, out: Path, t
 def test_people_who_do_badly_left_out_of_every_row(ages: Files, out: Path, tmp_path: Path, registry):
     def best(rows):
         rows[:] = sorted(rows, key=lambda r: abs(float(r["truth"]) - float(r["train_mean"])))[:19]
+        with_means(rows)
 
     forged = everywhere(ages, registry, best)
-    warned(judged(forged, tmp_path, registry), "not-all", "scored on 19 of 24 people")
+    refused(judged(forged, tmp_path, registry), "twin", "5 people are not scored who have a value")
     i = named(ages, "mean", "age")
     (tmp_path / "results" / "predictions").mkdir(parents=True)
     (tmp_path / "results" / f"{i}.json").write_bytes(ages[f"records/{i}.json"])
@@ -293,8 +297,8 @@ def test_families_leave_under_other_names_in_the_same_order():
 
 def test_an_honest_bundle_is_believed_and_found_again(honest: Files, tmp_path: Path, registry):
     verdict = judged(honest, tmp_path, registry)
-    # It belongs to no suite, and one of 24 people has no diagnosis.
-    assert {f.code for f in verdict.findings} == {"suite", "not-all"}
+    # It belongs to no suite; that one of 24 people has no diagnosis is known from the twin.
+    assert {f.code for f in verdict.findings} == {"suite"}
     assert verdict.word == "believed, with warnings"
     assert verdict.exit_code == 2
     assert set(verdict.levels.values()) == {"recomputed"}
@@ -332,6 +336,10 @@ def test_predictions_leave_under_pseudonyms_where_the_card_says_so(real: Path, r
             assert not {"sex", "duration_s", "mean_fd"} & cells
     verdict = verify(write_bundle(bundle, tmp_path / "b.zip"), registry)
     assert set(verdict.levels.values()) == {"recomputed"}, verdict.findings
+    # Of real people nobody here knows that the one who is left out has no diagnosis.
+    assert any(
+        f.code == "not-all" and "diagnosis on adhd200 is scored on 23 of 24" in f.message for f in verdict.findings
+    )
     named_again = dict(bundle.files)
     record_id = named(named_again, "connectome", "age")
     forged = with_rows(
@@ -353,7 +361,8 @@ def test_only_scores_leave_where_the_card_says_so(real: Path, registry, tmp_path
     name = next(n for n in closed if n.startswith("comparisons/"))
     with monkeypatch.context() as patched:
         # Records say what their card said when they were made.
-        patched.setattr("neurobench.verification.may_leave", lambda *_: "aggregates")
+        for room in ("predictions", "rows"):
+            patched.setattr(f"neurobench.verification_{room}.may_leave", lambda *_: "aggregates")
         assert not {f.code for f in judged(closed, tmp_path, registry).findings} & {"comparisons", "not-ranked"}
         plain = json.loads(closed[name])
         plain["pairs"][0]["difference"] += 0.1

@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 
 import neurobench
-from neurobench import claims
+from neurobench import claims, verification_twins
 from neurobench.agreement import other_means, same_predictions, sides, undue_columns
 from neurobench.bundle import MANIFEST, PULL_REQUEST, make_bundle
+from neurobench.components import parse_component
 from neurobench.errors import NeurobenchError
 from neurobench.identity import digest
+from neurobench.opening import source_of
 from neurobench.plugins import load_registry
 from neurobench.records import BackboneSpec, Fold
+from neurobench.store import Store
 from tests.forger import (
     Files,
     everywhere,
@@ -73,8 +76,87 @@ def diagnoses(honest: Files) -> Files:
 
 def test_what_is_honest_is_believed(honest: Files, tmp_path: Path, registry):
     verdict = judged(honest, tmp_path, registry)
-    assert {f.code for f in verdict.findings} == {"suite", "not-all"}
+    # Who has no diagnosis is known from the twin.
+    assert {f.code for f in verdict.findings} == {"suite"}
     assert set(verdict.levels.values()) == {"recomputed"}
+
+
+# ---------------------------------------------------------------- people who are not those of the twin
+
+
+def test_a_truth_that_is_false_in_every_record(ages: Files, diagnoses: Files, tmp_path: Path, registry):
+    """Whatever is predicted, of people who are older and of another class everything else is computed again."""
+
+    def older(rows):
+        for row in rows:
+            row |= {name: repr(float(row[name]) + 20) for name in ("truth", "prediction", "train_mean", "age")}
+
+    verdict = judged(everywhere(ages, registry, older), tmp_path, registry)
+    refused(verdict, "twin", "say another truth of age of 24 people than the simulated cohort")
+    assert {f.code for f in verdict.findings if f.level == "error"} == {"twin"}
+    assert not verdict.levels
+
+    def one(rows):
+        rows[3]["site"] = "Elsewhere"
+
+    refused(judged(everywhere(ages, registry, one), tmp_path, registry), "twin", "say another site of 1 people")
+
+    def gone(rows):
+        for row in rows:
+            del row["site"]
+
+    forged = everywhere(diagnoses, registry, gone)
+    refused(judged(forged, tmp_path, registry), "twin", "do not say site, which is known of the simulated cohort")
+
+
+def with_identities(files: Files, change) -> Files:
+    """Return the files with every identity changed in what its hash is not of."""
+    plain = {n: json.loads(c) for n, c in files.items() if n.startswith("identities/")}
+    for identity in plain.values():
+        change(identity)
+    return sealed(files | {n: json.dumps(p).encode() for n, p in plain.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (
+            lambda p: p["twin"].update(n_subjects=25),
+            "twin",
+            "1 people of the simulated cohort of adhd200, made anew, are in none",
+        ),
+        (lambda p: p["twin"].update(n_subjects=23), "twin", "1 people of its folds are not in the simulated cohort"),
+        (lambda p: p["twin"].update(seed=1), "twin", "is said to be of seed 1, and a run makes that of seed 0"),
+        (lambda p: p["twin"].update(n_subjects="24"), "twin", "does not say how its simulated cohort was made"),
+        (lambda p: p["twin"].update(variant="better"), "twin", "does not say how its simulated cohort was made"),
+        (lambda p: p.update(twin=None), "twin", "does not say how its simulated cohort was made"),
+        (lambda p: p["asked"].update(window_s=-1), "twin", "does not say how its simulated cohort was made"),
+    ],
+)
+def test_another_twin_than_that_of_the_people(change, code: str, says: str, ages: Files, tmp_path: Path, registry):
+    refused(judged(with_identities(ages, change), tmp_path, registry), code, says)
+
+
+def test_simulated_people_of_a_dataset_that_has_no_twin(ages: Files, tmp_path: Path, registry, monkeypatch):
+    monkeypatch.setattr(registry.get("dataset", "adhd200"), "twin_subjects", 0)
+    refused(judged(ages, tmp_path, registry), "twin", "dataset adhd200 has no simulated twin")
+
+
+def test_a_twin_that_is_too_large_is_not_made(ages: Files, tmp_path: Path, registry):
+    forged = with_identities(ages, lambda p: p["twin"].update(n_subjects=10**6))
+    warned(judged(forged, tmp_path, registry), "twin-not-made", "more than 1000 people are not made for one bundle")
+
+
+def test_a_twin_some_of_whose_recordings_are_not_used(registry, tmp_path: Path):
+    """Scans of some sites are shorter than half of this window: a run leaves their people out, and so is a record's."""
+    spec = parse_component("dataset", "adhd200", registry)
+    asked = {"n_subjects": 10, "variant": "default", "patch_s": None, "sfreq": None}
+    source = source_of(spec, registry, window_s=500.0, **asked)
+    used = source.load(Store(tmp_path / "out"), workers=1).participants
+    assert 0 < len(used) < 10
+    found = verification_twins._people(source, len(used))
+    assert found.index.tolist() == used.index.tolist()
+    assert len(verification_twins._people(source_of(spec, registry, window_s=None, **asked), 10)) == 10
 
 
 # ---------------------------------------------------------------- truth and folds
