@@ -581,7 +581,7 @@ def _summed(lacks: Sequence[tuple[str, str]]) -> list[str]:
     for name, wrong in dict.fromkeys(lacks):
         groups.setdefault((name.partition("/")[0], wrong), []).append(name)
     return [
-        f"{names[0]}: {wrong}" + (f", and so are {len(names) - 1} more of {part}/" if len(names) > 1 else "")
+        f"{names[0]}: {wrong}" + (f" (and {len(names) - 1} more of {part}/)" if len(names) > 1 else "")
         for (part, wrong), names in groups.items()
     ]
 

@@ -378,7 +378,7 @@ def test_a_folder_that_was_half_copied_says_what_it_lacks_and_a_whole_one_fills_
     said = sorted(merged.damaged)
     assert said[0] == f"identities/{lost.name}: cannot be read"
     assert said[1].startswith("predictions/")
-    assert said[1].endswith(f".parquet: is missing, and so are {n - 1} more of predictions/")
+    assert said[1].endswith(f".parquet: is missing (and {n - 1} more of predictions/)")
     assert len(said) == 2
     assert len(upkeep.check(tmp_path / "new").problems) == n + 1
     (whole,) = upkeep.merge(tmp_path / "new", [out])
