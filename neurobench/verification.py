@@ -141,6 +141,12 @@ class Verdict:
         }
 
 
+_OTHER_CONTROLS = (
+    " Its skill is over the best control beside it, which with the rows of this bundle is another one. On a board "
+    "of your own, delete the older records of this suite there, and add this bundle if it has all of their rows."
+)
+
+
 @dataclass(frozen=True, eq=False)
 class _Item:
     """A record of the bundle with what lies beside it."""
@@ -990,7 +996,8 @@ class _Check:
                     "append-only",
                     f"is accepted already and says something else here ({', '.join(changed)[:100]})",
                     item.label,
-                    "An accepted record is superseded by a new one with an id of its own, never edited.",
+                    "An accepted record is superseded by a new one with an id of its own, never edited."
+                    + (_OTHER_CONTROLS if {*changed} <= {"best_baseline", "skill"} else ""),
                 )
             elif before := slots.get(slot(item.record)):
                 names = ", ".join(sorted(b.id[:12] for b in before))
