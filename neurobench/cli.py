@@ -525,7 +525,10 @@ def run(
         if as_lines:
             logs.tell("message", f"{n} failed. The same command tries again.", level=logging.ERROR)
         elif not as_json:
-            side.print(f"{n} failed; the errors are above. The same command tries again.")
+            side.print(
+                f"{n} failed; the errors are above, and `neurobench log {result.out} --level error -v` has where they "
+                "were raised. The same command tries again."
+            )
         raise typer.Exit(1)
 
 

@@ -112,6 +112,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str = ""
         allowed=", ".join(known) or f"no {kind} is installed",
         likely=closest(name, known),
         next_step=next_step
-        or "See `neurobench list`; a plugin installed after neurobench started to be developed in place "
-        "shows up once `pip install -e .` has run again.",
+        or "See `neurobench list`. A plugin of your own is found once `pip install -e .` has run in its folder, and "
+        "again after each change of its entry points (group `neurobench`); before that give its file with --plugin.",
     )

@@ -44,6 +44,12 @@ def listed(dataset: Dataset, root: Path) -> Listing:
             f"{error.filename or root} cannot be read: {error.strerror or error}.",
             next_step="Give yourself the right to read it, or take it out of the folder.",
         ) from error
+    names = [*listing.participants.index, *(r.subject for r in listing.recordings)]
+    if (number := next((n for n in names if not isinstance(n, str)), None)) is not None:
+        raise DataError(
+            f"{dataset.name} names somebody {number!r}, which is {type(number).__name__} and no text: '007' is not 7.",
+            next_step='Have its `list_recordings` read ids as text, as in pd.read_csv(path, dtype={"id": str}).',
+        )
     people, noticed = _known(listing.participants)
     noticed += _ages(people)
     return replace(

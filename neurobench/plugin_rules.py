@@ -47,8 +47,10 @@ def wrong_class(kind: Kind, component: object) -> str:
     if not isinstance(component, type) or not issubclass(component, base):
         if isinstance(component, base):
             made = type(component).__name__
-            return f"returns a {made} that it has made as a {kind}: return the class, {made} without parentheses"
-        return f"returns {component!r} as a {kind}, which is no subclass of {base.__name__}"
+            return f"returns an object of {made} as a {kind}: return the class, {made} without parentheses"
+        text = f"returns {component!r} as a {kind}, which is no subclass of {base.__name__}"
+        own = next((k for k, b in KINDS.items() if isinstance(component, type) and issubclass(component, b)), None)
+        return text + (f"; a {own} is returned from register_{own}s" if own else "")
     problems = []
     name = getattr(component, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -61,6 +63,7 @@ def wrong_class(kind: Kind, component: object) -> str:
         meant = [n for m in missing if (n := closest(m, vars(component).keys() - {"__init__"}))]
         problems.append(f"does not implement {', '.join(missing)}{f' (is {meant[0]!r} meant?)' if meant else ''}")
     problems += _wrong_parameters(kind, component)
+    problems += _wrong_signatures(component)
     return f"class {component.__qualname__}: {'; '.join(problems)}" if problems else ""
 
 
@@ -77,3 +80,25 @@ def _wrong_parameters(kind: Kind, component: type[Component]) -> Iterator[str]:
                 yield f"parameter {n!r} has the default {p.default!r}, which is no {p.annotation.__name__}"
         elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and n not in given and p.default is p.empty:
             yield f"the constructor argument {n!r} must be keyword-only, with a default"
+
+
+def _wrong_signatures(component: type[Component]) -> Iterator[str]:
+    """Say which methods cannot be called as the abstract ones are that they stand for."""
+    asked_for = {
+        name: method
+        for cls in component.__mro__
+        for name, method in vars(cls).items()
+        if inspect.isfunction(method) and getattr(method, "__isabstractmethod__", False)
+    }
+    for name, asked in sorted(asked_for.items()):
+        own = inspect.getattr_static(component, name)
+        if not inspect.isfunction(own):
+            continue
+        parameters = inspect.signature(asked).parameters.values()
+        by_place = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        try:
+            inspect.signature(own).bind(*by_place, **dict.fromkeys(by_name))
+        except TypeError as error:
+            called = ", ".join([*by_place[1:], *(f"{n}=…" for n in by_name)])
+            yield f"{name}{inspect.signature(own)} cannot be called as {name}({called}): {error}"

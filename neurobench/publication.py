@@ -108,8 +108,11 @@ def _from_bundle(source: Path, results: Path, registry: Registry, repeat: Repeat
     verdict = verify(contents, registry, against=results if results.is_dir() else None, repeat=repeat)
     if errors := [f for f in verdict.findings if f.level == "error"]:
         raise BoardError(
-            f"{source} is not believed: {errors[0].message}" + (f" (and {len(errors) - 1} more)" if errors[1:] else ""),
-            next_step=f"See `neurobench verify {source}`.",
+            f"{source} is not believed: {': '.join(filter(None, (errors[0].subject, errors[0].message)))}"
+            + (f" (and {len(errors) - 1} more)" if errors[1:] else ""),
+            next_step=f"See `neurobench verify {source}"
+            + (f" --against {results}" if results.is_dir() else "")
+            + "`, which names the records and says what to do.",
         )
     suites = [_suite(record, f"record {record.id[:12]}") for record in verdict.records]
     tables = contents.named("predictions")

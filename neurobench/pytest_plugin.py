@@ -39,11 +39,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from neurobench.plugins import load_registry
 
     registry = load_registry()
+    names: list[str] = metafunc.config.getini("neurobench_components")
+    try:
+        components = _components(registry, names, metafunc.config.rootpath)
+    except pytest.UsageError as error:
+        # As an exception it would come below pages of pytest's own frames.
+        pytest.fail(str(error), pytrace=False)
     cases = [
         (kind, cls, check)
-        for kind, cls in _components(
-            registry, metafunc.config.getini("neurobench_components"), metafunc.config.rootpath
-        )
+        for kind, cls in components
         for check in [*checks_of(cls), *sorted(set(cls.expected_failures) - set(checks_of(cls)))]
     ]
     metafunc.parametrize(

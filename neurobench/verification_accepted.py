@@ -19,6 +19,11 @@ from neurobench.verdicts import Item, Judge, group_of
 
 __all__ = ["check_accepted"]
 
+_OTHER_CONTROLS = (
+    " Its skill is over the best control beside it, which with the rows of this bundle is another one. On a board "
+    "of your own, delete the older records of this suite there, and add this bundle if it has all of their rows."
+)
+
 
 def _slot(record: Record) -> str:
     """Return what a record is about, whatever made it: of two in one slot the newer one supersedes the other."""
@@ -62,7 +67,8 @@ def check_accepted(judge: Judge, items: Sequence[Item], folder: Path) -> None:
                 "append-only",
                 f"is accepted already and says something else here ({', '.join(changed)[:100]})",
                 item.label,
-                "An accepted record is superseded by a new one with an id of its own, never edited.",
+                "An accepted record is superseded by a new one with an id of its own, never edited."
+                + (_OTHER_CONTROLS if {*changed} <= {"best_baseline", "skill"} else ""),
             )
         elif before := slots.get(_slot(item.record)):
             names = ", ".join(sorted(b.id[:12] for b in before))

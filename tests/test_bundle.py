@@ -769,6 +769,12 @@ def test_an_accepted_record_is_superseded_and_never_edited(ages: Files, tmp_path
     edited = with_record(ages, record_id, lambda plain: plain["metrics"]["mae"].update(p_value=0.5))
     verdict = judged(edited, tmp_path, registry, against=tmp_path / "results")
     refused(verdict, "append-only", "is accepted already and says something else here")
+    assert not any("another one" in f.fix for f in verdict.findings), "the controls beside it are the same"
+    weaker = with_record(ages, record_id, lambda plain: plain.update(best_baseline="covariates"))
+    (told,) = [
+        f for f in judged(weaker, tmp_path, registry, against=tmp_path / "results").findings if f.code == "append-only"
+    ]
+    assert "On a board of your own, delete the older records of this suite there" in told.fix
     plain = json.loads(content) | {"id": "e" * 64}
     plain["data"]["source"] = "real"
     plain["content_hash"] = content_hash(plain)

@@ -538,7 +538,8 @@ class Powers(Baseline):
 
     @staticmethod
     def rows(cohort):
-        return np.log1p(np.array([np.nan_to_num(r.scale) for r in cohort.recordings], float))
+        scales = [[np.nan_to_num(r.scale) for r in cohort.recordings_of(s)] for s in cohort.subjects]
+        return np.log1p(np.array([np.mean(of_one, 0) for of_one in scales], float))
 
     def fit(self, cohort) -> None:
         rows = self.rows(cohort)
@@ -730,6 +731,72 @@ def test_a_covariate_may_say_who_is_meant() -> None:
     assert result.outcome == "passed", result.message
 
 
+class AsItStands(Score):
+    """Returns the column's texts."""
+
+    column = "handedness"
+    examples = ("R", "L")
+
+    def target(self, participants):
+        return participants[self.column]
+
+
+class Counts(Score):
+    """Returns whole numbers."""
+
+    def target(self, participants):
+        return super().target(participants).fillna(0).astype("int64")
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (AsItStands, "such as '[RL]', not float. Say which number stands for which value"),
+        (Counts, r"returns int64, not float: end it with \.astype\(float\)"),
+    ],
+)
+def test_a_target_of_another_type_is_told_what_to_return(cls, message: str) -> None:
+    (result,) = check_component(cls, only="target")
+    assert result.outcome == "failed"
+    assert re.search(message, result.message), result.message
+
+
+class RowsOfRecordings(Baseline):
+    """Makes a row a recording, which is the same as long as everybody has one."""
+
+    name = "rows_of_recordings"
+    summary = "log scale of every unit of every recording"
+
+    def fit(self, cohort) -> None:
+        """Learn nothing."""
+
+    def transform(self, cohort):
+        return np.array([np.where(r.present, r.scale, np.nan) for r in cohort.recordings])
+
+
+class NeedsTheSex(RowsOfRecordings):
+    """Takes for granted a covariate that is the target of some task."""
+
+    name = "needs_the_sex"
+    depends_on_task = True
+
+    def transform(self, cohort):
+        return (cohort.participants["sex"] == "F").to_numpy(float)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (RowsOfRecordings, r"shape \(8, 12\), not \(6, features\), where 6 subjects have 8 recordings: make one row a"),
+        (NeedsTheSex, "reads 'sex' of the participants table, which is not there where 'sex' is the target"),
+    ],
+)
+def test_a_baseline_that_takes_for_granted_what_a_run_may_lack_is_told(cls, message: str) -> None:
+    (result,) = check_component(cls, only="features")
+    assert result.outcome == "failed"
+    assert re.search(message, result.message), result.message
+
+
 class Folder(Dataset):
     """Takes any folder, and has a twin that is never the same."""
 
@@ -776,6 +843,26 @@ def test_a_broken_dataset_fails_where_it_is_broken(check: str, message: str) -> 
     (result,) = check_component(Folder, only=check)
     assert result.outcome == "failed"
     assert re.search(message, result.message), result.message
+
+
+class OnItsSide(Folder):
+    """Opens a file without a look whether it is there, and returns (times, units)."""
+
+    def list_recordings(self, root) -> Listing:
+        (root / "participants.tsv").read_text(encoding="utf-8")
+        raise AssertionError
+
+    def read(self, file) -> RawRecording:
+        return RawRecording(np.ones((3, 2)), 500.0, UnitTable.from_groups(("x", "y"), ("", "")))
+
+
+def test_a_dataset_is_told_what_to_raise_and_what_is_a_row() -> None:
+    (result,) = check_component(OnItsSide, only="nothing-to-read")
+    assert "raises FileNotFoundError, not a DataError that says what was looked for" in result.message
+    (result,) = check_component(
+        type("Turned", (OnItsSide,), {"list_recordings": Folder.list_recordings}), only="lists-and-reads"
+    )
+    assert "data of shape (3, 2) for 2 units: rows are units, so return its transpose" in result.message
 
 
 class SetsTheSeed(Folder):

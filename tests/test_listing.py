@@ -16,7 +16,7 @@ from neurobench.data_check import check_data
 from neurobench.errors import DataError
 from neurobench.listing import listed, passed_over
 from neurobench.preparation import prepare, usable_units
-from neurobench.records import Finding, RecordingFile
+from neurobench.records import Finding, Listing, RecordingFile
 from neurobench.specimens import simulated_cohort
 from neurobench.store import Store
 from neurobench_datasets.meg_headache import MegHeadache
@@ -127,6 +127,14 @@ def test_a_file_that_may_not_be_read_is_no_crash(folder: Path, monkeypatch: pyte
     with pytest.raises(DataError, match=r"participants\.tsv cannot be read: Permission denied") as caught:
         listed(Parcels(), folder)
     assert "right to read" in caught.value.next_step
+
+
+def test_ids_that_were_read_as_numbers_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = pd.DataFrame({"age": [30.0, 40.0]}, index=pd.Index([0, 1], name="participant_id"))
+    monkeypatch.setattr(Parcels, "list_recordings", lambda self, root: Listing(numbers, ()))
+    with pytest.raises(DataError, match=r"parcels names somebody 0, which is int and no text") as caught:
+        listed(Parcels(), folder)
+    assert 'dtype={"id": str}' in caught.value.next_step
 
 
 def test_a_recording_of_constants_is_not_used(folder: Path, tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def test_a_wrong_name_and_a_project_without_plugins_are_told(pytester: pytest.Py
     pytester.makepyfile("def test_contract(contract_check):\n    contract_check()")
     pytester.makepyprojecttoml('[project]\nname = "nothing-here"')
     result = pytester.runpytest_inprocess()
-    assert "'nothing-here' provides no component" in result.stdout.str() + result.stderr.str()
+    said = result.stdout.str() + result.stderr.str()
+    assert "'nothing-here' provides no component" in said
+    assert "_hookexec" not in said, "no traceback of pytest's own before it"
     pytester.makeini("[pytest]\nneurobench_components = no_such_thing")
     result = pytester.runpytest_inprocess()
     assert "nothing called 'no_such_thing' is registered" in result.stdout.str() + result.stderr.str()

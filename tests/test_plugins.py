@@ -150,6 +150,8 @@ def test_ctrl_c_while_loading_is_not_swallowed(install: Install) -> None:
         (("self, *,", "self, other, *,"), "argument 'other' must be keyword-only, with a default"),
         (("def elements", "def pieces"), "does not implement elements"),
         (("(MaskingStrategy)", ""), "no subclass of MaskingStrategy"),
+        ((", rng):", "):"), "elements(self, window, n_hidden) cannot be called as elements(window, n_hidden, rng)"),
+        (("register_masks", "register_tasks"), "no subclass of Task; a mask is returned from register_masks"),
     ],
 )
 def test_a_class_that_cannot_work_is_refused_at_registration(

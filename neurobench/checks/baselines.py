@@ -116,8 +116,42 @@ def features(cls: type[Baseline], registry: Registry | None, full: bool) -> str:
             if not problems and rows[0].shape[1] != rows[1].shape[1]:
                 problems.append(f"{rows[0].shape[1]} features for some subjects, {rows[1].shape[1]} for others")
             found.append(f"{rows[0].shape[-1]} features ({modality})")
+            if not problems:
+                problems += _several_recordings(cls, train, modality)
+        if not problems and cls.depends_on_task:
+            _each_target_untold(cls, _halves(cohorts[0][1])[0])
     demand(problems)
     return ", ".join(found)
+
+
+def _several_recordings(cls: type[Baseline], cohort: Cohort, modality: str) -> list[str]:
+    """Say what is wrong with the rows of people of whom the first and the last have two recordings."""
+    first, *_, last = cohort.recordings
+    twice = (first, replace(first, id=f"{first.id}-2"), *cohort.recordings[1:], replace(last, id=f"{last.id}-2"))
+    more = replace(cohort, recordings=twice)
+    n, shape = len(more.subjects), _rows(_fitted(cls, more), more).shape
+    if shape[0] == n:
+        return []
+    return [
+        f"features have shape {shape}, not ({n}, features), where {n} subjects have {len(twice)} recordings: make one "
+        f"row a subject of `cohort.recordings_of(subject)` ({modality})"
+    ]
+
+
+def _each_target_untold(cls: type[Baseline], cohort: Cohort) -> None:
+    """Fit as for the tasks that predict a covariate, of which each time one is not told."""
+    for target in COVARIATES:
+        told = cohort.part(cohort.subjects, [c for c in COVARIATES if c != target])
+        try:
+            _rows(_fitted(cls, told), told)
+        except KeyError as error:
+            if error.args[0] != target:
+                raise
+            raise CheckError(
+                f"reads {target!r} of the participants table, which is not there where {target!r} is the target.",
+                next_step="Take the covariates that are in `cohort.participants`, whichever they are. No baseline is "
+                "told a target: what predicts it from the features is the probe.",
+            ) from error
 
 
 def _not_finite(row: NDArray[np.float64], subjects: Sequence[str], incomplete: set[str]) -> list[str]:

@@ -112,6 +112,11 @@ def nothing_to_read(cls: type[Dataset], registry: Registry | None, full: bool) -
             if not (error.allowed or error.next_step):
                 raise CheckError(f"an empty folder is refused without saying what was looked for: {error}") from error
             return ""
+        except OSError as error:
+            raise CheckError(
+                f"an empty folder raises {type(error).__name__}, not a DataError that says what was looked for.",
+                next_step='Look whether the file is there, and raise DataError("…", allowed="…").',
+            ) from error
     raise CheckError(f"an empty folder is not refused; {len(listing.recordings)} recordings were found in it.")
 
 
@@ -279,12 +284,17 @@ def _told_by_tables(
     return [f"{i}: its signal changes with {what} of the participants table" for i, what in found.items()]
 
 
+def _turned(raw: RawRecording) -> str:
+    shape = raw.data.shape
+    return ": rows are units, so return its transpose" if len(shape) == 2 and shape[1] == len(raw.units) else ""
+
+
 def _reading_problems(dataset: Dataset, file: RecordingFile, raw: RawRecording) -> list[str]:
     problems = []
     shape = raw.data.shape
     wanted = 3 if dataset.signal == "volume" else 2
     if len(shape) != wanted or shape[0] != len(raw.units):
-        problems.append(f"{file.id}: data of shape {shape} for {len(raw.units)} units")
+        problems.append(f"{file.id}: data of shape {shape} for {len(raw.units)} units{_turned(raw)}")
     if not np.issubdtype(raw.data.dtype, np.floating):
         problems.append(f"{file.id}: data are {raw.data.dtype}, not float")
     elif not np.isfinite(raw.data).any():

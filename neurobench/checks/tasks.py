@@ -56,6 +56,11 @@ def _target(task: SubjectTask, people: pd.DataFrame) -> pd.Series[float]:
             "`target` does not return a Series with the index of the participants.",
             next_step="Everybody stays in it: NaN where a value is missing.",
         )
+    if not pd.api.types.is_numeric_dtype(values):
+        raise CheckError(
+            f"`target` returns {values.dtype}, such as {values.iloc[0]!r}, not float.",
+            next_step='Say which number stands for which value, as in people["handedness"].map({"R": 0.0, "L": 1.0}).',
+        )
     return values
 
 
@@ -134,7 +139,7 @@ def target(cls: type[Task], registry: Registry | None, full: bool) -> str:
     if task.kind not in ("regression", "classification"):
         problems.append(f"`kind` is {task.kind!r}, not regression or classification")
     if not np.issubdtype(values.to_numpy().dtype, np.floating):
-        problems.append(f"`target` returns {values.dtype}, not float")
+        problems.append(f"`target` returns {values.dtype}, not float: end it with .astype(float)")
     elif task.kind == "classification" and not set(values.dropna().unique()) <= {0.0, 1.0}:
         found = ", ".join(f"{v:g}" for v in sorted(values.dropna().unique())[:4])
         problems.append(f"classes are {found}, not 0 and 1 (NaN where somebody is in neither)")
