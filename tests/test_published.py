@@ -22,6 +22,8 @@ ROWS = {
     "twins": {"dataset": "adhd200", "backbone": "transformer", "mask": "random_tube", "task": "age,reconstruction"},
     "camcan-aging": {"backbone": "transformer", "mask": "none", "task": "age"},
     "adhd200-masking": {"backbone": "transformer", "mask": "none", "task": "diagnosis"},
+    "meg-headache": {"backbone": "transformer", "mask": "none", "task": "diagnosis,state"},
+    "relatives": {"backbone": "global_conv", "mask": "none", "task": "age,diagnosis"},
     "neurostorm": {"backbone": "mamba", "mask": "none", "task": "diagnosis,age"},
     "rhamba": {"backbone": "hybrid[layout=mamba]", "mask": "none", "task": "diagnosis"},
     "abide-parcels": {"backbone": "transformer", "mask": "none", "task": "diagnosis,age"},
