@@ -196,6 +196,7 @@ def test_what_is_left_is_no_error_of_a_step_and_those_before_it_count(monkeypatc
     here = object.__new__(Here)
     here.grid, here.device = SimpleNamespace(profile=SimpleNamespace(width=8)), torch.device("cpu")  # type: ignore[assignment]
     here.executor = SimpleNamespace(computed=done, fetch=fetch)  # type: ignore[assignment]
+    here.store = SimpleNamespace(must_be_there=lambda: None)  # type: ignore[assignment]
     monkeypatch.setattr(here, "step", lambda dataset, seed, stage, key: (SimpleNamespace(label="row"), key))
     monkeypatch.setattr(worker, "_here", ("what is run", here))
     found = worker.compute("what is run", "", "fake", 0, [("stage", key) for key in "abcd"])  # type: ignore[arg-type]
