@@ -14,15 +14,17 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse
+from hypothesis import given
 from hypothesis import strategies as st
 from mne.io.constants import FIFF
 
 from benchmarks.fuzz import engines
+from benchmarks.fuzz.damage import VALUES
 from benchmarks.fuzz.engines import Campaign, fuzz, keep
 from benchmarks.fuzz.pages import only_text
 from benchmarks.fuzz.reader import Reader
 from benchmarks.fuzz.readers import readers
-from benchmarks.fuzz.structured import strategies
+from benchmarks.fuzz.structured import ODD, strategies
 from benchmarks.fuzz.tables import SILENCE
 from neurobench.errors import DataError
 from neurobench_datasets import _meg_files
@@ -377,3 +379,14 @@ def test_the_classes_of_a_ctf_folder_are_read_in_one_pass(tmp_path: Path, name: 
     # Begun, and never ended.
     (folder / "ClassFile.cls").write_text(text.split("NUMBER OF TRIALS")[0] * 1000)
     assert _meg_files._averaged_ctf(None, folder) == ""
+
+
+@given(st.data())
+def test_values_that_are_drawn_belong_to_nobody_else(data: st.DataObject) -> None:
+    for _ in range(20):
+        value = data.draw(ODD)
+        if isinstance(value, dict):
+            value["changed"] = value
+        elif isinstance(value, list):
+            value.append(value)
+    json.dumps([v for v in VALUES if not isinstance(v, float)])

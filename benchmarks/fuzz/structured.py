@@ -5,6 +5,7 @@ Most are what somebody might write, with one thing wrong deep inside, where dama
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import io
@@ -57,7 +58,8 @@ WORDS = [*(v for v in VALUES if isinstance(v, str)), "~nobody-here/x", "²", "9"
 
 TEXT = st.sampled_from(WORDS) | st.text(max_size=8)
 
-ODD = st.sampled_from(VALUES) | st.recursive(
+# Copies: what is drawn is put into documents, which are changed further.
+ODD = st.sampled_from(VALUES).map(copy.deepcopy) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
