@@ -130,15 +130,21 @@ def test_what_workers_have_under_way_ends_with_the_run(
 ) -> None:
     out = tmp_path / "out"
 
+    def under_way() -> bool:
+        # An untrained network is a pretraining of no step, and over at once.
+        lines = (line for log in (out / "logs").rglob("*.jsonl") for line in log.read_text("utf-8").splitlines())
+        return any('"step-started"' in x and '"pretraining"' in x and "untrained" not in x for x in lines)
+
     def stop(self: Any, labels: Any) -> None:
         if labels:
-            wait_until(lambda: list((out / "store/tmp").glob("*-pretraining-*")))
+            wait_until(under_way)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Silent, "at_work", stop)
     with pytest.raises(KeyboardInterrupt):
         execute(data, out, scheduler=cluster.scheduler_address, n_steps=100_000, task="age")
     # The first step of a process may take long; all of them would take minutes more.
+    wait_until(Store(out, read_only=True).unfinished)
     wait_until(lambda: not list((out / "store/tmp").iterdir()))
     begun = Store(out, read_only=True).unfinished()
     assert begun, "a checkpoint comes first"
