@@ -244,6 +244,12 @@ def test_an_atlas_table_declares_no_entities(tmp_path: Path) -> None:
             read_names(tmp_path / "x.xml")
 
 
+def test_an_atlas_table_of_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_text('<?xml version="1.0" encoding="F-8"?><atlas></atlas>', encoding="utf-8")
+    with pytest.raises(DataError, match="unknown encoding: F-8"):
+        read_names(tmp_path / "x.xml")
+
+
 def test_a_label_that_is_infinite_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("label,name\n1e999,a\n2,b\n", encoding="utf-8")
     assert read_names(tmp_path / "x.csv")["name"].to_dict() == {2: "b"}

@@ -234,7 +234,11 @@ def read_names(path: Path) -> pd.DataFrame:
             # Entities stand for text of any length; no atlas declares one.
             if b"<!ENTITY" in content.replace(b"\0", b""):
                 raise ValueError("it declares entities")
-            for label in ET.fromstring(content).iter("label"):  # noqa: S314 – without entities
+            try:
+                tree = ET.fromstring(content)  # noqa: S314 – without entities
+            except LookupError as error:  # It names an encoding that nobody knows.
+                raise ValueError(str(error)) from error
+            for label in tree.iter("label"):
                 index, name = label.findtext("index"), label.findtext("name")
                 if index and name:
                     rows.append((int(index), name, ""))
