@@ -200,7 +200,6 @@ def pareto_plot(t: Table, cost: str) -> dict[str, Any] | None:
             steps.append(f"{_x(x_of(c))},{_y(axis.at(front[n - 1][1].score) / 100)}")
         steps.append(f"{_x(x_of(c))},{_y(axis.at(x.score) / 100)}")
     shown = [_point(x, x_of(c), axis, (c, x) in front, _cost(cost, c), t) for c, x in points]
-    chance_name = _place_labels(shown, axis)
     seconds = cost == "seconds"
     return {
         "name": "time" if seconds else "parameters",
@@ -216,12 +215,12 @@ def pareto_plot(t: Table, cost: str) -> dict[str, Any] | None:
             {"x": _x(k["at"] / 100), "text": k["text"]}
             for k in _log_ticks(low, high, (lambda v: f"{v:g}") if seconds else count)
         ],
-        **_frame(axis),
-        "chance_name": chance_name,
+        **_frame(axis, shown),
     }
 
 
-def _frame(axis: Axis) -> dict[str, Any]:
+def _frame(axis: Axis, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what lies around points, of which as many are named as there is room for."""
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -231,6 +230,7 @@ def _frame(axis: Axis) -> dict[str, Any]:
         "bottom": HEIGHT - BOTTOM,
         "y_ticks": [{"y": _y(k["at"] / 100), "text": k["text"]} for k in ticks(axis, 4)],
         "chance": None if axis.chance_at is None else _y(axis.chance_at / 100),
+        "chance_name": _place_labels(points, axis),
     }
 
 
@@ -328,7 +328,6 @@ def _drawn_transfer(t: Table, other: Table, both: Sequence[tuple[Line, Line]]) -
         _point(x, across.at(r.score) / 100, axis, False, f"reconstruction {other.metric} {r.score:.{other.places}f}", t)
         for r, x in both
     ]
-    chance_name = _place_labels(shown, axis)
     own = [x for x in both if x[1].kind == "pretrained"]
     rho = math.nan
     if len(own) >= 4 and len({r.score for r, _ in own}) > 1 and len({x.score for _, x in own}) > 1:
@@ -345,6 +344,5 @@ def _drawn_transfer(t: Table, other: Table, both: Sequence[tuple[Line, Line]]) -
         "rho": None if math.isnan(rho) else f"{rho:+.2f}",
         "n": len(own),
         "file": "../" + board_file(other),
-        **_frame(axis),
-        "chance_name": chance_name,
+        **_frame(axis, shown),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -284,14 +284,14 @@ class Paired:
         """Return how many exchanges reach each mean difference over pairs; what is not defined does."""
         sums = [i for i, terms in enumerate(many) if all(_is_sum(a, b) for a, b in terms)]
         others = sorted(set(range(len(many))) - set(sums))
-        rows, parts = _places([many[i] for i in sums])
+        rows, parts = _places({i: many[i] for i in sums})
         shares = np.array([row.shares for row in rows])  # type: ignore[union-attr]
         # The difference without any exchange, in the form that the null has: of ranks, where those are exchanged.
         none = np.zeros((1, self.n), bool)
         whole = shares.sum(-1)
         observed = np.zeros(len(many))
         for of, first, second in parts:
-            observed[np.take(sums, of)] = (whole[first] - whole[second]).mean(1)
+            observed[of] = (whole[first] - whole[second]).mean(1)
         observed[others] = [np.mean([_exchanged(a, b, none)[0] for a, b in many[i]]) for i in others]
         reached = np.zeros(len(many), np.int64)
 
@@ -302,8 +302,7 @@ class Paired:
             # Who is exchanged counts for the other row: twice what they add, one product for all pairs of rows.
             moved = shares @ (2.0 * swap.T) if rows else shares
             for of, first, second in parts:
-                i = np.take(sums, of)
-                count(i, observed[i][:, None] + (moved[second] - moved[first]).mean(1))
+                count(of, observed[of][:, None] + (moved[second] - moved[first]).mean(1))
             for n in others:
                 count(np.array([n]), np.mean([_exchanged(a, b, swap) for a, b in many[n]], 0)[None])
         return reached
@@ -319,7 +318,7 @@ class Paired:
 
     def spans(self, many: Sequence[Terms]) -> list[tuple[float, float, float, float]]:
         """Return of each mean difference over pairs its value, the ends of its interval, and its standard error."""
-        rows, parts = _places(many)
+        rows, parts = _places(dict(enumerate(many)))
         drawn = [self.drawn(row) for row in rows]
         value, every = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
         found = np.full((len(many), 4), math.nan)
@@ -423,12 +422,12 @@ _Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """(differences,) their numbers; (differences, pairs) the numbers of their first rows, and of their second ones."""
 
 
-def _places(many: Sequence[Terms]) -> tuple[list[Row], list[_Part]]:
-    """Return the rows of differences, each once, and the differences in parts of as many pairs each."""
-    rows = list(dict.fromkeys(row for terms in many for pair in terms for row in pair))
+def _places(many: Mapping[int, Terms]) -> tuple[list[Row], list[_Part]]:
+    """Return the rows of numbered differences, each once, and the differences in parts of as many pairs each."""
+    rows = list(dict.fromkeys(row for terms in many.values() for pair in terms for row in pair))
     place = {row: k for k, row in enumerate(rows)}
     by_length: dict[int, list[int]] = {}
-    for i, terms in enumerate(many):
+    for i, terms in many.items():
         by_length.setdefault(len(terms), []).append(i)
     parts = []
     for alike in by_length.values():

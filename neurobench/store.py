@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "MARKER",
     "Checkpoint",
     "Entry",
     "Store",
@@ -45,7 +46,8 @@ __all__ = [
     "stored_steps",
 ]
 
-_MARKER = "neurobench.json"
+MARKER = "neurobench.json"
+"""The file by which an output folder is known."""
 
 FORMAT = 1
 """Version of the layout of an output folder."""
@@ -329,7 +331,7 @@ class Store:
         self._label_index: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
         self._said: set[tuple[str, str]] = set()
-        marker = out / _MARKER
+        marker = out / MARKER
         if marker.is_file():
             self._check_version(marker)
         elif out.exists() and not out.is_dir():
@@ -351,7 +353,7 @@ class Store:
     @staticmethod
     def _is_of_others(out: Path) -> bool:
         """Return whether a folder without a marker holds more than markers that others are about to put there."""
-        return any(not (f.name.startswith(".neurobench.json.") and is_half_written(f)) for f in out.iterdir())
+        return any(not (f.name.startswith(f".{MARKER}.") and is_half_written(f)) for f in out.iterdir())
 
     @staticmethod
     def _check_version(marker: Path) -> None:
@@ -500,7 +502,7 @@ class Store:
             If it is gone.
         """
         try:
-            is_there = (self.out / _MARKER).exists()
+            is_there = (self.out / MARKER).exists()
         except OSError:
             is_there = False
         if not is_there:
@@ -696,7 +698,7 @@ def must_be_output(out: Path) -> None:
     StoreError
         If it is one.
     """
-    if not (out / _MARKER).is_file():
+    if not (out / MARKER).is_file():
         why = "" if out.exists() else ": there is nothing of that name"
         raise StoreError(
             f"{out} is not an output folder of neurobench{why}.",

@@ -20,6 +20,7 @@ from neurobench.identity import digest, file_digest
 from neurobench.interrupts import Abandoned, imported
 from neurobench.options import RunConfig
 from neurobench.progress import Advance, Silent
+from neurobench.store import MARKER
 
 __all__ = ["UntilOver", "allocate_as_elsewhere", "compute", "core_digest"]
 
@@ -115,7 +116,7 @@ def _is_leaving() -> bool:
 
 
 def _check(config: RunConfig, code: str) -> None:
-    if not (config.out / "neurobench.json").is_file():
+    if not (config.out / MARKER).is_file():
         raise NeurobenchError(
             f"it does not see the output folder {config.out}.", next_step="Use a folder that all machines share."
         )
