@@ -130,13 +130,21 @@ def test_progress_comes_from_the_processes(tmp_path: Path, monkeypatch: pytest.M
 def test_one_that_fails_takes_the_others_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
 ) -> None:
-    # Each says which process it is, in a file.
-    started(monkeypatch, f"open({str(tmp_path)!r} + f'/pid-{{rank}}', 'w').write(str(os.getpid()))\n{body}")
+    started(monkeypatch, body)
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def noted(*command: Any, **options: Any) -> subprocess.Popen[bytes]:
+        begun.append(popen(*command, **options))
+        return begun[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", noted)
     began = time.monotonic()
     with pytest.raises(NeurobenchError, match=message):
         launch(member(tmp_path), lambda done, total: None)
     assert time.monotonic() - began < 30
-    assert not any(Path(f"/proc/{file.read_text()}").exists() for file in tmp_path.glob("pid-*"))
+    assert len(begun) == 2
+    assert all(process.returncode is not None for process in begun)
 
 
 def test_one_whose_memory_does_not_suffice_says_what_to_do() -> None:
