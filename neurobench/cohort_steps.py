@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pandas as pd
 import torch
@@ -28,6 +28,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound="CohortSteps")
 
+_NOTHING = object()
+
 
 def once(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Have a cohort's steps remember what a method returned: identities share their parts many times over.
@@ -38,10 +40,10 @@ def once(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
     @functools.wraps(method)
     def remembered(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         key = (method.__name__, *args, *kwargs.items())
-        if key not in self.remembered:
-            self.remembered[key] = method(self, *args, **kwargs)
-        found: R = self.remembered[key]
-        return found
+        found = self.remembered.get(key, _NOTHING)
+        if found is _NOTHING:
+            found = self.remembered[key] = method(self, *args, **kwargs)
+        return cast(R, found)
 
     return remembered
 

@@ -56,10 +56,19 @@ class ComponentSpec:
     defaults: Mapping[str, Value] = field(default_factory=dict, compare=False, repr=False)
     files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def __hash__(self) -> int:
+    @functools.cached_property
+    def _hash(self) -> int:
         return hash((self.kind, self.name, tuple(self.parameters.items())))
 
-    @property
+    def __hash__(self) -> int:
+        # Kept: what a grid's steps share is looked up by their components many times for each of them.
+        return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Text hashes otherwise in another process.
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+
+    @functools.cached_property
     def label(self) -> str:
         """``roi[rule=pure]``: the name, and the parameters that are not at their defaults."""
         return label_of(self.name, self.parameters, self.defaults)

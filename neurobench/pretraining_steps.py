@@ -87,6 +87,11 @@ class PretrainingSteps(CohortSteps):
         met = {} if self.cohort.seen_as is None else {"units": digest(self.cohort.known_units.describe())}
         return identity | met if self._meets(backbone, mask) else identity | met | self._fold_identity(fold)
 
+    @functools.cached_property
+    def _network(self) -> dict[str, Any]:
+        """What identifies the networks of every row: what they are built for, and how they are trained."""
+        return {"spec": self.spec.describe(), "recipe": asdict(self.recipe)}
+
     @once
     def pretraining_step(self, backbone: ComponentSpec, mask: ComponentSpec, fold: Fold) -> Step:
         """Pretrain a backbone under a masking strategy on the training subjects of a fold, or on other cohorts."""
@@ -97,10 +102,10 @@ class PretrainingSteps(CohortSteps):
             **self._data_identity(backbone, mask, fold),
             "backbone": self.component(backbone),
             "mask": self.component(mask),
-            "spec": self.spec.describe(),
+            "spec": self._network["spec"],
             "n_steps": n_steps,
             "n_tokens": self.grid.profile.n_tokens,
-            "recipe": asdict(self.recipe),
+            "recipe": self._network["recipe"],
             "ratio": self.grid.ratio if strategy.pretrains else 0.0,
             "objective": objective.identity() if strategy.pretrains else None,
             "device": self.device.type,

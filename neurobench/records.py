@@ -693,6 +693,10 @@ class Fold:
     train_span: tuple[float, float] = (0.0, 1.0)
     test_span: tuple[float, float] = (0.0, 1.0)
 
+    def __hash__(self) -> int:
+        # Its number tells it from the others of its split; a thousand names would be gone through at every look.
+        return hash((self.index, len(self.train), len(self.test)))
+
 
 # ---------------------------------------------------------------- tokens (step 6)
 

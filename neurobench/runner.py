@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import neurobench
 from neurobench import assembly, clusters, logs, results
 from neurobench.cohorts import CohortSource
 from neurobench.config import Grid, RunConfig, expand
-from neurobench.cost import Model
+from neurobench.cost import Model, Work
 from neurobench.errors import ConfigError, NeurobenchError, StoreError
 from neurobench.execution import (
     Executor,
@@ -177,8 +177,13 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
     todo = [Todo(run, list(run.steps())) for run in runs]
     progress.plan(todo, executor)
 
+    @cache
+    def expected(work: Work) -> float:
+        return model.estimate(work).seconds or 0.0
+
     def seconds(step: Step) -> float:
-        return model.estimate(step.work).seconds or 0.0
+        # Folds and seeds are the same work.
+        return expected(step.work)
 
     jobs = 1
     if not elsewhere:

@@ -5,6 +5,7 @@ The split depends on the participants and the seed, never on a backbone, a mask 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -150,6 +151,7 @@ def _stratified_tests(participants: pd.DataFrame, n_folds: int, seed: int) -> li
     capacity = -(-len(participants) // n_folds)
     counts = np.zeros((n_folds, strata.shape[1]))
     tests: list[set[str]] = [set() for _ in range(n_folds)]
+    subjects = [str(s) for s in participants.index]
     for g in order:
         members = strata[groups[g]].sum(0)
         load = (members / target * counts).sum(1)
@@ -157,7 +159,7 @@ def _stratified_tests(participants: pd.DataFrame, n_folds: int, seed: int) -> li
         # An empty fold has to be filled while there is somebody left to fill it with.
         fold = int(np.lexsort((rng.permutation(n_folds), counts[:, 0], load.round(9)))[0])
         counts[fold] += members
-        tests[fold].update(str(s) for s in participants.index[groups[g]])
+        tests[fold].update(subjects[i] for i in groups[g])
     return tests
 
 
@@ -226,11 +228,13 @@ def split_remarks(cohort_participants: pd.DataFrame, folds: Sequence[Fold]) -> t
             f"up to {max(apart)} subjects a fold are in neither part: they are relatives of people who are tested there"
         )
     if "site" in cohort_participants:
-        site = cohort_participants["site"]
-        never = site[~site.index.astype(str).isin(list(tested))]
-        for name, n in never.fillna("unknown").value_counts().sort_index().items():
+        # No tables: every seed of a grid is remarked upon before anything begins.
+        column = cohort_participants["site"]
+        site = {str(s): None if pd.isna(v) else str(v) for s, v in zip(column.index, column.tolist(), strict=True)}
+        never = Counter("unknown" if name is None else name for s, name in site.items() if s not in tested)
+        for name, n in sorted(never.items()):
             remarks.append(f"the {n} subjects of site {name} are in training only: too few to be tested on their own")
-        sites = [set(site.loc[list(f.test)].dropna().astype(str)) for f in folds]
+        sites = [{where for s in f.test if (where := site[s]) is not None} for f in folds]
         if sum(map(len, sites)) == len(set().union(*sites)):  # No site in two folds: they were left out one by one.
             remarks += [
                 f"sites {', '.join(sorted(together))} are tested together, each is below {MIN_SITE} subjects a class"

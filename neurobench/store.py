@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -394,7 +395,10 @@ class Store:
         that is the entry of another identity) counts as missing, and is said in the log: it is computed again.
         """
         try:
-            is_there = self.root.joinpath(stage, key, "manifest.json").is_file()
+            # No Path: a grid is looked up step by step before anything begins.
+            is_there = stat.S_ISREG(os.stat(os.path.join(self.root, stage, key, "manifest.json")).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
         except OSError:
             # Who only looks says of what may not be read that it is not there.
             if not self.read_only:
@@ -736,7 +740,7 @@ def keys_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         if _KEY.fullmatch(value):
             yield value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for inner in value.values():
             yield from keys_in(inner)
     elif isinstance(value, list | tuple):

@@ -459,13 +459,14 @@ def test_what_is_kept_lies_under_its_own_key_even_if_its_identity_was_changed_in
 def test_who_only_looks_passes_over_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, looking = Store(tmp_path / "out"), Store(tmp_path / "out", read_only=True)
 
-    def refuse(path: Path) -> bool:
+    def refuse(path: str, **how: object) -> os.stat_result:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "is_file", refuse)
-    assert looking.get("stage", digest(IDENTITY)) is None
-    with pytest.raises(PermissionError):
-        store.get("stage", digest(IDENTITY))
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(os, "stat", refuse)
+        assert looking.get("stage", digest(IDENTITY)) is None
+        with pytest.raises(PermissionError):
+            store.get("stage", digest(IDENTITY))
 
 
 def test_two_processes_of_one_number_do_not_write_into_one_file(
