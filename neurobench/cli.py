@@ -36,7 +36,7 @@ from neurobench.resources import described
 if TYPE_CHECKING:
     from neurobench.plugins import Kind, PluginInfo, Registry
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="neurobench",
@@ -700,12 +700,3 @@ def _kinds_of(name: str, registry: Registry) -> list[Kind]:
             there = f"Give the name of what it provides: `neurobench check NAME --plugin {name}`."
         raise unknown_name("component", name, {n for k in kinds for n in registry.of(k)}, there)
     return found
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -335,6 +335,20 @@ def test_ctrl_c_says_how_to_go_on(invoke: Invoke, runner: Any) -> None:
     assert "run the same command again to go on" in " ".join(result.stderr.split()).lower()
 
 
+def test_ctrl_c_while_the_command_line_is_loaded_shows_no_traceback() -> None:
+    # What it imports first interrupts, as somebody does who has seen a typo.
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from neurobench.__main__ import main\nmain()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
 def test_status_loads_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "neurobench.json").write_text('{"format": 1}', encoding="utf-8")
     code = (

@@ -36,7 +36,7 @@ QUICK = {"transformer × roi on one twin, smoke": ("--backbone", "transformer", 
 MANY = ("--backbone", "mamba,transformer,hybrid", "--mask", "random,random_tube,roi,block,time_block,local,future")
 """With three datasets and 160 seeds about 10,000 combinations."""
 
-COMMAND = "import sys; from neurobench.cli import main; sys.argv[0] = 'neurobench'; main()"
+COMMAND = "import sys; from neurobench.__main__ import main; sys.argv[0] = 'neurobench'; main()"
 
 
 def _timed(*words: str) -> tuple[float, str]:

@@ -21,7 +21,7 @@ TOPIC = "startup"
 
 SMALL = ("--backbone", "transformer", "--mask", "roi", "--dataset", "camcan", "--steps", "2", "--n-subjects", "12")
 
-COMMAND = "import sys; from neurobench.cli import main; sys.argv[0] = 'neurobench'; main()"
+COMMAND = "import sys; from neurobench.__main__ import main; sys.argv[0] = 'neurobench'; main()"
 """What the installed command does."""
 
 
