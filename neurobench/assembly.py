@@ -21,7 +21,7 @@ from neurobench.identity import digest
 from neurobench.plugins import Registry
 from neurobench.results import ComponentRecord, CostRecord, DataRecord, MetricRecord, PretrainingRecord, Record
 from neurobench.stages import CohortRun
-from neurobench.steps import Row
+from neurobench.steps import Failures, Row
 from neurobench.store import Entry, Store, moment
 
 __all__ = ["Scored", "cohort_failed", "collect", "finish"]
@@ -100,8 +100,8 @@ def _apart(backbone: ComponentSpec | None, mask: ComponentSpec | None, registry:
 # ---------------------------------------------------------------- records of one cohort
 
 
-def collect(run: CohortRun, failures: Mapping[Row, str], store: Store) -> list[Scored]:
-    """Return the records of every (row, task) of a cohort; those of failed rows hold the error."""
+def collect(run: CohortRun, failures: Failures, store: Store) -> list[Scored]:
+    """Return the records of every (row, task) of a cohort; those that failed hold the error."""
     if not run.tasks:
         return []
     common = {
@@ -113,10 +113,11 @@ def collect(run: CohortRun, failures: Mapping[Row, str], store: Store) -> list[S
     results.write_folds(store.out, run.fold_fingerprint, run.folds)
     scored = []
     for row in run.rows:
-        summary = None if row in failures or row.kind != "pretrained" else _pretraining_record(run, row, store)
+        use = run.needed_for(row)
+        summary = None if row.kind != "pretrained" or use.is_idle(failures) else _pretraining_record(run, row, store)
         for task in run.tasks:
             if run.scores(row, task):
-                found = _score(run, row, task, failures.get(row), summary, common, store)
+                found = _score(run, row, task, failures.get((row, task.label)), summary, common, store)
                 scored.append(found if found.failed else replace(found, identity=_identity(run, row, task, store)))
     return scored
 
@@ -186,7 +187,7 @@ def _score(
         training=results.TrainingRecord(**score["training"]) if "training" in score else None,
         cost=cost,
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
-        notes=[*score["notes"], *_notes_of(cost, run.grid.profile.batch_size)],
+        notes=[*score["notes"], *_notes_of(cost, run.grid.profile.batch_size), *_not_shown(run, row, task, store)],
     )
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
     if (lost := gather.attributed(run, row, task, store)) is not None:
@@ -215,7 +216,7 @@ def _score(
             arrays={} if averages is None else {"responses": averages},
         )
     masks = run.headline_masks(built) if isinstance(built, ReconstructionTask) else ()
-    scores = run.evaluated(row, task)
+    scores = run.evaluated(row, task, store)
     traces = None if row.kind == "filler" else gather.examples(run, row, task, store)
     return Scored(
         record,
@@ -223,6 +224,12 @@ def _score(
         tables=tables | {"units": gather.unit_scores(row, scores, masks)},
         arrays={} if traces is None else {"traces": traces},
     )
+
+
+def _not_shown(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> list[str]:
+    """Return what is to be said of masks under which a row could not be evaluated."""
+    masks = ", ".join(mask.label for mask in run.not_shown(row, task, store))
+    return [f"not shown under {masks}: evaluating it there failed, and the log says why"] if masks else []
 
 
 def _leak(run: CohortRun, row: Row, store: Store) -> dict[str, MetricRecord]:

@@ -216,7 +216,15 @@ class CohortSteps:
         """The tasks that this cohort can be scored on."""
         needs = {"reconstruction"} if self.grid.config.split == "within-recording" else {"features", "reconstruction"}
         possible = (t for t in self.grid.tasks if self.task(t).needs in needs)
-        return tuple(t for t in possible if not self.task(t).refuses(self.cohort))
+        return tuple(t for t in possible if not self.refusal(t))
+
+    @once
+    def refusal(self, task: ComponentSpec) -> str:
+        """Return why a task cannot be scored on this cohort; empty: it can. One that cannot say so cannot be scored."""
+        try:
+            return self.task(task).refuses(self.cohort)
+        except Exception as error:
+            return f"it could not tell whether it can be scored, {type(error).__name__}: {' '.join(str(error).split())}"
 
     @once
     def _fold_identity(self, fold: Fold) -> dict[str, Any]:

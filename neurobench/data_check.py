@@ -408,11 +408,16 @@ def _by_task(
     )
     rows = []
     for name, task in tasks.items():
-        values, n = _values(task, cohort)
+        try:
+            values, n = _values(task, cohort)
+            why = task.refuses(cohort)
+        except Exception as error:
+            # A plugin's fault hides no other task.
+            rows.append((name, "no", 0, "", f"it fails with {type(error).__name__}: {' '.join(str(error).split())}"))
+            continue
         if isinstance(task, EvokedTask) and not read:
             rows.append((name, "?", n, values, "events are read with --deep"))
             continue
-        why = task.refuses(cohort)
         rows.append((name, "no" if why else "yes", 0 if why else n, "" if why else values, why))
     return pd.DataFrame(rows, columns=["task", "usable", "subjects", "of these", "why not"])
 

@@ -49,12 +49,11 @@ from neurobench.progress import Advance, Done, Progress, Silent
 from neurobench.records import Cohort
 from neurobench.resources import Needs, dealt, free_memory, most, of_this_machine, visible_gpus
 from neurobench.stages import CohortRun
-from neurobench.steps import Row, Step
+from neurobench.steps import Failures, Step, Use
 from neurobench.store import Entry, Store, keys_in
 
 __all__ = [
     "Executor",
-    "Failures",
     "Here",
     "Outcome",
     "Processes",
@@ -69,9 +68,6 @@ __all__ = [
     "on_workers",
     "suitable_jobs",
 ]
-
-Failures = Mapping[Row, str]
-"""Kind and message of the error that stopped each row of which a step failed."""
 
 SMALL = 128
 """Width below which a step runs on one thread: starting more takes longer than they save."""
@@ -233,17 +229,17 @@ class Todo:
     run
         Its rows.
     steps
-        Every step, with a row that needs it.
+        Every step, with what it is for; one that is for several things is there once for each.
     """
 
     run: CohortRun
-    steps: Sequence[tuple[Row, Step]]
+    steps: Sequence[tuple[Use, Step]]
 
 
 def in_turn(
     todo: Iterable[Todo], executor: Executor, seconds: Callable[[Step], float], done: Done
 ) -> Iterator[tuple[Todo, Failures]]:
-    """Fetch every step in this process; a row whose step fails is left there, and the others go on.
+    """Fetch every step in this process; what needs one that fails is left there, and the others go on.
 
     Parameters
     ----------
@@ -267,21 +263,24 @@ def in_turn(
         If the output folder cannot be used, which concerns every row.
     """
     for one in todo:
-        failures: dict[Row, str] = {}
-        for row, step in one.steps:
+        failures: Failures = {}
+        failed: dict[str, str] = {}
+        for use, step in one.steps:
             n_before = len(executor.computed)
-            if row not in failures:
+            if step.key not in failed and not use.is_idle(failures):
                 try:
-                    with logs.at(dataset=one.run.dataset.label, seed=one.run.seed, row=row.label):
+                    with logs.at(dataset=one.run.dataset.label, seed=one.run.seed, row=use.row.label):
                         executor.fetch(step)
                 except StoreError:
                     raise
                 except Exception as error:
                     executor.store.must_be_there()
-                    failures[row] = describe(error)
-                    executor.progress.failed(step.label, failures[row])
-                if row in failures:
+                    failed[step.key] = describe(error)
+                    executor.progress.failed(step.label, failed[step.key])
+                if step.key in failed:
                     release()
+            if step.key in failed:
+                use.fail(failures, failed[step.key])
             done(seconds(step), len(executor.computed) > n_before)
         yield one, failures
 
@@ -427,12 +426,12 @@ def on_workers(
 
 @dataclass(eq=False)
 class _Node:
-    """A step that is to be computed, the rows that wait for it by number of their work, and how many steps it needs."""
+    """A step that is to be computed, what it is for by number of their work, and how many steps it needs."""
 
     key: str
     order: tuple[int, bool, int]
     step: Step
-    waiting: list[tuple[int, Row]]
+    waiting: list[tuple[int, Use]]
     needs: Needs
     seconds: float
     n_needed: int = 0
@@ -453,23 +452,23 @@ class _Schedule:
     """
 
     def __init__(self, todo: Sequence[Todo], executor: Executor, seconds: Callable[[Step], float], done: Done) -> None:
-        self.failures: list[dict[Row, str]] = [{} for _ in todo]
+        self.failures: list[Failures] = [{} for _ in todo]
         self._left = [0] * len(todo)
         self._through: list[int] = []
         self._done, self._progress = done, executor.progress
         self._suspects: list[_Node] = []
         nodes: dict[str, _Node] = {}
         for number, one in enumerate(todo):
-            for row, step in one.steps:
+            for use, step in one.steps:
                 key = step.key
                 if key in nodes:
-                    nodes[key].waiting.append((number, row))
+                    nodes[key].waiting.append((number, use))
                 elif executor.store.get(step.stage, step.key) is None:
                     # Of one cohort what takes longest first, or the last pretraining leaves the others idle; the rest
                     # fold after fold.
                     order = number, step.stage != "pretraining", len(nodes)
-                    needed = one.run.needs(row, step.stage)
-                    nodes[key] = _Node(key, order, step, [(number, row)], needed, seconds(step))
+                    needed = one.run.needs(use.row, step.stage)
+                    nodes[key] = _Node(key, order, step, [(number, use)], needed, seconds(step))
                     continue
                 else:
                     executor.stored.add(key)
@@ -510,7 +509,7 @@ class _Schedule:
             if not together or (job and seconds > BUNDLE_S):
                 break
             heapq.heappop(self._ready)
-            if any(row not in self.failures[number] for number, row in node.waiting):
+            if not all(use.is_idle(self.failures[number]) for number, use in node.waiting):
                 job.append(node)
             else:
                 self.finish(node, "")
@@ -530,13 +529,13 @@ class _Schedule:
             self.finish(node, outcome.failed.get(node.key, ""), computed=node.key in outcome.computed)
 
     def finish(self, node: _Node, error: str, *, computed: bool = False) -> None:
-        """Count a step as done; with an error, its rows are left there, and steps that need it fail by themselves."""
-        for number, row in node.waiting:
+        """Count a step as done; with an error, what needs it is left, and steps that need it fail by themselves."""
+        for number, use in node.waiting:
             self._left[number] -= 1
             if self._left[number] == 0:
                 self._through.append(number)
             if error:
-                self.failures[number].setdefault(row, error)
+                use.fail(self.failures[number], error)
         if error:
             self._progress.failed(node.step.label, error)
         for other in self._needed_by.pop(node.key, ()):
@@ -578,8 +577,8 @@ class _Schedule:
 
 # ---------------------------------------------------------------- in another process
 
-Steps = dict[tuple[str, str], tuple[Row, Step]]
-"""By stage and key, the steps of a (dataset, seed), each with the first row that needs it."""
+Steps = dict[tuple[str, str], tuple[Use, Step]]
+"""By stage and key, the steps of a (dataset, seed), each with the first thing that it is for."""
 
 LISTED = 8
 """(dataset, seed) whose steps a process keeps listed: it goes to and fro between the few that are under way."""
@@ -618,8 +617,8 @@ class Here:
         with few_threads(self.grid.profile, self.device), logs.at(dataset=dataset, seed=seed):
             for stage, key in steps:
                 try:
-                    row, step = self.step(dataset, seed, stage, key)
-                    with logs.at(row=row.label):
+                    use, step = self.step(dataset, seed, stage, key)
+                    with logs.at(row=use.row.label):
                         self.executor.fetch(step)
                 except Abandoned:
                     # No error of the step.
@@ -639,8 +638,8 @@ class Here:
                     release()
         return Outcome(frozenset(self.executor.computed - before), "", store_error, failed, abandoned)
 
-    def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Row, Step]:
-        """Return one of the steps of a (dataset, seed), with the first row that needs it."""
+    def step(self, dataset: str, seed: int, stage: str, key: str) -> tuple[Use, Step]:
+        """Return one of the steps of a (dataset, seed), with the first thing that it is for."""
         if (found := self._steps(dataset, seed).get((stage, key))) is None:
             raise NeurobenchError(
                 f"the files of {dataset}, or a plugin, changed while the grid was running.",
@@ -667,8 +666,8 @@ class Here:
                 fetch = self.executor.fetch
                 run = CohortRun.among(cohorts, dataset, source, self.grid, self.registry, seed, self.device, fetch)
                 steps: Steps = {}
-                for row, step in run.steps():
-                    steps.setdefault((step.stage, step.key), (row, step))
+                for use, step in run.steps():
+                    steps.setdefault((step.stage, step.key), (use, step))
                 self.listed[dataset, seed] = run, steps
                 if len(self.listed) > LISTED:
                     self.listed.popitem(last=False)

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from neurobench.errors import StoreError
 from neurobench.execution import Executor, Todo, describe
 from neurobench.interrupts import HeldBack
 from neurobench.progress import Advance, Done, Progress, TimeLeft
-from neurobench.steps import Row
+from neurobench.steps import Failures, Row
 
 __all__ = ["Heartbeat"]
 
@@ -139,10 +139,10 @@ class Heartbeat:
         """Write what there is to do; ``executor`` counts what becomes of it."""
         rows: list[runs.PlannedRow] = []
         for one in todo:
-            own: dict[Row, dict[str, dict[str, None]]] = {row: {} for row, _ in one.steps}
+            own: dict[Row, dict[str, dict[str, None]]] = {use.row: {} for use, _ in one.steps}
             numbers = {row: len(rows) + i for i, row in enumerate(own)}
-            for row, step in one.steps:
-                key = step.key
+            for use, step in one.steps:
+                row, key = use.row, step.key
                 own[row].setdefault(step.stage, {})[key] = None
                 self._keys.setdefault(step.label, set()).add((step.stage, key))
                 waiting = self._rows_of.setdefault(step.label, [])
@@ -166,15 +166,15 @@ class Heartbeat:
         self._executor = executor
         self._state = replace(self._state, n_rows=len(rows), n_steps=n_steps)
 
-    def written(self, of: Todo, failures: Mapping[Row, str]) -> None:
-        """Say that the records of a (dataset, seed) are written, and which rows failed."""
-        for row, error in failures.items():
+    def written(self, of: Todo, failures: Failures) -> None:
+        """Say that the records of a (dataset, seed) are written, and which rows have no score on some task."""
+        for (row, _), error in failures.items():
             number = self._number[of.run.dataset.label, of.run.seed, row]
             self._failed_rows.add(number)
             labels = [label for label in self._errors if number in self._rows_of.get(label, ())]
             for label in labels or [f"{row.label} · {of.run.dataset.label} · seed {of.run.seed}"]:
                 self._errors.setdefault(label, error)
-        self._state = replace(self._state, n_written=self._state.n_written + len({row for row, _ in of.steps}))
+        self._state = replace(self._state, n_written=self._state.n_written + len({use.row for use, _ in of.steps}))
 
     # ------------------------------------------------------------ progress
 

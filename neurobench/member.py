@@ -56,8 +56,8 @@ def main() -> int:
     try:
         with distributed.join(member.setting, member.device) as group:
             here = Here(member.config)
-            row, step = here.step(member.dataset, member.seed, member.stage, member.key)
-            where = {"dataset": member.dataset, "seed": member.seed, "row": row.label}
+            use, step = here.step(member.dataset, member.seed, member.stage, member.key)
+            where = {"dataset": member.dataset, "seed": member.seed, "row": use.row.label}
             about = {"stage": step.stage, "label": step.label, "key": step.key}
             torch.set_num_threads(distributed.threads(group.size))
             writes = disk_errors(member.config.out, inside=True)

@@ -273,14 +273,14 @@ class _Planner:
 
     def _todo(self, run: CohortRun) -> Iterator[tuple[Row, Step, str]]:
         """Yield every step that is not stored with its row and what is stale; note those that are."""
-        for row, step in run.steps():
+        for use, step in run.steps():
             if step.key in self.seen:
                 continue
             self.seen.add(step.key)
             if self.store.get(step.stage, step.key) is not None:
                 self.items.append(PlanItem(step.stage, step.label, "stored", seconds=0.0, source="measured here"))
             else:
-                yield row, step, self.store.why_stale(step.stage, step.label, step.identity)
+                yield use.row, step, self.store.why_stale(step.stage, step.label, step.identity)
 
     # ------------------------------------------------------------ not prepared
 
@@ -351,16 +351,15 @@ class _Planner:
         self.n_records += _n_records(run) * max(1.0, n_rows) * n_seeds
         by_row: dict[Row, list[tuple[Work, float]]] = {}
         seen: set[str] = set()
-        for row, step in run.steps():
+        for use, step in run.steps():
             if step.key in seen:
                 continue
             seen.add(step.key)
             work, n = step.work, 1.0
-            if n_left_out and work.kind in ("reconstruction", "fillers"):
-                # Every row is scored under every mask that pretrains somebody.
-                n_masks = len(run.reconstruction_masks(row))
+            if n_left_out and work.kind in ("reconstruction", "fillers") and run.meets_all_masks(use.row):
+                n_masks = len(run.evaluated_under(use.row))
                 n = (n_masks + n_left_out) / n_masks
-            by_row.setdefault(row, []).append((work, n))
+            by_row.setdefault(use.row, []).append((work, n))
         found = [(_name(row), work, n) for row, own in by_row.items() for work, n in own]
         trained = {r.backbone: own for r, own in by_row.items() if r.kind == "pretrained"}
         untrained = {r.backbone: own for r, own in by_row.items() if r.kind in ("untrained", "given")}

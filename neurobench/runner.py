@@ -17,7 +17,7 @@ from neurobench import assembly, clusters, logs, results
 from neurobench.cohorts import CohortSource
 from neurobench.config import Grid, RunConfig, expand
 from neurobench.cost import Model, Work
-from neurobench.errors import ConfigError, NeurobenchError, StoreError
+from neurobench.errors import ConfigError, StoreError
 from neurobench.execution import (
     Executor,
     Processes,
@@ -146,7 +146,7 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
         failed.extend(f"{s.record.row} on {s.record.dataset.label}, {s.record.task.label}" for s in scored if s.failed)
 
     pairs = list(dict.fromkeys((c.dataset, c.seed) for c in grid.combinations))
-    runs: list[CohortRun] = []
+    todo: list[Todo] = []
     ready: dict[str, tuple[CohortSource, dict[str, Cohort]]] = {}
     for dataset, seed in pairs:
         source = cohort_source(dataset, grid, registry)
@@ -162,19 +162,21 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
                 ready[dataset.label] = sources[dataset.label], cohorts
             source, cohorts = ready[dataset.label]
             fetch = executor.fetch
-            runs.append(CohortRun.among(cohorts, dataset.label, source, grid, registry, seed, device, fetch))
-            notes += runs[-1].notes()
+            run = CohortRun.among(cohorts, dataset.label, source, grid, registry, seed, device, fetch)
+            said = run.notes()
+            todo.append(Todo(run, list(run.steps())))
+            notes += said
         except StoreError:
             raise
-        except (NeurobenchError, OSError, ValueError) as error:
+        except Exception as error:
+            # Whatever a plugin raises here, other cohorts are none of its business.
             store.must_be_there()
             logs.tell("cohort-failed", level=logging.ERROR, dataset=dataset.label, seed=seed, **logs.failure(error))
             settings = protocol(grid, seed, source.spec)
             write(assembly.cohort_failed(grid, registry, dataset, seed, describe(error), settings, grid.tasks))
-    write(_refused(grid, registry, runs))
+    write(_refused(grid, registry, [of.run for of in todo]))
     # No probe here: the first steps teach the time left as much, and are needed anyway.
     model = Model(measured=measured(store))
-    todo = [Todo(run, list(run.steps())) for run in runs]
     progress.plan(todo, executor)
 
     @cache

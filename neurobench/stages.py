@@ -33,7 +33,8 @@ from neurobench.evaluation_steps import EvaluationSteps
 from neurobench.plugins import Registry
 from neurobench.records import Cohort, SignalSpec
 from neurobench.resources import Needs, most
-from neurobench.steps import Fetch, Row, Step
+from neurobench.steps import FILLERS, Fetch, Row, Step, Use
+from neurobench.store import Store
 
 __all__ = ["CohortRun", "protocol"]
 
@@ -69,7 +70,7 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
 
     def why_not(self, task: ComponentSpec) -> str:
         """Return why this cohort cannot be scored on a task."""
-        return self.task(task).refuses(self.cohort) or "within recordings only reconstruction has a meaning"
+        return self.refusal(task) or "within recordings only reconstruction has a meaning"
 
     def scores(self, row: Row, task: ComponentSpec) -> bool:
         """Whether a row is scored on a task: it provides what the task needs, and its score would mean something."""
@@ -111,7 +112,7 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
         rows += [
             Row("pretrained", f"{c.backbone.label} · {c.mask.label}{self.grid.arrow}", c.backbone, c.mask)
             for c in self.combinations
-            if self.registry.get("mask", c.mask.name).pretrains
+            if c.mask in self.pretraining_masks
         ]
         return tuple(rows)
 
@@ -135,51 +136,81 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
         parts = (s for s in (row.backbone, row.mask, row.baseline) if s is not None)
         return most(needs_of(s, self.grid.config, self.registry) for s in parts)
 
-    @once
-    def reconstruction_masks(self, row: Row) -> list[tuple[ComponentSpec, float]]:
-        """Return the (mask, ratio) pairs that a row is evaluated under: the tasks' own, and its pretraining's."""
-        if "reconstruction" not in row.provides:
-            return []
-        pairs = [
-            (m, task.ratio)
-            for task in map(self.task, self.tasks)
-            if isinstance(task, ReconstructionTask)
-            for m in self.evaluation_masks(task)
-        ]
-        # Whoever was pretrained by whatever mask is scored under all of them: the matrix has no holes.
-        own = [c.mask for c in self.combinations if self.registry.get("mask", c.mask.name).pretrains]
-        return list(dict.fromkeys([*pairs, *((m, self.grid.ratio) for m in own)]))
+    def needed_for(self, row: Row) -> Use:
+        """Return what a step is for that every score of a row needs."""
+        return Use(row, tuple(task.label for task in self.tasks if self.scores(row, task)))
 
-    def steps(self) -> Iterator[tuple[Row, Step]]:
-        """Yield every step with the row that needs it: fold after fold, evaluations last; none without a task."""
+    def meets_all_masks(self, row: Row) -> bool:
+        """Whether a row is evaluated under every mask that pretrains somebody, and not only under its own.
+
+        Fillers are what each pretraining is compared with; the others are shown under all of them, in a matrix without
+        holes, by a reconstruction task at the ratio of pretraining.
+        """
+        return row.kind == "filler" or any(task.ratio == self.grid.ratio for task in self._fills_in(row).values())
+
+    def _fills_in(self, row: Row) -> dict[str, ReconstructionTask]:
+        """Return the reconstruction tasks that a row is scored on, by their labels."""
+        tasks = {task.label: self.task(task) for task in self.tasks if self.scores(row, task)}
+        return {label: task for label, task in tasks.items() if isinstance(task, ReconstructionTask)}
+
+    @once
+    def evaluated_under(self, row: Row) -> dict[tuple[ComponentSpec, float], Use]:
+        """Return the masks and ratios that a row is evaluated under, each with what for."""
+        if "reconstruction" not in row.provides:
+            return {}
+        asked: dict[tuple[ComponentSpec, float], tuple[str, ...]] = {}
+        tasks = self._fills_in(row)
+        for label, task in tasks.items():
+            for mask in self.evaluation_masks(task):
+                asked[mask, task.ratio] = (*asked.get((mask, task.ratio), ()), label)
+        found = {pair: Use(row, labels) for pair, labels in asked.items()}
+        if self.meets_all_masks(row):
+            for mask in self.pretraining_masks:
+                found.setdefault((mask, self.grid.ratio), Use(row, tuple(tasks), needed=False))
+        if row.kind == "pretrained" and row.mask is not None:
+            # Its records say how well it fills in what it was pretrained to.
+            found[row.mask, self.grid.ratio] = self.needed_for(row)
+        return found
+
+    @functools.cached_property
+    def pretraining_masks(self) -> tuple[ComponentSpec, ...]:
+        """The masking strategies that pretrain somebody."""
+        masks = dict.fromkeys(c.mask for c in self.combinations)
+        return tuple(m for m in masks if self.registry.get("mask", m.name).pretrains)
+
+    def steps(self) -> Iterator[tuple[Use, Step]]:
+        """Yield every step with what it is for: fold after fold, evaluations last; none without a task."""
         if not self.tasks:
             return
-        subject_tasks = [t for t in self.tasks if self.task(t).needs == "features"]
+        everything = {row: self.needed_for(row) for row in self.rows}
         for fold in self.folds:
             for row in self.rows:
                 if row.backbone is not None:
-                    yield row, self.pretraining_step(*row.pretraining, fold)
+                    yield everything[row], self.pretraining_step(*row.pretraining, fold)
                 if "features" in row.provides and not self.adapts(row):
-                    for task in subject_tasks:
-                        if self.scores(row, task):
-                            yield row, self.feature_step(row, task, fold)
+                    for task in self.tasks:
+                        if self.task(task).needs == "features" and self.scores(row, task):
+                            yield Use(row, (task.label,)), self.feature_step(row, task, fold)
                 # One entry holds all fillers, so the first of their rows stands for them.
                 if row.kind != "filler" or row.label == reconstruction.FILLERS[0]:
-                    for mask, ratio in self.reconstruction_masks(row):
-                        yield row, self.reconstruction_step(row, fold, mask, ratio)
+                    for (mask, ratio), use in self.evaluated_under(row).items():
+                        yield use, self.reconstruction_step(row, fold, mask, ratio)
+                    if row.kind == "pretrained" and row.mask is not None:
+                        # What its records compare it with.
+                        yield everything[row], self.reconstruction_step(FILLERS, fold, row.mask, self.grid.ratio)
                     if "reconstruction" in row.provides:
                         for task in self.tasks:
                             if isinstance(self.task(task), EvokedTask):
-                                yield row, self.evoked_step(row, fold, task)
+                                yield Use(row, (task.label,)), self.evoked_step(row, fold, task)
         for row in self.rows:
             # One row's tasks after each other: they share the decomposition of its features.
             for task in self.tasks:
                 if self.scores(row, task):
-                    yield row, self.evaluation_step(row, task)
+                    yield Use(row, (task.label,)), self.evaluation_step(row, task)
             if (leak := self.leak_step(row)) is not None:
-                yield row, leak
+                yield everything[row], leak
             for step in self.attribution_steps(row):
-                yield row, step
+                yield everything[row], step
 
     def attribution_steps(self, row: Row) -> list[Step]:
         """Return a row's attribution, one step a fold; none unless asked for, and none of baselines and fillers."""
@@ -189,16 +220,34 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
         tasks = [] if self.adapts(row) else of_subjects
         return [self.attribution_step(row, fold, tasks) for fold in self.folds]
 
-    def evaluated(self, row: Row, spec: ComponentSpec) -> reconstruction.ReconstructionScores:
+    def evaluated(self, row: Row, spec: ComponentSpec, store: Store) -> reconstruction.ReconstructionScores:
         """Return a row's reconstruction scores: under the task's masks, and under every mask that pretrained somebody.
 
-        The latter are detail and no part of the row's score, which must not depend on what else is in the grid.
+        The latter are detail and no part of the row's score, which must not depend on what else is in the grid; those
+        that failed are left out, and :meth:`not_shown` tells which.
         """
         task = self.task(spec)
         assert isinstance(task, ReconstructionTask)
+        left_out = self.not_shown(row, spec, store)
+        shown = [m for m in self._beside(row, task) if m not in left_out]
+        return self.reconstructions(row, [*self.evaluation_masks(task), *shown], task.ratio)
+
+    def not_shown(self, row: Row, spec: ComponentSpec, store: Store) -> list[ComponentSpec]:
+        """Return the masks beside a reconstruction task's own under which a row could not be evaluated."""
+        task = self.task(spec)
+        if not isinstance(task, ReconstructionTask):
+            return []
+        rows = {FILLERS} if row.kind == "filler" else {row, FILLERS}
+        missing = []
+        for mask in self._beside(row, task):
+            steps = (self.reconstruction_step(r, fold, mask, task.ratio) for r in rows for fold in self.folds)
+            if any(store.get(step.stage, step.key) is None for step in steps):
+                missing.append(mask)
+        return missing
+
+    def _beside(self, row: Row, task: ReconstructionTask) -> list[ComponentSpec]:
         masks = self.evaluation_masks(task)
-        others = [m for m, ratio in self.reconstruction_masks(row) if ratio == task.ratio and m not in masks]
-        return self.reconstructions(row, [*masks, *others], task.ratio)
+        return [m for m, ratio in self.evaluated_under(row) if ratio == task.ratio and m not in masks]
 
     def notes(self) -> list[str]:
         """Return what a reader of this cohort's tables should know."""

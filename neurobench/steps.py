@@ -20,7 +20,7 @@ from neurobench.identity import digest, file_digest
 from neurobench.progress import Advance
 from neurobench.store import Checkpoint, Entry
 
-__all__ = ["FILLERS", "Fetch", "Row", "Step", "code_digest"]
+__all__ = ["FILLERS", "Failures", "Fetch", "Row", "Step", "Use", "code_digest"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,38 @@ class Row:
         if self.kind == "filler":
             return frozenset({"reconstruction"})
         return frozenset({"features", "reconstruction"})
+
+
+Failures = dict[tuple[Row, str], str]
+"""By row and label of the task, kind and message of the error for which there is no score."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a row needs a step for.
+
+    Parameters
+    ----------
+    row
+        Whose scores it is for.
+    tasks
+        Labels of the tasks that it is for.
+    needed
+        Whether without it there is no score on them; False of what is only shown beside.
+    """
+
+    row: Row
+    tasks: tuple[str, ...]
+    needed: bool = True
+
+    def is_idle(self, failures: Failures) -> bool:
+        """Whether there will be no score on any of its tasks, whatever becomes of the step."""
+        return bool(self.tasks) and all((self.row, task) in failures for task in self.tasks)
+
+    def fail(self, failures: Failures, error: str) -> None:
+        """Write down what follows from an error of the step; the first one of each score stays."""
+        for task in self.tasks if self.needed else ():
+            failures.setdefault((self.row, task), error)
 
 
 FILLERS = Row("filler", "trivial fillers")

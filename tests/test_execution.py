@@ -30,6 +30,7 @@ from neurobench.plugins import load_registry
 from neurobench.progress import Done, Silent, TimeLeft
 from neurobench.resources import Needs
 from neurobench.stages import CohortRun
+from neurobench.steps import Failures, Row, Use
 from neurobench.store import Store
 from tests import tiny_run
 from tests.fakes import write_folder
@@ -258,6 +259,14 @@ class FakeStep:
         return digest(self.identity)
 
 
+def use(row: str) -> Use:
+    return Use(Row("baseline", row), ("age",))
+
+
+def failed_rows(failures: Failures) -> dict[str, str]:
+    return {row.label: error for (row, task), error in failures.items() if task == "age"}
+
+
 def schedule(
     tmp_path: Path,
     *works: list[tuple[str, FakeStep]],
@@ -265,7 +274,8 @@ def schedule(
     done: Done = lambda seconds, computed: None,
 ) -> Any:
     executor = Executor(Store(tmp_path / "out"), Silent())
-    work = [Todo(SimpleNamespace(needs=lambda row, stage: {}), steps) for steps in works]  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(needs=lambda row, stage: {})
+    work: list[Any] = [Todo(run, [(use(row), step) for row, step in steps]) for steps in works]  # type: ignore[misc]
     return execution._Schedule(work, executor, lambda step: seconds, done)
 
 
@@ -296,7 +306,7 @@ def test_of_steps_that_were_lost_together_each_is_tried_alone(tmp_path: Path) ->
         for _ in range(2):
             (node,) = found.next([], 1)
             found.take([node], Outcome(frozenset(), "lost" if node.step.label == "a" else ""))
-    assert found.failures == [{"a": "lost"}]
+    assert list(map(failed_rows, found.failures)) == [{"a": "lost"}]
     assert found.through() == [0]
     lost = [line for line in logs.Reader(tmp_path / "out").new() if line["what"] == "step-lost"]
     assert [line["label"] for line in lost] == ["a", "b", "a"], "every line names its step"
@@ -400,12 +410,12 @@ class DyingWorkers(Workers):
 def test_who_had_ended_before_a_process_died_is_not_to_blame(tmp_path: Path) -> None:
     a, b, c, d = (FakeStep(name) for name in "abcd")
     run = SimpleNamespace(needs=lambda row, stage: {}, dataset=SimpleNamespace(label="fake"), seed=0)
-    todo: list[Any] = [Todo(run, [("row", step)]) for step in (a, b, c, d)]  # type: ignore[arg-type,list-item]
+    todo: list[Any] = [Todo(run, [(use("row"), step)]) for step in (a, b, c, d)]  # type: ignore[arg-type,list-item]
     executor, workers = Executor(Store(tmp_path / "out"), Silent()), DyingWorkers(c.key, d.key)
     ended = execution.on_workers(todo, executor, lambda step: 0.01, lambda seconds, computed: None, lambda: workers)
     failures = {one.steps[0][1].label: failed for one, failed in ended}
     assert {label for label, failed in failures.items() if failed} == {"c"}
-    assert "ended twice without an error" in failures["c"]["row"]  # type: ignore[index]
+    assert "ended twice without an error" in failed_rows(failures["c"])["row"]
     assert [workers.asked.count(step.key) for step in (a, b, c, d)] == [1, 1, 2, 2]
     assert executor.computed == {a.key, b.key, d.key}
 
@@ -419,7 +429,7 @@ def test_processes_that_died_before_they_began_are_to_blame_for_no_step(tmp_path
 
     a, b = FakeStep("a"), FakeStep("b")
     run = SimpleNamespace(needs=lambda row, stage: {}, dataset=SimpleNamespace(label="fake"), seed=0)
-    todo: list[Any] = [Todo(run, [("row", step)]) for step in (a, b)]  # type: ignore[arg-type,list-item]
+    todo: list[Any] = [Todo(run, [(use("row"), step)]) for step in (a, b)]  # type: ignore[arg-type,list-item]
     executor, workers = Executor(Store(tmp_path / "out"), Silent()), StillBorn(a.key, b.key)
     said: list[str] = []
     executor.progress.note = said.append  # type: ignore[method-assign]
@@ -482,7 +492,7 @@ def test_of_a_job_that_was_left_what_is_through_counts(tmp_path: Path) -> None:
     job = found.next([], 1)
     a, b, c = job
     found.take(job, Outcome(frozenset([a.key]), failed={b.key: "ValueError: no"}, abandoned=True))
-    assert found.failures == [{"b": "ValueError: no"}]
+    assert list(map(failed_rows, found.failures)) == [{"b": "ValueError: no"}]
     assert found.next([], 1) == [c]
 
 
@@ -493,7 +503,7 @@ def test_a_row_that_failed_is_left_and_who_shares_its_steps_goes_on(tmp_path: Pa
     told: list[tuple[str, str]] = []
     found._progress.failed = lambda label, error: told.append((label, error))
     done(found, found.next([], 1), "ValueError: no")
-    assert found.failures == [{"row": "ValueError: no"}]
+    assert list(map(failed_rows, found.failures)) == [{"row": "ValueError: no"}]
     assert told == [("a", "ValueError: no")]
     assert found.next([], 1)[0].step.label == "shared"
     assert found.next([], 1) is None
@@ -509,7 +519,7 @@ def test_steps_beside_a_process_that_died_are_tried_alone(tmp_path: Path) -> Non
     assert alone in (a, b)
     assert found.next([alone], 2) is None, "not beside another one"
     found.again(alone)
-    assert "ended twice" in found.failures[0][alone[0].step.label]
+    assert "ended twice" in failed_rows(found.failures[0])[alone[0].step.label]
     other = found.next([], 2)
     assert other in (a, b)
     assert found.next([other], 2) is None, "the last suspect runs alone too"

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import neurobench
-from neurobench import adaptation, planning, results, store
+from neurobench import adaptation, planning, results, stages, store
 from neurobench.config import RunConfig, expand
 from neurobench.errors import DataError, StoreError
 from neurobench.plugins import load_registry
@@ -103,6 +103,99 @@ def test_a_backbone_that_breaks_is_a_record_and_the_others_go_on(data: Path, tmp
     again = execute(data, tmp_path / "out", backbone=f"{name},tiny", task="age")
     assert again.failed == result.failed, "a failure is never stored as if it were a result"
     assert again.n_computed == 0
+
+
+BROKEN = """
+from neurobench import MaskingStrategy, SubjectTask, hookimpl, regression_metrics
+
+class Awkward(SubjectTask):
+    name, summary, kind, column = "awkward", "a task whose target cannot be told", "regression", "age"
+    metrics = regression_metrics("years")
+    def refuses(self, cohort): return ""
+    def target(self, participants): raise ZeroDivisionError("my target")
+
+class Speechless(Awkward):
+    name, summary = "speechless", "a task that cannot say whether it can be scored"
+    def refuses(self, cohort): raise ZeroDivisionError("my refusal")
+
+class Jammed(MaskingStrategy):
+    name, summary, hides = "jammed", "a strategy that hides nothing when asked to", "units"
+    def elements(self, window, n_hidden, rng): raise ZeroDivisionError("my mask")
+
+@hookimpl
+def register_tasks(): return [Awkward, Speechless]
+
+@hookimpl
+def register_masks(): return [Jammed]
+"""
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of plugins that load, and fail when they are used."""
+    path = tmp_path_factory.mktemp("plugin") / "broken.py"
+    path.write_text(BROKEN, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_task_that_breaks_takes_no_other_with_it(data: Path, tmp_path: Path, broken: Path, jobs: int) -> None:
+    task = "awkward,age,reconstruction"
+    result = execute(data, tmp_path / "out", task=task, plugin_files=(PLUGIN, broken), jobs=jobs)
+    failed = result.table[result.table["status"] == "failed"]
+    assert set(failed["task"]) == {"awkward"}
+    assert set(failed["error"]) == {"ZeroDivisionError: my target"}
+    assert set(result.table.loc[result.table["status"] == "ok", "task"]) == {"age", "reconstruction"}
+
+
+def test_a_task_that_cannot_say_whether_it_can_be_scored_is_left_out(data: Path, tmp_path: Path, broken: Path) -> None:
+    result = execute(data, tmp_path / "out", task="speechless,age", plugin_files=(PLUGIN, broken))
+    failed = result.table[result.table["status"] == "failed"]
+    assert set(failed["task"]) == {"speechless"}
+    assert "ZeroDivisionError: my refusal" in failed["error"].iloc[0]
+    assert any("task speechless left out: it could not tell" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_mask_that_breaks_takes_no_other_with_it(data: Path, tmp_path: Path, broken: Path, jobs: int) -> None:
+    whole = execute(data, tmp_path / "whole", task="age,reconstruction", plugin_files=(PLUGIN, broken))
+    options = {"mask": "roi,jammed", "plugin_files": (PLUGIN, broken), "jobs": jobs}
+    result = execute(data, tmp_path / "out", task="age,reconstruction", **options)
+    failed = result.table[result.table["status"] == "failed"]
+    assert set(failed["row"]) == {"tiny · jammed"}
+    assert set(failed["error"]) == {"ZeroDivisionError: my mask"}
+    scores = result.table[result.table["status"] == "ok"].set_index(["row", "task"])["score"]
+    assert scores.to_dict() == whole.table.set_index(["row", "task"])["score"].to_dict()
+    # Who reads the matrix of masks is told of the hole.
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").glob("*.json")]
+    told = {r["row"]: [n for n in r["notes"] if n.startswith("not shown under jammed")] for r in records if r["notes"]}
+    assert all(len(notes) == 1 for row, notes in told.items() if row in {"tiny · roi", "ridge"})
+    assert {"tiny · roi", "ridge"} <= told.keys()
+
+
+def test_rows_are_evaluated_under_each_others_masks_only_where_that_is_shown(data: Path, tmp_path: Path) -> None:
+    def labels(task: str) -> list[str]:
+        out = tmp_path / task
+        execute(data, out, mask="roi,time_block", task=task)
+        return [e.manifest["label"] for e in store.Store(out, read_only=True).entries("reconstruction")]
+
+    alone = labels("age")
+    assert {label.partition(" · fake")[0] for label in alone} == {
+        "reconstruct tiny · roi under roi",
+        "reconstruct tiny · time_block under time_block",
+        "trivial fillers under roi",
+        "trivial fillers under time_block",
+    }
+    assert any(label.startswith("reconstruct tiny · roi under time_block") for label in labels("reconstruction"))
+
+
+def test_a_dataset_that_fails_in_a_way_of_its_own_is_a_record(data: Path, tmp_path: Path, monkeypatch) -> None:
+    def fail(self: Any) -> list[str]:
+        raise KeyError("no such column")
+
+    monkeypatch.setattr(stages.CohortRun, "notes", fail)
+    result = execute(data, tmp_path / "out", task="age")
+    assert result.table["error"].tolist() == ["KeyError: 'no such column'"]
 
 
 def test_a_dataset_that_cannot_be_prepared_is_a_record(tmp_path: Path) -> None:

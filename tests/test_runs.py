@@ -32,7 +32,7 @@ from neurobench.heartbeat import Heartbeat
 from neurobench.identity import digest
 from neurobench.progress import Silent
 from neurobench.results import OF_THE_RUN
-from neurobench.steps import Row
+from neurobench.steps import Row, Use
 from neurobench.store import Store
 from tests.fakes import write_folder
 from tests.tiny_run import PLUGIN, execute
@@ -180,7 +180,7 @@ def test_what_ends_a_run_is_told(out: Path) -> None:
 def test_a_step_that_fails_elsewhere_is_told_at_once(out: Path) -> None:
     store, row = Store(out), Row("baseline", "mean")
     steps = [
-        (row, SimpleNamespace(stage="baseline", label=s, identity={"of": s}, key=digest({"of": s})))
+        (Use(row, ("age",)), SimpleNamespace(stage="baseline", label=s, identity={"of": s}, key=digest({"of": s})))
         for s in ("a", "b", "c")
     ]
     todo: Any = SimpleNamespace(run=SimpleNamespace(dataset=SimpleNamespace(label="fake"), seed=0), steps=steps)
@@ -198,7 +198,7 @@ def test_a_step_that_fails_elsewhere_is_told_at_once(out: Path) -> None:
         assert [label for label, _ in meanwhile.at_work] == ["c"]
         # Stopped: what is under way then has not failed.
         run.at_work([])
-        run.written(todo, {row: "ValueError: no"})
+        run.written(todo, {(row, "age"): "ValueError: no"})
     (one,) = runs.read_runs(out)
     assert one.errors == [["b", "ValueError: no"]]
     assert (one.n_steps, one.n_computed, one.n_failed) == (3, 1, 1)
