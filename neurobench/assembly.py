@@ -29,9 +29,6 @@ __all__ = ["Scored", "cohort_failed", "collect", "finish"]
 COVARIATES_ROW = "covariates"
 """The baseline that knows who was scanned, where and how long, and nothing of the brain."""
 
-CONTROLS = ("baseline", "filler", "untrained")
-"""Kinds of rows that a pretrained one has to beat."""
-
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -464,7 +461,7 @@ def _with_skill(record: Record, group: Sequence[Scored]) -> Record:
     controls = {
         s.record.row: v
         for s in group
-        if s.record.kind in CONTROLS and s.record.row != record.row and (v := _headline(s.record)) is not None
+        if s.record.kind in results.CONTROLS and s.record.row != record.row and (v := _headline(s.record)) is not None
     }
     if value is None or metric is None or not controls:
         return record

@@ -31,7 +31,7 @@ from neurobench.errors import BundleError
 from neurobench.parsing import finite
 from neurobench.records import Finding, Fold
 
-__all__ = ["Contents", "parse_folds", "parse_json", "parse_table", "printable", "read_bundle"]
+__all__ = ["Contents", "parse_folds", "parse_strict", "parse_table", "printable", "read_bundle"]
 
 _PIECE = 1 << 16
 
@@ -276,7 +276,7 @@ class _Manifest(pydantic.BaseModel):
 
 def _manifest(content: bytes) -> Mapping[str, Any]:
     try:
-        plain = parse_json(content)
+        plain = parse_strict(content)
         if isinstance(plain, dict) and plain.get("format") != FORMAT:
             raise ValueError(f"format {str(plain.get('format'))[:40]!r}, and this neurobench reads format {FORMAT}")
         return _Manifest.model_validate(plain).model_dump()
@@ -324,8 +324,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def parse_json(content: bytes) -> Any:
+def parse_strict(content: bytes) -> Any:
     """Return plain values: no NaN, no infinity, no key twice, text that can be written again.
+
+    Stricter than what reads files of people's own, in which some converters write NaN, or a name twice.
 
     Raises
     ------
@@ -370,7 +372,7 @@ def parse_folds(content: bytes) -> tuple[tuple[Fold, ...], bool]:
         If they are none.
     """
     try:
-        found = _Folds.model_validate(parse_json(content))
+        found = _Folds.model_validate(parse_strict(content))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

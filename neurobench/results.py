@@ -33,6 +33,7 @@ from neurobench.runs import partial
 from neurobench.store import atomic_write, disk_errors
 
 __all__ = [
+    "CONTROLS",
     "OF_THE_RUN",
     "Record",
     "content_hash",
@@ -52,6 +53,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+
+CONTROLS = ("baseline", "filler", "untrained")
+"""Kinds of rows that a pretrained one has to beat."""
 
 Apart = Literal["parameter budget", "mask budget", "outside weights"]
 """Why a row is not ranked beside the others."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from neurobench.agreement import contradict, of_people, same_predictions
 from neurobench.attestation import tolerated
-from neurobench.bundle_reader import parse_json, printable
+from neurobench.bundle_reader import parse_strict, printable
 from neurobench.errors import BundleError, DataError
 from neurobench.evidence import read_table
 from neurobench.identity import digest
@@ -40,7 +40,7 @@ def check_accepted(judge: Judge, items: Sequence[Item], folder: Path) -> None:
     slots: dict[str, list[Record]] = {}
     for path in sorted(folder.rglob("*.json")):
         try:
-            plain = parse_json(path.read_bytes())
+            plain = parse_strict(path.read_bytes())
             record = parse_record(plain)
         except (OSError, ValueError):
             continue

@@ -14,7 +14,7 @@ import numpy as np
 
 from neurobench.agreement import not_as_identified, not_as_named, not_of_suite, not_of_task, unsaid
 from neurobench.bundle import components, task_of
-from neurobench.bundle_reader import Contents, parse_json, printable
+from neurobench.bundle_reader import Contents, parse_strict, printable
 from neurobench.claims import beyond_reason, not_of_card, not_repeatable, wrong_cost
 from neurobench.components import CONTENT, from_outside, parse_component
 from neurobench.errors import NeurobenchError
@@ -38,7 +38,7 @@ def read_records(judge: Judge, contents: Contents) -> list[Item]:
     for name, content in files.items():
         where = f"records/{name}.json"
         try:
-            plain = parse_json(content)
+            plain = parse_strict(content)
             record = parse_record(plain)
             if content_hash(plain) != record.content_hash:
                 judge.add(
@@ -83,7 +83,7 @@ def _read_identity(judge: Judge, name: str, content: bytes | None) -> Mapping[st
         judge.add("error", "identity", f"{where} is missing: nobody can find the record's id again")
         return None
     try:
-        plain = parse_json(content)
+        plain = parse_strict(content)
         shape = {"evaluation": dict, "steps": dict, "asked": dict}
         if not (isinstance(plain, dict) and all(isinstance(plain.get(k), t) for k, t in shape.items())):
             raise ValueError("it lacks evaluation, steps or asked")

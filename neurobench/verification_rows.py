@@ -12,7 +12,7 @@ import numpy as np
 from neurobench import recomputation
 from neurobench.agreement import contradict, of_people, same_predictions, unlike
 from neurobench.bundle import PULL_REQUEST, Stripped, may_leave, pull_request, task_of
-from neurobench.bundle_reader import Contents, parse_json, printable
+from neurobench.bundle_reader import Contents, parse_strict, printable
 from neurobench.contracts import ReconstructionTask, SubjectTask, WindowTask
 from neurobench.errors import NeurobenchError
 from neurobench.identity import digest
@@ -20,7 +20,7 @@ from neurobench.options import frozen_suites, load_suite
 from neurobench.pairwise import PairwiseRecord, name_of, problems, tables_of
 from neurobench.plugins import OWN
 from neurobench.recomputation import Tolerance, alike, same, tolerance_of
-from neurobench.results import Record
+from neurobench.results import CONTROLS, Record
 from neurobench.verdicts import SHOWN, Item, Judge, by, group_of
 
 __all__ = [
@@ -32,8 +32,6 @@ __all__ = [
     "check_tables",
     "check_text",
 ]
-
-CONTROLS = ("baseline", "filler", "untrained")
 
 
 def check_people(judge: Judge, items: Sequence[Item]) -> None:
@@ -216,7 +214,7 @@ def check_comparisons(judge: Judge, items: Sequence[Item], contents: Contents) -
         where = f"comparisons/{name[:12]}….json"
         with judge.guard(where):
             try:
-                file = PairwiseRecord.of(parse_json(content))
+                file = PairwiseRecord.of(parse_strict(content))
             except ValueError as error:
                 judge.add("error", "comparisons", f"{where} are no comparisons: {error}")
                 continue

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 import neurobench
 from neurobench.bundle import LIMITS, MANIFEST, _Pseudonyms, make_bundle, write_bundle, zip_bytes
-from neurobench.bundle_reader import parse_folds, parse_json, parse_table, read_bundle
+from neurobench.bundle_reader import parse_folds, parse_strict, parse_table, read_bundle
 from neurobench.cli import app
 from neurobench.errors import BundleError
 from neurobench.leaderboard import BoardError, read_board
@@ -978,7 +978,7 @@ def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_
 
 @given(st.binary(max_size=400))
 def test_readers_of_text_say_what_is_wrong_and_never_break(content: bytes):
-    for reader in (parse_json, parse_folds, parse_table):
+    for reader in (parse_strict, parse_folds, parse_table):
         try:
             reader(content)
         except ValueError:
@@ -997,7 +997,7 @@ def test_readers_of_tables_take_any_text(text: str):
 def test_deep_and_odd_json_is_refused():
     for content in (b"[" * 100_000, b'{"a":' * 100_000, b'{"a":1,"a":2}', b'"\\ud800"', b"1" * 10_000, b"1e400"):
         with pytest.raises(ValueError):
-            parse_json(content)
+            parse_strict(content)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
