@@ -143,8 +143,11 @@ class Heartbeat:
             numbers = {row: len(rows) + i for i, row in enumerate(own)}
             for use, step in one.steps:
                 row, key = use.row, step.key
-                own[row].setdefault(step.stage, {})[key] = None
                 self._keys.setdefault(step.label, set()).add((step.stage, key))
+                if not use.needed:
+                    # A row is through without what is only shown beside its scores.
+                    continue
+                own[row].setdefault(step.stage, {})[key] = None
                 waiting = self._rows_of.setdefault(step.label, [])
                 if numbers[row] not in waiting[-1:]:
                     waiting.append(numbers[row])

@@ -205,6 +205,26 @@ def test_a_step_that_fails_elsewhere_is_told_at_once(out: Path) -> None:
     assert (one.failed_rows, one.n_written) == ([0], 1)
 
 
+def test_a_row_is_through_without_what_is_only_shown_beside_its_scores(out: Path) -> None:
+    row = Row("baseline", "mean")
+    needed, beside = (
+        SimpleNamespace(stage="reconstruction", label=s, identity={"of": s}, key=digest({"of": s})) for s in "ab"
+    )
+    steps = [(Use(row, ("age",)), needed), (Use(row, ("age",), needed=False), beside)]
+    todo: Any = SimpleNamespace(run=SimpleNamespace(dataset=SimpleNamespace(label="fake"), seed=0), steps=steps)
+    executor: Any = SimpleNamespace(store=Store(out), computed={needed.key}, stored=set())
+    with executor.store.write("reconstruction", needed.identity, "a"):
+        pass
+    with Heartbeat(out, Silent()) as run:
+        run.plan([todo], executor)
+        run.failed("b", "ValueError: no")
+        run.written(todo, {})
+    looked = runs.overview(out)
+    (one,) = looked.rows
+    assert (one.n_stored, one.n_steps, one.failed) == (1, 1, False)
+    assert (looked.runs[0].n_steps, looked.runs[0].n_failed) == (2, 1)
+
+
 # ---------------------------------------------------------------- others look
 
 
