@@ -252,11 +252,15 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
     def notes(self) -> list[str]:
         """Return what a reader of this cohort's tables should know."""
         notes = [f"{self.cohort.dataset}: {r}" for r in splits.split_remarks(self.cohort.participants, self.folds)]
-        left_out = Counter(f.code for f in self.cohort.findings if f.level == "error")
-        if left_out:
-            reasons = ", ".join(f"{code} × {n}" for code, n in left_out.most_common())
+        errors = [f for f in self.cohort.findings if f.level == "error"]
+        if errors:
+            left_out = Counter(f.code for f in errors).most_common()
+            reasons = ", ".join(f"{code} × {n}" for code, n in left_out)
+            # What most have in common; a run may be over, and its simulated files gone, before anybody checks the data.
+            first = next(f for f in errors if f.code == left_out[0][0])
             notes.append(
-                f"{self.cohort.dataset}: left out: {reasons}; `neurobench data check {self.dataset.name}` says more"
+                f"{self.cohort.dataset}: left out: {reasons}; the first: {' '.join(first.message.split())}; "
+                f"`neurobench data check {self.dataset.name}` says more"
             )
         notes += [f"{self.cohort.dataset}: {f.message}" for f in self.cohort.findings if f.code in OF_THE_TABLE]
         for spec in self.grid.tasks:

@@ -207,6 +207,15 @@ def test_a_dataset_that_cannot_be_prepared_is_a_record(tmp_path: Path) -> None:
     assert "no recording could be read. Reasons: unreadable × 4" in result.table.loc[0, "error"]
 
 
+def test_what_is_left_out_is_said_with_a_reason(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", n_subjects=24)
+    min((tmp_path / "data").glob("*.npy")).write_text("<html>")
+    result = execute(tmp_path / "data", tmp_path / "out", task="age")
+    (note,) = (note for note in result.notes if "left out: unreadable" in note)
+    assert note.startswith("fake: left out: unreadable × 1; the first: ")
+    assert note.endswith("; `neurobench data check fake` says more")
+
+
 def test_fewer_subjects_than_folds_says_so(tmp_path: Path) -> None:
     write_folder(tmp_path / "data", n_subjects=3)
     result = execute(tmp_path / "data", tmp_path / "out", task="reconstruction", folds=5)
