@@ -106,7 +106,6 @@ def collect(run: CohortRun, failures: Failures, store: Store) -> list[Scored]:
         "data": _data_record(run),
         "protocol": results.ProtocolRecord(**run.protocol()),
     }
-    gather.write_cohort(run, store.out)
     results.write_folds(store.out, run.fold_fingerprint, run.folds)
     scored = []
     for row in run.rows:

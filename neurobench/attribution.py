@@ -215,27 +215,21 @@ def agreement(values: Array) -> float:
 
 
 def geometry(
-    features: NDArray[np.floating],
-    subjects: Sequence[str],
-    people: pd.DataFrame,
-    train: Sequence[str],
-    test: Sequence[str],
-) -> pd.DataFrame:
+    features: NDArray[np.floating], subjects: Sequence[str], train: Sequence[str], test: Sequence[str]
+) -> Array:
     """Return where held-out subjects lie on the first two principal components of the training subjects.
 
     Parameters
     ----------
     features, subjects
         (subjects, features) and their names.
-    people
-        Participants; ``site`` and ``age`` are taken along where known.
     train, test
         Subjects that components are fitted on, and that are shown.
 
     Returns
     -------
-    table
-        participant_id, pc1, pc2 (in s.d. of the training subjects), site, age.
+    components
+        (test, 2), in s.d. of the training subjects.
     """
     from neurobench.adaptation import rotate
 
@@ -243,22 +237,13 @@ def geometry(
     a, b = rotate(features[[place[s] for s in train]], features[[place[s] for s in test]])
     centre = a.mean(0)
     _, s, vt = np.linalg.svd(a - centre, full_matrices=False)
-    scores = np.zeros((len(test), 2))
+    components = np.zeros((len(test), 2))
     n = min(2, len(s))
-    scores[:, :n] = (b - centre) @ vt[:n].T / np.maximum(s[:n] / np.sqrt(len(a)), 1e-12)
+    components[:, :n] = (b - centre) @ vt[:n].T / np.maximum(s[:n] / np.sqrt(len(a)), 1e-12)
     # The sign of a component is arbitrary: its largest loading is made positive, so that two runs agree.
     signs = np.sign(vt[:n][np.arange(n), np.abs(vt[:n]).argmax(1)])
-    scores[:, :n] *= np.where(signs == 0, 1, signs)
-    own = people.loc[list(test)]
-    return pd.DataFrame(
-        {
-            "participant_id": list(test),
-            "pc1": scores[:, 0],
-            "pc2": scores[:, 1],
-            "site": own["site"].where(own["site"].notna(), "").astype(str).to_numpy() if "site" in own else "",
-            "age": pd.to_numeric(own["age"], errors="coerce").to_numpy(float) if "age" in own else np.nan,
-        }
-    )
+    components[:, :n] *= np.where(signs == 0, 1, signs)
+    return components
 
 
 def permuted_labels(y: Array, seed: int) -> Array:

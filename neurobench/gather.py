@@ -153,16 +153,28 @@ def responses(run: CohortRun, row: Row, spec: ComponentSpec, store: Store) -> Ma
 
 
 def embedding_geometry(run: CohortRun, row: Row, spec: ComponentSpec) -> pd.DataFrame:
-    """Return where every held-out subject lies on the first two components of its fold's training subjects."""
+    """Return where every held-out subject lies on the first two components of its fold's training subjects.
+
+    Columns are participant_id, pc1, pc2 (in s.d. of the training subjects), site and age where known, and fold.
+    """
     # Tasks on subjects share their features, unless sites are taken out beside a target.
     key = row.label, spec.label if run.harmonises(row, spec) else ""
     if key not in run.geometries:
-        tables = []
+        components = []
         for fold in run.folds:
             subjects, x = run.features(row, spec, fold)
-            table = attribution.geometry(x, subjects, run.cohort.participants, fold.train, fold.test)
-            tables.append(table.assign(fold=fold.index))
-        run.geometries[key] = pd.concat(tables, ignore_index=True)
+            components.append(attribution.geometry(x, subjects, fold.train, fold.test))
+        shown = [s for fold in run.folds for s in fold.test]
+        own = run.cohort.participants.loc[shown]
+        run.geometries[key] = pd.DataFrame(
+            {
+                "participant_id": shown,
+                **dict(zip(("pc1", "pc2"), np.concatenate(components).T, strict=True)),
+                "site": own["site"].where(own["site"].notna(), "").astype(str).to_numpy() if "site" in own else "",
+                "age": pd.to_numeric(own["age"], errors="coerce").to_numpy(float) if "age" in own else np.nan,
+                "fold": np.repeat([fold.index for fold in run.folds], [len(fold.test) for fold in run.folds]),
+            }
+        )
     return run.geometries[key]
 
 
@@ -309,7 +321,6 @@ def write_cohort(run: CohortRun, out: Path) -> None:
     folder = out / "cohorts" / cohort.fingerprint
     path = folder / "cohort.json"
     with disk_errors(path):
-        # Each time: what is there may be cut or changed.
         write_table(folder / "units.parquet", _units(cohort))
     atomic_write(path, json.dumps(_cohort(run), indent=1, ensure_ascii=False) + "\n")
 

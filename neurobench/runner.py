@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 import neurobench
-from neurobench import assembly, clusters, logs, results
+from neurobench import assembly, clusters, gather, logs, results
 from neurobench.cohorts import CohortSource
 from neurobench.config import Grid, RunConfig, expand
 from neurobench.cost import Model, Work
@@ -217,8 +217,13 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
             ended = on_workers(todo, executor, seconds, done, start)
         else:
             ended = in_turn(todo, executor, seconds, done)
+        described: set[str] = set()
         for of, failures in ended:
             store.must_be_there()
+            if of.run.tasks and of.run.cohort.fingerprint not in described:
+                # The same for every seed; in every run anew, as what is there may be cut or changed.
+                gather.write_cohort(of.run, store.out)
+                described.add(of.run.cohort.fingerprint)
             write(assembly.collect(of.run, failures, store))
             progress.written(of, failures)
     if elsewhere and not executor.computed and not failed:

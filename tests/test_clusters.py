@@ -793,21 +793,29 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     with dask.config.set(own):
         batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"][0] == "--nanny", "what dask-jobqueue is configured with is kept"
-    assert asked["job_script_prologue"] == ["module load x", batch_systems.UNPROFILED]
+    assert asked["job_script_prologue"] == ["module load x", *batch_systems.CALM]
     path.write_text("cores: 1\njobs: 3\nenv_extra: [module load y]\nextra: [--no-dashboard]\n")
     batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
-    assert asked["job_script_prologue"] == ["module load y", batch_systems.UNPROFILED], "it has another name now"
+    assert asked["job_script_prologue"] == ["module load y", *batch_systems.CALM], "it has another name now"
     assert asked["worker_extra_args"][0] == "--no-dashboard"
     path.write_text("cores: 1\njobs: 3\njob_script_prologue: |\n  module load a\n  module load b\n")
     batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
-    assert asked["job_script_prologue"] == ["module load a", "module load b", batch_systems.UNPROFILED]
+    assert asked["job_script_prologue"] == ["module load a", "module load b", *batch_systems.CALM]
 
 
-@pytest.mark.parametrize(("own", "found"), [(None, "False"), ("True", "True")])
-def test_workers_of_a_batch_system_are_not_profiled_unless_asked(own: str | None, found: str) -> None:
-    name = "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"
+@pytest.mark.parametrize(
+    ("name", "own", "found"),
+    [
+        ("WORKER__PROFILE__ENABLED", None, "False"),
+        ("WORKER__PROFILE__ENABLED", "True", "True"),
+        ("ADMIN__TICK__INTERVAL", None, "1s"),
+        ("ADMIN__TICK__INTERVAL", "20ms", "20ms"),
+    ],
+)
+def test_workers_of_a_batch_system_do_not_watch_themselves_unless_asked(name: str, own: str | None, found: str) -> None:
+    name = f"DASK_DISTRIBUTED__{name}"
     env = {k: v for k, v in os.environ.items() if k != name} | ({name: own} if own else {})
-    script = f"{batch_systems.UNPROFILED}\nprintenv {name}"
+    script = "\n".join([*batch_systems.CALM, f"printenv {name}"])
     assert subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True).stdout.strip() == found
 
 
