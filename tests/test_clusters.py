@@ -203,7 +203,9 @@ def test_what_is_left_is_no_error_of_a_step_and_those_before_it_count(monkeypatc
     here.grid, here.device = SimpleNamespace(profile=SimpleNamespace(width=8)), torch.device("cpu")  # type: ignore[assignment]
     here.executor = SimpleNamespace(computed=done, fetch=fetch)  # type: ignore[assignment]
     here.store = SimpleNamespace(must_be_there=lambda: None)  # type: ignore[assignment]
-    monkeypatch.setattr(here, "step", lambda dataset, seed, stage, key: (SimpleNamespace(label="row"), key))
+    monkeypatch.setattr(
+        here, "step", lambda dataset, seed, stage, key: (SimpleNamespace(row=SimpleNamespace(label="row")), key)
+    )
     monkeypatch.setattr(worker, "_here", ("what is run", here))
     found = worker.compute("what is run", "", "fake", 0, [("stage", key) for key in "abcd"])  # type: ignore[arg-type]
     assert found == Outcome(frozenset("a"), failed={"b": "ValueError: no"}, abandoned=True)
@@ -773,7 +775,7 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     assert at_most == 12
     assert issubclass(asked.pop("job_cls"), Cluster.job_cls)
     assert asked.pop("worker_extra_args") == ["--lifetime", "3000s", "--lifetime-stagger", "150s"]
-    assert asked.pop("job_script_prologue") == [batch_systems.UNPROFILED]
+    assert asked.pop("job_script_prologue") == [*batch_systems.CALM]
     assert asked == {
         "queue": "short",
         "cores": 4,

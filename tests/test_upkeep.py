@@ -328,8 +328,18 @@ def test_two_machines_become_one(finished: Path, tmp_path: Path):
     assert upkeep.check(tmp_path / "a").problems == ()
     ours, whole = (load_results(tmp_path / n).set_index("id")["score"].sort_index() for n in ("a", "whole"))
     assert ours.equals(whole)
-    # What neither has: each network under the other's mask, in both folds.
-    assert execute(finished / "data", tmp_path / "a", task="age", mask="roi,random_tube").n_computed == 4
+    assert execute(finished / "data", tmp_path / "a", task="age", mask="roi,random_tube").n_computed == 0
+    # What neither has: each network under the other's mask, in both folds, and what that makes of its score.
+    both = execute(finished / "data", tmp_path / "a", task="reconstruction", mask="roi,random_tube")
+    of_the_matrix = [
+        e
+        for e in Store(tmp_path / "a", read_only=True).entries("reconstruction")
+        if e.manifest["label"].startswith(
+            ("reconstruct tiny · roi under random_tube", "reconstruct tiny · random_tube under roi")
+        )
+    ]
+    assert both.failed == ()
+    assert len(of_the_matrix) == 4
     (again,) = upkeep.merge(tmp_path / "a", [tmp_path / "b"])
     assert (again.n_entries, again.n_records) == (0, 0)
 
