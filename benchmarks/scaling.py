@@ -140,7 +140,7 @@ def measure(out: Path, n_workers: int, kill_s: float = 0.0, **options: Any) -> d
         # As scheduler and workers are started by --cluster, see CALM there.
         dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": TICK_S}),
         distributed.LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+            n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
         ) as cluster,
     ):
         settings = GRID | options | {"out": out, "scheduler": cluster.scheduler_address}
