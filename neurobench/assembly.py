@@ -168,6 +168,7 @@ def _score(
                 cost=CostRecord(n_parameters=None, seconds=0.0, peak_memory_mb=None, device=str(run.device)),
             )
         )
+    not_shown = run.not_shown(row, task, store)
     score = entry.json("score.json")
     cost = _cost(run, row, task, entry, store)
     record = Record(
@@ -183,7 +184,7 @@ def _score(
         training=results.TrainingRecord(**score["training"]) if "training" in score else None,
         cost=cost,
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
-        notes=[*score["notes"], *_notes_of(cost, run.grid.profile.batch_size), *_not_shown(run, row, task, store)],
+        notes=[*score["notes"], *_notes_of(cost, run.grid.profile.batch_size), *_holes(not_shown)],
     )
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
     if (lost := gather.attributed(run, row, task, store)) is not None:
@@ -212,7 +213,7 @@ def _score(
             arrays={} if averages is None else {"responses": averages},
         )
     masks = run.headline_masks(built) if isinstance(built, ReconstructionTask) else ()
-    scores = run.evaluated(row, task, store)
+    scores = run.evaluated(row, task, not_shown)
     traces = None if row.kind == "filler" else gather.examples(run, row, task, store)
     return Scored(
         record,
@@ -222,10 +223,10 @@ def _score(
     )
 
 
-def _not_shown(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> list[str]:
+def _holes(masks: Sequence[ComponentSpec]) -> list[str]:
     """Return what is to be said of masks under which a row could not be evaluated."""
-    masks = ", ".join(mask.label for mask in run.not_shown(row, task, store))
-    return [f"not shown under {masks}: evaluating it there failed, and the log says why"] if masks else []
+    labels = ", ".join(mask.label for mask in masks)
+    return [f"not shown under {labels}: evaluating it there failed, and the log says why"] if masks else []
 
 
 def _leak(run: CohortRun, row: Row, store: Store) -> dict[str, MetricRecord]:

@@ -105,9 +105,9 @@ def cluster_of(config: RunConfig, jobs: Jobs) -> tuple[Any, int]:
     dask = imported("dask")
     # The scheduler is in this process, beside what reads and writes records.
     tick = "distributed.admin.tick.interval"
-    tick_s = TICK_S if dask.config.get(tick, "20ms") == "20ms" else dask.config.get(tick)
+    asked_for = dask.config.get(tick, "20ms")
     try:
-        with dask.config.set({tick: tick_s}):
+        with dask.config.set({tick: TICK_S if asked_for == "20ms" else asked_for}):
             cluster = asked(**settings, job_cls=jobs.told_by(asked.job_cls))
     except (TypeError, ValueError) as error:
         # dask-jobqueue adds a list of everything that it was given.

@@ -115,16 +115,11 @@ class ReconstructionSteps(PretrainingSteps):
     def _reconstructed(
         self, row: Row, fold: Fold, mask: ComponentSpec, ratio: float
     ) -> reconstruction.ReconstructionScores:
-        fillers = self._filled(fold, mask, ratio)
+        fillers = load_scores(self.fetch(self.reconstruction_step(FILLERS, fold, mask, ratio)).file("scores.npz"))
         if row.kind == "filler":
             return fillers
         own = load_scores(self.fetch(self.reconstruction_step(row, fold, mask, ratio)).file("scores.npz"))
         return join([own, fillers], "predictors")
-
-    @once
-    def _filled(self, fold: Fold, mask: ComponentSpec, ratio: float) -> reconstruction.ReconstructionScores:
-        """Return the scores of the fillers, which stand beside those of every row."""
-        return load_scores(self.fetch(self.reconstruction_step(FILLERS, fold, mask, ratio)).file("scores.npz"))
 
     # ------------------------------------------------------------ evoked responses
 

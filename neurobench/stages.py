@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,15 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
         if not self.tasks:
             return
         everything = {row: self.needed_for(row) for row in self.rows}
+        of_features = [t for t in self.tasks if self.task(t).needs == "features"]
+        of_responses = [t for t in self.tasks if isinstance(self.task(t), EvokedTask)]
         for fold in self.folds:
             for row in self.rows:
                 if row.backbone is not None:
                     yield everything[row], self.pretraining_step(*row.pretraining, fold)
                 if "features" in row.provides and not self.adapts(row):
-                    for task in self.tasks:
-                        if self.task(task).needs == "features" and self.scores(row, task):
+                    for task in of_features:
+                        if self.scores(row, task):
                             yield Use(row, (task.label,)), self.feature_step(row, task, fold)
                 # One entry holds all fillers, so the first of their rows stands for them.
                 if row.kind != "filler" or row.label == reconstruction.FILLERS[0]:
@@ -199,9 +201,8 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
                         # What its records compare it with.
                         yield everything[row], self.reconstruction_step(FILLERS, fold, row.mask, self.grid.ratio)
                     if "reconstruction" in row.provides:
-                        for task in self.tasks:
-                            if isinstance(self.task(task), EvokedTask):
-                                yield Use(row, (task.label,)), self.evoked_step(row, fold, task)
+                        for task in of_responses:
+                            yield Use(row, (task.label,)), self.evoked_step(row, fold, task)
         for row in self.rows:
             # One row's tasks after each other: they share the decomposition of its features.
             for task in self.tasks:
@@ -220,15 +221,16 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
         tasks = [] if self.adapts(row) else of_subjects
         return [self.attribution_step(row, fold, tasks) for fold in self.folds]
 
-    def evaluated(self, row: Row, spec: ComponentSpec, store: Store) -> reconstruction.ReconstructionScores:
+    def evaluated(
+        self, row: Row, spec: ComponentSpec, left_out: Collection[ComponentSpec]
+    ) -> reconstruction.ReconstructionScores:
         """Return a row's reconstruction scores: under the task's masks, and under every mask that pretrained somebody.
 
-        The latter are detail and no part of the row's score, which must not depend on what else is in the grid; those
-        that failed are left out, and :meth:`not_shown` tells which.
+        The latter are detail and no part of the row's score, which must not depend on what else is in the grid; of them
+        ``left_out``, from :meth:`not_shown`, are not there.
         """
         task = self.task(spec)
         assert isinstance(task, ReconstructionTask)
-        left_out = self.not_shown(row, spec, store)
         shown = [m for m in self._beside(row, task) if m not in left_out]
         return self.reconstructions(row, [*self.evaluation_masks(task), *shown], task.ratio)
 
