@@ -7,7 +7,7 @@ VENV ?= .venv
 OUT ?= neurobench-results
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow slurm lint bench fuzz suites nulls docs schema wheel clean
+.PHONY: demo test slow campaign slurm lint bench fuzz suites nulls docs schema wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/neurobench run --backbone mamba --mask roi --out $(OUT)
@@ -19,7 +19,11 @@ test: lint
 	$(PYTEST)
 
 slow: $(VENV)/.installed-test
-	$(PYTEST) -m "slow and not gpu and not network and not slurm"
+	$(PYTEST) -m "slow and not campaign and not gpu and not network and not slurm"
+
+# More of what slow tests show once: every suite whole, other seeds, the longest of the README's runs.
+campaign: $(VENV)/.installed-test
+	$(PYTEST) -m "campaign and not gpu and not network"
 
 slurm: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slurm

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, Subjec
 from neurobench.errors import DataError
 from neurobench.folders import Folder, entries, ids_that_differ, renamed_columns, spreadsheet_findings
 from neurobench.listing import listed
+from neurobench.places import called_in
 from neurobench.preparation import hinted, usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
 
@@ -223,7 +225,7 @@ def _read_all(dataset: Dataset, files: Sequence[RecordingFile], workers: int) ->
             yield file, _read_one(dataset, file)
         return
     with joblib.parallel_config(backend="loky", inner_max_num_threads=max(1, joblib.cpu_count() // wanted)):
-        jobs = (joblib.delayed(_read_one)(dataset, file) for file in files)
+        jobs = (joblib.delayed(called_in)(os.getcwd(), _read_one, dataset, file) for file in files)
         yield from zip(files, joblib.Parallel(n_jobs=wanted, return_as="generator")(jobs), strict=True)
 
 

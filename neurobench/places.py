@@ -1,13 +1,16 @@
-"""Where a file is written before it is moved into its place, so that nobody ever reads half of one."""
+"""Where a file is written before it is moved into its place, and where another process works."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["is_half_written", "place_beside"]
+__all__ = ["called_in", "is_half_written", "place_beside"]
 
 
 def place_beside(path: Path) -> Path:
@@ -19,3 +22,13 @@ def place_beside(path: Path) -> Path:
 def is_half_written(path: Path) -> bool:
     """Return whether a file is one that is to be moved into another one's place, or was when its process was killed."""
     return re.fullmatch(r"\..+\.\d+(-[0-9a-f]{8})?(\.npz)?", path.name) is not None
+
+
+def called_in(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function with a folder as the working directory: for processes that outlive what they were started for.
+
+    A pool that is kept works where it was started. Somebody who has changed the folder in between, as in a notebook,
+    means paths from the new one.
+    """
+    with contextlib.chdir(folder):
+        return function(*arguments)

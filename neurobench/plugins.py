@@ -312,7 +312,15 @@ def _file_of(module: object) -> Path | None:
     return Path(file).resolve() if file else None
 
 
-def _source_files(module: ModuleType, component: type) -> tuple[Path, ...]:
+_Lister = Callable[[Path], Sequence[Path]]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the files in a folder and below it, without what Python keeps of them."""
+    return [f for f in folder.rglob("*") if "__pycache__" not in f.parts and f.is_file()]
+
+
+def _source_files(module: ModuleType, component: type, inside_of: _Lister) -> tuple[Path, ...]:
     """Return the files that a component's code is in, conservatively.
 
     The plugin's module, every private file of its package (leading underscore), and the files of its bases there.
@@ -323,7 +331,7 @@ def _source_files(module: ModuleType, component: type) -> tuple[Path, ...]:
     if own is not None:
         files.add(own)
         # Tables that lie beside the code, such as an atlas, decide results as much as code does.
-        inside = [f for f in own.parent.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+        inside = inside_of(own.parent)
         if own.name == "__init__.py":
             files.update(inside)
         elif module.__package__:
@@ -338,7 +346,7 @@ _imported: dict[str, tuple[ModuleType, dict[Path, tuple[int, int]]]] = {}
 """By name, modules of installed plugins, with when their source files were changed, and their sizes, at first."""
 
 
-def _changed(candidate: _Candidate, module: ModuleType, components: Sequence[type]) -> list[Path]:
+def _changed(candidate: _Candidate, module: ModuleType, components: Sequence[type], inside_of: _Lister) -> list[Path]:
     """Return the source files of an installed plugin that are not those any more that this process imported.
 
     A worker of a cluster, or a notebook, goes on with what it imported; the digest of the new file would lie. A plugin
@@ -346,7 +354,7 @@ def _changed(candidate: _Candidate, module: ModuleType, components: Sequence[typ
     """
     if candidate.distribution.startswith(FILE):
         return []
-    files = dict.fromkeys(f for component in components for f in _source_files(module, component))
+    files = dict.fromkeys(f for component in components for f in _source_files(module, component, inside_of))
     now = {file: (found.st_mtime_ns, found.st_size) for file in files if (found := file.stat())}
     same, first = _imported.get(module.__name__, (None, now))
     if same is not module:
@@ -429,7 +437,7 @@ class _Loaded:
         return replace(self.candidate.info(state, reason, provides), import_s=self.import_s)
 
 
-def _load(candidate: _Candidate, manager: pluggy.PluginManager) -> _Loaded | PluginInfo:
+def _load(candidate: _Candidate, manager: pluggy.PluginManager, inside_of: _Lister) -> _Loaded | PluginInfo:
     """Import and register one plugin; whatever goes wrong becomes its state."""
     plugin: object = None
     try:
@@ -443,7 +451,7 @@ def _load(candidate: _Candidate, manager: pluggy.PluginManager) -> _Loaded | Plu
         if wrong := wrong_hooks(manager, plugin):
             raise _Invalid(wrong)
         components = _components(manager, plugin)
-        if changed := _changed(candidate, module, [c for _, c in components]):
+        if changed := _changed(candidate, module, [c for _, c in components], inside_of):
             raise _Invalid(f"{changed[0]} has changed since this process imported it; start the process anew")
         missing = {(kind, c.name): reason for kind, c in components if (reason := c.unavailable())}
         return _Loaded(candidate, module, components, missing, import_s)
@@ -529,6 +537,8 @@ def load_registry(
     _refuse_unknown(only, candidates, ONLY)
     infos: list[PluginInfo] = []
     loaded: list[_Loaded] = []
+    # Dozens of plugins lie in one folder, which is looked through once a loading.
+    inside_of = functools.cache(_inside)
     for candidate in candidates:
         if candidate.names & set(block):
             infos.append(candidate.info("blocked", f"Blocked by {BLOCK}; leave it out there to use this plugin."))
@@ -537,7 +547,7 @@ def load_registry(
         if only and not candidate.file and not candidate.names & set(only):
             infos.append(candidate.info("blocked", f"Not among {ONLY}; name it there to use this plugin."))
             continue
-        result = _load(candidate, manager)
+        result = _load(candidate, manager, inside_of)
         if candidate.distribution != OWN:
             _refuse_intruders(candidate)
         if isinstance(result, _Loaded):
@@ -559,7 +569,7 @@ def load_registry(
                 unusable[key] = _error(kind, component.name, replace(info, state="unavailable", reason=reason))
             elif info.state == "available":
                 found[kind][component.name] = component
-                sources[key] = (info, _source_files(item.module, component))
+                sources[key] = (info, _source_files(item.module, component, inside_of))
     if wrong := [i for i in infos if i.distribution.startswith(FILE) and i.state in ("broken", "unavailable")]:
         names = " and ".join(str(i.file) for i in wrong)
         raise PluginError(f"the plugin in {names} cannot be used.", next_step=" ".join(i.reason for i in wrong))

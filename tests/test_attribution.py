@@ -99,7 +99,7 @@ def test_agreement():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.campaign) for s in (1, 2))])
 def test_regions_of_one_network_are_found_and_not_with_randomised_weights(tmp_path: Path, seed: int):
     """The simulated twin's planted pairs: the tenth of pairs of regions that share most of their networks."""
     registry = load_registry()

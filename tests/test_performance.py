@@ -130,7 +130,7 @@ def _twice(what: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["mamba", "attention"])
+@pytest.mark.parametrize("mixer", [pytest.param("mamba", marks=pytest.mark.campaign), "attention"])
 def test_memory_of_shifted_windows_from_shapes_is_that_of_a_real_step(mixer: str) -> None:
     build = partial(gpu.published_step, mixer, "cpu", edge=4, n_patches=2)
     assert memory.of_a_step(build) == pytest.approx(memory.of_a_step(build, values=True), rel=0.005)

@@ -88,6 +88,16 @@ def test_workers_make_the_same_cohort(tmp_path: Path, folder: Path) -> None:
     assert said == [(i, 8) for i in range(9)]
 
 
+def test_workers_follow_into_another_folder(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: the processes of the first cohort are there still, and work where they were started."""
+    (tmp_path / "elsewhere").mkdir()
+    for place in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(place)
+        cohort = source(Path(os.path.relpath(folder))).load(Store(Path("out")), workers=2)
+        assert len(cohort.subjects) > 2
+        assert not [f for f in cohort.findings if f.code == "unreadable"], place
+
+
 def test_an_interrupted_preparation_goes_on(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = FakeDataset.read
     read: list[str] = []

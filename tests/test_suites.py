@@ -53,7 +53,11 @@ def test_a_suite_of_real_recordings_takes_no_twin_and_names_them(name: str, desc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    # That of MEG is run whole below, and of the others test_published.py runs what takes seconds.
+    "name",
+    [n if n == "relatives" else pytest.param(n, marks=pytest.mark.campaign) for n in NAMES],
+)
 def test_a_suite_runs_whole_on_its_twin(name: str, tmp_path: Path) -> None:
     table = neurobench.run(
         suite=SUITES / f"{name}.yaml",

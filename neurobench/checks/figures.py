@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,35 @@ def _run(kind: SpecimenKind) -> Evidence:
     return simulated_evidence(folder, kind)
 
 
-def _runs(cls: type[Figure]) -> Iterator[list[Drawing]]:
-    """Yield what is drawn of each simulated run."""
-    some = False
+@functools.lru_cache(maxsize=1)
+def _seen(cls: type[Figure]) -> tuple[tuple[list[Drawing], ...], tuple[str, ...]]:
+    """Return what a figure draws of each simulated run, and the traces that it leaves: drawn once for all checks."""
+    from matplotlib import pyplot
+
+    seen, traces = [], []
+    before = pyplot.get_fignums()
     for kind in KINDS:
+        run = _run(kind)
         # A table of its own: what one figure changes is not another one's to draw.
-        drawings = _drawn(cls, replace(one := _run(kind), table=one.table.copy(), _cache={}))
-        some |= bool(drawings)
-        yield drawings
-    if not some:
+        evidence = replace(run, table=run.table.copy(), _cache={})
+        files = set(run.folder.rglob("*"))
+        seen.append(_drawn(cls, evidence))
+        if not run.table.equals(evidence.table):
+            traces.append("changes `evidence.table`, from which the next figure is drawn: work on a copy")
+        for file in sorted(set(run.folder.rglob("*")) - files):
+            traces.append(f"writes {file.name} into the output folder")
+            shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
+    if pyplot.get_fignums() != before:
+        traces.append("leaves figures open in pyplot; use matplotlib.figure.Figure")
+    return tuple(seen), tuple(traces)
+
+
+def _runs(cls: type[Figure]) -> tuple[list[Drawing], ...]:
+    """Return what is drawn of each simulated run."""
+    seen, _ = _seen(cls)
+    if not any(seen):
         raise Skip("draws nothing of the simulated runs of the checks")
+    return seen
 
 
 def _texts(drawing: Drawing) -> list[Any]:
@@ -76,11 +95,9 @@ def evidence_may_lack(cls: type[Figure], registry: Registry | None, full: bool) 
     """Where the files beside the records are gone nothing breaks."""
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
-            evidence = simulated_evidence(Path(folder), kind)
-            for part in ("predictions", "evidence"):
-                for file in (Path(folder) / part).rglob("*.*"):
-                    file.unlink()
-            _drawn(cls, evidence)
+            run = _run(kind)
+            shutil.copytree(run.folder / "cohorts", Path(folder) / "cohorts")
+            _drawn(cls, replace(run, folder=Path(folder), table=run.table.copy(), _cache={}))
     return ""
 
 
@@ -132,23 +149,8 @@ def legible(cls: type[Figure], registry: Registry | None, full: bool) -> str:
 
 def no_trace(cls: type[Figure], registry: Registry | None, full: bool) -> str:
     """The evidence is not changed, no file is written, and pyplot keeps no figure: a report of hundreds must fit."""
-    from matplotlib import pyplot
-
-    problems = []
-    before = pyplot.get_fignums()
-    for kind in KINDS:
-        with tempfile.TemporaryDirectory() as folder:
-            evidence = simulated_evidence(Path(folder), kind)
-            files = sorted(Path(folder).rglob("*"))
-            table = evidence.table.copy()
-            _drawn(cls, evidence)
-            if not table.equals(evidence.table):
-                problems.append("changes `evidence.table`, from which the next figure is drawn: work on a copy")
-            new = [f.name for f in sorted(Path(folder).rglob("*")) if f not in files]
-            problems += [f"writes {name} into the output folder" for name in new]
-    if pyplot.get_fignums() != before:
-        problems.append("leaves figures open in pyplot; use matplotlib.figure.Figure")
-    demand(problems)
+    _, traces = _seen(cls)
+    demand(list(traces))
     return ""
 
 
