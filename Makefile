@@ -21,7 +21,7 @@ test: lint
 slow: $(VENV)/.installed-test
 	$(PYTEST) -m "slow and not campaign and not gpu and not network and not slurm"
 
-# More of what slow tests show once: every suite whole, other seeds, the longest of the README's runs.
+# More of what slow tests show once: every suite whole, other seeds, the longest pages and runs of the documentation.
 campaign: $(VENV)/.installed-test
 	$(PYTEST) -m "campaign and not gpu and not network"
 

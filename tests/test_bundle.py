@@ -874,6 +874,7 @@ def test_real_records_run_again_where_the_same_recordings_are(out: Path, real: P
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_simulated_records_run_again(out: Path, tmp_path: Path, honest: Files):
     path = tmp_path / "mine.zip"
     path.write_bytes(zip_bytes(honest))

@@ -259,6 +259,9 @@ class Reader:
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
 
 
+LONG_PAGES = ("docs/relatives.md",)
+"""Pages with a dozen runs of whole networks, which take six minutes even when they are small."""
+
 PROGRAMS = {
     "neurobench": Reader.neurobench,
     "make": Reader.make,
@@ -270,7 +273,14 @@ PROGRAMS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in [*PAGES, *STARTS] if p in STARTS or blocks(written(p))])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=[pytest.mark.campaign] * (p in LONG_PAGES))
+        for p in [*PAGES, *STARTS]
+        if p in STARTS or blocks(written(p))
+    ],
+)
 def test_what_a_page_says_works(page: str, before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(before, tmp_path, dirs_exist_ok=True)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
