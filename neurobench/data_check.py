@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from neurobench.contracts import Dataset, EvokedTask, ReconstructionTask, Subjec
 from neurobench.errors import DataError
 from neurobench.folders import Folder, entries, ids_that_differ, renamed_columns, spreadsheet_findings
 from neurobench.listing import listed
-from neurobench.places import called_in
+from neurobench.places import in_this_folder
 from neurobench.preparation import hinted, usable_units
 from neurobench.records import Cohort, Event, Finding, Recording, RecordingFile, UnitTable
 
@@ -225,7 +224,8 @@ def _read_all(dataset: Dataset, files: Sequence[RecordingFile], workers: int) ->
             yield file, _read_one(dataset, file)
         return
     with joblib.parallel_config(backend="loky", inner_max_num_threads=max(1, joblib.cpu_count() // wanted)):
-        jobs = (joblib.delayed(called_in)(os.getcwd(), _read_one, dataset, file) for file in files)
+        here = joblib.delayed(in_this_folder(_read_one))
+        jobs = (here(dataset, file) for file in files)
         yield from zip(files, joblib.Parallel(n_jobs=wanted, return_as="generator")(jobs), strict=True)
 
 

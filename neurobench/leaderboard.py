@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ from neurobench.pairwise import (
     tables_of,
 )
 from neurobench.parsing import parse_json
-from neurobench.places import called_in
+from neurobench.places import in_this_folder
 from neurobench.plugins import FILE, Registry
 from neurobench.recomputation import differences, recompute, tolerance_of
 from neurobench.results import Record, read_record
@@ -328,7 +327,8 @@ def _recompute_each(rows: Sequence[_Rows], registry: Registry | None) -> Iterato
         expected = (time.perf_counter() - started) / n * (len(jobs) - n) if n else 0.0
         if workers > 1 and expected > PARALLEL_FROM_S:
             with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-                rest = (joblib.delayed(called_in)(os.getcwd(), _recompute, *job) for job in jobs[n:])
+                here = joblib.delayed(in_this_folder(_recompute))
+                rest = (here(*job) for job in jobs[n:])
                 yield from joblib.Parallel(n_jobs=workers, return_as="generator")(rest)
             return
         yield _recompute(*job)

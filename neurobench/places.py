@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["called_in", "is_half_written", "place_beside"]
+__all__ = ["in_this_folder", "is_half_written", "place_beside"]
 
 
 def place_beside(path: Path) -> Path:
@@ -24,11 +25,15 @@ def is_half_written(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+(-[0-9a-f]{8})?(\.npz)?", path.name) is not None
 
 
-def called_in(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function with a folder as the working directory: for processes that outlive what they were started for.
+def in_this_folder(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that works in the present working directory, for processes that outlive what starts them.
 
     A pool that is kept works where it was started. Somebody who has changed the folder in between, as in a notebook,
     means paths from the new one.
     """
+    return functools.partial(_called_in, os.getcwd(), function)
+
+
+def _called_in(folder: str, function: Callable[..., Any], *arguments: Any) -> Any:
     with contextlib.chdir(folder):
         return function(*arguments)

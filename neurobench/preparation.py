@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import time
 import traceback
@@ -30,7 +29,7 @@ from neurobench.filtering import Temporal
 from neurobench.folders import Folder, explained
 from neurobench.identity import digest, file_digest
 from neurobench.listing import listed, passed_over
-from neurobench.places import called_in
+from neurobench.places import in_this_folder
 from neurobench.records import Cohort, Finding, Listing, RawRecording, RecordingFile, SignalSpec, UnitTable
 from neurobench.store import Store
 from neurobench.tokens import statistics
@@ -350,7 +349,8 @@ def _each(work: Sequence[Work], workers: int, note: Note) -> Iterator[tuple[Reco
     wanted = workers or n_cores
     if wanted > 1 and len(rest) > 1 and (workers > 1 or slow) and _importable(rest[0][0]):
         with joblib.parallel_config(backend="loky", inner_max_num_threads=max(1, n_cores // wanted)):
-            jobs = (joblib.delayed(called_in)(os.getcwd(), _prepare_numbered, n, *item) for n, item in enumerate(rest))
+            here = joblib.delayed(in_this_folder(_prepare_numbered))
+            jobs = (here(n, *item) for n, item in enumerate(rest))
             for n, finding in joblib.Parallel(n_jobs=wanted, return_as="generator_unordered")(jobs):
                 yield rest[n][1], finding
         return
