@@ -582,6 +582,27 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(running: tuple[list[str], Path], jobs
         runs.under_way(out)
 
 
+def test_an_exit_code_outlives_ctrl_c_while_code_in_a_string_ran(tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(
+        """
+import neurobench.cli
+from neurobench.__main__ import main
+
+def app():
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+neurobench.cli.app = app
+main()
+""",
+        encoding="utf-8",
+    )
+    found = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (130, "")
+
+
 def test_what_draws_prints_no_document(out: Path) -> None:
     done = CliRunner().invoke(app, ["status", str(out), "--watch", "--json"])
     assert done.exit_code == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import neurobench
-from benchmarks.suites import LIMIT_S, NAMES, command, run
+from benchmarks.suites import NAMES, command, run
 from neurobench.config import RunConfig, expand, load_suite
 from neurobench.errors import ConfigErrors
 from neurobench.plugins import load_registry
@@ -83,6 +83,5 @@ def test_the_campaign_counts_what_a_suite_came_to(tmp_path: Path) -> None:
     assert found["exit_code"] == 0
     assert found["failed"] == []
     assert found["n_records"] == len(list((tmp_path / "out" / "records").iterdir()))
-    assert found["seconds"] < LIMIT_S
     # Two steps are not the suite as it is, and the table says so.
     assert {f["changed"] for f in found["figures"]} == {"n_steps, profile"}
