@@ -21,7 +21,7 @@ from neurobench.errors import NeurobenchError
 from neurobench.identity import digest
 from neurobench.options import PROFILES, frozen_suites
 from neurobench.plausibility import impossible
-from neurobench.plugins import OWN, Kind
+from neurobench.plugins import FILE, OWN, Kind
 from neurobench.pretraining import Recipe
 from neurobench.recomputation import tolerance_of
 from neurobench.results import ComponentRecord, Record, content_hash, parse_record
@@ -185,12 +185,17 @@ def _component(judge: Judge, kind: Kind, says: ComponentRecord) -> None:
     try:
         cls, here = judge.registry.get(kind, says.name), judge.registry.provenance(kind, says.name)
     except NeurobenchError:
+        if says.distribution.startswith(FILE):
+            came = f"was given as the file {printable(says.distribution.removeprefix(FILE))}"
+            do = "Verify again with its file as --plugin"
+        else:
+            came = f"of {printable(says.distribution)} {printable(says.version)} is not installed here"
+            do = "Install it and verify again"
         judge.once(
             "warning",
             "plugin-not-here",
-            f"{name} of {printable(says.distribution)} {printable(says.version)} is not installed here: "
-            "its code was compared with nothing",
-            "Install it and verify again, if you would run it anyway.",
+            f"{name} {came}: its code was compared with nothing",
+            f"{do}, if you would run it anyway.",
         )
         return
     claimed, found = f"{says.distribution} {says.version}".strip(), f"{here.distribution} {here.version}".strip()

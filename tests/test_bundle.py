@@ -537,11 +537,16 @@ def test_an_old_score_version_and_a_stranger_s_plugin(ages: Files, tmp_path: Pat
     old = with_record(ages, record_id, lambda plain: plain["task"].update(score_version=0))
     refused(judged(old, tmp_path, registry), "score-version", "has score version 0, and 1 here")
 
-    def another(plain: dict) -> None:
-        plain["baseline"].update(name="magic", label="magic", distribution="magic-fm", version="3")
+    for distribution, version, says in (
+        ("magic-fm", "3", "baseline magic of magic-fm 3 is not installed here: its code was compared with nothing"),
+        ("file:magic", "", "baseline magic was given as the file magic: its code was compared with nothing"),
+    ):
 
-    verdict = judged(with_record(ages, record_id, another), tmp_path, registry)
-    assert any(f.level == "warning" and f.code == "plugin-not-here" for f in verdict.findings)
+        def another(plain: dict, distribution: str = distribution, version: str = version) -> None:
+            plain["baseline"].update(name="magic", label="magic", distribution=distribution, version=version)
+
+        verdict = judged(with_record(ages, record_id, another), tmp_path, registry)
+        assert [f.message for f in verdict.findings if f.code == "plugin-not-here"] == [says]
 
 
 @pytest.mark.parametrize(

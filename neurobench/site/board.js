@@ -57,7 +57,7 @@
       left += t.api.rows({ search: "applied" }).count();
       total += t.total;
     }
-    const what = document.body.classList.contains("page-index") ? "boards" : "rows";
+    const what = (document.body.classList.contains("page-index") ? "board" : "row") + (total === 1 ? "" : "s");
     status.textContent = left === total ? `${total} ${what}` : `${left} of ${total} ${what}`;
     if (sorter) {
       const now = sort.join(":");
