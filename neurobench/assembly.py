@@ -184,7 +184,12 @@ def _score(
         training=results.TrainingRecord(**score["training"]) if "training" in score else None,
         cost=cost,
         confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
-        notes=[*score["notes"], *_notes_of(cost, run.grid.profile.batch_size), *_holes(not_shown)],
+        notes=[
+            *score["notes"],
+            *_notes_of(cost, run.grid.profile.batch_size),
+            *_holes(not_shown),
+            *_lacking(run, row, store),
+        ],
     )
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
     if (lost := gather.attributed(run, row, task, store)) is not None:
@@ -227,6 +232,14 @@ def _holes(masks: Sequence[ComponentSpec]) -> list[str]:
     """Return what is to be said of masks under which a row could not be evaluated."""
     labels = ", ".join(mask.label for mask in masks)
     return [f"not shown under {labels}: evaluating it there failed, and the log says why"] if masks else []
+
+
+def _lacking(run: CohortRun, row: Row, store: Store) -> list[str]:
+    """Return what is to be said of what was asked for beside a row's scores, and failed."""
+    leak = run.leak_step(row)
+    asked = {"site leak": [leak] if leak is not None else [], "attribution": run.attribution_steps(row)}
+    lost = [what for what, steps in asked.items() if any(store.get(s.stage, s.key) is None for s in steps)]
+    return [f"without {what}: computing it failed, and the log says why" for what in lost]
 
 
 def _leak(run: CohortRun, row: Row, store: Store) -> dict[str, MetricRecord]:

@@ -184,7 +184,7 @@ def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> p
     Of a reconstruction the R² that the other units lose; of a task on subjects the change of the headline metric, with
     the control of permuted labels beside. The control of randomised weights is the untrained backbone's own table.
     """
-    entries = [e for s in run.attribution_steps(row) if (e := store.get(s.stage, s.key)) is not None]
+    entries = _attributions(run, row, store)
     if not entries:
         return None
     built = run.task(task)
@@ -233,9 +233,8 @@ def aligned(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
 def routings(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
     """Return which experts work on which units in every fold, columns of ``routing``; None where there are none."""
     tables = []
-    for fold, step in zip(run.folds, run.attribution_steps(row), strict=False):
-        entry = store.get(step.stage, step.key)
-        if entry is not None and (path := entry.file("routing.npy")).is_file():
+    for fold, entry in zip(run.folds, _attributions(run, row, store), strict=False):
+        if (path := entry.file("routing.npy")).is_file():
             shares = np.load(path, allow_pickle=False)
             n_units, n_experts = shares.shape
             table = {"fold": fold.index, "unit": np.repeat(run.cohort.units.names, n_experts)}
@@ -247,13 +246,19 @@ def routings(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
 def _drawn_on(run: CohortRun, row: Row, store: Store) -> dict[str, NDArray[np.float64]]:
     """Return (units,) of every state: what others draw on each unit, the mean over folds."""
     values: dict[str, list[NDArray[np.float64]]] = {}
-    for step in run.attribution_steps(row):
-        entry = store.get(step.stage, step.key)
-        if entry is not None and (path := entry.file("importance.npz")).is_file():
+    for entry in _attributions(run, row, store):
+        if (path := entry.file("importance.npz")).is_file():
             with np.load(path, allow_pickle=False) as stored:
                 for state, own in zip(stored["states"].tolist(), stored["values"], strict=True):
                     values.setdefault(state, []).append(own)
     return {state: np.mean(own, axis=0) for state, own in values.items()}
+
+
+def _attributions(run: CohortRun, row: Row, store: Store) -> list[Entry]:
+    """Return a row's attribution in every fold; nothing where it is not known in one of them, or was not asked for."""
+    steps = run.attribution_steps(row)
+    entries = [e for s in steps if (e := store.get(s.stage, s.key)) is not None]
+    return entries if len(entries) == len(steps) else []
 
 
 def _sizes(run: CohortRun) -> dict[str, int]:

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +208,12 @@ class CohortRun(EvaluationSteps, ConfoundSteps, AttributionSteps):
             for task in self.tasks:
                 if self.scores(row, task):
                     yield Use(row, (task.label,)), self.evaluation_step(row, task)
+            # A score is none the worse for what is only shown beside it.
+            beside = replace(everything[row], needed=False)
             if (leak := self.leak_step(row)) is not None:
-                yield everything[row], leak
+                yield beside, leak
             for step in self.attribution_steps(row):
-                yield everything[row], step
+                yield beside, step
 
     def attribution_steps(self, row: Row) -> list[Step]:
         """Return a row's attribution, one step a fold; none unless asked for, and none of baselines and fillers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 
 import neurobench
-from neurobench import adaptation, planning, results, stages, store
+from neurobench import adaptation, attribution, planning, results, stages, store
 from neurobench.config import RunConfig, expand
 from neurobench.errors import DataError, StoreError
 from neurobench.plugins import load_registry
@@ -171,6 +172,21 @@ def test_a_mask_that_breaks_takes_no_other_with_it(data: Path, tmp_path: Path, b
     told = {r["row"]: [n for n in r["notes"] if n.startswith("not shown under jammed")] for r in records if r["notes"]}
     assert all(len(notes) == 1 for row, notes in told.items() if row in {"tiny · roi", "ridge"})
     assert {"tiny · roi", "ridge"} <= told.keys()
+
+
+def test_what_is_shown_beside_scores_takes_none_with_it(data: Path, tmp_path: Path, monkeypatch) -> None:
+    whole = execute(data, tmp_path / "whole", task="age", folds=2)
+    occlude, calls = attribution.occlude, itertools.count(1)
+    # The fourth is of the second fold of the last row: of one fold there is an attribution, and none is shown.
+    monkeypatch.setattr(attribution, "occlude", lambda *a, **k: occlude(*a, **k) if next(calls) < 4 else 1 / 0)
+    result = execute(data, tmp_path / "out", task="age", folds=2, attribution=True)
+    assert result.failed == ()
+    pd.testing.assert_frame_equal(result.table.drop(columns="seconds"), whole.table.drop(columns="seconds"))
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").glob("*.json")]
+    lacking = [r for r in records if "without attribution: computing it failed, and the log says why" in r["notes"]]
+    assert [r["row"] for r in lacking] == ["tiny · roi"]
+    shown = {path.parent.name for path in (tmp_path / "out" / "evidence").glob("*/attribution.parquet")}
+    assert shown == {r["id"] for r in records if r["row"] == "tiny · untrained"}
 
 
 def test_rows_are_evaluated_under_each_others_masks_only_where_that_is_shown(data: Path, tmp_path: Path) -> None:
