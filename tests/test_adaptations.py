@@ -106,6 +106,7 @@ def text(table) -> str:
     return capture.get()
 
 
+@pytest.mark.slow
 def test_the_attentive_probe_takes_stored_embeddings_and_leaves_baselines_alone(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_the_rollout_of_a_time_first_scan_is_of_all_units(cls: type) -> None:
     assert not torch.allclose(*shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", ORDERED)
 def test_time_first_keeps_the_contract(cls: type) -> None:
     time_first = type("TimeFirst", (cls,), {"check_with": {"first": "time"}})

@@ -938,6 +938,7 @@ def git(folder: Path, *words: str) -> str:
     return run.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_pull_request_is_judged_by_what_it_adds(lone: Files, ages: Files, tmp_path: Path):
     repository = tmp_path / "head"
     accepted = repository / "leaderboard" / "results"

@@ -18,6 +18,7 @@ def allowed(n: int, share: float = 0.05) -> float:
     return float(stats.binom.ppf(0.999, n, share) / n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_nothing_is_found_where_there_is_nothing(kind):
     found = [nulls.null_repeat(kind, r, 60, 3, 300, 200) for r in range(REPEATS)]

@@ -63,6 +63,7 @@ def execute(data: Path, out: Path, **options: Any) -> runner.RunResult:
     return tiny_run.execute(data, out, **{"task": "reconstruction,age"} | options)
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_the_bytes_of_one_process(
     data: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -847,6 +848,7 @@ print(changed, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do not know the variable")
 @pytest.mark.parametrize(("threshold", "changed"), [("65536", True), ("70000", False)], ids=["dask's", "the user's"])
 def test_workers_do_not_ask_the_system_for_every_tensor_anew(threshold: str, changed: bool) -> None:

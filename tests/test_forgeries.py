@@ -38,6 +38,8 @@ from tests.forger import (
 
 NET = "transformer · roi"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def registry():

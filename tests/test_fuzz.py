@@ -57,6 +57,7 @@ def test_hundreds_of_damaged_files(name: str) -> None:
     assert fuzz(name, 300, seed=2).found == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", strategies())
 def test_hundreds_of_made_up_files(name: str) -> None:
     done = fuzz(name, 200, seed=1, engine="hypothesis")

@@ -536,6 +536,7 @@ def test_failed_rows_are_named_and_cost_nothing_else(tmp_path: Path):
 # ---------------------------------------------------------------- what is published
 
 
+@pytest.mark.slow
 def test_the_published_board_is_what_its_records_give(tmp_path: Path):
     shutil.copytree(ROOT / "leaderboard" / "results", tmp_path / "results")
     build_leaderboard(tmp_path / "results")

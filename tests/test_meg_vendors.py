@@ -66,6 +66,7 @@ def test_real_files_are_read_or_refused(shared_data: Path, tmp_path: Path, name:
     assert np.isfinite(raw.data).any(1).mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sample_audvis_5s_neuromag306_fieldtrip_raw_v7.mat", "somMDYO-18av.ds"])
 def test_real_files_of_other_vendors_become_records(shared_data: Path, tmp_path: Path, name: str) -> None:
     root = alone(shared_data, name, tmp_path / "one")

@@ -49,6 +49,7 @@ def costs(out: Path) -> dict[str, results.CostRecord]:
     return {r.row: r.cost for r in records}
 
 
+@pytest.mark.slow
 def test_watching_changes_no_byte_and_no_identity(run: Path) -> None:
     found = []
     for out in (run / "watched", run / "unwatched"):

@@ -60,6 +60,7 @@ class Page(HTMLParser):
         self.blind += tag == "img" and not given.get("alt")
 
 
+@pytest.mark.slow
 def test_one_file_that_needs_no_other(out: Path):
     text = (out / "report" / "report.html").read_text(encoding="utf-8")
     page = Page(text)

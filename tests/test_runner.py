@@ -139,7 +139,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_task_that_breaks_takes_no_other_with_it(data: Path, tmp_path: Path, broken: Path, jobs: int) -> None:
     task = "awkward,age,reconstruction"
     result = execute(data, tmp_path / "out", task=task, plugin_files=(PLUGIN, broken), jobs=jobs)
@@ -157,7 +157,7 @@ def test_a_task_that_cannot_say_whether_it_can_be_scored_is_left_out(data: Path,
     assert any("task speechless left out: it could not tell" in note for note in result.notes)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_mask_that_breaks_takes_no_other_with_it(data: Path, tmp_path: Path, broken: Path, jobs: int) -> None:
     whole = execute(data, tmp_path / "whole", task="age,reconstruction", plugin_files=(PLUGIN, broken))
     options = {"mask": "roi,jammed", "plugin_files": (PLUGIN, broken), "jobs": jobs}

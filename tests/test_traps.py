@@ -56,6 +56,7 @@ def test_label_that_equals_the_site(tmp_path: Path) -> None:
     assert not table[table["task"] == "diagnosis"]["above_chance"].any()
 
 
+@pytest.mark.slow
 def test_diagnosis_only_through_motion(tmp_path: Path) -> None:
     table, found = run(traps.diagnosis_through_motion(tmp_path / "data"), tmp_path / "out", task="diagnosis")
     assert score(table, "connectome", "diagnosis")["above_chance"]
@@ -63,6 +64,7 @@ def test_diagnosis_only_through_motion(tmp_path: Path) -> None:
     assert "connectome" in said(found, "explained-by-mean_fd", "diagnosis")
 
 
+@pytest.mark.slow
 def test_fluid_intelligence_only_through_age(tmp_path: Path) -> None:
     table, found = run(traps.fluid_through_age(tmp_path / "data"), tmp_path / "out", task="fluid_intelligence")
     assert score(table, "connectome", "fluid_intelligence")["above_chance"]
@@ -71,6 +73,7 @@ def test_fluid_intelligence_only_through_age(tmp_path: Path) -> None:
     assert "given age" in text
 
 
+@pytest.mark.slow
 def test_an_effect_that_is_there_is_not_explained_away(tmp_path: Path) -> None:
     """The same cohort without the confound: age itself, of which motion, sex and site know nothing."""
     table, found = run(traps.fluid_through_age(tmp_path / "data"), tmp_path / "out", task="age")
@@ -79,6 +82,7 @@ def test_an_effect_that_is_there_is_not_explained_away(tmp_path: Path) -> None:
         assert not [c for c in found if c.code == f"explained-by-{name}" and "connectome" in c.text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [True, False])
 def test_one_person_under_two_ids(tmp_path: Path, told: bool) -> None:
     root = traps.one_person_two_ids(tmp_path / "data", told=told)
@@ -111,6 +115,7 @@ def test_units_that_are_missing_for_patients(tmp_path: Path) -> None:
     assert "region03, in 20 of 40 subjects" in said(found, "missing-units", "diagnosis")
 
 
+@pytest.mark.slow
 def test_a_mask_that_hides_background(tmp_path: Path) -> None:
     root = traps.few_people(tmp_path / "data")
     _, found = run(
@@ -121,6 +126,7 @@ def test_a_mask_that_hides_background(tmp_path: Path) -> None:
     assert "random_tube" not in text
 
 
+@pytest.mark.slow
 def test_a_backbone_that_memorises(tmp_path: Path) -> None:
     # Recordings of one window: the same six training windows again and again.
     root = traps.few_people(tmp_path / "data", 12)
