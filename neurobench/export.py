@@ -25,7 +25,7 @@ from neurobench.plausibility import value_range
 from neurobench.results import MetricRecord, Record, load_results, read_record
 from neurobench.scoring import INTERVAL, N_BOOTSTRAP
 from neurobench.store import atomic_write
-from neurobench.tables import markdown_text
+from neurobench.tables import decimals, markdown_text, metric_name
 
 __all__ = ["EVERY_EVAL_EVER", "every_eval_ever", "model_card", "superseded", "validated", "write_every_eval_ever"]
 
@@ -304,7 +304,9 @@ def model_card(out: Path, row: str = "") -> str:
         "|---|---|---|---|---|---:|---|---:|---:|---|---:|",
     ]
     order = {"pretrained": 0, "given": 1, "untrained": 2, "baseline": 3, "filler": 4}
-    lines += [_card_row(r, bold=r.row == name) for r in sorted(shown, key=lambda r: (*_table(r), order[r.kind], r.row))]
+    places = {table: _places([r for r in shown if _table(r) == table]) for table in tables}
+    for r in sorted(shown, key=lambda r: (*_table(r), order[r.kind], r.row)):
+        lines.append(_card_row(r, places[_table(r)], bold=r.row == name))
     lines += [
         "",
         f"Intervals: {INTERVAL}. Skill: 1 is perfect, 0 is as good as the best control. Made with neurobench "
@@ -335,7 +337,8 @@ def _index(name: str, records: Sequence[Record]) -> dict[str, Any]:
         if head.value is None:
             continue
         assert r.data is not None
-        interval = "" if head.low is None else f", 95 % interval {_short(head.low)} to {_short(head.high)}"
+        n = _places([r])
+        interval = "" if head.low is None else f", 95 % interval {head.low:.{n}f} to {head.high:.{n}f}"
         unit = f" in {head.unit}" if head.unit else ""
         # Readers put results together whose types and configuration are equal, and allow them few signs.
         source = "-simulated" if _simulated(r) else ""
@@ -362,11 +365,16 @@ def _index(name: str, records: Sequence[Record]) -> dict[str, Any]:
     return {"name": name, "results": results}
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _places(records: Iterable[Record]) -> int:
+    """Return how many decimals the figures of rows that may be compared have, as a run's own table has them."""
+    ends = [(m.low, m.high) for r in records if (m := r.metrics[r.headline]).low is not None and m.high is not None]
+    return decimals([low for low, _ in ends if low is not None], [high for _, high in ends])
 
 
-def _card_row(record: Record, *, bold: bool) -> str:
+def _card_row(record: Record, places: int, *, bold: bool) -> str:
+    def fixed(value: float | None) -> str:
+        return "" if value is None else f"{value:.{places}f}"
+
     head = record.metrics[record.headline]
     name = markdown_text(record.row)
     simulated = " (simulated)" if _simulated(record) else ""
@@ -376,11 +384,11 @@ def _card_row(record: Record, *, bold: bool) -> str:
         markdown_text(record.task.label),
         markdown_text(_protocol(record)),
         (f"**{name}**" if bold else name) + markdown_text(apart),
-        markdown_text(f"{record.headline}{f' ({head.unit})' if head.unit else ''}"),
-        _short(head.value),
-        "" if head.low is None else f"{_short(head.low)} to {_short(head.high)}",
-        _short(head.chance),
-        _short(record.skill) if record.above_chance is not False else "no signal",
+        markdown_text(f"{metric_name(record.headline)}{f' ({head.unit})' if head.unit else ''}"),
+        fixed(head.value),
+        "" if head.low is None else f"{fixed(head.low)} to {fixed(head.high)}",
+        fixed(head.chance),
+        ("" if record.skill is None else f"{record.skill:+.2f}") if record.above_chance is not False else "no signal",
         markdown_text(record.best_baseline),
         str(record.n_subjects),
     ]
