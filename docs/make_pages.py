@@ -254,7 +254,7 @@ def scaling_page() -> str:
     lines += [
         "The process that hands out work is one: it used",
         f"{1000 * each:.0f} ms of CPU a combination above, with all folds and records, and could so keep up",
-        f"with {3600 / each:,.0f} combinations an hour. Short steps travel together, up to a second of them, and",
+        f"with {3600 / each:,.0f} combinations an hour. Short steps travel together, up to two seconds of them, and",
         "every worker has one job waiting beside the one that it computes, or three seconds of them if they are short.",
         "",
     ]
@@ -293,6 +293,12 @@ def _on_two_workers(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Once more afterwards (`--again`) two workers were {found['ratio_again']:.2f} times as fast, and steps "
             f"took {again['steps_s'] / one['steps_s']:.2f} times as long."
+        )
+    slower = found["machine_slower_afterwards"]
+    if not 0.8 < slower < 1.25:
+        lines.append(
+            f"Others used the machine too: one and the same piece of Python took {slower:.2f} times as long after the "
+            "runs as before them."
         )
     if plain is None:
         return [*lines, "What the machine allows without a cluster was not measured."]

@@ -78,7 +78,7 @@ WORTH_S = 30.0
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
 
-BUNDLE_S = 1.0
+BUNDLE_S = 2.0
 """Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
 
 AHEAD_S = 1.5
