@@ -171,6 +171,7 @@ def _score(
     not_shown = run.not_shown(row, task, store)
     score = entry.json("score.json")
     cost = _cost(run, row, task, entry, store)
+    leak = _leak(run, row, store)
     record = Record(
         **fields,
         status="ok",
@@ -183,12 +184,12 @@ def _score(
         above_chance=score["above_chance"],
         training=results.TrainingRecord(**score["training"]) if "training" in score else None,
         cost=cost,
-        confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | _leak(run, row, store),
+        confounds={name: MetricRecord(**m) for name, m in score.get("confounds", {}).items()} | leak,
         notes=[
             *score["notes"],
             *_notes_of(cost, run.grid.profile.batch_size),
             *_holes(not_shown),
-            *_lacking(run, row, store),
+            *_lacking(run, row, leak, store),
         ],
     )
     tables = {"curves": shown} if summary and (shown := gather.curves(run, row, store)) is not None else {}
@@ -234,11 +235,10 @@ def _holes(masks: Sequence[ComponentSpec]) -> list[str]:
     return [f"not shown under {labels}: evaluating it there failed, and the log says why"] if masks else []
 
 
-def _lacking(run: CohortRun, row: Row, store: Store) -> list[str]:
+def _lacking(run: CohortRun, row: Row, leak: Mapping[str, MetricRecord], store: Store) -> list[str]:
     """Return what is to be said of what was asked for beside a row's scores, and failed."""
-    leak = run.leak_step(row)
-    asked = {"site leak": [leak] if leak is not None else [], "attribution": run.attribution_steps(row)}
-    lost = [what for what, steps in asked.items() if any(store.get(s.stage, s.key) is None for s in steps)]
+    lost = ["site leak"] if run.leak_step(row) is not None and not leak else []
+    lost += ["attribution"] if run.attribution_steps(row) and not gather.attributions(run, row, store) else []
     return [f"without {what}: computing it failed, and the log says why" for what in lost]
 
 

@@ -368,7 +368,7 @@ def _index(name: str, records: Sequence[Record]) -> dict[str, Any]:
 def _places(records: Iterable[Record]) -> int:
     """Return how many decimals the figures of rows that may be compared have, as a run's own table has them."""
     ends = [(m.low, m.high) for r in records if (m := r.metrics[r.headline]).low is not None and m.high is not None]
-    return decimals([low for low, _ in ends if low is not None], [high for _, high in ends])
+    return decimals([low for low, _ in ends], [high for _, high in ends])
 
 
 def _card_row(record: Record, places: int, *, bold: bool) -> str:

@@ -29,6 +29,7 @@ from neurobench.store import Entry, Store, atomic_write, disk_errors
 __all__ = [
     "aligned",
     "attributed",
+    "attributions",
     "curves",
     "embedding_geometry",
     "examples",
@@ -184,7 +185,7 @@ def attributed(run: CohortRun, row: Row, task: ComponentSpec, store: Store) -> p
     Of a reconstruction the R² that the other units lose; of a task on subjects the change of the headline metric, with
     the control of permuted labels beside. The control of randomised weights is the untrained backbone's own table.
     """
-    entries = _attributions(run, row, store)
+    entries = attributions(run, row, store)
     if not entries:
         return None
     built = run.task(task)
@@ -233,7 +234,7 @@ def aligned(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
 def routings(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
     """Return which experts work on which units in every fold, columns of ``routing``; None where there are none."""
     tables = []
-    for fold, entry in zip(run.folds, _attributions(run, row, store), strict=False):
+    for fold, entry in zip(run.folds, attributions(run, row, store), strict=False):
         if (path := entry.file("routing.npy")).is_file():
             shares = np.load(path, allow_pickle=False)
             n_units, n_experts = shares.shape
@@ -246,7 +247,7 @@ def routings(run: CohortRun, row: Row, store: Store) -> pd.DataFrame | None:
 def _drawn_on(run: CohortRun, row: Row, store: Store) -> dict[str, NDArray[np.float64]]:
     """Return (units,) of every state: what others draw on each unit, the mean over folds."""
     values: dict[str, list[NDArray[np.float64]]] = {}
-    for entry in _attributions(run, row, store):
+    for entry in attributions(run, row, store):
         if (path := entry.file("importance.npz")).is_file():
             with np.load(path, allow_pickle=False) as stored:
                 for state, own in zip(stored["states"].tolist(), stored["values"], strict=True):
@@ -254,7 +255,7 @@ def _drawn_on(run: CohortRun, row: Row, store: Store) -> dict[str, NDArray[np.fl
     return {state: np.mean(own, axis=0) for state, own in values.items()}
 
 
-def _attributions(run: CohortRun, row: Row, store: Store) -> list[Entry]:
+def attributions(run: CohortRun, row: Row, store: Store) -> list[Entry]:
     """Return a row's attribution in every fold; nothing where it is not known in one of them, or was not asked for."""
     steps = run.attribution_steps(row)
     entries = [e for s in steps if (e := store.get(s.stage, s.key)) is not None]
