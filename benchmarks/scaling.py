@@ -47,7 +47,7 @@ import distributed
 import numpy as np
 
 from neurobench import planning, runner
-from neurobench.batch_systems import TICK_S
+from neurobench.batch_systems import CALM
 from neurobench.config import RunConfig, expand
 from neurobench.cost import machine
 from neurobench.execution import STAGES
@@ -137,8 +137,8 @@ def measure(out: Path, n_workers: int, kill_s: float = 0.0, **options: Any) -> d
     """Run the grid on a cluster of its own and return what it took."""
     registry = load_registry()
     with (
-        # As scheduler and workers are started by --cluster, see CALM there.
-        dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": TICK_S}),
+        # As scheduler and workers are started by --cluster.
+        dask.config.set(CALM),
         distributed.LocalCluster(
             n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
         ) as cluster,

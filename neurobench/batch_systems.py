@@ -27,18 +27,24 @@ BATCH_SYSTEMS = {
 }
 """Batch systems, what dask-jobqueue calls them, and what people do."""
 
-TICK_S = "1s"
-"""How often the processes of Dask look whether they are late: fifty times a second by themselves."""
+CALM: Mapping[str, Any] = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
+"""Settings of Dask by which its processes do not look at themselves many times a second.
 
-CALM = (
-    "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=${DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED:-False}",
-    f"export DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL=${{DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL:-{TICK_S}}}",
-)
-"""Lines of a job's script, by which a worker does not look at what it is at a hundred times a second.
-
-The profile took an eighth of its CPU time, and looking whether it is late a fiftieth; a scheduler with two workers
-spends more than half of what it takes for nothing on the latter. Whoever wants them sets the variables.
+The profile took an eighth of a worker's CPU time. The others, whether a process is late, how much memory it has and how
+busy it is, are most of what a scheduler with two workers that have nothing to do takes. Whoever wants them says so.
 """
+
+PROLOGUE = tuple(
+    f"export {variable}=${{{variable}:-{value}}}"
+    for name, value in CALM.items()
+    for variable in ["DASK_" + name.upper().replace("-", "_").replace(".", "__")]
+)
+"""Lines of a job's script by which its workers have these settings, unless they are set."""
 
 QUEUES = {"slurm": "squeue --me", "pbs": "qstat -u $USER", "sge": "qstat", "lsf": "bjobs"}
 """What shows a user's jobs."""
@@ -101,13 +107,10 @@ def cluster_of(config: RunConfig, jobs: Jobs) -> tuple[Any, int]:
     if not any("--lifetime" in e for e in extra) and (walltime := _walltime_s(config, settings)):
         extra += _lifetime(walltime)
     settings["worker_extra_args"] = extra
-    settings["job_script_prologue"] = [*_lines(config, settings, "job_script_prologue"), *CALM]
-    dask = imported("dask")
-    # The scheduler is in this process, beside what reads and writes records.
-    tick = "distributed.admin.tick.interval"
-    asked_for = dask.config.get(tick, "20ms")
+    settings["job_script_prologue"] = [*_lines(config, settings, "job_script_prologue"), *PROLOGUE]
     try:
-        with dask.config.set({tick: TICK_S if asked_for == "20ms" else asked_for}):
+        # The scheduler is in this process, beside what reads and writes records.
+        with imported("dask").config.set(_calm()):
             cluster = asked(**settings, job_cls=jobs.told_by(asked.job_cls))
     except (TypeError, ValueError) as error:
         # dask-jobqueue adds a list of everything that it was given.
@@ -124,6 +127,18 @@ def cluster_of(config: RunConfig, jobs: Jobs) -> tuple[Any, int]:
 
 FORMERLY = {"worker_extra_args": "extra", "job_script_prologue": "env_extra"}
 """What dask-jobqueue called settings before: it still takes those, but only where the new one is not given."""
+
+
+def _calm() -> dict[str, Any]:
+    """Return those of the calm settings that nobody has set, in a file, a variable or this process."""
+    dask_config = imported("dask").config
+    own, usual = dask_config.collect(), dask_config.merge(*dask_config.defaults)
+    return {
+        name: value
+        for name, value in CALM.items()
+        if dask_config.get(name, None, config=own) is None
+        and dask_config.get(name, None) == dask_config.get(name, None, config=usual)
+    }
 
 
 def _lines(config: RunConfig, settings: dict[str, Any], name: str) -> list[str]:

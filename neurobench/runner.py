@@ -23,6 +23,7 @@ from neurobench.execution import (
     Processes,
     Todo,
     Workers,
+    collecting_less,
     describe,
     few_threads,
     in_turn,
@@ -109,7 +110,8 @@ def execute(grid: Grid, registry: Registry, *, progress: Progress | None = None)
             n_combinations=len(grid.combinations),
         )
         try:
-            result = _execute(grid, registry, store, heartbeat)
+            with collecting_less():
+                result = _execute(grid, registry, store, heartbeat)
         except KeyboardInterrupt:
             logs.tell("run-stopped", "somebody asked it to stop.", level=logging.WARNING)
             raise

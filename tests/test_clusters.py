@@ -776,7 +776,7 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     assert at_most == 12
     assert issubclass(asked.pop("job_cls"), Cluster.job_cls)
     assert asked.pop("worker_extra_args") == ["--lifetime", "3000s", "--lifetime-stagger", "150s"]
-    assert asked.pop("job_script_prologue") == [*batch_systems.CALM]
+    assert asked.pop("job_script_prologue") == [*batch_systems.PROLOGUE]
     assert asked == {
         "queue": "short",
         "cores": 4,
@@ -796,14 +796,14 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
     with dask.config.set(own):
         batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
     assert asked["worker_extra_args"][0] == "--nanny", "what dask-jobqueue is configured with is kept"
-    assert asked["job_script_prologue"] == ["module load x", *batch_systems.CALM]
+    assert asked["job_script_prologue"] == ["module load x", *batch_systems.PROLOGUE]
     path.write_text("cores: 1\njobs: 3\nenv_extra: [module load y]\nextra: [--no-dashboard]\n")
     batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
-    assert asked["job_script_prologue"] == ["module load y", *batch_systems.CALM], "it has another name now"
+    assert asked["job_script_prologue"] == ["module load y", *batch_systems.PROLOGUE], "it has another name now"
     assert asked["worker_extra_args"][0] == "--no-dashboard"
     path.write_text("cores: 1\njobs: 3\njob_script_prologue: |\n  module load a\n  module load b\n")
     batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), jobs)
-    assert asked["job_script_prologue"] == ["module load a", "module load b", *batch_systems.CALM]
+    assert asked["job_script_prologue"] == ["module load a", "module load b", *batch_systems.PROLOGUE]
 
 
 @pytest.mark.parametrize(
@@ -813,13 +813,24 @@ def test_a_batch_system_is_asked_for_what_the_file_says(tmp_path: Path, monkeypa
         ("WORKER__PROFILE__ENABLED", "True", "True"),
         ("ADMIN__TICK__INTERVAL", None, "1s"),
         ("ADMIN__TICK__INTERVAL", "20ms", "20ms"),
+        ("WORKER__MEMORY__MONITOR_INTERVAL", None, "1s"),
     ],
 )
 def test_workers_of_a_batch_system_do_not_watch_themselves_unless_asked(name: str, own: str | None, found: str) -> None:
     name = f"DASK_DISTRIBUTED__{name}"
     env = {k: v for k, v in os.environ.items() if k != name} | ({name: own} if own else {})
-    script = "\n".join([*batch_systems.CALM, f"printenv {name}"])
+    script = "\n".join([*batch_systems.PROLOGUE, f"printenv {name}"])
     assert subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True).stdout.strip() == found
+
+
+def test_a_scheduler_does_not_watch_itself_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick, monitor = "distributed.admin.tick.interval", "distributed.admin.system-monitor.interval"
+    assert batch_systems._calm() == batch_systems.CALM
+    monkeypatch.setenv("DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL", "20ms")
+    with dask.config.set({monitor: "2s"}):
+        assert not {tick, monitor} & set(batch_systems._calm()), "what somebody asked for stays, Dask's default too"
+    with dask.config.set(batch_systems.CALM):
+        assert dask.config.get(tick) == "1s", "the names are Dask's"
 
 
 def test_a_package_that_takes_ctrl_c_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
