@@ -154,6 +154,16 @@ def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
         of(folder, text.encode())
 
 
+def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
+    table = tmp_path / "participants.csv"
+    table.write_text("participant_id, ,  ,,age\nsub-1,,x,,9\n")
+    assert read_table(table)["age"].tolist() == ["9"]
+    # The second blank is ` .1` for pandas, and would be a second `.1`.
+    table.write_text("participant_id, , ,.1\nsub-1,,,9\n")
+    with pytest.raises(DataError, match=r"several columns of one name: \.1"):
+        read_table(table)
+
+
 def test_numbers_say_whose_they_are() -> None:
     findings: list = []
     assert numbers(pd.Series(["1", None, "x"], name="iq"), Path("t.csv"), findings).tolist()[:1] == [1.0]

@@ -203,12 +203,13 @@ def read_table(path: Path) -> pd.DataFrame:
         header = next((row for row in csv.reader(io.StringIO(text), delimiter=separator) if "".join(row).strip()), [])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         raise DataError(f"{path.name} is not a table: {error}.") from error
-    frame.columns = pd.Index([str(c).strip() for c in frame.columns])
+    # Of a blank name as of an empty one.
+    frame.columns = pd.Index([str(c).strip() or f"Unnamed: {i}" for i, c in enumerate(frame.columns)])
     if frame.empty:
         raise DataError(f"{path.name} has a header and no rows.")
-    # The second one of a name would be called `age.1`.
-    named = Counter(map(str.strip, header))
-    if twice := sorted(c for c, n in named.items() if c and n > 1):
+    # The second one of a name is called `age.1` here, and ` ` and `  ` differ until they are stripped.
+    twice = {c for c, n in Counter(map(str.strip, header)).items() if c and n > 1}
+    if twice := sorted(twice | {c for c, n in Counter(frame.columns).items() if n > 1}):
         raise DataError(f"{path.name} has several columns of one name: {', '.join(twice)}.")
     # Cell by cell: most tables are small, and every step over a whole frame costs more than their cells together.
     cells = {name: [_cell(value) for value in frame[name].tolist()] for name in frame.columns}
