@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neurobench.errors import ConfigError, closest
+from neurobench.errors import ConfigError, ConfigErrors, closest
 from neurobench.interrupts import imported
 from neurobench.options import RunConfig
 from neurobench.parsing import parse_yaml
@@ -159,22 +159,30 @@ def _asked_for(config: RunConfig) -> tuple[Any, dict[str, Any], int]:
     settings = settings_of(path)
     n_jobs = settings.pop("jobs", None)
     counts = {"jobs": n_jobs} | {k: settings[k] for k in ("cores", "processes") if k in settings}
+    problems: list[ConfigError] = []
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             what = "how many jobs at most" if name == "jobs" else f"{name} of a job"
             has = "is missing" if count is None else f"is {count!r}"
-            raise ConfigError(f"{path}: {name} {has}.", allowed=f"a whole number from 1: {what}")
+            problems.append(ConfigError(f"{path}: {name} {has}.", allowed=f"a whole number from 1: {what}"))
     asked = getattr(imported("dask_jobqueue"), BATCH_SYSTEMS[config.cluster][0])
     known = _parameters(asked) | _parameters(asked.job_cls)
     for name in sorted(settings.keys() - known):
         usual = ("queue", "account", "cores", "memory", "walltime", "processes", "jobs", "job_extra_directives")
-        raise ConfigError(
-            f"{path}: {name!r} is no setting of {BATCH_SYSTEMS[config.cluster][1]}'s jobs.",
-            allowed=f"{', '.join(usual)}, and what else dask_jobqueue.{asked.__name__} takes",
-            likely=closest(name, known | {"jobs"}),
+        problems.append(
+            ConfigError(
+                f"{path}: {name!r} is no setting of {BATCH_SYSTEMS[config.cluster][1]}'s jobs.",
+                allowed=f"{', '.join(usual)}, and what else dask_jobqueue.{asked.__name__} takes",
+                likely=closest(name, known | {"jobs"}),
+            )
         )
     settings.setdefault("processes", settings.get("cores", 1))
-    _walltime_s(config, settings)
+    try:
+        _walltime_s(config, settings)
+    except ConfigError as error:
+        problems.append(error)
+    if problems:
+        raise problems[0] if len(problems) == 1 else ConfigErrors(problems)
     assert n_jobs is not None
     return asked, settings, n_jobs
 
@@ -236,7 +244,10 @@ def settings_of(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"the file {path} cannot be read: {error.strerror}.") from None
+        raise ConfigError(
+            f"the file {path} cannot be read: {error.strerror}.",
+            next_step="Name the YAML file that says what a job is to be asked for; docs/clusters.md shows one.",
+        ) from None
     except ValueError as error:
         raise ConfigError(f"the file {path} is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):

@@ -63,7 +63,7 @@ def check(
             )
         records = sum(p.path.startswith("records/") for p in found.problems)
         if records:
-            screen.print("Records are never removed: move those named here away, and run their command again.")
+            screen.print("Records are never removed: run their command again, which writes those named here anew.")
         if len(found.problems) > entries + records:
             screen.print("What lies beside records is written anew when their command is run again.")
     if found.problems:

@@ -352,10 +352,11 @@ def record_text(record: Record) -> str:
 
 
 def _says(path: Path, plain: dict[str, Any]) -> bool:
-    """Return whether a stored record says the same."""
+    """Return whether a stored record says the same; one that is damaged says nothing, and the log tells of it."""
     try:
         stored = read_record(path).model_dump(mode="json")
-    except StoreError:
+    except StoreError as error:
+        log.warning("%s It is written anew.", error.what)
         return False
     return all(stored[k] == v for k, v in plain.items() if k not in OF_THE_RUN)
 
@@ -601,5 +602,7 @@ def environment() -> dict[str, str]:
         found["git_commit"] = run.stdout.strip() if run.returncode == 0 else ""
     except (OSError, subprocess.SubprocessError):
         found["git_commit"] = ""
-    found["command"] = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    # `python -m neurobench` is the same command, and what it is called then is none.
+    found["command"] = " ".join(["neurobench" if program == "__main__.py" else program, *sys.argv[1:]])
     return found

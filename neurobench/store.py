@@ -407,10 +407,15 @@ class Store:
         if not is_there:
             return None
         entry = self._whole(stage, key)
-        if entry is None and not self.read_only and (stage, key) not in self._said:
+        if entry is None and not self.read_only:
+            self._damaged(stage, key)
+        return entry
+
+    def _damaged(self, stage: str, key: str) -> None:
+        """Say of an entry, once, that it is damaged."""
+        if (stage, key) not in self._said:
             self._said.add((stage, key))
             log.warning("store/%s/%s is not what was written, and is made again", stage, key)
-        return entry
 
     def _whole(self, stage: str, key: str) -> Entry | None:
         entry = self._open(self.root / stage / key)
@@ -574,6 +579,8 @@ class Store:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 present = self._open(target)
                 if present is None or not self._as_written(present):
+                    if target.exists():
+                        self._damaged(stage, key)
                     self._put(beside, target)
                     self._looked_at[target] = True
                 if checkpoint is not None:

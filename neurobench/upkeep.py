@@ -474,7 +474,9 @@ def _unpack(source: Path, folder: Path) -> None:
                 tar.extract(member, folder, filter="data")
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise StoreError(
-            f"{source} is no tar file that can be read: {error}.", allowed="an output folder, or what export wrote"
+            # Of a file of any other kind tarfile tells a line for each compression that it is not.
+            f"{source} is no tar file that can be read: {str(error).splitlines()[0].rstrip(':')}.",
+            allowed="an output folder, or what export wrote",
         ) from error
 
 
@@ -552,11 +554,24 @@ def _the_same(a: Entry, b: Entry) -> bool:
     if files.keys() != others.keys():
         return False
     different = [name for name in files if files[name] != others[name]]
-    return all(name.endswith(".json") and _unmeasured(a.json(name)) == _unmeasured(b.json(name)) for name in different)
+    return all(name.endswith(".json") and _content(a.json(name)) == _content(b.json(name)) for name in different)
 
 
-def _unmeasured(content: Any) -> Any:
-    return {k: v for k, v in content.items() if k not in MEASURED} if isinstance(content, dict) else content
+def _content(told: Any) -> Any:
+    """Return what two machines say alike: not what is measured, nor where a recording lies in a store.
+
+    That depends on when its file was last changed; what is in it has a hash beside.
+    """
+    if not isinstance(told, dict):
+        return told
+    content = {k: v for k, v in told.items() if k not in MEASURED}
+    if isinstance(content.get("recordings"), list):
+        content["recordings"] = [_placeless(recording) for recording in content["recordings"]]
+    return content
+
+
+def _placeless(recording: Any) -> Any:
+    return {k: v for k, v in recording.items() if k != "path"} if isinstance(recording, dict) else recording
 
 
 def _take_beside(target: Store, folder: Path, record: Record) -> list[tuple[str, str]]:

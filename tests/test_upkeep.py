@@ -100,7 +100,7 @@ def test_a_changed_identity_and_a_moved_entry_are_found(out: Path):
     assert any("says that it is pretraining/" in s for s in said)
 
 
-def test_a_changed_record_is_found_and_never_removed(out: Path):
+def test_a_changed_record_is_found_and_never_removed(finished: Path, out: Path, caplog: pytest.LogCaptureFixture):
     path = next((out / "records").iterdir())
     path.write_text(
         path.read_text().replace('"status": "ok"', '"status":  "ok"').replace('"n_subjects": 24', '"n_subjects": 25')
@@ -108,6 +108,13 @@ def test_a_changed_record_is_found_and_never_removed(out: Path):
     (problem,) = upkeep.check(out, remove=True).problems
     assert "changed after it was written" in problem.what
     assert path.is_file()
+    (entry := Store(out).entries("evaluation")[0]).file("manifest.json").unlink()
+    assert execute(finished / "data", out, task="age").n_computed == 1
+    assert (
+        f"{path} was changed after it was written: its content hash does not match. It is written anew." in caplog.text
+    )
+    assert f"store/evaluation/{entry.path.name} is not what was written, and is made again" in caplog.text
+    assert upkeep.check(out).problems == ()
 
 
 BESIDE = ("predictions/*", "identities/*", "folds/*", "cohorts/*/cohort.json", "cohorts/*/units.parquet")
@@ -354,6 +361,30 @@ def test_what_is_exported_can_be_merged(finished: Path, out: Path, tmp_path: Pat
     assert execute(finished / "data", tmp_path / "new", task="age").n_stored > 5
     with pytest.raises(StoreError, match="exists already"):
         upkeep.export(out, tmp_path / name)
+
+
+def test_a_twin_that_was_written_at_another_time_is_the_same_cohort(out: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    store = Store(other)
+    entry = store.entries("cohort")[0]
+    kept = {name: entry.file(name).read_bytes() for name in entry.manifest["files"]}
+    whole = json.loads(kept["cohort.json"])
+    for recording in whole["recordings"]:
+        # Its key holds when the file was last changed.
+        recording["path"] = recording["path"].replace("prepared/", "prepared/0")
+
+    def written(whole: dict) -> upkeep.Merge:
+        shutil.rmtree(entry.path)
+        with store.write("cohort", entry.manifest["identity"], str(entry.manifest["label"])) as folder:
+            for name, content in (kept | {"cohort.json": json.dumps(whole).encode()}).items():
+                (folder / name).write_bytes(content)
+        (merged,) = upkeep.merge(out, [other])
+        return merged
+
+    assert written(whole).conflicts == ()
+    whole["recordings"][0]["n_times"] += 1
+    assert len(written(whole).conflicts) == 1, "what is in it counts"
 
 
 def test_a_conflict_is_shown_and_nothing_is_replaced(out: Path, tmp_path: Path):
