@@ -286,7 +286,9 @@ def print_plan(console: Console, plan: Any, *, quiet: bool = False) -> None:
     unknown = f", without what is not known of {plural(plan.unknown, 'row')}" if plan.unknown else ""
     at_once = f" of computing, {duration(plan.wall_s)} on {plan.jobs} processes" if plan.jobs > 1 else ""
     estimate = f", about {duration(plan.seconds)}{at_once}{unknown}" if plan.seconds else ""
-    console.print(f"{plural(len(todo), 'step')} to do{estimate}; {n_stored} stored. Nothing was started.")
+    whole = sum(i.whole for i in todo)
+    steps = plural(len(todo) - whole, "step") + (f" and all those of {plural(whole, 'seed')}" if whole else "")
+    console.print(f"{steps} to do{estimate}; {n_stored} stored. Nothing was started.")
     if quiet:
         return
     for note in plan.notes:

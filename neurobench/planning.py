@@ -57,6 +57,8 @@ class PlanItem:
         Estimate, or None where nothing is known.
     source
         Where the estimate comes from: ``measured here``, ``probe``, ``table`` or ``unknown``.
+    whole
+        Whether it stands for all steps of a dataset and a seed, whose number is not worked out.
     """
 
     stage: str
@@ -65,6 +67,7 @@ class PlanItem:
     why: str = ""
     seconds: float | None = None
     source: Source = "unknown"
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,8 +245,8 @@ class _Planner:
         # Of very many seeds the first one that nothing is stored of stands for all that nothing is stored of.
         alike = [seed for seed in seeds if self.many and seed not in self.begun]
         todo = {}
+        self.items.append(PlanItem("cohort", f"prepare {labels}", "stored", seconds=0.0, source="measured here"))
         for seed in seeds:
-            self.items.append(PlanItem("cohort", f"prepare {labels}", "stored", seconds=0.0, source="measured here"))
             if seed not in alike[1:]:
                 label, device = dataset.label, self.device
                 run = CohortRun.among(cohorts, label, source, self.grid, self.registry, seed, device, nothing)
@@ -269,7 +272,7 @@ class _Planner:
         """Add all combinations of a dataset and a seed as one item."""
         n = len(self.grid.backbones) * len(self.grid.masks)
         text = f"{n} combinations on {dataset.label} · seed {seed}"
-        self.items.append(PlanItem("pretraining", text, "to do", why, cost.seconds, cost.source))
+        self.items.append(PlanItem("pretraining", text, "to do", why, cost.seconds, cost.source, whole=True))
 
     def _todo(self, run: CohortRun) -> Iterator[tuple[Row, Step, str]]:
         """Yield every step that is not stored with its row and what is stale; note those that are."""
@@ -307,11 +310,8 @@ class _Planner:
             preparation = Estimate(few.seconds, "probe")
             self.from_few.append(dataset.label)
         self.costs.put(dataset.label, PREPARATION, preparation)
+        self.items.append(PlanItem("cohort", f"prepare {labels}", "to do", "", preparation.seconds, preparation.source))
         for seed in seeds:
-            label = f"prepare {labels}"
-            first = seed == seeds[0]
-            seconds = preparation.seconds if first else 0.0
-            self.items.append(PlanItem("cohort", label, "to do", "", seconds, preparation.source))
             seconds = None if cost.seconds is None else cost.seconds / len(seeds)
             self._whole_seed(dataset, seed, replace(cost, seconds=seconds), "steps are known once it is prepared")
 
