@@ -209,7 +209,7 @@ class _Planner:
         """Return the plan."""
         if self.from_few:
             self.notes.append(
-                f"from {self.n_people} simulated people each: {', '.join(self.from_few)}, not prepared yet"
+                f"estimated from {self.n_people} simulated people of each: {', '.join(self.from_few)}, not prepared yet"
             )
         if self.many:
             self.notes.append(

@@ -475,7 +475,7 @@ def _unpack(source: Path, folder: Path) -> None:
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise StoreError(
             # Of a file of any other kind tarfile tells a line for each compression that it is not.
-            f"{source} is no tar file that can be read: {str(error).splitlines()[0].rstrip(':')}.",
+            f"{source} is no tar file that can be read: {(str(error) or type(error).__name__).splitlines()[0].rstrip(':')}.",
             allowed="an output folder, or what export wrote",
         ) from error
 
