@@ -473,9 +473,10 @@ def _unpack(source: Path, folder: Path) -> None:
                     )
                 tar.extract(member, folder, filter="data")
     except (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        # Of a file of any other kind tarfile tells a line for each compression that it is not.
+        said = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         raise StoreError(
-            # Of a file of any other kind tarfile tells a line for each compression that it is not.
-            f"{source} is no tar file that can be read: {(str(error) or type(error).__name__).splitlines()[0].rstrip(':')}.",
+            f"{source} is no tar file that can be read: {said}.",
             allowed="an output folder, or what export wrote",
         ) from error
 
