@@ -491,14 +491,21 @@ def _merged(target: Store, folder: Path, source: Path) -> Merge:
     taken = {"entry": 0, "record": 0, "known": 0}
     conflicts, damaged = [], []
     lacks: list[tuple[str, str]] = []
+    # Recordings of cohorts that are there already are there too, under other names; cohorts are looked at before them.
+    theirs: dict[str, set[str]] = {"known": set(), "entry": set(), "conflict": set()}
     for stage in other.stages():
         for entry_folder in sorted((other.root / stage).iterdir()):
+            if stage == "prepared" and entry_folder.name in theirs["known"] - theirs["entry"]:
+                taken["known"] += 1
+                continue
             name = f"{stage}/{entry_folder.name[:12]}"
             wrong, _ = _damage(other, entry_folder)
             if wrong:
                 damaged.append(f"{name}: {wrong}")
                 continue
             what = _take_entry(target, entry_folder)
+            if stage == "cohort":
+                theirs[what] |= _recordings_of(entry_folder)
             if what == "conflict":
                 conflicts.append(f"{name} ({_label(entry_folder)}): the same identity, other bytes")
             else:
@@ -523,6 +530,15 @@ def _merged(target: Store, folder: Path, source: Path) -> Merge:
             taken["known"] += 1
     damaged += _summed(lacks)
     return Merge(source, taken["entry"], taken["record"], taken["known"], tuple(conflicts), tuple(damaged))
+
+
+def _recordings_of(folder: Path) -> set[str]:
+    """Return the names of the prepared recordings of a cohort's entry."""
+    told = Entry(folder, {}).json("cohort.json")
+    recordings = told.get("recordings") if isinstance(told, dict) else None
+    # A tar file comes from outside: it may say anything.
+    known = [r for r in recordings if isinstance(r, dict)] if isinstance(recordings, list) else []
+    return {PurePosixPath(str(r.get("path"))).parent.name for r in known}
 
 
 def _label(folder: Path) -> str:

@@ -382,7 +382,12 @@ def test_a_twin_that_was_written_at_another_time_is_the_same_cohort(out: Path, t
         (merged,) = upkeep.merge(out, [other])
         return merged
 
-    assert written(whole).conflicts == ()
+    place = other / "store" / Path(whole["recordings"][0]["path"]).parent
+    place.parent.mkdir(exist_ok=True)
+    shutil.copytree(next((out / "store/prepared").iterdir()), place)
+    found = written(whole)
+    assert found.conflicts == found.damaged == ()
+    assert found.n_entries == 0, "its recordings are there already"
     whole["recordings"][0]["n_times"] += 1
     assert len(written(whole).conflicts) == 1, "what is in it counts"
 
