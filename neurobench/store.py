@@ -408,10 +408,10 @@ class Store:
             return None
         entry = self._whole(stage, key)
         if entry is None and not self.read_only:
-            self._damaged(stage, key)
+            self._say_damaged(stage, key)
         return entry
 
-    def _damaged(self, stage: str, key: str) -> None:
+    def _say_damaged(self, stage: str, key: str) -> None:
         """Say of an entry, once, that it is damaged."""
         if (stage, key) not in self._said:
             self._said.add((stage, key))
@@ -580,7 +580,7 @@ class Store:
                 present = self._open(target)
                 if present is None or not self._as_written(present):
                     if target.exists():
-                        self._damaged(stage, key)
+                        self._say_damaged(stage, key)
                     self._put(beside, target)
                     self._looked_at[target] = True
                 if checkpoint is not None:

@@ -491,21 +491,24 @@ def _merged(target: Store, folder: Path, source: Path) -> Merge:
     taken = {"entry": 0, "record": 0, "known": 0}
     conflicts, damaged = [], []
     lacks: list[tuple[str, str]] = []
-    # Recordings of cohorts that are there already are there too, under other names; cohorts are looked at before them.
-    theirs: dict[str, set[str]] = {"known": set(), "entry": set(), "conflict": set()}
+    # Recordings of cohorts that are there already may be there under other names; cohorts are looked at before them.
+    spare: set[str] = set()
+    needed: set[str] = set()
     for stage in other.stages():
         for entry_folder in sorted((other.root / stage).iterdir()):
-            if stage == "prepared" and entry_folder.name in theirs["known"] - theirs["entry"]:
-                taken["known"] += 1
-                continue
             name = f"{stage}/{entry_folder.name[:12]}"
             wrong, _ = _damage(other, entry_folder)
             if wrong:
                 damaged.append(f"{name}: {wrong}")
                 continue
+            if stage == "prepared" and entry_folder.name in spare - needed:
+                taken["known"] += 1
+                continue
             what = _take_entry(target, entry_folder)
-            if stage == "cohort":
-                theirs[what] |= _recordings_of(entry_folder)
+            if stage == "cohort" and what == "known":
+                spare |= _recordings_of(entry_folder) - _recordings_of(target.root / stage / entry_folder.name)
+            elif stage == "cohort" and what == "entry":
+                needed |= _recordings_of(entry_folder)
             if what == "conflict":
                 conflicts.append(f"{name} ({_label(entry_folder)}): the same identity, other bytes")
             else:

@@ -186,7 +186,7 @@ def test_a_dry_run_says_that_a_folder_cannot_be_used(folder: Path) -> None:
     (folder / "participants.tsv").unlink()
     code, said = run(folder, "--dry-run")
     assert code == 1
-    assert "to do" in said
+    assert "1 step and all those of 1 seed to do" in " ".join(said.split())
     assert f"{folder} has no participants.tsv" in said
     code, said = run(folder, "--dry-run", "--json")
     assert code == 1

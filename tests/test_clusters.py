@@ -492,7 +492,7 @@ def test_senseless_options_are_refused_before_work_starts(options: dict[str, str
         ("queue: short\n", "jobs is missing"),
         ("- a list\n", "holds no settings"),
         ("a: [", "is no YAML"),
-        ("jobs: zero\ncors: 4\nwalltime: 10:00:00\n", "3 problems.*jobs is 'zero'.*'cors' is no setting.*is 36000"),
+        ("jobs: zero\ncors: 4\nwalltime: 10:00:00\n", "(?s)3 problems.*jobs is 'zero'.*'cors' is no setting.*is 36000"),
         ("jobs: 2\nwalltime: 10:00:00\n", "walltime is 36000, which is what YAML reads from a time without quotes"),
         (None, "cannot be read"),
     ],
@@ -501,7 +501,7 @@ def test_a_wrong_cluster_file_is_said(tmp_path: Path, content: str | None, said:
     path = tmp_path / "cluster.yaml"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(NeurobenchError, match=f"(?s){said}"):
+    with pytest.raises(NeurobenchError, match=said):
         batch_systems.cluster_of(RunConfig(cluster="slurm", cluster_config=path), batch_systems.Jobs("Slurm"))
 
 

@@ -370,9 +370,15 @@ def test_a_twin_that_was_written_at_another_time_is_the_same_cohort(out: Path, t
     entry = store.entries("cohort")[0]
     kept = {name: entry.file(name).read_bytes() for name in entry.manifest["files"]}
     whole = json.loads(kept["cohort.json"])
-    for recording in whole["recordings"]:
-        # Its key holds when the file was last changed.
-        recording["path"] = recording["path"].replace("prepared/", "prepared/0")
+    recording = whole["recordings"][0]
+    prepared = store.root / Path(recording["path"]).parent
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    # Its key holds when the file was last changed.
+    identity = manifest["identity"] | {"source": [["another.npy", 1, 2]]}
+    with store.write("prepared", identity, manifest["label"]) as folder:
+        for name in manifest["files"]:
+            shutil.copyfile(prepared / name, folder / name)
+    recording["path"] = f"prepared/{digest(identity)}/{Path(recording['path']).name}"
 
     def written(whole: dict) -> upkeep.Merge:
         shutil.rmtree(entry.path)
@@ -382,9 +388,6 @@ def test_a_twin_that_was_written_at_another_time_is_the_same_cohort(out: Path, t
         (merged,) = upkeep.merge(out, [other])
         return merged
 
-    place = other / "store" / Path(whole["recordings"][0]["path"]).parent
-    place.parent.mkdir(exist_ok=True)
-    shutil.copytree(next((out / "store/prepared").iterdir()), place)
     found = written(whole)
     assert found.conflicts == found.damaged == ()
     assert found.n_entries == 0, "its recordings are there already"
