@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neurobench_backbones import _ssd
+from neurobench_backbones import _by_pieces, _mamba2, _ssd
 from neurobench_backbones._mamba2 import Mamba2, MambaPass, _GatedNorm, _ScanInputs, by_kernel, scan_inputs
 from neurobench_backbones._ssd import CHUNK, REACH, scan, scan_factors, scan_heads, ssd_scan, ssd_step_by_step
 
@@ -212,6 +212,74 @@ def test_written_out_gradients_are_those_of_finite_differences(
 def test_written_out_gradients_of_the_gated_norm_are_those_of_finite_differences() -> None:
     y, gate = (torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(_GatedNorm.apply, (y, gate, 1e-5))
+
+
+def mixed_by_the_book(mixer: Mamba2, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """What a mixer makes of (sequences, length, width), by torch's own operations and the definition of the scan."""
+    gate, x, dt, b, c = by_the_book(mixer, mixer.in_proj(tokens)[None], None if valid is None else valid[None])
+    y = ssd_step_by_step(x, dt, -torch.exp(mixer.A_log), b, c) + mixer.D[:, None] * x
+    return mixer.out_proj(mixer.norm(y.flatten(-2) * gate))
+
+
+@pytest.mark.parametrize("piece", [1, 2**12, 2**20])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [9, 32, 33, 100, 257])
+def test_mixers_by_pieces_and_their_gradients_are_those_of_torchs_own_operations(
+    length: int, masked: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_by_pieces, "PIECE", piece)
+    torch.manual_seed(0)
+    mixers = [Mamba2(16, d_state=6, headdim=8, expand=2).double() for _ in range(2)]
+    for mixer in mixers:
+        # Away from what they begin with, which hides a weight that is left out.
+        for weight in mixer.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+    tokens = torch.randn(2, 3, length, 16, dtype=torch.float64, requires_grad=True)
+    valid = torch.rand(2, 3, length) > 0.3 if masked else None
+    seen = monitored(monkeypatch)
+    ours = Mamba2.together(mixers, tokens, valid)
+    assert len(seen) == 1, "this is what long sequences go through"
+    masks = [None, None] if valid is None else list(valid)
+    wanted = torch.stack([mixed_by_the_book(*one) for one in zip(mixers, tokens, masks, strict=True)])
+    torch.testing.assert_close(ours, wanted)
+    values = (tokens, *(p for m in mixers for p in m.parameters()))
+    gradients = [torch.autograd.grad(found.sin().sum(), values) for found in (ours, wanted)]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+def monitored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    seen, by_pieces = [], _by_pieces.mix_by_pieces
+    monkeypatch.setattr(_mamba2, "mix_by_pieces", lambda *a, **k: seen.append("by pieces") or by_pieces(*a, **k))
+    return seen
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_mixers_by_pieces_return_the_same(mode: type) -> None:
+    mixer, tokens = Mamba2(32), torch.randn(3, 100, 32)
+    with mode():
+        found = mixer(tokens)
+    torch.testing.assert_close(found, mixer(tokens).detach(), rtol=0, atol=0)
+
+
+def test_gradients_of_tokens_that_do_not_lie_one_after_the_other_are_the_same() -> None:
+    mixer, wide = Mamba2(16).double(), torch.randn(2, 16, 100, dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(100, 2, 16, dtype=torch.float64).transpose(0, 1)
+    strided, plain = wide.transpose(1, 2), wide.transpose(1, 2).contiguous()
+    found = [
+        torch.autograd.grad(mixer(v), wide, g)[0] for v, g in ((strided, gradient), (plain, gradient.contiguous()))
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_mixers_whose_decays_factors_do_not_hold_scan_by_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, mixer = monitored(monkeypatch), Mamba2(16).double()
+    tokens = torch.randn(2, 100, 16, dtype=torch.float64)
+    torch.testing.assert_close(mixer(tokens), mixed_by_the_book(mixer, tokens, None))
+    with torch.no_grad():
+        mixer.A_log.fill_(8.0)
+    torch.testing.assert_close(mixer(tokens), mixed_by_the_book(mixer, tokens, None))
+    assert seen == ["by pieces"]
 
 
 def test_mamba_ssms_kernel_is_given_its_layout() -> None:

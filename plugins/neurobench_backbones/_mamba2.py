@@ -15,8 +15,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from neurobench import feedforward_width
+from neurobench_backbones._by_pieces import convolve, convolve_back, inverse_rms, mix_by_pieces
 from neurobench_backbones._mamba1 import D_CONV, Mamba1, first_dt_bias
-from neurobench_backbones._ssd import decay_between, scan
+from neurobench_backbones._ssd import chunk_by_factors, decay_between, scan
 
 WHOLE = 16
 """Numbers of float32 in a vector of a CPU."""
@@ -25,8 +26,8 @@ WHOLE = 16
 class _ScanInputs(torch.autograd.Function):
     """From the input projection to what the gate and the scan take: convolution, SiLU, softplus.
 
-    One node with its gradient written out. Torch's own depthwise convolution is many times slower on a CPU than
-    shifted products; their autograd would fill and copy a padded gradient for every shift, and one for every slice.
+    One node with its gradient written out: autograd would fill and copy a padded gradient for every shift, and one for
+    every slice.
     """
 
     @staticmethod
@@ -63,13 +64,12 @@ class _ScanInputs(torch.autograd.Function):
             (mixers · sequences, length, heads, headdim), (mixers · sequences, length, heads), and twice
             (mixers · sequences, length, d_state).
         """
-        length, n_heads, n_conv = projected.shape[2], dt_bias.shape[1], bias.shape[1]
+        n_heads, n_conv = dt_bias.shape[1], bias.shape[1]
         d_inner = n_conv - 2 * d_state
         z, xbc, dt = projected[..., : d_inner + n_conv + n_heads].split([d_inner, n_conv, n_heads], -1)
-        taps = weight.to(projected.dtype).permute(2, 0, 1)[:, :, None, None]
-        convolved = torch.addcmul(bias.to(projected.dtype)[:, None, None], xbc, taps[-1])
-        for lag in range(1, min(len(taps), length)):
-            convolved[:, :, lag:].addcmul_(xbc[:, :, :-lag], taps[-1 - lag])
+        # Channels that do not lie one after the other take several times as long.
+        taps = weight.to(projected.dtype).permute(2, 0, 1).contiguous()[:, :, None, None]
+        convolved = convolve(xbc, taps, bias.to(projected.dtype)[:, None, None])
         dt = F.softplus(dt + dt_bias[:, None, None])
         if valid is not None:
             dt *= valid[..., None]
@@ -89,7 +89,7 @@ class _ScanInputs(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of projected, weight, bias and dt_bias."""
         projected, convolved, taps, dt = ctx.saved_tensors
-        length, n_heads, n_conv, d_inner = projected.shape[2], dt.shape[-1], convolved.shape[-1], of_gate.shape[-1]
+        n_heads, n_conv, d_inner = dt.shape[-1], convolved.shape[-1], of_gate.shape[-1]
         sizes = [d_inner, n_conv, n_heads, projected.shape[-1] - d_inner - n_conv - n_heads]
         z, xbc, *_ = projected.split(sizes, -1)
         of_projected = torch.empty_like(projected)
@@ -101,13 +101,8 @@ class _ScanInputs(torch.autograd.Function):
         of_nothing.zero_()
         of_convolved = torch.cat((of_x.flatten(-2), of_b, of_c), -1).view(convolved.shape)
         torch.ops.aten.silu_backward(of_convolved, convolved, grad_input=of_convolved)
-        torch.mul(of_convolved, taps[-1], out=of_xbc)
-        of_taps = torch.zeros(len(taps), len(dt), n_conv, dtype=taps.dtype, device=taps.device)
-        of_taps[-1] = (of_convolved * xbc).sum((1, 2))
-        for lag in range(1, min(len(taps), length)):
-            of_xbc[:, :, :-lag].addcmul_(of_convolved[:, :, lag:], taps[-1 - lag])
-            of_taps[-1 - lag] = (of_convolved[:, :, lag:] * xbc[:, :, :-lag]).sum((1, 2))
-        return of_projected, of_taps.permute(1, 2, 0), of_convolved.sum((1, 2)), of_steps.sum((1, 2)), None, None
+        of_taps, of_bias = convolve_back(of_convolved, xbc, taps, of_xbc)
+        return of_projected, of_taps.permute(1, 2, 0), of_bias, of_steps.sum((1, 2)), None, None
 
 
 class _GatedNorm(torch.autograd.Function):
@@ -117,7 +112,7 @@ class _GatedNorm(torch.autograd.Function):
     def forward(ctx: Any, y: torch.Tensor, gate: torch.Tensor, eps: float) -> torch.Tensor:
         """Return what has the shape of y and of the gate; ``eps`` is added to the mean square."""
         normed = y * gate
-        inverse = normed.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        inverse = inverse_rms(normed, eps)
         normed *= inverse
         ctx.save_for_backward(y, gate, normed, inverse)
         return normed
@@ -169,7 +164,7 @@ class Mamba2(nn.Module):
 
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Mix (sequences, length, d_model) causally; steps that are not valid leave the state as it is."""
-        return mix_causally([self], tokens[None], None if valid is None else valid[None])[0]
+        return mix_causally([self], tokens[None], None if valid is None else valid[None]).squeeze(0)
 
     def weights(self, tokens: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Return (sequences, length, length) how much each step's output draws on each input, the mean over heads.
@@ -202,11 +197,8 @@ def scan_inputs(mixers: Sequence[Mamba2], tokens: torch.Tensor, valid: torch.Ten
     x, dt, a, b, c
         As :func:`scan` takes them, mixers · sequences one after the other; a is (mixers · sequences, heads).
     """
-    weight = _stacked([m.in_proj.weight for m in mixers])
-    # Products are up to 1.5 times faster where rows begin at whole vectors.
-    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % WHOLE))
     gate, x, dt, b, c = _ScanInputs.apply(
-        (tokens.flatten(1, 2) @ weight.transpose(1, 2)).unflatten(1, tokens.shape[1:3]),
+        (tokens.flatten(1, 2) @ _in_projection(mixers).transpose(1, 2)).unflatten(1, tokens.shape[1:3]),
         _stacked([m.conv1d.weight[:, 0] for m in mixers]),
         _stacked([m.conv1d.bias for m in mixers]),
         _stacked([m.dt_bias for m in mixers]),
@@ -219,14 +211,39 @@ def scan_inputs(mixers: Sequence[Mamba2], tokens: torch.Tensor, valid: torch.Ten
 
 def mix_causally(mixers: Sequence[Mamba2], tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     """Return what each mixer makes of its own part of (mixers, sequences, length, d_model) tokens; same shape."""
-    gate, x, dt, a, b, c = scan_inputs(mixers, tokens, valid)
-    skip = _stacked([m.D for m in mixers])
-    y = _scan(x, dt, a, b, c, skip.repeat_interleave(tokens.shape[1], 0), len(mixers))
-    normed = _GatedNorm.apply(y.flatten(-2), gate, mixers[0].norm.eps)
+    skip, eps = _stacked([m.D for m in mixers]), mixers[0].norm.eps
     # The norm's weight is a scale of the output projection's columns: there it costs nothing.
     out = _stacked([m.out_proj.weight * m.norm.weight for m in mixers])
+    if tokens.device.type == "cpu" and tokens.shape[2] > mixers[0].headdim:
+        a = -torch.exp(_stacked([m.A_log for m in mixers]))
+        dt = _steps(mixers, tokens, valid)
+        log_decay = (dt * a.detach()[:, None, None]).flatten(0, 1)
+        if dt.dtype == tokens.dtype and (chunk := chunk_by_factors(log_decay, mixers[0].headdim)):
+            # Channels that do not lie one after the other take several times as long.
+            taps = _stacked([m.conv1d.weight[:, 0] for m in mixers]).transpose(1, 2).contiguous()
+            bias, dt_bias = (_stacked(v) for v in ([m.conv1d.bias for m in mixers], [m.dt_bias for m in mixers]))
+            weights = (_in_projection(mixers), taps, bias, dt_bias, a, skip, out)
+            return mix_by_pieces(tokens, dt, weights, eps=eps, chunk=chunk)
+    gate, x, dt, a, b, c = scan_inputs(mixers, tokens, valid)
+    y = _scan(x, dt, a, b, c, skip.repeat_interleave(tokens.shape[1], 0), len(mixers))
+    normed = _GatedNorm.apply(y.flatten(-2), gate, eps)
     mixed: torch.Tensor = (normed.view(len(mixers), -1, normed.shape[-1]) @ out.transpose(1, 2)).view(tokens.shape)
     return mixed
+
+
+@torch.no_grad()
+def _steps(mixers: Sequence[Mamba2], tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Return (mixers, sequences, length, heads) Δ, 0 where a step is not valid."""
+    weight = _stacked([m.in_proj.weight[-m.n_heads :] for m in mixers])
+    raw = (tokens.flatten(1, 2) @ weight.transpose(1, 2)).unflatten(1, tokens.shape[1:3])
+    dt = F.softplus(raw + _stacked([m.dt_bias for m in mixers])[:, None, None])
+    return dt if valid is None else dt * valid[..., None]
+
+
+def _in_projection(mixers: Sequence[Mamba2]) -> torch.Tensor:
+    weight = _stacked([m.in_proj.weight for m in mixers])
+    # Products are up to 1.5 times faster where rows begin at whole vectors.
+    return F.pad(weight, (0, 0, 0, -weight.shape[1] % WHOLE))
 
 
 def _scan(

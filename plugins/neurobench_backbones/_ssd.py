@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ CHUNK_BY_HEADS = 64
 
 LOG2E = 1 / math.log(2)
 """Exponents are kept in powers of two: torch's exp2 takes less than half the time of its exp."""
+
+EVERY = slice(None)
 
 PIECE = 2**18
 """Numbers in the largest array of a piece of a long sequence: 1 MB of float32, what a cache holds beside others."""
@@ -78,14 +81,27 @@ def scan(
     y
         (batch, length, heads, headdim).
     """
-    pays = x.device.type == "cpu" and x.shape[1] > x.shape[3]
-    if pays and x.dtype == dt.dtype and x.dtype in (torch.float32, torch.float64):
-        for longest in (CHUNK, CHUNK // 2, CHUNK // 4):
-            chunk = _even(x.shape[1], longest)
-            if _reach(log_decay, chunk) <= REACH:
-                return scan_factors(x, dt, log_decay, b, c, skip, chunk)
+    if x.dtype == dt.dtype and (chunk := chunk_by_factors(log_decay, x.shape[3])):
+        return scan_factors(x, dt, log_decay, b, c, skip, chunk)
     by_heads = (v.transpose(1, 2) for v in (x, dt, log_decay))
     return scan_heads(*by_heads, b, c, skip).transpose(1, 2)
+
+
+def chunk_by_factors(log_decay: torch.Tensor, headdim: int) -> int | None:
+    """Return the length of chunks whose factors fit into numbers of this kind; None: scan by heads.
+
+    Parameters
+    ----------
+    log_decay
+        (batch, length, heads), Δ A.
+    headdim
+        Channels of a head.
+    """
+    length = log_decay.shape[1]
+    if log_decay.device.type != "cpu" or length <= headdim or log_decay.dtype not in (torch.float32, torch.float64):
+        return None
+    chunks = (_even(length, longest) for longest in (CHUNK, CHUNK // 2, CHUNK // 4))
+    return next((chunk for chunk in chunks if _reach(log_decay, chunk) <= REACH), None)
 
 
 def _even(length: int, longest: int) -> int:
@@ -120,126 +136,196 @@ def scan_factors(
     return y[:, :length] if missing else y
 
 
-class _Factors:
-    """A piece of a sequence on its way through the scan by factors.
+@dataclass(frozen=True)
+class Decays:
+    """What steps of whole chunks decay by, as factors: from the middle of a chunk's range, m, up to i, and from j on.
 
     Parameters
     ----------
-    x, dt, log_decay, b, c
-        A whole number of chunks.
-    first
-        (batch, d_state, heads, headdim), the state before the piece; None: nothing before it.
-    chunk
-        Length of a chunk.
-    carries
-        Whether anything comes before a chunk or after it.
-
-    Attributes
-    ----------
     up, down, given
-        (batch, n, chunk, heads) exp(t_i − m) and exp(m − t_j), with m in the middle of the chunk's range, and the
-        latter times Δ_j.
-    u
-        (batch · n, chunk, heads · headdim), x by what is given.
-    reach
-        (batch · n, chunk, chunk), C_i·B_j, and 0 where j is later than i.
+        (batch, n, chunk, heads) exp(t_i − m) and exp(m − t_j), and the latter times Δ_j.
     half
-        (batch, n, 1, heads, 1), exp(m).
-    start, whole
-        (batch, n, d_state, heads, headdim), the state before a chunk by exp(m), and with what the chunk adds to it.
-    end
-        The state after the piece.
+        (batch, n, 1, heads, 1) exp(m).
     """
 
-    def __init__(
-        self,
-        x: torch.Tensor,
-        dt: torch.Tensor,
-        log_decay: torch.Tensor,
-        b: torch.Tensor,
-        c: torch.Tensor,
-        first: torch.Tensor | None,
-        chunk: int,
-        carries: bool,
-    ) -> None:
-        batch, length, heads, headdim = x.shape
-        n, d_state = length // chunk, b.shape[-1]
-        self.x = x.unflatten(1, (n, chunk))
-        self.b, self.c = b.reshape(batch * n, chunk, d_state), c.reshape(batch * n, chunk, d_state)
-        total = log_decay.unflatten(1, (n, chunk)).cumsum(2).mul_(LOG2E)
+    up: torch.Tensor
+    down: torch.Tensor
+    given: torch.Tensor
+    half: torch.Tensor
+
+    @classmethod
+    def of(cls, dt: torch.Tensor, log_decay: torch.Tensor, chunk: int) -> Decays:
+        """Return those of (batch, length, heads) Δ and Δ A; the length is a whole number of chunks."""
+        total = log_decay.unflatten(1, (-1, chunk)).cumsum(2).mul_(LOG2E)
         middle = total[:, :, -1:] / 2
-        self.up, self.down = (total - middle).exp2_(), (middle - total).exp2_()
-        self.given = self.down * dt.unflatten(1, (n, chunk))
-        self.u = (self.x * self.given[..., None]).view(batch * n, chunk, -1)
-        self.reach = torch.bmm(self.c, self.b.transpose(1, 2)).tril_()
-        self.carries, self.end = carries, None
-        if carries:
-            self.half = middle.exp2()[..., None]
-            self.whole = torch.bmm(self.b.transpose(1, 2), self.u).view(batch, n, d_state, heads, headdim)
-            self.start = torch.empty_like(self.whole)
-            self.start[:, 0] = 0 if first is None else first * self.half[:, 0]
-            over = self.half[:, :-1] * self.half[:, 1:]
-            for k in range(n):
-                self.whole[:, k] += self.start[:, k]
-                if k + 1 < n:
-                    torch.mul(self.whole[:, k], over[:, k], out=self.start[:, k + 1])
-            self.end = self.whole[:, -1] * self.half[:, -1]
+        up, down = (total - middle).exp2_(), (middle - total).exp2_()
+        return cls(up, down, down * dt.unflatten(1, (-1, chunk)), middle.exp2_()[..., None])
+
+    def part(self, sequences: slice, chunks: slice) -> Decays:
+        """Return those of some chunks of some sequences."""
+        return Decays(*(v[sequences, chunks] for v in (self.up, self.down, self.given, self.half)))
+
+
+class Chunks:
+    """A piece of sequences on its way through the scan by factors, in arrays that every piece of its size uses again.
+
+    New arrays for every piece would not be in the cache, and to be given new memory takes longer than to fill it.
+
+    Parameters
+    ----------
+    shape
+        (batch, n, chunk, heads, headdim).
+    d_state
+        Size of a state.
+    like
+        Whose dtype and device.
+    carries
+        Whether anything comes before the piece or after it, or it is of several chunks.
+    back
+        Whether there is a way back.
+    """
+
+    def __init__(self, shape: tuple[int, ...], d_state: int, like: torch.Tensor, *, carries: bool, back: bool) -> None:
+        batch, n, chunk, heads, headdim = self.shape = shape
+        self.carries = carries
+        signal, square = (batch * n, chunk, heads * headdim), (batch * n, chunk, chunk)
+        self.states = (batch, n, d_state, heads, headdim)
+        self.given, self.drawn, self.reach = like.new_empty(signal), like.new_empty(signal), like.new_empty(square)
+        if back:
+            self.of_given, self.of_reach = like.new_empty(signal), like.new_empty(square)
+        if carries and not back:
+            self.added = like.new_empty(self.states)
+        if carries and back:
+            self.of_start, self.of_whole = like.new_empty(self.states), like.new_empty(self.states)
+
+    def take(
+        self, x: torch.Tensor, b: torch.Tensor, c: torch.Tensor, decays: Decays, first: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Take in x, (batch, n, chunk, heads, headdim), and B and C, (batch · n, chunk, d_state).
+
+        Parameters
+        ----------
+        x, b, c, decays
+            Of the piece.
+        first
+            (batch, d_state, heads, headdim), the state before the piece; None: nothing before it.
+
+        Returns
+        -------
+        start, end
+            (batch, n, d_state, heads, headdim), the states before its chunks, times exp(m), and the state after it.
+            None where none is carried.
+        """
+        self.take_again(x, b, c, decays, None)
+        if not self.carries:
+            return None, None
+        # What a chunk adds to the state, times exp(−m) of its end.
+        torch.bmm(b.transpose(1, 2), self.given, out=self._flat(self.added))
+        self.start = start = torch.empty_like(self.added)
+        if first is None:
+            start[:, 0].zero_()
+        else:
+            torch.mul(first, decays.half[:, 0], out=start[:, 0])
+        over = decays.half[:, :-1] * decays.half[:, 1:]
+        torch.mul(self.added[:, :-1], over, out=start[:, 1:])
+        _run(start.unbind(1), over.unbind(1))
+        return start, (self.added[:, -1] + start[:, -1]).mul_(decays.half[:, -1])
+
+    def take_again(
+        self, x: torch.Tensor, b: torch.Tensor, c: torch.Tensor, decays: Decays, start: torch.Tensor | None
+    ) -> None:
+        """Take in what was taken in before; ``start`` is what it returned."""
+        self.x, self.b, self.c, self.decays, self.start = x, b, c, decays, start
+        torch.mul(x, decays.given[..., None], out=self.given.view(self.shape))
+        torch.bmm(c, b.transpose(1, 2), out=self.reach).tril_()
+
+    def _flat(self, states: torch.Tensor) -> torch.Tensor:
+        """Return a view of states: (batch · n, d_state, heads · headdim)."""
+        return states.view(len(self.given), -1, self.given.shape[-1])
 
     def y(self, skip: torch.Tensor | None, out: torch.Tensor) -> None:
-        """Write y into (batch, length, heads, headdim) memory."""
-        drawn = torch.bmm(self.reach, self.u)
-        if self.carries:
-            drawn.baddbmm_(self.c, self.start.view(len(drawn), -1, drawn.shape[-1]))
-        out = out.unflatten(1, self.x.shape[1:3])
-        torch.mul(drawn.view(self.x.shape), self.up[..., None], out=out)
+        """Write y into memory of the shape of x; ``skip`` is (batch or 1, heads) D."""
+        torch.bmm(self.reach, self.given, out=self.drawn)
+        if self.start is not None:
+            self.drawn.baddbmm_(self.c, self._flat(self.start))
+        torch.mul(self.drawn.view(self.shape), self.decays.up[..., None], out=out)
         if skip is not None:
             out.addcmul_(self.x, skip[:, None, None, :, None])
 
     def back(
-        self, grad: torch.Tensor, y: torch.Tensor, skip: torch.Tensor | None, of_end: torch.Tensor | None
+        self,
+        grad: torch.Tensor,
+        y: torch.Tensor,
+        skip: torch.Tensor | None,
+        of_end: torch.Tensor | None,
+        of_x: torch.Tensor,
     ) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of x, Δ, log decay, B, C, D, and of the state before the piece."""
-        batch, n, chunk, *_ = self.x.shape
-        grad, y = grad.unflatten(1, (n, chunk)), y.unflatten(1, (n, chunk))
-        g = (grad * self.up[..., None]).view(self.u.shape)
-        of_u = torch.bmm(self.reach.transpose(1, 2), g)
-        of_reach = torch.bmm(g, self.u.transpose(1, 2)).tril_()
-        of_b, of_c = torch.bmm(of_reach.transpose(1, 2), self.c), torch.bmm(of_reach, self.b)
-        # What y_i draws is proportional to exp(t_i), what j gives to exp(−t_j).
-        of_total = (grad * y).sum(-1)
-        of_first = None
-        if self.carries:
-            of_start = torch.bmm(self.c.transpose(1, 2), g).view(self.start.shape)
-            of_whole, over = torch.empty_like(of_start), self.half[:, :-1] * self.half[:, 1:]
-            of_whole[:, -1] = 0 if of_end is None else of_end * self.half[:, -1]
-            for k in reversed(range(n)):
-                of_start[:, k] += of_whole[:, k]
-                if k:
-                    torch.mul(of_start[:, k], over[:, k - 1], out=of_whole[:, k - 1])
-            of_first = of_start[:, 0] * self.half[:, 0]
-            flat = of_whole.view(batch * n, -1, g.shape[-1])
-            of_u.baddbmm_(self.b, flat)
-            of_b.baddbmm_(self.u, flat.transpose(1, 2))
-            of_c.baddbmm_(g, self.start.view(flat.shape).transpose(1, 2))
-            of_total[:, :, -1] += (of_whole * self.whole).sum((2, 4))
-        of_u = of_u.view(self.x.shape)
-        of_step = (of_u * self.x).sum(-1)
-        of_total.addcmul_(of_step, self.given, value=-1)
-        of_x, of_skip = of_u.mul_(self.given[..., None]), None
+        """Write the gradient of x, and return those of Δ, log decay, B, C, D, and of the state before the piece.
+
+        Parameters
+        ----------
+        grad, y
+            Shaped as x.
+        skip
+            (batch or 1, heads) D.
+        of_end
+            The gradient of the state after the piece; None for 0.
+        of_x
+            Where to write.
+        """
+        x, decays, of_given = self.x, self.decays, self.of_given.view(self.shape)
+        # Until it is known, its memory is that of products that are summed at once.
+        of_total = torch.mul(grad, y, out=of_given).sum(-1)
+        of_skip = None
         if skip is not None:
-            of_skips = (grad * self.x).sum(-1)
-            of_total.addcmul_(of_skips, skip[:, None, None], value=-1)
+            skipped = torch.mul(grad, x, out=of_given).sum(-1)
+            of_total.addcmul_(skipped, skip[:, None, None], value=-1)
+            of_skip = skipped.sum((1, 2))
+        of_drawn = self.drawn
+        torch.mul(grad, decays.up[..., None], out=of_drawn.view(self.shape))
+        torch.bmm(self.reach.transpose(1, 2), of_drawn, out=self.of_given)
+        torch.bmm(of_drawn, self.given.transpose(1, 2), out=self.of_reach).tril_()
+        of_b, of_c = torch.bmm(self.of_reach.transpose(1, 2), self.c), torch.bmm(self.of_reach, self.b)
+        of_first = None
+        if self.start is not None:
+            of_start, of_whole = self._flat(self.of_start), self._flat(self.of_whole)
+            torch.bmm(self.c.transpose(1, 2), of_drawn, out=of_start)
+            if of_end is None:
+                self.of_whole[:, -1].zero_()
+            else:
+                torch.mul(of_end, decays.half[:, -1], out=self.of_whole[:, -1])
+            over = decays.half[:, :-1] * decays.half[:, 1:]
+            torch.mul(self.of_start[:, 1:], over, out=self.of_whole[:, :-1])
+            _run(self.of_whole.unbind(1)[::-1], over.unbind(1)[::-1])
+            self.of_given.baddbmm_(self.b, of_whole)
+            of_b.baddbmm_(self.given, of_whole.transpose(1, 2))
+            of_c.baddbmm_(of_drawn, self._flat(self.start).transpose(1, 2))
+            self.of_start += self.of_whole
+            of_first = self.of_start[:, 0] * decays.half[:, 0]
+        of_step = torch.mul(of_given, x, out=of_drawn.view(self.shape)).sum(-1)
+        # What y_i draws is proportional to exp(t_i), what j gives to exp(−t_j). A log decay is part of t from its own
+        # step to the end of the chunk: of all that falls on t that is what falls on the state before the chunk, less
+        # what falls on earlier steps.
+        of_total.addcmul_(of_step, decays.given, value=-1)
+        of_log_decay = of_total - of_total.cumsum(2)
+        if self.start is not None:
+            of_log_decay += self.of_start.mul_(self.start).sum((2, 4))[:, :, None]
+        torch.mul(of_given, decays.given[..., None], out=of_x)
+        if skip is not None:
             of_x.addcmul_(grad, skip[:, None, None, :, None])
-            of_skip = of_skips.sum((1, 2))
-        of_log_decay = of_total.flip(2).cumsum(2).flip(2)
-        by_time = (v.flatten(1, 2) for v in (of_x, of_step.mul_(self.down), of_log_decay))
-        return *by_time, of_b.view(batch, n * chunk, -1), of_c.view(batch, n * chunk, -1), of_skip, of_first
+        return of_step.mul_(decays.down).flatten(1, 2), of_log_decay.flatten(1, 2), of_b, of_c, of_skip, of_first
+
+
+def _run(states: Sequence[torch.Tensor], over: Sequence[torch.Tensor]) -> None:
+    """Add to each state what is left of the one before it."""
+    for before, state, kept in zip(states, states[1:], over, strict=False):
+        state.addcmul_(before, kept)
 
 
 class _ScanFactors(torch.autograd.Function):
     """The scan by factors with its gradients written out, piece by piece, so that a piece stays in the cache.
 
-    Nothing but its inputs, y and the states between pieces is kept: the way back computes a piece again.
+    Nothing but its inputs, y and the states between chunks is kept: the way back computes a piece again.
     """
 
     @staticmethod
@@ -255,15 +341,18 @@ class _ScanFactors(torch.autograd.Function):
     ) -> torch.Tensor:
         """Scan a whole number of chunks."""
         batch, length, heads, headdim = x.shape
-        piece = chunk * max(1, PIECE // (batch * chunk * heads * headdim))
-        ctx.chunk, ctx.pieces = chunk, [slice(k, k + piece) for k in range(0, length, piece)]
+        piece = max(1, PIECE // (batch * chunk * heads * headdim))
+        n = length // chunk
+        ctx.chunk, ctx.pieces = chunk, [slice(k, min(k + piece, n)) for k in range(0, n, piece)]
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        decays = Decays.of(dt, log_decay, chunk)
+        at = _Places(x, b, c, chunk, back=False)
         state, states = None, []
         for part in ctx.pieces:
-            states.append(state)
-            of_part = _Factors(*(v[:, part] for v in (x, dt, log_decay, b, c)), state, chunk, length > chunk)
-            of_part.y(skip, y[:, part])
-            state = of_part.end
+            chunks = at(part)
+            start, state = chunks.take(*at.given(part), decays.part(EVERY, part), state)
+            states.append(start)
+            chunks.y(skip, at.signal(y, part))
         ctx.save_for_backward(x, dt, log_decay, b, c, skip, y, *states)
         return y
 
@@ -272,17 +361,53 @@ class _ScanFactors(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of all but the chunk."""
         x, dt, log_decay, b, c, skip, y, *states = ctx.saved_tensors
-        given = (x, dt, log_decay, b, c)
-        carries = y.shape[1] > ctx.chunk
-        whole = [torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in given]
+        decays = Decays.of(dt, log_decay, ctx.chunk)
+        at = _Places(x, b, c, ctx.chunk, back=True)
+        whole = [torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in (x, dt, log_decay, b, c)]
         of_skips, of_state = [], None
-        for part, state in zip(reversed(ctx.pieces), reversed(states), strict=True):
-            of_part = _Factors(*(v[:, part] for v in given), state, ctx.chunk, carries)
-            *found, of_skip, of_state = of_part.back(grad[:, part], y[:, part], skip, of_state)
-            for v, value in zip(whole, found, strict=True):
-                v[:, part] = value
+        for part, start in zip(reversed(ctx.pieces), reversed(states), strict=True):
+            chunks = at(part)
+            chunks.take_again(*at.given(part), decays.part(EVERY, part), start)
+            signals = (at.signal(v, part) for v in (grad, y))
+            *found, of_skip, of_state = chunks.back(*signals, skip, of_state, at.signal(whole[0], part))
+            for v, value in zip(whole[1:], found, strict=True):
+                v[:, at.steps(part)] = value.view(len(v), -1, v.shape[-1])
             of_skips.append(of_skip)
         return *whole, None if skip is None else sum(of_skips[1:], of_skips[0]), None
+
+
+class _Places:
+    """Where pieces of a scan are: chunks for pieces of each length, and pieces of its arrays."""
+
+    def __init__(self, x: torch.Tensor, b: torch.Tensor, c: torch.Tensor, chunk: int, *, back: bool) -> None:
+        self.x, self.b, self.c, self.chunk, self.back = x, b, c, chunk, back
+        self.of_length: dict[int, Chunks] = {}
+
+    def __call__(self, part: slice) -> Chunks:
+        """Return the arrays of a piece."""
+        n, (batch, _, *heads) = part.stop - part.start, self.x.shape
+        if n not in self.of_length:
+            self.of_length[n] = Chunks(
+                (batch, n, self.chunk, *heads),
+                self.b.shape[-1],
+                self.x,
+                carries=self.x.shape[1] > self.chunk,
+                back=self.back,
+            )
+        return self.of_length[n]
+
+    def steps(self, part: slice) -> slice:
+        """Return the steps of a piece."""
+        return slice(part.start * self.chunk, part.stop * self.chunk)
+
+    def signal(self, v: torch.Tensor, part: slice) -> torch.Tensor:
+        """Return a piece of (batch, length, heads, headdim)."""
+        return v[:, self.steps(part)].unflatten(1, (-1, self.chunk))
+
+    def given(self, part: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return x, B and C of a piece."""
+        b, c = (v[:, self.steps(part)].reshape(-1, self.chunk, v.shape[-1]) for v in (self.b, self.c))
+        return self.signal(self.x, part), b, c
 
 
 def scan_heads(
