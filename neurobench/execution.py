@@ -37,6 +37,7 @@ import threadpoolctl
 import torch
 
 from neurobench import logs
+from neurobench.allocation import keep_freed_memory, keeps_freed_memory
 from neurobench.cohorts import CohortSource
 from neurobench.config import Grid, Profile, RunConfig, expand, needs_of
 from neurobench.cost import Observation, Work
@@ -74,11 +75,15 @@ __all__ = [
 SMALL = 128
 """Width below which a step runs on one thread: starting more takes longer than they save."""
 
-WORTH_S = 30.0
-"""Estimated seconds of a grid from which on starting other processes pays."""
+WORTH_S = 60.0
+"""Estimated seconds of a grid from which on other processes pay: of less they save little, and take memory."""
 
 BYTES_A_JOB = 1 << 30
 """Memory that a process of a small network takes, with its libraries."""
+
+SHARED = ("timm", "sklearn.linear_model", "scipy.signal", "scipy.stats", "nilearn.connectome", "pyarrow.parquet")
+"""Libraries that are imported when something needs them, and take seconds and tens of megabytes: those that this
+process needed are imported once for all that it starts."""
 
 BUNDLE_S = 2.0
 """Estimated seconds up to which short steps travel to a worker together: sending one takes several milliseconds."""
@@ -626,6 +631,8 @@ class Here:
         logs.keep(config.out, config.run, config.log_format)
         # For as long as the process lives: see collecting_less.
         gc.freeze()
+        if keeps_freed_memory(self.grid.profile, self.device.type):
+            keep_freed_memory()
 
     def compute(self, dataset: str, seed: int, steps: Sequence[tuple[str, str]]) -> Outcome:
         """Find or compute steps, and whatever they need, and say how that ended."""
@@ -720,7 +727,7 @@ class Processes(Workers):
         able = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(able)
         if able == "forkserver":
-            context.set_forkserver_preload([__name__])
+            context.set_forkserver_preload([__name__, *(name for name in SHARED if name in sys.modules)])
             # It inherits what is blocked: Ctrl-C while it imports is this process's, and no traceback of it. Starting
             # the tracker would let it through again.
             resource_tracker.ensure_running()

@@ -14,6 +14,7 @@ import pandas as pd
 
 import neurobench
 from neurobench import assembly, clusters, gather, logs, results
+from neurobench.allocation import keep_freed_memory, keeps_freed_memory
 from neurobench.cohorts import CohortSource
 from neurobench.config import Grid, RunConfig, expand
 from neurobench.cost import Model, Work
@@ -210,6 +211,8 @@ def _execute(grid: Grid, registry: Registry, store: Store, progress: Heartbeat) 
 
     # Several processes are through together that much sooner; how many workers there will be elsewhere nobody knows.
     total = sum(seconds(s) for of in todo for _, s in of.steps) / jobs
+    if keeps_freed_memory(grid.profile, device.type):
+        keep_freed_memory()
     with progress.grid(total) as through, few_threads(grid.profile, device):
 
         def done(estimated: float, computed: bool) -> None:

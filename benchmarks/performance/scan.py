@@ -7,10 +7,10 @@
   (batch, length, 384, 16); and the selective scan of Mamba-1, from x, Δ, A, B and C, by us and by mambapy.
 * *training steps of the factorised blocks*: 24 units × 10 patches, many short sequences, Mamba beside transformer.
 
-Beyond products a mixer convolves, gates, norms and takes exponentials, which wait for memory. At 4,096 tokens arrays
-are larger than 32 MB, besides: the C library gives them back and maps them anew in every call. With its limits raised
-that was gone, and an earlier kernel went from 2.8 to 2.45 times the products (once, on a busy machine). Those limits
-are a whole process's, so they are left as they are.
+Forward and backward are from given tokens to what a mixer returns, and from a given gradient of that to those of its
+tokens and weights; nothing is added up over calls. Beyond products a mixer convolves, gates, norms and takes
+exponentials, which wait for memory: long sequences go through all of that piece by piece. Memory that is freed is kept
+for the next call (:mod:`neurobench.allocation`), as it is in runs of the profiles ``cpu`` and ``full``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch import nn
 
 from benchmarks.performance.table import Ratio, interleaved
 from benchmarks.performance.training import half_hidden, training_step
+from neurobench.allocation import keep_freed_memory
 from neurobench_backbones._mamba2 import Mamba2
 from neurobench_backbones._selective_scan import selective_scan
 from neurobench_backbones._ssd import CHUNK, ssd_scan
@@ -66,22 +67,30 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
 
 
-def both_ways(call: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    """Return a call that goes forward and backward."""
-    return lambda: call().square().mean().backward()
+def both_ways(call: Callable[[], torch.Tensor], values: Sequence[torch.Tensor]) -> Callable[[], None]:
+    """Return a call that goes forward, and back from a given gradient to those of values."""
+    given: list[torch.Tensor] = []
+
+    def there_and_back() -> None:
+        y = call()
+        if not given:
+            given.append(torch.randn_like(y))
+        torch.autograd.grad(y, values, given)
+
+    return there_and_back
 
 
 def mixer_call(length: int) -> Callable[[], None]:
     """Return forward and backward of our mixer."""
     tokens = torch.randn(BATCH, length, WIDTH, requires_grad=True)
     mamba = Mamba2(WIDTH, d_state=STATE, headdim=HEADDIM, expand=2)
-    return both_ways(lambda: mamba(tokens))
+    return both_ways(lambda: mamba(tokens), [tokens, *mamba.parameters()])
 
 
 def attention_call(length: int) -> Callable[[], None]:
     """Return forward and backward of attention of the same width."""
     tokens, attention = torch.randn(BATCH, length, WIDTH, requires_grad=True), Attention(WIDTH, 6)
-    return both_ways(lambda: attention(tokens))
+    return both_ways(lambda: attention(tokens), [tokens, *attention.parameters()])
 
 
 def scan_call(length: int) -> Callable[[], None]:
@@ -90,7 +99,7 @@ def scan_call(length: int) -> Callable[[], None]:
     dt = (torch.rand(BATCH, length, HEADS) * 0.1).requires_grad_()
     a = -torch.rand(HEADS) - 0.5
     b, c = (torch.randn(BATCH, length, STATE, requires_grad=True) for _ in range(2))
-    return both_ways(lambda: ssd_scan(x, dt, a, b, c))
+    return both_ways(lambda: ssd_scan(x, dt, a, b, c), [x, dt, b, c])
 
 
 def mambapy_call(length: int) -> Callable[[], None]:
@@ -100,13 +109,13 @@ def mambapy_call(length: int) -> Callable[[], None]:
     decay = torch.rand(BATCH, length, INNER, STATE).mul_(0.5).add_(0.5).requires_grad_()
     update = torch.randn(BATCH, length, INNER, STATE, requires_grad=True)
     c = torch.randn(BATCH, length, STATE, requires_grad=True)
-    return both_ways(lambda: (pscan(decay, update) @ c.unsqueeze(-1)).squeeze(-1))
+    return both_ways(lambda: (pscan(decay, update) @ c.unsqueeze(-1)).squeeze(-1), [decay, update, c])
 
 
 def selective_call(length: int) -> Callable[[], None]:
     """Return forward and backward of our scan of Mamba-1."""
     inputs = _selective_inputs(length)
-    return both_ways(lambda: selective_scan(*inputs))
+    return both_ways(lambda: selective_scan(*inputs), inputs)
 
 
 def mambapy_selective_call(length: int) -> Callable[[], None]:
@@ -120,7 +129,7 @@ def mambapy_selective_call(length: int) -> Callable[[], None]:
         decay, update = (dt_[..., None] * a).exp(), dt_[..., None] * b_[:, :, None] * x_[..., None]
         return (pscan(decay, update) @ c_[..., None]).squeeze(-1)
 
-    return both_ways(call)
+    return both_ways(call, [x, dt, a, b, c])
 
 
 def _selective_inputs(length: int) -> list[torch.Tensor]:
@@ -274,6 +283,7 @@ def measure(quick: bool) -> list[Ratio]:
     """Measure all; quick leaves out 4,096 tokens against peers and the growth to 16,384."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
+    keep_freed_memory()
     found = _against_transformer(quick)
     for length in (1024,) if quick else (1024, 4096):
         found += _against_peers(length, 2 if quick else 4)
