@@ -349,6 +349,49 @@ def test_ctrl_c_while_the_command_line_is_loaded_shows_no_traceback() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit", 0, ""),
+        ("raise SystemExit('what is wrong')", 1, "what is wrong"),
+        ("raise RuntimeError('a defect')", 1, "RuntimeError: a defect"),
+        ("pass", 0, ""),
+    ],
+)
+def test_a_program_ends_as_it_would_without_tidying_up_libraries(
+    end: str, code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ended.py").write_text(
+        "import atexit, sys, threading, time\n"
+        "import neurobench.cli\n"
+        "from neurobench.__main__ import program\n"
+        "def late():\n    time.sleep(0.3)\n    print('a thread')\n"
+        "def app():\n"
+        "    atexit.register(lambda: print('at exit'))\n"
+        "    threading.Thread(target=late).start()\n"
+        "    print('x' * 100_000)\n"
+        f"    {end}\n"
+        "neurobench.cli.app = app\nprogram()\n",
+        encoding="utf-8",
+    )
+    found = subprocess.run([sys.executable, "-m", "ended"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == code
+    assert found.stdout == "x" * 100_000 + "\na thread\nat exit\n", "what is still to be done and written is"
+    assert found.stderr.strip().endswith(said)
+
+
+def test_a_tool_that_began_before_a_program_has_its_turn(tmp_path: Path) -> None:
+    (tmp_path / "measured.py").write_text(
+        "import atexit\natexit.register(lambda: print('measured'))\n"
+        "import neurobench.cli\nfrom neurobench.__main__ import program\n"
+        "neurobench.cli.app = lambda: None\nprogram()\n",
+        encoding="utf-8",
+    )
+    found = subprocess.run([sys.executable, "-m", "measured"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout == "measured\n"
+
+
 def test_status_loads_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "neurobench.json").write_text('{"format": 1}', encoding="utf-8")
     code = (
