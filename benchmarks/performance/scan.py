@@ -286,7 +286,7 @@ def measure(quick: bool) -> list[Ratio]:
     keep_freed_memory()
     found = _against_transformer(quick)
     for length in (1024,) if quick else (1024, 4096):
-        found += _against_peers(length, 2 if quick else 4)
+        found += _against_peers(length, 2 if quick else 8)
     if not quick:
         found += _growth((1024, 4096, 16384))
     return found

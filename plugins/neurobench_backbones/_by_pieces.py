@@ -20,8 +20,8 @@ from neurobench_backbones._ssd import EVERY, Chunks, Decays
 
 __all__ = ["PIECE", "convolve", "convolve_back", "inverse_rms", "mix_by_pieces"]
 
-PIECE = 2**20
-"""Numbers of a piece of the signal: below, starting operations takes longer than memory does."""
+PIECE = 2**18
+"""Numbers of a piece of the signal for one thread: below, starting operations takes longer than memory does."""
 
 
 # ---------------------------------------------------------------- operations of a mixer, and their gradients
@@ -221,6 +221,8 @@ class _Some:
         Of its scan.
     eps
         Of the norm.
+    piece
+        Numbers of a piece of the signal.
     """
 
     mixer: _Mixer
@@ -228,11 +230,12 @@ class _Some:
     dt: torch.Tensor
     decays: Decays
     eps: float
+    piece: int
 
     def pieces(self) -> list[slice]:
         """Return the chunks of every piece."""
         sequences, n, chunk, _ = self.decays.up.shape
-        most = max(1, PIECE // (sequences * chunk * self.mixer.w_out.shape[1]))
+        most = max(1, self.piece // (sequences * chunk * self.mixer.w_out.shape[1]))
         return [slice(k, min(k + most, n)) for k in range(0, n, most)]
 
     def steps(self, part: slice) -> slice:
@@ -330,9 +333,11 @@ class _Mix(torch.autograd.Function):
         ctx: Any, tokens: torch.Tensor, dt: torch.Tensor, eps: float, chunk: int, keep: bool, *weights: torch.Tensor
     ) -> torch.Tensor:
         """Mix (mixers, sequences, length, d_model) tokens of whole chunks; Δ's gradient goes to what it is made of."""
-        ctx.eps, ctx.chunk = eps, chunk
+        # Threads wait for each other after every operation: each has to have more to do.
+        n_threads = torch.get_num_threads()
+        ctx.how = eps, chunk, PIECE if n_threads == 1 else 2 * n_threads * PIECE
         tokens, out, spare = tokens.contiguous(), tokens.new_empty(tokens.shape), []
-        parts = _parts(tokens, dt, _Mixer(*weights), eps, chunk)
+        parts = _parts(tokens, dt, _Mixer(*weights), *ctx.how)
         kept = [part.some.mix(part.of(out), spare, keep=keep) for part in parts]
         ctx.n_pieces = [len(pieces) for pieces in kept]
         ctx.save_for_backward(tokens, dt, *weights, *(v for pieces in kept for piece in pieces for v in piece))
@@ -345,7 +350,7 @@ class _Mix(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         tokens, dt = next(saved), next(saved)
         mixers = _Mixer(*(next(saved) for _ in _Mixer._fields))
-        parts = _parts(tokens, dt, mixers, ctx.eps, ctx.chunk)
+        parts = _parts(tokens, dt, mixers, *ctx.how)
         grad, of_tokens, of, spare = grad.contiguous(), torch.empty_like(tokens), mixers.zeros(), []
         for part, n in zip(parts, ctx.n_pieces, strict=True):
             kept = [_Kept(*(next(saved) for _ in _Kept._fields)) for _ in range(n)]
@@ -365,17 +370,17 @@ class _Part(NamedTuple):
         return v[self.mixer, self.sequences]
 
 
-def _parts(tokens: torch.Tensor, dt: torch.Tensor, mixers: _Mixer, eps: float, chunk: int) -> list[_Part]:
+def _parts(tokens: torch.Tensor, dt: torch.Tensor, mixers: _Mixer, eps: float, chunk: int, piece: int) -> list[_Part]:
     """Return which sequences go together: as many of a mixer as a piece holds, one if it is longer."""
     n_mixers, n_sequences, length, _ = tokens.shape
-    most = max(1, PIECE // (length * mixers.w_out.shape[2]))
+    most = max(1, piece // (length * mixers.w_out.shape[2]))
     found = []
     for m in range(n_mixers):
         mixer = mixers.of(m)
         decays = Decays.of(dt[m], dt[m] * mixer.a, chunk)
         for k in range(0, n_sequences, most):
             part = slice(k, min(k + most, n_sequences))
-            some = _Some(mixer, tokens[m, part], dt[m, part], decays.part(part, EVERY), eps)
+            some = _Some(mixer, tokens[m, part], dt[m, part], decays.part(part, EVERY), eps, piece)
             found.append(_Part(m, part, some))
     return found
 
