@@ -28,11 +28,7 @@ PIECE = 2**18
 
 
 def convolve(
-    xbc: torch.Tensor,
-    taps: torch.Tensor,
-    bias: torch.Tensor,
-    before: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    xbc: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor, before: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return the causal convolution of every channel on its own along the steps.
 
@@ -46,10 +42,8 @@ def convolve(
         (taps, …, channels) and (…, channels), as they broadcast; the last tap meets the present.
     before
         (…, at least taps − 1, channels), what comes before; None: zeros.
-    out
-        Where to write.
     """
-    convolved = torch.addcmul(bias, xbc, taps[-1], out=out)
+    convolved = torch.addcmul(bias, xbc, taps[-1])
     for lag in range(1, len(taps)):
         convolved[..., lag:, :].addcmul_(xbc[..., :-lag, :], taps[-1 - lag])
         if before is not None:
