@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from neurobench_backbones._ssd import EVERY, Chunks, Decays
+from neurobench_backbones._ssd import EVERY, Chunks, Decays, parted
 
 __all__ = ["PIECE", "convolve", "convolve_back", "inverse_rms", "mix_by_pieces"]
 
@@ -230,7 +230,7 @@ class _Some:
         """Return the chunks of every piece."""
         sequences, n, chunk, _ = self.decays.up.shape
         most = max(1, self.piece // (sequences * chunk * self.mixer.w_out.shape[1]))
-        return [slice(k, min(k + most, n)) for k in range(0, n, most)]
+        return parted(n, most)
 
     def steps(self, part: slice) -> slice:
         """Return the steps of a piece."""
@@ -372,8 +372,7 @@ def _parts(tokens: torch.Tensor, dt: torch.Tensor, mixers: _Mixer, eps: float, c
     for m in range(n_mixers):
         mixer = mixers.of(m)
         decays = Decays.of(dt[m], dt[m] * mixer.a, chunk)
-        for k in range(0, n_sequences, most):
-            part = slice(k, min(k + most, n_sequences))
+        for part in parted(n_sequences, most):
             some = _Some(mixer, tokens[m, part], dt[m, part], decays.part(part, EVERY), eps, piece)
             found.append(_Part(m, part, some))
     return found

@@ -27,7 +27,20 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-__all__ = ["CHUNK", "decay_between", "scan", "scan_factors", "scan_heads", "ssd_scan", "ssd_step_by_step"]
+__all__ = [
+    "CHUNK",
+    "EVERY",
+    "Chunks",
+    "Decays",
+    "chunk_by_factors",
+    "decay_between",
+    "parted",
+    "scan",
+    "scan_factors",
+    "scan_heads",
+    "ssd_scan",
+    "ssd_step_by_step",
+]
 
 CHUNK = 32
 """Longest chunk by factors: below, states outnumber the signal, above, the quadratic part grows and decays add up."""
@@ -39,6 +52,7 @@ LOG2E = 1 / math.log(2)
 """Exponents are kept in powers of two: torch's exp2 takes less than half the time of its exp."""
 
 EVERY = slice(None)
+"""All sequences, or all chunks."""
 
 PIECE = 2**18
 """Numbers in the largest array of a piece of a long sequence: 1 MB of float32, what a cache holds beside others."""
@@ -104,6 +118,11 @@ def chunk_by_factors(log_decay: torch.Tensor, headdim: int) -> int | None:
     return next((chunk for chunk in chunks if _reach(log_decay, chunk) <= REACH), None)
 
 
+def parted(n: int, most: int) -> list[slice]:
+    """Return n parted into as many at a time, and what is left of them."""
+    return [slice(k, min(k + most, n)) for k in range(0, n, most)]
+
+
 def _even(length: int, longest: int) -> int:
     """Return the length of chunks that are about equal and no longer than this."""
     n = -(-length // longest)
@@ -160,6 +179,11 @@ class Decays:
         middle = total[:, :, -1:] / 2
         up, down = (total - middle).exp2_(), (middle - total).exp2_()
         return cls(up, down, down * dt.unflatten(1, (-1, chunk)), middle.exp2_()[..., None])
+
+    @property
+    def over(self) -> torch.Tensor:
+        """(batch, n − 1, 1, heads, 1), from the middle of one chunk's range to that of the next."""
+        return self.half[:, :-1] * self.half[:, 1:]
 
     def part(self, sequences: slice, chunks: slice) -> Decays:
         """Return those of some chunks of some sequences."""
@@ -226,7 +250,7 @@ class Chunks:
             start[:, 0].zero_()
         else:
             torch.mul(first, decays.half[:, 0], out=start[:, 0])
-        over = decays.half[:, :-1] * decays.half[:, 1:]
+        over = decays.over
         torch.mul(self.added[:, :-1], over, out=start[:, 1:])
         _run(start.unbind(1), over.unbind(1))
         return start, (self.added[:, -1] + start[:, -1]).mul_(decays.half[:, -1])
@@ -294,7 +318,7 @@ class Chunks:
                 self.of_whole[:, -1].zero_()
             else:
                 torch.mul(of_end, decays.half[:, -1], out=self.of_whole[:, -1])
-            over = decays.half[:, :-1] * decays.half[:, 1:]
+            over = decays.over
             torch.mul(self.of_start[:, 1:], over, out=self.of_whole[:, :-1])
             _run(self.of_whole.unbind(1)[::-1], over.unbind(1)[::-1])
             self.of_given.baddbmm_(self.b, of_whole)
@@ -342,8 +366,7 @@ class _ScanFactors(torch.autograd.Function):
         """Scan a whole number of chunks."""
         batch, length, heads, headdim = x.shape
         piece = max(1, PIECE // (batch * chunk * heads * headdim))
-        n = length // chunk
-        ctx.chunk, ctx.pieces = chunk, [slice(k, min(k + piece, n)) for k in range(0, n, piece)]
+        ctx.chunk, ctx.pieces = chunk, parted(length // chunk, piece)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         decays = Decays.of(dt, log_decay, chunk)
         at = _Places(x, b, c, chunk, back=False)
