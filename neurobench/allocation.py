@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
 
     Every training step frees what the next one allocates again. By itself the C library gives it back to the system in
     between, which has to clear it, page by page, when it is next touched: a few to twelve per cent of a step's time in
-    a virtual machine. Do this only in a process of one's own.
+    a virtual machine. It is a whole process's setting: a script that calls :func:`neurobench.run` has it from then on.
 
     Returns
     -------
